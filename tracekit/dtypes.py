@@ -1,0 +1,99 @@
+"""Names, storage and precision of the number formats that models use.
+
+A dtype is named by torch's word. numpy has no bfloat16 and no float8, so those are held as the unsigned integers of
+their bits; `to_float` gives the values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+STORAGE: dict[str, np.dtype[Any]] = {
+    "bool": np.dtype("?"),
+    "uint8": np.dtype("u1"),
+    "int8": np.dtype("i1"),
+    "uint16": np.dtype("<u2"),
+    "int16": np.dtype("<i2"),
+    "uint32": np.dtype("<u4"),
+    "int32": np.dtype("<i4"),
+    "uint64": np.dtype("<u8"),
+    "int64": np.dtype("<i8"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype("<u2"),
+    "float32": np.dtype("<f4"),
+    "float64": np.dtype("<f8"),
+    "float8_e4m3fn": np.dtype("u1"),
+    "float8_e5m2": np.dtype("u1"),
+}
+"""torch's word -> how numpy holds it, little-endian."""
+
+SAFETENSORS: dict[str, str] = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "uint16": "U16",
+    "int16": "I16",
+    "uint32": "U32",
+    "int32": "I32",
+    "uint64": "U64",
+    "int64": "I64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}
+"""torch's word -> safetensors' word."""
+
+FROM_SAFETENSORS: dict[str, str] = {word: name for name, word in SAFETENSORS.items()}
+
+UNIT_ROUNDOFF: dict[str, float] = {
+    "float64": 2.0**-53,
+    "float32": 2.0**-24,
+    "float16": 2.0**-11,
+    "bfloat16": 2.0**-8,
+    "float8_e4m3fn": 2.0**-4,
+    "float8_e5m2": 2.0**-3,
+}
+"""Largest relative error of rounding to nearest in each float format."""
+
+
+def is_float(dtype: str) -> bool:
+    """Whether `dtype` names a floating-point format."""
+    return dtype in UNIT_ROUNDOFF
+
+
+def to_float(bits: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """The values of stored bits, same shape: float64 stays float64, everything else becomes float32.
+
+    Raises KeyError for a dtype that is not in `STORAGE`.
+    """
+    if dtype in ("float32", "float64"):
+        return bits
+    if dtype == "bfloat16":
+        return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if dtype in ("float8_e4m3fn", "float8_e5m2"):
+        return _float8_table(dtype)[bits]
+    if STORAGE[dtype].kind in "iu" and STORAGE[dtype].itemsize > 2:
+        return bits.astype(np.float64)
+    return bits.astype(np.float32)
+
+
+def _float8_table(dtype: str) -> NDArray[np.float32]:
+    """The 256 values of a float8 format (OCP 8-bit floating point specification, table 1)."""
+    exponent_bits, mantissa_bits, bias = (4, 3, 7) if dtype == "float8_e4m3fn" else (5, 2, 15)
+    code = np.arange(256, dtype=np.int64)
+    sign = np.where(code & 0x80, -1.0, 1.0)
+    exponent = (code >> mantissa_bits) & ((1 << exponent_bits) - 1)
+    fraction = (code & ((1 << mantissa_bits) - 1)) / float(1 << mantissa_bits)
+    value = np.where(exponent == 0, fraction * 2.0 ** (1 - bias), (1.0 + fraction) * 2.0 ** (exponent - bias))
+    if dtype == "float8_e4m3fn":
+        value = np.where((code & 0x7F) == 0x7F, np.nan, value)
+    else:
+        top = exponent == 31
+        value = np.where(top, np.where(fraction == 0, np.inf, np.nan), value)
+    return np.asarray(sign * value, dtype=np.float32)

@@ -1,0 +1,225 @@
+"""The model of a trace: what one run of one implementation recorded.
+
+`tracekit.open` returns a `Trace`, read from a log or from an archive; every later stage (align, metrics, divergence,
+verdict, report) sees only this module. Arrays are read on demand and in blocks: a trace is never held in memory whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Json = dict[str, Any]
+
+INPUT_SUFFIX = ":in"
+
+
+class TraceError(Exception):
+    """What is wrong with a file, in one sentence that says how to mend it. The CLI prints it and exits 2."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One row of the site table: a named place whose value is recorded (docs/format.md, kind `sites`)."""
+
+    name: str
+    module_class: str
+    order: int
+    input: str | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    same_as: str | None = None
+    recorded_as: str | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter as the engine holds it; `digest` is XXH3-64 of its bytes, None where it was not hashed."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    digest: int | None
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One use of a random generator. `offset` and `words` count 32-bit words since seeding; None where unknown."""
+
+    step: int
+    op: str
+    generator: str
+    seed: int | None
+    offset: int | None
+    words: int | None
+    result: int | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something the sampler did besides drawing: a fallback, a stop mask, a retry."""
+
+    step: int
+    kind: str
+    detail: Any
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sampled token. `survivors_*` are None where the trace does not know what could be drawn."""
+
+    index: int
+    position: int
+    token: int
+    text: str | None
+    logits: Array | None  # [V], the dtype the model gave
+    topk_id: Array | None  # i64 [K]
+    topk_logprob: Array | None  # f32 [K]
+    survivors_id: Array | None  # i64 [n], descending probability
+    survivors_prob: Array | None  # f32 [n]
+    draws: tuple[Draw, ...]
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """What is stored of one site in one sequence: where it is, not the values."""
+
+    name: str
+    dtype: str  # torch's word: "float32", "bfloat16", "float8_e4m3fn"
+    width: int
+    ranges: tuple[tuple[int, int], ...]  # [first, stop) positions, ascending, disjoint
+
+    @property
+    def rows(self) -> int:
+        return sum(stop - first for first, stop in self.ranges)
+
+
+class Sequence(Protocol):
+    """One generation inside a trace: one prompt, its forward calls, its steps."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def prompt_ids(self) -> Array | None:
+        """i64 [n], or None (a module without token inputs)."""
+
+    @property
+    def inputs(self) -> Mapping[str, Array]:
+        """Every `prompt/...` tensor by its name without the prefix, `token_ids` included."""
+
+    @property
+    def prompt_text(self) -> str | None: ...
+    @property
+    def texts(self) -> Seq[str] | None:
+        """Texts of the prompt's tokens, one each."""
+
+    @property
+    def sampling(self) -> Json: ...
+    @property
+    def seed(self) -> int | None: ...
+    @property
+    def info(self) -> Json:
+        """The rest of the sequence's metadata (`row`, `parent`, ...)."""
+
+    @property
+    def rng_state(self) -> bytes | None: ...
+    @property
+    def end_reason(self) -> str | None:
+        """None: the trace ends inside this sequence."""
+
+    @property
+    def positions(self) -> int:
+        """Positions covered by calls."""
+
+    @property
+    def step_count(self) -> int: ...
+    @property
+    def tokens(self) -> Array:
+        """i64 [S]."""
+
+    def step(self, index: int) -> Step:
+        """Everything recorded of one step. Raises IndexError."""
+
+    @property
+    def sites(self) -> Mapping[str, SiteData]:
+        """What is stored, by site name. Aliases (`same_as`, wiring) are not in here; see `Trace.resolve`."""
+
+    def read(self, site: str, first: int, stop: int) -> Array:
+        """Rows of positions [first, stop) of a stored site, [rows, width], in the dtype it was recorded in.
+
+        bfloat16 comes as uint16 and float8 as uint8 bits; `tracekit.dtypes.to_float` gives their values.
+        Raises TraceError where a position is not covered.
+        """
+
+    def logits(self, first: int, stop: int) -> Array | None:
+        """Raw logits of steps [first, stop), [steps, V], or None where none were recorded (bits as in `read`)."""
+
+    @property
+    def logits_dtype(self) -> str | None: ...
+
+
+class Trace(Protocol):
+    """One run of one implementation. A context manager; close it, or leave that to the garbage collector."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def implementation(self) -> str: ...
+    @property
+    def status(self) -> str:
+        """`complete` or `recovered`."""
+
+    @property
+    def status_detail(self) -> str | None:
+        """Of a recovered trace: what is there and where the file ends."""
+
+    @property
+    def config(self) -> Json:
+        """`versions, device, dtype, model, sampling, seed, command, checkpoint, recorder`, each where recorded."""
+
+    @property
+    def weights(self) -> Mapping[str, Weight]: ...
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        """The site table, by execution order, inputs and aliases included."""
+
+    @property
+    def sequences(self) -> Seq[Sequence]: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Trace: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def resolve(trace: Trace, name: str) -> str | None:
+    """The stored site that `name` stands for, or None.
+
+    `X:in` resolves by the wiring to the site that is X's input; a site with `same_as` to that other site. A name whose
+    value is kept as the steps' logits resolves to `"logits"`. Cycles resolve to None.
+    """
+    seen: set[str] = set()
+    while name not in seen:
+        seen.add(name)
+        site = trace.sites.get(name)
+        if site is None:
+            if not name.endswith(INPUT_SUFFIX):
+                return None
+            owner = trace.sites.get(name.removesuffix(INPUT_SUFFIX))
+            if owner is None or owner.input is None:
+                return None
+            name = owner.input
+        elif site.same_as is not None:
+            name = site.same_as
+        elif site.recorded_as == "logits":
+            return "logits"
+        elif site.skipped is not None:
+            return None
+        else:
+            return name
+    return None
