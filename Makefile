@@ -1,0 +1,66 @@
+# Every target does what it needs first. `make help` lists them.
+
+PYTHON ?= python3
+VENV   ?= .venv
+MODEL  ?= .cache/smollm2-135m
+RUST   := hooks/rust
+NATIVE := $(RUST)/target/release/tracekit-native
+BIN    := $(VENV)/bin
+CARGO  := cargo --locked
+
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+export TRACEKIT_MODEL = $(abspath $(MODEL))
+export TRACEKIT_NATIVE = $(abspath $(NATIVE))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup model demo test lint parity bench traces clean native
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready native ## .venv with everything for development, and the native engine
+
+$(VENV)/.ready: setup.cfg pyproject.toml scripts/check_tools.sh
+	@sh scripts/check_tools.sh $(PYTHON)
+	@echo "setup: creating $(VENV); PyTorch is about 1 GB to download, a few minutes"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+native: ## The native engine, hooks/rust/target/release/tracekit-native
+	@sh scripts/check_tools.sh $(PYTHON)
+	@test -x $(NATIVE) || echo "setup: building the native engine with candle; about 3 minutes on 2 cores"
+	cd $(RUST) && $(CARGO) build --release --bins
+
+model: $(MODEL)/model.safetensors ## The real checkpoint, SmolLM2-135M-Instruct, as a Hugging Face folder
+
+$(MODEL)/model.safetensors: | $(VENV)/.ready
+	$(BIN)/python scripts/fetch_model.py $(MODEL)
+
+demo: setup model ## Record a real model in PyTorch and in Rust, diff them, then name a planted fault
+	@sh scripts/demo.sh $(BIN) $(NATIVE) $(MODEL)
+
+lint: $(VENV)/.ready ## ruff, mypy, rustfmt, clippy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	cd $(RUST) && cargo fmt --all --check
+	cd $(RUST) && $(CARGO) clippy --release --workspace --all-targets --all-features -- -D warnings
+
+test: setup model lint ## Everything: lint, types, Rust tests, Python tests
+	@sh scripts/check_hdf5_tools.sh
+	cd $(RUST) && $(CARGO) test --release --workspace --all-features
+	$(BIN)/python -m pytest -n 2 --durations=10
+
+parity: setup model ## Tokens of transformers and of the native engine, 20 seeds x 100 tokens and greedy
+	$(BIN)/python scripts/parity.py --model $(MODEL) --native $(NATIVE)
+
+bench: setup model ## Cost of recording and of diff, as ratios measured side by side
+	$(BIN)/python benchmarks/run.py --model $(MODEL) --native $(NATIVE)
+
+traces: setup ## Make the checked-in sample traces again
+	$(BIN)/python scripts/make_sample_traces.py --native $(NATIVE)
+
+clean: ## Remove what make built, but not the downloaded model
+	rm -rf $(VENV) $(RUST)/target build dist *.egg-info out
