@@ -77,7 +77,8 @@ def to_float(bits: NDArray[Any], dtype: str) -> NDArray[Any]:
     if dtype == "bfloat16":
         return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
     if dtype in ("float8_e4m3fn", "float8_e5m2"):
-        return _float8_table(dtype)[bits]
+        values: NDArray[np.float32] = _float8_table(dtype)[bits]
+        return values
     if STORAGE[dtype].kind in "iu" and STORAGE[dtype].itemsize > 2:
         return bits.astype(np.float64)
     return bits.astype(np.float32)

@@ -6,11 +6,11 @@ verdict, report) sees only this module. Arrays are read on demand and in blocks:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence as Seq
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -223,3 +223,32 @@ def resolve(trace: Trace, name: str) -> str | None:
         else:
             return name
     return None
+
+
+def site_from_row(row: Json) -> Site:
+    """A row of the site table as JSON has it. Raises KeyError or TypeError where it is not one."""
+    return Site(
+        name=str(row["name"]),
+        module_class=str(row["class"]),
+        order=int(row["order"]),
+        input=row.get("input"),
+        parameters=dict(row.get("parameters") or {}),
+        attributes=dict(row.get("attributes") or {}),
+        same_as=row.get("same_as"),
+        recorded_as=row.get("recorded_as"),
+        skipped=row.get("skipped"),
+    )
+
+
+def site_to_row(site: Site) -> Json:
+    """The inverse of `site_from_row`; what is absent is left out."""
+    row: Json = {"name": site.name, "class": site.module_class, "order": site.order}
+    optional = {
+        "input": site.input,
+        "parameters": dict(site.parameters),
+        "attributes": dict(site.attributes),
+        "same_as": site.same_as,
+        "recorded_as": site.recorded_as,
+        "skipped": site.skipped,
+    }
+    return row | {key: value for key, value in optional.items() if value}

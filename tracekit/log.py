@@ -1,0 +1,306 @@
+"""The log (`*.tklog`): append-only frames of safetensors, as docs/format.md specifies them.
+
+`LogWriter` is what the PyTorch side records through; `read_frames` gives the sound frames of a file and where it stops
+being sound. What the frames mean is `log_trace`'s business.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from tracekit.dtypes import FROM_SAFETENSORS, SAFETENSORS, STORAGE
+from tracekit.trace import Array, Json, TraceError
+
+MAGIC = b"TKL1"
+FORMAT = 1
+FRAME_HEAD = struct.Struct("<4sIQQ")
+HEADER_LIMIT = 100 << 20
+"""Longest safetensors header in bytes, as in the safetensors library."""
+PAD_NAME = "__pad__"
+IOV_LIMIT = 1000
+"""Buffers handed to one writev; Linux takes 1024."""
+
+_NUMPY_NAMES = {
+    storage: name for name, storage in STORAGE.items() if name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2")
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor to write, in a dtype that numpy may lack: `data` holds its bytes, C order, little-endian."""
+
+    dtype: str  # torch's word
+    shape: tuple[int, ...]
+    data: Any  # anything with the buffer protocol
+
+
+TensorLike = Array | Tensor
+
+
+class LogWriter:
+    """Writes a log. One `write` a frame, no fsync until `close`; after a kill every frame that was written is there.
+
+    Raises OSError where the file cannot be written, KeyError for a numpy dtype that the format does not have.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, hash_frames: bool = True) -> None:
+        self.path = os.fspath(path)
+        self._hash = hash_frames
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._layouts: dict[tuple[tuple[str, str, tuple[int, ...]], ...], str] = {}
+
+    def write_frame(
+        self, kind: str, metadata: Mapping[str, Any], tensors: Mapping[str, TensorLike] | None = None
+    ) -> None:
+        """Append one frame. `metadata` values are anything that JSON can say; None values are left out."""
+        parts = [_as_tensor(value) for value in (tensors or {}).values()]
+        key = tuple((name, part.dtype, part.shape) for name, part in zip(tensors or {}, parts, strict=True))
+        layout = self._layouts.get(key)
+        if layout is None:
+            # Decode steps share one layout: its JSON is made once. Only one is kept, prefills differ each time.
+            layout = _layout(key)
+            self._layouts = {key: layout}
+        words = {"kind": kind} | {name: json.dumps(value) for name, value in metadata.items() if value is not None}
+        header = ('{"__metadata__":' + json.dumps(words) + layout + "}").encode()
+        header += b" " * (-len(header) % 8)
+        data_length = sum(_nbytes(part) for part in parts)
+        buffers = [struct.pack("<Q", len(header)), header, *(part.data for part in parts), bytes(-data_length % 8)]
+        length = 8 + len(header) + data_length + (-data_length % 8)
+        self._write([FRAME_HEAD.pack(MAGIC, 0, length, self._digest(buffers)), *buffers], FRAME_HEAD.size + length)
+
+    def open(self, implementation: str, **metadata: Any) -> None:
+        """The first frame. `weights` (a list of name, dtype, shape, digest) is split as the format wants it."""
+        weights = metadata.pop("weights", None)
+        tensors: dict[str, TensorLike] = {}
+        if weights and all(row.get("digest") is not None for row in weights):
+            tensors["weights/digest"] = np.array([row["digest"] for row in weights], dtype=np.uint64)
+        if weights is not None:
+            rows = [{key: row[key] for key in ("name", "dtype", "shape")} for row in weights]
+            metadata["weights"] = rows
+        self.write_frame("open", {"format": FORMAT, "implementation": implementation, **metadata}, tensors)
+
+    def sites(self, rows: list[Json]) -> None:
+        """More rows of the site table."""
+        self.write_frame("sites", {"sites": rows})
+
+    def sequence(self, sequence: int, tensors: Mapping[str, TensorLike] | None = None, **metadata: Any) -> None:
+        """A sequence begins; `tensors` are `prompt/...` and `rng/state`."""
+        self.write_frame("sequence", {"sequence": sequence, **metadata}, tensors)
+
+    def call(self, sequence: int, position: int, rows: int, tensors: Mapping[str, TensorLike]) -> None:
+        """The values of one forward call: each tensor [rows, width]."""
+        self.write_frame("call", {"sequence": sequence, "position": position, "rows": rows}, tensors)
+
+    def step(
+        self, sequence: int, step: int, position: int, token: int, tensors: Mapping[str, TensorLike], **metadata: Any
+    ) -> None:
+        """One token was chosen; `tensors` are `logits`, `topk/...`, `survivors/...`, `draw/value`."""
+        chosen = {"token": np.array([token], dtype=np.int64)}
+        self.write_frame(
+            "step", {"sequence": sequence, "step": step, "position": position, **metadata}, {**chosen, **tensors}
+        )
+
+    def end_sequence(self, sequence: int, steps: int, reason: str, detail: str | None = None) -> None:
+        """A sequence ends: `stop`, `length`, `error`, `left` or `done`."""
+        self.write_frame(
+            "end", {"scope": "sequence", "sequence": sequence, "steps": steps, "reason": reason, "detail": detail}
+        )
+
+    def close(self, reason: str = "done") -> None:
+        """Write the final frame, fsync, close. A second call does nothing."""
+        if self._file < 0:
+            return
+        self.write_frame("end", {"scope": "file", "reason": reason})
+        os.fsync(self._file)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the file as it is: it reads as recovered."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _digest(self, buffers: list[Any]) -> int:
+        if not self._hash:
+            return 0
+        state = xxhash.xxh3_64()
+        for buffer in buffers:
+            state.update(buffer)
+        # 0 means "not hashed"; a payload whose hash is 0 is written as such and simply not verified.
+        return state.intdigest()
+
+    def _write(self, buffers: list[Any], length: int) -> None:
+        if len(buffers) > IOV_LIMIT:
+            buffers = [b"".join(buffers)]
+        written = os.writev(self._file, buffers)
+        if written < length:
+            rest = memoryview(b"".join(buffers))[written:]
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+
+
+def _as_tensor(value: TensorLike) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    array = np.ascontiguousarray(value)
+    dtype = array.dtype.newbyteorder("<")
+    return Tensor(_NUMPY_NAMES[dtype], array.shape, array.astype(dtype, copy=False).reshape(-1).view(np.uint8).data)
+
+
+def _nbytes(part: Tensor) -> int:
+    return memoryview(part.data).nbytes
+
+
+def _layout(key: tuple[tuple[str, str, tuple[int, ...]], ...]) -> str:
+    """The tensor entries of a safetensors header, each led by a comma."""
+    entries = []
+    offset = 0
+    for name, dtype, shape in key:
+        end = offset + STORAGE[dtype].itemsize * int(np.prod(shape, dtype=np.int64))
+        entries.append((name, SAFETENSORS[dtype], list(shape), [offset, end]))
+        offset = end
+    if offset % 8:
+        entries.append((PAD_NAME, "U8", [-offset % 8], [offset, offset + -offset % 8]))
+    return "".join(
+        f',{json.dumps(name)}:{{"dtype":"{dtype}","shape":{json.dumps(shape)},"data_offsets":{json.dumps(offsets)}}}'
+        for name, dtype, shape, offsets in entries
+    )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One sound frame: `metadata` decoded from JSON (but for the kind), tensors by name."""
+
+    offset: int
+    kind: str
+    metadata: Json
+    tensors: Mapping[str, Stored]
+
+    def array(self, data: mmap.mmap | bytes, name: str) -> Array | None:
+        """A tensor's bits as a read-only view into the file, or None where the frame has none of this name."""
+        stored = self.tensors.get(name)
+        return None if stored is None else view(data, stored)
+
+
+def view(data: mmap.mmap | bytes, stored: Stored) -> Array:
+    """A read-only view of a stored tensor, in its shape."""
+    storage = STORAGE[stored.dtype]
+    flat = np.frombuffer(data, dtype=storage, count=stored.nbytes // storage.itemsize, offset=stored.offset)
+    return flat.reshape(stored.shape)
+
+
+class BadFrame(Exception):
+    """Why reading stopped; the file is sound up to `offset`."""
+
+    def __init__(self, offset: int, why: str) -> None:
+        super().__init__(why)
+        self.offset = offset
+
+
+def read_frames(data: mmap.mmap | bytes) -> Iterator[Frame]:
+    """The frames of a log in order. Raises BadFrame at the first byte that is not a sound frame.
+
+    Every length is checked against the file before anything is allocated; hashes are verified (XXH3 is faster than
+    any disk), so a frame that comes out of here is what its writer wrote.
+    """
+    size = len(data)
+    offset = 0
+    view_of_all = memoryview(data)
+    while offset < size:
+        if size - offset < FRAME_HEAD.size:
+            raise BadFrame(offset, f"the file ends inside a frame at byte {offset}")
+        magic, reserved, length, digest = FRAME_HEAD.unpack_from(data, offset)
+        start = offset + FRAME_HEAD.size
+        if magic != MAGIC or reserved != 0 or length % 8 or length < 16:
+            raise BadFrame(offset, f"no frame starts at byte {offset}, where one should")
+        if length > size - start:
+            raise BadFrame(offset, f"the file ends inside a frame at byte {offset}")
+        payload = view_of_all[start : start + length]
+        if digest and xxhash.xxh3_64_intdigest(payload) != digest:
+            raise BadFrame(offset, f"the frame at byte {offset} does not match its hash")
+        try:
+            yield _parse(payload, start, offset)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise BadFrame(offset, f"the frame at byte {offset} is not sound safetensors ({error})") from None
+        offset = start + length
+
+
+def _parse(payload: memoryview, start: int, offset: int) -> Frame:
+    (header_length,) = struct.unpack_from("<Q", payload)
+    if header_length > min(len(payload) - 8, HEADER_LIMIT):
+        raise ValueError("its header is longer than the frame")
+    header = json.loads(bytes(payload[8 : 8 + header_length]), object_pairs_hook=_unique)
+    if not isinstance(header, dict):
+        raise ValueError("its header is not an object")
+    words = header.pop("__metadata__", {})
+    kind = words["kind"]
+    metadata = {name: json.loads(text) for name, text in words.items() if name != "kind"}
+    data_start = start + 8 + header_length
+    data_length = len(payload) - 8 - header_length
+    tensors = _tensors(header, data_start, data_length)
+    tensors.pop(PAD_NAME, None)
+    return Frame(offset, kind, metadata, tensors)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Json:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return row
+
+
+def _tensors(header: Json, data_start: int, data_length: int) -> dict[str, Stored]:
+    """Check that the tensors tile the data exactly, as safetensors demands."""
+    tensors = {}
+    spans = []
+    for name, entry in header.items():
+        dtype = FROM_SAFETENSORS[entry["dtype"]]
+        shape = tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+            raise ValueError(f"{name!r} has a shape or an offset that is no count")
+        count = 1
+        for dimension in shape:
+            count *= dimension
+        if not begin <= end <= data_length or end - begin != count * STORAGE[dtype].itemsize:
+            raise ValueError(f"the shape of {name!r} does not fit its bytes")
+        spans.append((begin, end))
+        tensors[name] = Stored(dtype, shape, data_start + begin, end - begin)
+    covered = 0
+    for begin, end in sorted(spans):
+        if begin != covered:
+            raise ValueError("its tensors overlap or leave a hole")
+        covered = end
+    if covered != data_length:
+        raise ValueError("its tensors do not fill it")
+    return tensors
+
+
+def map_file(path: str | os.PathLike[str]) -> mmap.mmap:
+    """The file as read-only memory. Raises TraceError where it cannot be read or is empty."""
+    try:
+        with Path(path).open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is empty"
+        raise TraceError(f"{path}: cannot be read as a trace: {reason}") from None

@@ -1,0 +1,329 @@
+"""A trace read straight from its log: an index of frames over the mapped file, values read on demand."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tracekit.dtypes import STORAGE
+from tracekit.log import FORMAT, BadFrame, Frame, map_file, read_frames, view
+from tracekit.trace import Array, Draw, Event, Json, Site, SiteData, Step, TraceError, Weight, site_from_row
+
+CONFIG_KEYS = ("versions", "device", "dtype", "model", "sampling", "seed", "command", "checkpoint", "recorder")
+
+
+@dataclass
+class _Segment:
+    """Rows [first, stop) of a site; `offset` is where row `first` lies in the file."""
+
+    first: int
+    stop: int
+    offset: int
+
+
+@dataclass
+class _Column:
+    """All rows of one site in one sequence."""
+
+    dtype: str
+    width: int
+    segments: list[_Segment] = field(default_factory=list)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.width * STORAGE[self.dtype].itemsize
+
+    def add(self, first: int, stop: int, offset: int) -> None:
+        """Later rows win over earlier ones of the same positions (a cache that was rewound)."""
+        if self.segments and self.segments[-1].stop > first:
+            self._cut(first, stop)
+        self.segments.append(_Segment(first, stop, offset))
+        if len(self.segments) > 1 and self.segments[-2].first > first:
+            self.segments.sort(key=lambda segment: segment.first)
+
+    def _cut(self, first: int, stop: int) -> None:
+        kept = []
+        for old in self.segments:
+            if old.first < first:
+                kept.append(_Segment(old.first, min(old.stop, first), old.offset))
+            if old.stop > stop:
+                begin = max(old.first, stop)
+                kept.append(_Segment(begin, old.stop, old.offset + (begin - old.first) * self.row_bytes))
+        self.segments = kept
+
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        merged: list[tuple[int, int]] = []
+        for segment in self.segments:
+            if merged and merged[-1][1] == segment.first:
+                merged[-1] = (merged[-1][0], segment.stop)
+            else:
+                merged.append((segment.first, segment.stop))
+        return tuple(merged)
+
+
+class LogSequence:
+    """One sequence of a `LogTrace`; see `tracekit.trace.Sequence`."""
+
+    def __init__(self, trace: LogTrace, frame: Frame) -> None:
+        self._trace = trace
+        self._frame = frame
+        self.index: int = frame.metadata["sequence"]
+        self._columns: dict[str, _Column] = {}
+        self._steps: list[Frame] = []
+        self.positions = 0
+        self.end_reason: str | None = None
+        self.end_detail: str | None = None
+
+    @property
+    def inputs(self) -> Mapping[str, Array]:
+        names = [name for name in self._frame.tensors if name.startswith("prompt/")]
+        return {name.removeprefix("prompt/"): self._array(self._frame, name) for name in names}
+
+    @property
+    def prompt_ids(self) -> Array | None:
+        return self.inputs.get("token_ids")
+
+    @property
+    def prompt_text(self) -> str | None:
+        return self._frame.metadata.get("prompt_text")
+
+    @property
+    def texts(self) -> list[str] | None:
+        return self._frame.metadata.get("texts")
+
+    @property
+    def sampling(self) -> Json:
+        return self._frame.metadata.get("sampling") or self._trace.config.get("sampling") or {}
+
+    @property
+    def seed(self) -> int | None:
+        seed = self._frame.metadata.get("seed")
+        return self._trace.config.get("seed") if seed is None else seed
+
+    @property
+    def info(self) -> Json:
+        known = ("sequence", "prompt_text", "texts", "sampling", "seed")
+        return {name: value for name, value in self._frame.metadata.items() if name not in known}
+
+    @property
+    def rng_state(self) -> bytes | None:
+        state = self._frame.array(self._trace.data, "rng/state")
+        return None if state is None else state.tobytes()
+
+    @property
+    def step_count(self) -> int:
+        return len(self._steps)
+
+    @property
+    def tokens(self) -> Array:
+        return np.array([self._token(frame) for frame in self._steps], dtype=np.int64)
+
+    def step(self, index: int) -> Step:
+        frame = self._steps[index]
+        metadata = frame.metadata
+        logits, topk_id, topk_logprob, survivors_id, survivors_prob = (
+            frame.array(self._trace.data, name)
+            for name in ("logits", "topk/id", "topk/logprob", "survivors/id", "survivors/prob")
+        )
+        return Step(
+            index=metadata["step"],
+            position=metadata["position"],
+            token=self._token(frame),
+            text=metadata.get("text"),
+            logits=logits,
+            topk_id=topk_id,
+            topk_logprob=topk_logprob,
+            survivors_id=survivors_id,
+            survivors_prob=survivors_prob,
+            draws=tuple(_draw(metadata["step"], row) for row in metadata.get("draws") or ()),
+            events=tuple(
+                Event(metadata["step"], row["kind"], row.get("detail")) for row in metadata.get("events") or ()
+            ),
+        )
+
+    @property
+    def sites(self) -> Mapping[str, SiteData]:
+        return {
+            name: SiteData(name, column.dtype, column.width, column.ranges()) for name, column in self._columns.items()
+        }
+
+    def read(self, site: str, first: int, stop: int) -> Array:
+        column = self._columns.get(site)
+        if column is None:
+            raise TraceError(f"{self._trace.path}: sequence {self.index}: site {site!r} is not recorded")
+        out = np.empty((stop - first, column.width), dtype=STORAGE[column.dtype])
+        at = first
+        index = bisect_right(column.segments, first, key=lambda segment: segment.first) - 1
+        while at < stop:
+            if (
+                not 0 <= index < len(column.segments)
+                or not column.segments[index].first <= at < column.segments[index].stop
+            ):
+                raise TraceError(
+                    f"{self._trace.path}: sequence {self.index}: site {site!r} is not recorded at position {at}"
+                )
+            segment = column.segments[index]
+            end = min(stop, segment.stop)
+            begin = segment.offset + (at - segment.first) * column.row_bytes
+            rows = np.frombuffer(self._trace.data, out.dtype, (end - at) * column.width, begin)
+            out[at - first : end - first] = rows.reshape(end - at, column.width)
+            at, index = end, index + 1
+        return out
+
+    def logits(self, first: int, stop: int) -> Array | None:
+        rows = [frame.array(self._trace.data, "logits") for frame in self._steps[first:stop]]
+        kept = [row for row in rows if row is not None]
+        return np.stack(kept) if kept and len(kept) == len(rows) else None
+
+    @property
+    def logits_dtype(self) -> str | None:
+        stored = self._steps[0].tensors.get("logits") if self._steps else None
+        return None if stored is None else stored.dtype
+
+    def _array(self, frame: Frame, name: str) -> Array:
+        return view(self._trace.data, frame.tensors[name])
+
+    def _token(self, frame: Frame) -> int:
+        return int(self._array(frame, "token")[0])
+
+    def add_call(self, frame: Frame) -> None:
+        """Index the rows of a `call` frame."""
+        first, rows = frame.metadata["position"], frame.metadata["rows"]
+        if type(first) is not int or type(rows) is not int or first < 0 or rows < 0:
+            raise ValueError("position and rows must be counts")
+        for name, stored in frame.tensors.items():
+            if not stored.shape or stored.shape[0] != rows:
+                raise ValueError(f"site {name!r} does not have {rows} rows")
+            width = int(np.prod(stored.shape[1:], dtype=object))
+            column = self._columns.setdefault(name, _Column(stored.dtype, width))
+            if (column.dtype, column.width) != (stored.dtype, width):
+                raise ValueError(f"site {name!r} changes its dtype or width")
+            if rows:
+                column.add(first, first + rows, stored.offset)
+        self.positions = max(self.positions, first + rows)
+
+    def add_step(self, frame: Frame) -> None:
+        """Index a `step` frame; a step told again replaces the earlier one and what followed it."""
+        index = frame.metadata["step"]
+        if type(index) is not int or not 0 <= index <= len(self._steps):
+            raise ValueError(f"step {index} follows {len(self._steps)} steps")
+        if frame.tensors["token"].shape != (1,) or type(frame.metadata["position"]) is not int:
+            raise ValueError("a step needs one token and a position")
+        del self._steps[index:]
+        self._steps.append(frame)
+
+
+def _draw(step: int, row: Json) -> Draw:
+    return Draw(
+        step, row["op"], row["generator"], row.get("seed"), row.get("offset"), row.get("words"), row.get("result")
+    )
+
+
+class LogTrace:
+    """A trace read from a log; see `tracekit.trace.Trace`. Raises TraceError where no sound `open` frame leads."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self.data: mmap.mmap = map_file(path)
+        self.config: Json = {}
+        self.weights: dict[str, Weight] = {}
+        self.sequences: list[LogSequence] = []
+        self.status = "recovered"
+        self.status_detail: str | None = None
+        self._rows: dict[str, Site] = {}
+        self._read()
+
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        return dict(sorted(self._rows.items(), key=lambda item: item[1].order))
+
+    def close(self) -> None:
+        """Drop the index; the map goes when the last view into it does."""
+        self.sequences = []
+
+    def __enter__(self) -> LogTrace:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _read(self) -> None:
+        why = "the file ends without an end frame"
+        offset = 0
+        frames = read_frames(self.data)
+        try:
+            for count, frame in enumerate(frames):
+                offset = frame.offset
+                if (count == 0) != (frame.kind == "open"):
+                    raise ValueError("a log has one `open` frame, its first")
+                self._take(frame)
+        except BadFrame as bad:
+            why, offset = str(bad), bad.offset
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            why = f"the frame at byte {offset} does not fit what came before ({error})"
+        else:
+            if self.status == "complete":
+                return
+        if offset == 0:
+            raise TraceError(f"{self.path}: not a readable log: {why}; record it again")
+        self.status = "recovered"
+        self.status_detail = f"recovered {self._recovered()}; {why}"
+
+    def _recovered(self) -> str:
+        if not self.sequences:
+            return "no sequence"
+        last = self.sequences[-1]
+        return f"{last.step_count} complete steps of sequence {last.index}"
+
+    def _take(self, frame: Frame) -> None:
+        metadata = frame.metadata
+        if frame.kind == "open":
+            self._open(frame)
+        elif frame.kind == "sites":
+            self._add_sites(metadata["sites"])
+        elif frame.kind == "sequence":
+            if metadata["sequence"] != len(self.sequences):
+                raise ValueError(f"sequence {metadata['sequence']} follows {len(self.sequences)} sequences")
+            self.sequences.append(LogSequence(self, frame))
+        elif frame.kind == "call":
+            self._sequence(metadata).add_call(frame)
+        elif frame.kind == "step":
+            self._sequence(metadata).add_step(frame)
+        elif frame.kind == "end" and metadata["scope"] == "file":
+            self.status = "complete"
+        elif frame.kind == "end":
+            ended = self._sequence(metadata)
+            ended.end_reason, ended.end_detail = metadata["reason"], metadata.get("detail")
+
+    def _sequence(self, metadata: Json) -> LogSequence:
+        index = metadata["sequence"]
+        if type(index) is not int or not 0 <= index < len(self.sequences):
+            raise ValueError(f"sequence {index} has not begun")
+        return self.sequences[index]
+
+    def _open(self, frame: Frame) -> None:
+        metadata = frame.metadata
+        if metadata["format"] != FORMAT:
+            raise TraceError(
+                f"{self.path}: is of format {metadata['format']}, this tracekit reads format {FORMAT}; update tracekit"
+            )
+        self.implementation = str(metadata["implementation"])
+        self.config = {key: metadata[key] for key in CONFIG_KEYS if metadata.get(key) is not None}
+        self._add_sites(metadata.get("sites") or [])
+        digests = frame.array(self.data, "weights/digest")
+        rows: list[Any] = metadata.get("weights") or []
+        if digests is not None and digests.shape != (len(rows),):
+            raise ValueError("weights and weights/digest differ in length")
+        for index, row in enumerate(rows):
+            digest = None if digests is None else int(digests[index])
+            self.weights[row["name"]] = Weight(row["name"], row["dtype"], tuple(row["shape"]), digest)
+
+    def _add_sites(self, rows: list[Json]) -> None:
+        for row in rows:
+            self._rows[row["name"]] = site_from_row(row)
