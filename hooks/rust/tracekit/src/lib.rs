@@ -1,1 +1,67 @@
-//! Skeleton.
+//! Record what a language model computes, step by step, from Rust.
+//!
+//! Nothing happens, at the cost of one atomic load a call, unless the environment variable `TRACEKIT_LOG` names the log
+//! to write; `tracekit record -o native.h5 -- ./program` sets it. The recorder belongs to the process, so that taps can
+//! sit deep in a model without an argument being threaded through it.
+//!
+//! A candle model is instrumented by changing its `use` line to [`nn`]'s drop-ins (feature `candle`); any other engine
+//! calls [`tap_raw`]. The generation loop says three things: [`sequence`] where a generation starts, [`forward`] before
+//! a forward call, [`step`] after a token was sampled.
+//!
+//! ```
+//! use tracekit::{Dtype, Step};
+//!
+//! # let path = std::env::temp_dir().join(format!("tracekit-doc-{}.tklog", std::process::id()));
+//! # std::env::set_var("TRACEKIT_LOG", &path);
+//! tracekit::sequence(&[3, 1, 4])?;
+//! tracekit::forward(0, 3)?;
+//! let hidden = [0.5f32; 6]; // [3 positions, width 2]
+//! let bytes: Vec<u8> = hidden.iter().flat_map(|x| x.to_le_bytes()).collect();
+//! tracekit::tap_raw("model.embed", Dtype::F32, &[3, 2], &bytes)?;
+//! tracekit::step(Step { token: 1, logits: &[0.1, 0.9], ..Step::default() })?;
+//! tracekit::end_sequence("length")?;
+//! tracekit::close()?;
+//! # let frames = tracekit::log::read(&path)?;
+//! # assert_eq!(frames.frames.len(), 7);
+//! # std::fs::remove_file(&path)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![warn(missing_docs)]
+
+pub mod follow;
+pub mod log;
+#[cfg(feature = "candle")]
+pub mod nn;
+mod recorder;
+pub mod rng;
+pub mod sampling;
+
+pub use log::Dtype;
+pub use recorder::{
+    close, describe, enabled, end_sequence, forward, logits_site, register_site, register_weight, sequence,
+    sequence_with, step, tap_raw, Description, SequenceStart, SiteRow, Step,
+};
+
+#[cfg(feature = "candle")]
+pub use nn::tap;
+
+/// What went wrong, in one sentence.
+#[derive(Debug)]
+pub struct Error(String);
+
+impl Error {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Result of everything here that can fail.
+pub type Result<T> = std::result::Result<T, Error>;

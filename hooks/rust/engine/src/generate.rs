@@ -1,0 +1,85 @@
+//! The generation loop: prefill, then a forward call and a draw a token, in transformers' order.
+
+use std::time::Instant;
+
+use tokenizers::Tokenizer;
+use tracekit::follow::Follow;
+use tracekit::rng::TorchRng;
+use tracekit::sampling::Sampling;
+
+use crate::faults::Faults;
+use crate::model::Model;
+use crate::trouble::Result;
+
+/// What to generate.
+pub struct Generation<'a> {
+    pub prompt_text: Option<&'a str>,
+    pub prompt_ids: &'a [u32],
+    pub limit: usize,
+    pub prefill_chunk: usize,
+    pub settings: &'a Sampling,
+    pub seed: u64,
+    pub stop: &'a [u32],
+}
+
+impl Generation<'_> {
+    /// The new tokens, the stop token included where one was drawn.
+    pub fn run(&self, mut model: Model<'_>, tokenizer: &Tokenizer, faults: &Faults) -> Result<Vec<u32>> {
+        let follow = Follow::from_env()?;
+        let text = |id: u32| tokenizer.decode(&[id], false).unwrap_or_default();
+        let mut rng = TorchRng::seed(faults.seed(self.seed));
+        tracekit::sequence_with(tracekit::SequenceStart {
+            prompt_ids: self.prompt_ids,
+            prompt_text: self.prompt_text,
+            texts: tracekit::enabled().then(|| self.prompt_ids.iter().map(|&id| text(id)).collect()),
+            rng_state: tracekit::enabled().then(|| rng.state()).as_ref().map(|state| &state[..]),
+        })?;
+        let began = Instant::now();
+        let mut logits = self.prefill(&mut model)?;
+        faults.check_places()?;
+        let prefill = began.elapsed();
+        let mut history = self.prompt_ids.to_vec();
+        let mut reason = "length";
+        for step in 0..self.limit {
+            let choice = faults.choose(self.settings, &mut rng, &logits, &history);
+            let token = match &follow {
+                None => choice.token,
+                Some(follow) => match follow.token(0, step) {
+                    Some(token) => token,
+                    None => break,
+                },
+            };
+            history.push(token);
+            tracekit::step(tracekit::Step {
+                token,
+                text: tracekit::enabled().then(|| text(token)),
+                logits: &logits,
+                survivors: &choice.survivors,
+                draws: &choice.draws,
+                events: &[],
+            })?;
+            if self.stop.contains(&token) || faults.stops(step) {
+                reason = "stop";
+                break;
+            }
+            if step + 1 < self.limit {
+                faults.at_step(step + 1);
+                logits = model.forward(&[token])?;
+            }
+        }
+        tracekit::end_sequence(reason)?;
+        let tokens = history.split_off(self.prompt_ids.len());
+        let each = (began.elapsed() - prefill).as_secs_f64() * 1e3 / tokens.len().max(1) as f64;
+        eprintln!("prefill {:.0} ms, then {} tokens at {each:.1} ms", prefill.as_secs_f64() * 1e3, tokens.len());
+        Ok(tokens)
+    }
+
+    fn prefill(&self, model: &mut Model<'_>) -> Result<Vec<f32>> {
+        let mut logits = Vec::new();
+        for chunk in self.prompt_ids.chunks(self.prefill_chunk) {
+            logits = model.forward(chunk)?;
+        }
+        debug_assert_eq!(model.cached(), self.prompt_ids.len());
+        Ok(logits)
+    }
+}

@@ -1,0 +1,324 @@
+//! The log (`*.tklog`): append-only frames of safetensors, as docs/format.md specifies them.
+
+use std::fs::File;
+use std::io::{IoSlice, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+use xxhash_rust::xxh3::{xxh3_64, Xxh3Default};
+
+use crate::{Error, Result};
+
+const MAGIC: &[u8; 4] = b"TKL1";
+const HEAD: usize = 24;
+/// Longest safetensors header in bytes, as in the safetensors library.
+const HEADER_LIMIT: usize = 100 << 20;
+const PAD: &str = "__pad__";
+
+/// A number format, by safetensors' words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Dtype {
+    Bool,
+    U8,
+    I8,
+    U16,
+    I16,
+    U32,
+    I32,
+    U64,
+    I64,
+    F16,
+    Bf16,
+    F32,
+    F64,
+    F8E4M3,
+    F8E5M2,
+}
+
+/// Every dtype with safetensors' word, torch's word and its size in bytes.
+const DTYPES: [(Dtype, &str, &str, usize); 15] = [
+    (Dtype::Bool, "BOOL", "bool", 1),
+    (Dtype::U8, "U8", "uint8", 1),
+    (Dtype::I8, "I8", "int8", 1),
+    (Dtype::U16, "U16", "uint16", 2),
+    (Dtype::I16, "I16", "int16", 2),
+    (Dtype::U32, "U32", "uint32", 4),
+    (Dtype::I32, "I32", "int32", 4),
+    (Dtype::U64, "U64", "uint64", 8),
+    (Dtype::I64, "I64", "int64", 8),
+    (Dtype::F16, "F16", "float16", 2),
+    (Dtype::Bf16, "BF16", "bfloat16", 2),
+    (Dtype::F32, "F32", "float32", 4),
+    (Dtype::F64, "F64", "float64", 8),
+    (Dtype::F8E4M3, "F8_E4M3", "float8_e4m3fn", 1),
+    (Dtype::F8E5M2, "F8_E5M2", "float8_e5m2", 1),
+];
+
+impl Dtype {
+    fn row(self) -> &'static (Dtype, &'static str, &'static str, usize) {
+        &DTYPES[self as usize]
+    }
+
+    /// safetensors' word, `F32`.
+    pub fn word(self) -> &'static str {
+        self.row().1
+    }
+
+    /// torch's word, `float32`.
+    pub fn torch_word(self) -> &'static str {
+        self.row().2
+    }
+
+    /// Bytes an element.
+    pub fn size(self) -> usize {
+        self.row().3
+    }
+
+    fn from_word(word: &str) -> Option<Self> {
+        DTYPES.iter().find(|row| row.1 == word).map(|row| row.0)
+    }
+}
+
+/// A tensor to write: its bytes are C order, little-endian.
+#[derive(Clone, Debug)]
+pub struct TensorRef<'a> {
+    /// Name in the frame.
+    pub name: &'a str,
+    /// Number format.
+    pub dtype: Dtype,
+    /// Dimensions.
+    pub shape: &'a [usize],
+    /// `shape` times `dtype` bytes.
+    pub data: &'a [u8],
+}
+
+/// Writes frames, one `write` each.
+#[derive(Debug)]
+pub struct Writer {
+    file: File,
+    path: PathBuf,
+}
+
+impl Writer {
+    /// Creates or empties the file.
+    ///
+    /// # Errors
+    /// If it cannot be created.
+    pub fn create(path: &Path) -> Result<Self> {
+        let file = File::create(path)
+            .map_err(|error| Error::new(format!("{}: cannot be written: {error}", path.display())))?;
+        Ok(Self { file, path: path.to_path_buf() })
+    }
+
+    /// Appends one frame; `metadata` values are stored as JSON texts.
+    ///
+    /// # Errors
+    /// If the file cannot take it.
+    pub fn frame(&mut self, kind: &str, metadata: &Map<String, Value>, tensors: &[TensorRef<'_>]) -> Result<()> {
+        let length: usize = tensors.iter().map(|tensor| tensor.data.len()).sum();
+        let pad = vec![0u8; length.wrapping_neg() % 8];
+        let mut header = header_json(kind, metadata, tensors, pad.len());
+        header.push_str(&" ".repeat(header.len().wrapping_neg() % 8));
+        let mut body = Vec::with_capacity(8 + header.len());
+        body.extend_from_slice(&(header.len() as u64).to_le_bytes());
+        body.extend_from_slice(header.as_bytes());
+
+        let mut hash = Xxh3Default::new();
+        hash.update(&body);
+        tensors.iter().for_each(|tensor| hash.update(tensor.data));
+        hash.update(&pad);
+        let payload = (body.len() + length + pad.len()) as u64;
+        let mut head = Vec::with_capacity(HEAD);
+        head.extend_from_slice(MAGIC);
+        head.extend_from_slice(&0u32.to_le_bytes());
+        head.extend_from_slice(&payload.to_le_bytes());
+        head.extend_from_slice(&hash.digest().to_le_bytes());
+
+        let mut parts: Vec<&[u8]> = vec![&head, &body];
+        parts.extend(tensors.iter().map(|tensor| tensor.data));
+        parts.push(&pad);
+        self.write(&parts)
+    }
+
+    /// One vectored write where the kernel takes it all; the rest, if any, by plain writes.
+    fn write(&mut self, parts: &[&[u8]]) -> Result<()> {
+        let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let fail =
+            |path: &Path, error: std::io::Error| Error::new(format!("{}: cannot be written: {error}", path.display()));
+        let mut written = self.file.write_vectored(&slices).map_err(|error| fail(&self.path, error))?;
+        for part in parts {
+            let done = written.min(part.len());
+            self.file.write_all(&part[done..]).map_err(|error| fail(&self.path, error))?;
+            written -= done;
+        }
+        Ok(())
+    }
+
+    /// Flushes to the disk.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_all().map_err(|error| Error::new(format!("{}: cannot be flushed: {error}", self.path.display())))
+    }
+}
+
+fn header_json(kind: &str, metadata: &Map<String, Value>, tensors: &[TensorRef<'_>], pad: usize) -> String {
+    let mut words = Map::new();
+    words.insert("kind".into(), Value::from(kind));
+    for (name, value) in metadata {
+        if !value.is_null() {
+            words.insert(name.clone(), Value::from(value.to_string()));
+        }
+    }
+    let mut header = String::from("{\"__metadata__\":");
+    header.push_str(&Value::Object(words).to_string());
+    let mut offset = 0;
+    let mut entry = |name: &str, word: &str, shape: &[usize], length: usize| {
+        let row = serde_json::json!({"dtype": word, "shape": shape, "data_offsets": [offset, offset + length]});
+        header.push_str(&format!(",{}:{row}", Value::from(name)));
+        offset += length;
+    };
+    for tensor in tensors {
+        entry(tensor.name, tensor.dtype.word(), tensor.shape, tensor.data.len());
+    }
+    if pad > 0 {
+        entry(PAD, "U8", &[pad], pad);
+    }
+    header.push('}');
+    header
+}
+
+/// A tensor read back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    /// Number format.
+    pub dtype: Dtype,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// Its bytes, C order, little-endian.
+    pub data: Vec<u8>,
+}
+
+/// One sound frame.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// What it is.
+    pub kind: String,
+    /// Metadata, decoded from JSON.
+    pub metadata: Map<String, Value>,
+    /// Tensors by name, in the order of the header.
+    pub tensors: Vec<(String, Tensor)>,
+}
+
+impl Frame {
+    /// A tensor by its name.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.iter().find(|(own, _)| own == name).map(|(_, tensor)| tensor)
+    }
+}
+
+/// The sound frames of a log, and why reading stopped if it stopped early.
+#[derive(Clone, Debug)]
+pub struct Contents {
+    /// Frames in order.
+    pub frames: Vec<Frame>,
+    /// Where and why the file is not sound, if it is not.
+    pub damage: Option<String>,
+}
+
+/// Reads a log up to its first bad frame. Lengths are checked against the file before anything is allocated.
+///
+/// # Errors
+/// If the file cannot be read at all.
+pub fn read(path: &Path) -> Result<Contents> {
+    let data =
+        std::fs::read(path).map_err(|error| Error::new(format!("{}: cannot be read: {error}", path.display())))?;
+    let mut contents = Contents { frames: Vec::new(), damage: None };
+    let mut offset = 0;
+    while offset < data.len() {
+        match parse_frame(&data[offset..]) {
+            Ok((frame, length)) => {
+                contents.frames.push(frame);
+                offset += length;
+            }
+            Err(why) => {
+                contents.damage = Some(format!("{}: at byte {offset}: {why}", path.display()));
+                break;
+            }
+        }
+    }
+    Ok(contents)
+}
+
+type Parsed<T> = std::result::Result<T, String>;
+
+fn parse_frame(data: &[u8]) -> Parsed<(Frame, usize)> {
+    let word = |at: usize| u64::from_le_bytes(data[at..at + 8].try_into().expect("8 bytes"));
+    if data.len() < HEAD {
+        return Err("the file ends inside a frame".into());
+    }
+    if &data[..4] != MAGIC || data[4..8] != [0; 4] {
+        return Err("no frame starts here".into());
+    }
+    let length = usize::try_from(word(8)).map_err(|_| "the length is absurd")?;
+    if length > data.len() - HEAD {
+        return Err("the file ends inside a frame".into());
+    }
+    if length % 8 != 0 || length < 16 {
+        return Err("the length is not that of a frame".into());
+    }
+    let payload = &data[HEAD..HEAD + length];
+    let hash = word(16);
+    if hash != 0 && hash != xxh3_64(payload) {
+        return Err("the frame does not match its hash".into());
+    }
+    Ok((parse_payload(payload)?, HEAD + length))
+}
+
+fn parse_payload(payload: &[u8]) -> Parsed<Frame> {
+    let length = u64::from_le_bytes(payload[..8].try_into().expect("8 bytes"));
+    let length = usize::try_from(length).map_err(|_| "the header is too long")?;
+    if length > HEADER_LIMIT.min(payload.len() - 8) {
+        return Err("the header is longer than the frame".into());
+    }
+    let (header, data) = payload[8..].split_at(length);
+    let mut header: Map<String, Value> = serde_json::from_slice(header).map_err(|error| error.to_string())?;
+    let words = header.remove("__metadata__").ok_or("there is no metadata")?;
+    let mut metadata = Map::new();
+    let mut kind = String::new();
+    for (name, text) in words.as_object().ok_or("the metadata is no object")? {
+        let text = text.as_str().ok_or("a metadata value is no text")?;
+        if name == "kind" {
+            kind = text.to_string();
+        } else {
+            metadata.insert(name.clone(), serde_json::from_str(text).map_err(|error| error.to_string())?);
+        }
+    }
+    header.remove(PAD);
+    let mut tensors = Vec::with_capacity(header.len());
+    for (name, entry) in &header {
+        tensors.push((name.clone(), parse_tensor(entry, data).map_err(|why| format!("{name}: {why}"))?));
+    }
+    Ok(Frame { kind, metadata, tensors })
+}
+
+fn parse_tensor(entry: &Value, data: &[u8]) -> Parsed<Tensor> {
+    let word = entry["dtype"].as_str().ok_or("no dtype")?;
+    let dtype = Dtype::from_word(word).ok_or_else(|| format!("unknown dtype {word}"))?;
+    let counts = |key: &str| -> Parsed<Vec<usize>> {
+        let list = entry[key].as_array().ok_or_else(|| format!("no {key}"))?;
+        list.iter()
+            .map(|number| number.as_u64().and_then(|n| usize::try_from(n).ok()).ok_or_else(|| format!("bad {key}")))
+            .collect()
+    };
+    let shape = counts("shape")?;
+    let offsets = counts("data_offsets")?;
+    let &[begin, end] = offsets.as_slice() else { return Err("bad data_offsets".into()) };
+    let bytes = shape.iter().try_fold(dtype.size(), |total, &n| total.checked_mul(n));
+    if begin > end || end > data.len() || bytes != Some(end - begin) {
+        return Err("the shape does not fit the bytes".into());
+    }
+    Ok(Tensor { dtype, shape, data: data[begin..end].to_vec() })
+}

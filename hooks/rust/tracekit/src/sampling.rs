@@ -1,0 +1,254 @@
+//! Sampling as transformers does it: the logits processors in their order, then torch's draw.
+
+use serde_json::{json, Value};
+
+use crate::rng::TorchRng;
+
+/// Settings in the words of transformers' GenerationConfig; `None` is not applied. `temperature` `None` is greedy.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits.
+    pub temperature: Option<f64>,
+    /// Keeps the k largest logits, ties with the k-th included.
+    pub top_k: Option<usize>,
+    /// Keeps the smallest set of probability mass p or more.
+    pub top_p: Option<f64>,
+    /// Keeps tokens of at least this share of the largest probability.
+    pub min_p: Option<f64>,
+    /// Divides positive and multiplies negative logits of tokens seen before.
+    pub repetition_penalty: Option<f64>,
+}
+
+impl Sampling {
+    /// As the trace states it.
+    pub fn to_json(&self) -> Value {
+        let mut out = serde_json::Map::new();
+        out.insert("do_sample".into(), Value::from(self.temperature.is_some()));
+        let mut put = |name: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                out.insert(name.into(), value);
+            }
+        };
+        put("repetition_penalty", self.repetition_penalty.map(Value::from));
+        if self.temperature.is_some() {
+            put("temperature", self.temperature.map(Value::from));
+            put("top_k", self.top_k.map(Value::from));
+            put("top_p", self.top_p.map(Value::from));
+            put("min_p", self.min_p.map(Value::from));
+        }
+        Value::Object(out)
+    }
+}
+
+/// One use of a random generator. `offset` and `words` count 32-bit words since seeding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draw {
+    /// `multinomial`, `uniform`.
+    pub op: &'static str,
+    /// `mt19937`.
+    pub generator: &'static str,
+    /// What the generator was seeded with.
+    pub seed: u64,
+    /// Words used before this draw.
+    pub offset: u64,
+    /// Words used by it.
+    pub words: u64,
+    /// The token.
+    pub result: u32,
+}
+
+impl Draw {
+    pub(crate) fn to_json(&self) -> Value {
+        json!({
+            "op": self.op, "generator": self.generator, "seed": self.seed, "offset": self.offset,
+            "words": self.words, "result": self.result,
+        })
+    }
+}
+
+/// Something the sampler did besides drawing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// What: a fallback, a stop mask, a retry.
+    pub kind: String,
+    /// More of it.
+    pub detail: Value,
+}
+
+impl Event {
+    pub(crate) fn to_json(&self) -> Value {
+        json!({"kind": self.kind, "detail": self.detail})
+    }
+}
+
+/// What a sampler chose, and from what.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Choice {
+    /// The token.
+    pub token: u32,
+    /// What could be drawn, by descending probability, ties by lower id; empty when greedy.
+    pub survivors: Vec<(u32, f32)>,
+    /// Uses of the generator.
+    pub draws: Vec<Draw>,
+}
+
+/// Runs the processors and draws. `history` is the prompt and the tokens so far.
+pub fn choose(settings: &Sampling, rng: &mut TorchRng, logits: &[f32], history: &[u32]) -> Choice {
+    let Some(probs) = probabilities(settings, logits, history) else {
+        let mut scores = logits.to_vec();
+        penalise(&mut scores, settings.repetition_penalty, history);
+        return Choice { token: argmax(&scores) as u32, ..Choice::default() };
+    };
+    let offset = rng.offset();
+    let token = rng.multinomial_one(&probs) as u32;
+    let draw = Draw {
+        op: "multinomial",
+        generator: "mt19937",
+        seed: rng.initial_seed(),
+        offset,
+        words: rng.offset() - offset,
+        result: token,
+    };
+    Choice { token, survivors: survivors(&probs), draws: vec![draw] }
+}
+
+/// The distribution that is drawn from, [vocabulary], zeros where a token was filtered; `None` when greedy.
+pub fn probabilities(settings: &Sampling, logits: &[f32], history: &[u32]) -> Option<Vec<f32>> {
+    let temperature = settings.temperature?;
+    let mut scores = logits.to_vec();
+    penalise(&mut scores, settings.repetition_penalty, history);
+    if temperature != 1.0 {
+        let divisor = temperature as f32;
+        scores.iter_mut().for_each(|score| *score /= divisor);
+    }
+    if let Some(k) = settings.top_k.filter(|&k| k > 0) {
+        keep_top_k(&mut scores, k);
+    }
+    if let Some(p) = settings.top_p.filter(|&p| p < 1.0) {
+        keep_top_p(&mut scores, p);
+    }
+    if let Some(p) = settings.min_p {
+        keep_min_p(&mut scores, p);
+    }
+    Some(softmax(&scores))
+}
+
+/// Tokens of non-zero probability, descending, ties by lower id.
+pub fn survivors(probs: &[f32]) -> Vec<(u32, f32)> {
+    let mut kept: Vec<(u32, f32)> =
+        probs.iter().enumerate().filter(|(_, &p)| p > 0.0).map(|(id, &p)| (id as u32, p)).collect();
+    kept.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    kept
+}
+
+/// `torch.argmax`: the lowest index wins a tie.
+pub fn argmax(scores: &[f32]) -> usize {
+    let mut best = 0;
+    for (index, score) in scores.iter().enumerate() {
+        if score > &scores[best] {
+            best = index;
+        }
+    }
+    best
+}
+
+/// transformers' `RepetitionPenaltyLogitsProcessor`.
+fn penalise(scores: &mut [f32], penalty: Option<f64>, history: &[u32]) {
+    let Some(penalty) = penalty.filter(|&penalty| penalty != 1.0) else { return };
+    let penalty = penalty as f32;
+    let mut seen = history.to_vec();
+    seen.sort_unstable();
+    seen.dedup();
+    for id in seen {
+        if let Some(score) = scores.get_mut(id as usize) {
+            *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
+        }
+    }
+}
+
+/// transformers' `TopKLogitsWarper`: what is below the k-th largest goes, what ties with it stays.
+fn keep_top_k(scores: &mut [f32], k: usize) {
+    let k = k.min(scores.len());
+    let mut sorted = scores.to_vec();
+    let (_, &mut kth, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+    scores.iter_mut().filter(|score| **score < kth).for_each(|score| *score = f32::NEG_INFINITY);
+}
+
+/// transformers' `TopPLogitsWarper`: ascending, what lies within the lowest 1 - p of the mass goes; one always stays.
+/// torch's cumulative sum of float32 adds up in float64 and rounds each entry.
+fn keep_top_p(scores: &mut [f32], p: f64) {
+    let mut order: Vec<usize> = (0..scores.len()).filter(|&id| scores[id] > f32::NEG_INFINITY).collect();
+    order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+    let probs = softmax(&order.iter().map(|&id| scores[id]).collect::<Vec<f32>>());
+    let limit = (1.0 - p) as f32;
+    let mut sum = 0f64;
+    let Some((_, lower)) = order.split_last() else { return };
+    for (&id, &prob) in lower.iter().zip(&probs) {
+        sum += f64::from(prob);
+        if sum as f32 > limit {
+            break;
+        }
+        scores[id] = f32::NEG_INFINITY;
+    }
+}
+
+/// transformers' `MinPLogitsWarper`.
+fn keep_min_p(scores: &mut [f32], min_p: f64) {
+    let probs = softmax(scores);
+    let floor = min_p as f32 * probs.iter().copied().fold(0.0, f32::max);
+    let best = argmax(scores);
+    for (id, (score, prob)) in scores.iter_mut().zip(&probs).enumerate() {
+        if *prob < floor && id != best {
+            *score = f32::NEG_INFINITY;
+        }
+    }
+}
+
+/// Softmax in float32 with a float64 sum.
+fn softmax(scores: &[f32]) -> Vec<f32> {
+    let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut out: Vec<f32> = scores.iter().map(|&score| (score - top).exp()).collect();
+    let sum = out.iter().map(|&x| f64::from(x)).sum::<f64>() as f32;
+    out.iter_mut().for_each(|x| *x /= sum);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOGITS: [f32; 5] = [1.0, 3.0, 2.0, 3.0, -1.0];
+
+    fn kept(settings: &Sampling) -> Vec<u32> {
+        let probs = probabilities(settings, &LOGITS, &[]).expect("samples");
+        survivors(&probs).iter().map(|&(id, _)| id).collect()
+    }
+
+    #[test]
+    fn top_k_keeps_ties_with_the_kth() {
+        let settings = Sampling { temperature: Some(1.0), top_k: Some(1), ..Sampling::default() };
+        assert_eq!(kept(&settings), [1, 3]);
+    }
+
+    #[test]
+    fn top_p_keeps_the_token_that_crosses() {
+        let settings = Sampling { temperature: Some(1.0), top_p: Some(0.8), ..Sampling::default() };
+        assert_eq!(kept(&settings), [1, 3]);
+        let settings = Sampling { temperature: Some(1.0), top_p: Some(0.85), ..Sampling::default() };
+        assert_eq!(kept(&settings), [1, 3, 2]);
+    }
+
+    #[test]
+    fn greedy_uses_no_random_number() {
+        let mut rng = TorchRng::seed(0);
+        let choice = choose(&Sampling::default(), &mut rng, &LOGITS, &[]);
+        assert_eq!((choice.token, rng.offset(), choice.draws.len()), (1, 0, 0));
+    }
+
+    #[test]
+    fn a_penalty_lowers_seen_tokens_whatever_their_sign() {
+        let mut scores = vec![2.0, -2.0, 1.0];
+        penalise(&mut scores, Some(2.0), &[0, 1, 0]);
+        assert_eq!(scores, [1.0, -4.0, 1.0]);
+    }
+}

@@ -1,0 +1,83 @@
+"""What to record, and how: the options that the command line, `record(...)` and the trace's own config share."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tracekit.trace import TraceError
+
+LEVELS = ("tokens", "logits", "layers", "all")
+RNG_MODES = ("fast", "thorough", "cpu")
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much of a run is recorded. Raises TraceError for a value that means nothing."""
+
+    level: str = "all"
+    sites: str | None = None
+    """Regular expression; only sites whose name it finds are kept."""
+    logits: str = "full"
+    """`full`, or how many of the largest log-probabilities of each step are kept."""
+    module: str | None = None
+    """Regular expression for the class name or the path of the module to record."""
+    rng: str = "fast"
+    follow: str | None = None
+    """Path of the trace whose tokens are forced."""
+    dtype: str | None = None
+    """Run the model in this precision instead of its own."""
+    seed: int | None = None
+    keep_log: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("level", self.level, LEVELS)
+        _one_of("rng", self.rng, RNG_MODES)
+        if self.dtype is not None:
+            _one_of("dtype", self.dtype, DTYPES)
+        if self.logits != "full" and not (self.logits.isdecimal() and int(self.logits) > 0):
+            raise TraceError(f"--logits {self.logits}: give `full` or a count of at least 1")
+        for name, pattern in (("sites", self.sites), ("module", self.module)):
+            try:
+                re.compile(pattern or "")
+            except re.error as error:
+                raise TraceError(f"--{name} {pattern}: not a regular expression: {error}") from None
+
+    @property
+    def top_logits(self) -> int | None:
+        """How many log-probabilities a step keeps; None: the whole vector."""
+        return None if self.logits == "full" else int(self.logits)
+
+    def keeps_site(self, name: str) -> bool:
+        """Whether the level and the pattern want the site of this name."""
+        if self.level in ("tokens", "logits") or (self.level == "layers" and not is_layer(name)):
+            return False
+        return self.sites is None or re.search(self.sites, name) is not None
+
+    def as_json(self) -> dict[str, Any]:
+        """As the trace's `recorder` object holds it."""
+        return {
+            "level": self.level,
+            "sites": self.sites,
+            "logits": self.logits,
+            "module": self.module,
+            "rng": self.rng,
+            "follow": self.follow,
+            "dtype": self.dtype,
+        }
+
+
+def is_layer(name: str) -> bool:
+    """Whether nothing follows the first number in a site's name: `model.embed_tokens`, `model.layers.3`."""
+    if name.endswith(":in"):
+        return False
+    parts = name.split(".")
+    numbers = [index for index, part in enumerate(parts) if part.isdecimal()]
+    return not numbers or numbers[0] == len(parts) - 1
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise TraceError(f"--{option} {value}: give one of {', '.join(allowed)}")
