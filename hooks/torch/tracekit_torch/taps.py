@@ -1,13 +1,13 @@
-"""Taps: hooks on a model's modules that copy what they give, and see which tensor came from which site.
+"""Taps: hooks on a model's modules that copy what the modules give, and see which tensor came from which site.
 
-A module's input is **wired** to a site when it is the very tensor that site recorded: same memory, shape and strides,
-not written to since. Otherwise the input is recorded as a site of its own, `<name>:in`. An output that another site has
-recorded already (a block that returns its last child's output) becomes an alias, `same_as`. So nothing is stored twice.
+A module's input is **wired** to a site when it is the very tensor that the site recorded (`wiring`). Otherwise it is
+recorded as a site of its own, `<name>:in`. An output that another site has recorded already (a block that returns its
+last child's output) becomes an alias, `same_as`. So nothing is stored twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,86 +17,89 @@ from torch.utils.hooks import RemovableHandle
 from tracekit.trace import INPUT_SUFFIX, Json
 from tracekit_torch.memory import WORDS, CallMemory, Slot
 from tracekit_torch.options import Options
+from tracekit_torch.wiring import SeenTensors
 
 ROOT_SITE = "output"
-"""Name of the outermost module's own output, which has no state-dict path."""
+"""Site of the outermost module's own output: it has no state-dict path."""
 REPEAT_LIMIT = 64
-"""A module that runs more often than this within one call (a recurrent cell) is recorded no further in it."""
+"""A module that runs more often than this in one call (a recurrent cell) is recorded no further in that call."""
+
+
+class Place:
+    """One site: its row of the site table, and where its values go."""
+
+    __slots__ = ("row", "slot", "stored")
+
+    def __init__(self, name: str, module_class: str, order: int) -> None:
+        self.row: Json = {"name": name, "class": module_class, "order": order}
+        self.slot = Slot(name)
+        self.stored = False
 
 
 class Tap:
-    """One module's site: its row of the site table and what is known of it so far."""
+    """One module that is hooked. A module that runs n times in a call has n places: `x`, `x#2`, ..."""
 
-    __slots__ = ("class_name", "fired", "input_slots", "is_head", "keeps_input", "keeps_output", "module", "name", "slots")
+    __slots__ = ("fired", "inputs", "is_head", "keeps_input", "keeps_output", "module", "name", "outputs", "source")
 
-    def __init__(self, name: str, module: nn.Module, keeps_output: bool, keeps_input: bool) -> None:
+    def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
         self.module = module
-        self.class_name = type(module).__name__
-        self.keeps_output = keeps_output
-        self.keeps_input = keeps_input
+        self.keeps_output = False
+        self.keeps_input = False
         self.is_head = False
         self.fired = 0
-        self.slots: list[Slot] = []
-        self.input_slots: list[Slot] = []
+        self.source: str | None = None
+        self.outputs: list[Place] = []
+        self.inputs: list[Place | None] = []
 
 
 class Call:
-    """One forward call of the model: its shape, and the tensors seen in it, kept alive so that no memory is reused."""
+    """One forward call of the model over [batch, time] positions."""
 
-    __slots__ = ("batch", "flat", "head_output", "known", "time")
+    __slots__ = ("batch", "flat", "head_output", "rows", "seen", "time")
 
     def __init__(self, batch: int, time: int, flat: bool) -> None:
         self.batch = batch
         self.time = time
+        self.rows = batch * time
         self.flat = flat
-        """The model was given [rows, ...] without a batch dimension."""
-        self.known: dict[int, tuple[torch.Tensor, int, str]] = {}
+        """The model was given [time, ...], without a batch dimension."""
+        self.seen = SeenTensors()
         self.head_output: torch.Tensor | None = None
 
-    def site_of(self, tensor: torch.Tensor) -> str | None:
-        """The site that recorded this very tensor."""
-        seen = self.known.get(tensor.data_ptr())
-        if seen is None or seen[1] != version(tensor):
-            return None
-        source = seen[0]
-        if source is tensor or (
-            source.shape == tensor.shape and source.dtype == tensor.dtype and source.stride() == tensor.stride()
-        ):
-            return seen[2]
-        return None
-
-    def site_of_last_rows(self, tensor: torch.Tensor) -> str | None:
-        """The site whose last rows `tensor` is a view of: what a logits head is given in a prefill."""
-        if tensor.dim() != 3 or tensor.shape[0] != self.batch or tensor._base is None:
-            return None
-        end = tensor.data_ptr() + _extent(tensor)
-        for source, then, name in self.known.values():
-            if (
-                source.dim() == 3
-                and source.shape[::2] == tensor.shape[::2]
-                and source.stride() == tensor.stride()
-                and source.data_ptr() + _extent(source) == end
-                and version(source) == then
-            ):
-                return name
-        return None
+    def fits(self, value: torch.Tensor) -> bool:
+        """Whether `value` has one row a position: [batch, time, ...] or [batch * time, ...]."""
+        shape = value.shape
+        if len(shape) >= 2 and shape[0] == self.batch and shape[1] == self.time:
+            return True
+        return bool(shape) and shape[0] == self.rows and (len(shape) == 2 or self.flat)
 
 
 class Taps:
-    """All taps of a model. `write` is called with nothing when a call's memory is full and at its end."""
+    """All taps of a model.
 
-    def __init__(self, model: nn.Module, head: nn.Module | None, options: Options, write: Callable[[], None]) -> None:
+    `write` is called when the memory of a call is full, and must write `memory.slots`. `fail` is told of an error in a
+    hook: recording may break, the recorded program may not.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        head: nn.Module | None,
+        options: Options,
+        write: Callable[[], None],
+        fail: Callable[[Exception], None],
+    ) -> None:
         self.call: Call | None = None
         self.memory = CallMemory(write)
-        self.new_rows: dict[str, Json] = {}
+        self.changed: dict[str, Json] = {}
         """Rows of the site table that the log does not have yet."""
-        self.failed: Callable[[Exception], None] = _raise
-        self._rows: dict[str, Json] = {}
-        self._handles: list[RemovableHandle] = []
+        self._fail = fail
         self._options = options
-        self._taps = [tap for tap in self._make(model, head)]
-        self.head = next((tap for tap in self._taps if tap.is_head), None)
+        self._order = 0
+        self._handles: list[RemovableHandle] = []
+        self._taps = list(self._wanted(model, head))
+        self._head = next((tap for tap in self._taps if tap.is_head), None)
         for tap in self._taps:
             self._hook(tap)
 
@@ -106,144 +109,183 @@ class Taps:
             handle.remove()
         self._handles = []
 
-    def begin(self, batch: int, time: int, flat: bool) -> Call:
-        """A forward call over [batch, time] positions begins."""
+    def begin(self, batch: int, time: int, flat: bool = False) -> None:
+        """A forward call begins."""
         self.memory.clear()
         for tap in self._taps:
             tap.fired = 0
         self.call = Call(batch, time, flat)
-        return self.call
 
     def end(self) -> None:
-        """The call is over and written."""
+        """The call is over; its values are forgotten."""
         self.call = None
         self.memory.clear()
 
-    def head_is_logits(self) -> None:
-        """The head's output is kept as the steps' logits."""
-        if self.head is not None and self._row(self.head.name).get("recorded_as") != "logits":
-            self._update(self.head.name, {"recorded_as": "logits", "skipped": None})
+    def mark_logits(self) -> None:
+        """The head's output is kept as the steps' logits, not as a site."""
+        if self._head is not None and self._head.outputs:
+            self._change(self._head.outputs[0], recorded_as="logits")
 
     def keep_head(self) -> None:
         """Record the head's output of this call as a site like any other."""
-        call = self.call
-        if call is not None and self.head is not None and call.head_output is not None:
-            self._keep(call, self.head.name, self.head.slots, 0, call.head_output)
+        call, tap = self.call, self._head
+        if call is not None and tap is not None and call.head_output is not None:
+            self._keep(call, tap.outputs[0], call.head_output)
 
-    def _make(self, model: nn.Module, head: nn.Module | None) -> Iterator[Tap]:
+    # ---------------------------------------------------------------- which modules
+
+    def _wanted(self, model: nn.Module, head: nn.Module | None) -> Iterator[Tap]:
         for path, module in model.named_modules():
-            if next(module.parameters(), None) is None:
-                continue
-            name = path or ROOT_SITE
-            if not path and head is not None:
-                continue  # a causal model's own output is the logits
-            owns = bool(module._parameters) and any(p is not None for p in module._parameters.values())
-            keeps_input = owns and self._options.keeps_site(name + INPUT_SUFFIX)
-            tap = Tap(name, module, self._options.keeps_site(name), keeps_input)
+            if next(module.parameters(), None) is None or (not path and head is not None):
+                continue  # a causal model's own output is its head's
+            tap = Tap(path or ROOT_SITE, module)
             tap.is_head = module is head
-            if tap.keeps_output or keeps_input:
+            tap.keeps_output = self._options.keeps_site(tap.name)
+            tap.keeps_input = _owns_parameters(module) and self._options.keeps_site(tap.name + INPUT_SUFFIX)
+            if tap.keeps_output or tap.keeps_input:
                 yield tap
 
     def _hook(self, tap: Tap) -> None:
-        if tap.keeps_input or tap.keeps_output:
-            if self._wants_input(tap):
-                self._handles.append(tap.module.register_forward_pre_hook(self._before(tap), with_kwargs=True))
-            self._handles.append(tap.module.register_forward_hook(self._after(tap)))
+        if _owns_parameters(tap.module) and self._options.level == "all":
+            self._handles.append(tap.module.register_forward_pre_hook(self._before(tap), with_kwargs=True))
+        self._handles.append(tap.module.register_forward_hook(self._after(tap)))
 
-    def _wants_input(self, tap: Tap) -> bool:
-        return self._options.level == "all" and any(p is not None for p in tap.module._parameters.values())
-
-    def _before(self, tap: Tap) -> Callable[..., None]:
+    def _before(self, tap: Tap) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             call = self.call
             if call is None:
                 return
             try:
-                value = first_tensor(args) if args else first_tensor(tuple(kwargs.values()))
+                value = first_tensor(args) if args else first_tensor(kwargs)
                 if value is not None and tap.fired < REPEAT_LIMIT:
-                    self._see_input(call, tap, value)
+                    tap.source = self._source(call, tap, value)
             except Exception as error:
-                self.failed(error)
+                self._fail(error)
 
         return before
 
-    def _after(self, tap: Tap) -> Callable[..., None]:
-        def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _after(self, tap: Tap) -> Callable[[nn.Module, Any, Any], None]:
+        def after(_: nn.Module, args: Any, output: Any) -> None:
             call = self.call
             if call is None:
                 return
             try:
                 value = output if type(output) is torch.Tensor else first_tensor(output)
                 if value is not None and tap.fired < REPEAT_LIMIT:
-                    self._see_output(call, tap, value)
+                    self._see(call, tap, value)
                 tap.fired += 1
             except Exception as error:
-                self.failed(error)
+                self._fail(error)
 
         return after
 
-    def _see_input(self, call: Call, tap: Tap, value: torch.Tensor) -> None:
-        name = _repeated(tap.name, tap.fired)
-        source = call.site_of(value)
-        row = self._rows.get(name)
-        if row is not None and source is not None and row.get("input") == source:
-            return
-        if source is None and not call_shaped(call, value):
-            source = call.site_of_last_rows(value)
-        own = name + INPUT_SUFFIX
-        if source is None and tap.keeps_input:
-            # Parked until the module's own row is made, which ranks behind its input.
-            self._keep(call, own, tap.input_slots, tap.fired, value, input_of=tap)
-            source = own
-        if source is not None and self._row(name).get("input") != source and own not in self._rows:
-            self._update(name, {"input": source})
-        elif source == own:
-            self._update(name, {"input": own})
+    # ---------------------------------------------------------------- what they gave
 
-    def _see_output(self, call: Call, tap: Tap, value: torch.Tensor) -> None:
-        name = _repeated(tap.name, tap.fired)
-        row = self._row(name)
-        if "order" not in row:
-            self._update(name, {"order": self._next_order(), **_describe(tap, self._parameters(tap))})
-            row = self._rows[name]
-        if not tap.keeps_output:
-            return
+    def _source(self, call: Call, tap: Tap, value: torch.Tensor) -> str | None:
+        """The site that the input of `tap` is; the input is recorded where no site is."""
+        while len(tap.inputs) <= tap.fired:
+            tap.inputs.append(None)
+        place = tap.inputs[tap.fired]
+        source = call.seen.source(value)
+        if source is None and not call.fits(value):
+            source = call.seen.source_of_last_rows(value)
+        # An input that got a site of its own once keeps it, so that no position is missing there.
+        if (source is not None and (place is None or not place.stored)) or not tap.keeps_input:
+            return source
+        if place is None:
+            name = _repeated(tap.name, tap.fired) + INPUT_SUFFIX
+            place = tap.inputs[tap.fired] = Place(name, "input", self._next_order())
+        self._keep(call, place, value)
+        return place.slot.name
+
+    def _see(self, call: Call, tap: Tap, value: torch.Tensor) -> None:
+        if len(tap.outputs) <= tap.fired:
+            self._add_place(tap)
+        place = tap.outputs[tap.fired]
+        row = place.row
+        if row.get("input") != tap.source:
+            self._change(place, input=tap.source)
         if tap.is_head:
             call.head_output = value
             return
-        source = call.site_of(value)
-        if source is not None and row.get("same_as", source if "seen" not in row else None) == source:
-            if "seen" not in row:
-                self._update(name, {"same_as": source, "seen": True})
+        if not tap.keeps_output:
             return
-        if "same_as" in row:
-            self._update(name, {"same_as": None})
-        self._keep(call, name, tap.slots, tap.fired, value)
-        row = self._rows[name]
-        row["seen"] = True
+        source = call.seen.source(value)
+        if source is not None and not place.stored:
+            if row.get("same_as") != source:
+                self._change(place, same_as=source)
+            return
+        if row.get("same_as") is not None:
+            self._change(place, same_as=None)
+        self._keep(call, place, value)
 
-    def _keep(
-        self, call: Call, name: str, slots: list[Slot], index: int, value: torch.Tensor, input_of: Tap | None = None
-    ) -> None:
-        row = self._row(name)
-        if "order" not in row:
-            extra: Json = {"class": "input"} if input_of else {}
-            self._update(name, {"order": self._next_order(), **extra})
-        why = unfit(call, value)
+    def _keep(self, call: Call, place: Place, value: torch.Tensor) -> None:
+        why = _unfit(call, value)
         if why is not None:
-            if row.get("skipped") is None and not row.get("stored"):
-                self._update(name, {"skipped": why})
+            if not place.stored and place.row.get("skipped") != why:
+                self._change(place, skipped=why)
             return
-        if row.get("skipped") is not None:
-            self._update(name, {"skipped": None})
-        self._rows[name]["stored"] = True
-        while len(slots) <= index:
-            slots.append(Slot(_repeated(name, len(slots)) if not name.endswith(INPUT_SUFFIX) else name))
-        slot = slots[index]
-        slot.name = name
-        self.memory.keep(slot, value, call.batch * call.time)
-        if value.numel():
-            call.known[value.data_ptr()] = (value, version(value), name)
+        if not place.stored:
+            place.stored = True
+            self._change(place, skipped=None)
+        self.memory.keep(place.slot, value, call.rows)
+        call.seen.add(value, place.slot)
 
-    def _row(self, name: str) -> Json:
-        return self._rows.get(name, {})
+    def _add_place(self, tap: Tap) -> None:
+        place = Place(_repeated(tap.name, tap.fired), type(tap.module).__name__, self._next_order())
+        place.row |= _description(tap)
+        tap.outputs.append(place)
+        self._change(place, skipped=None if tap.keeps_output else "not asked for")
+
+    def _next_order(self) -> int:
+        self._order += 1
+        return self._order - 1
+
+    def _change(self, place: Place, **fields: Any) -> None:
+        place.row |= fields
+        self.changed[place.slot.name] = {key: value for key, value in place.row.items() if value is not None}
+
+
+def first_tensor(value: Any) -> torch.Tensor | None:
+    """The first tensor in a tensor, a tuple, a list, a mapping or a model's output object."""
+    if isinstance(value, torch.Tensor):
+        return value
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    for item in items:
+        found = first_tensor(item)
+        if found is not None:
+            return found
+    return None
+
+
+def _unfit(call: Call, value: torch.Tensor) -> str | None:
+    """Why `value` cannot be stored as rows of this call, or None."""
+    if not call.fits(value):
+        return f"its shape {list(value.shape)} is not [batch, time, ...] = [{call.batch}, {call.time}, ...] of the call"
+    if value.dtype not in WORDS:
+        return f"its dtype {value.dtype} is none that a trace can hold"
+    if value.layout is not torch.strided or value.is_meta:
+        return "it is no plain tensor in memory"
+    return None
+
+
+def _owns_parameters(module: nn.Module) -> bool:
+    return any(parameter is not None for parameter in module._parameters.values())
+
+
+def _description(tap: Tap) -> Json:
+    """What the site table says of a module: which parameters play which role, and its plain numbers."""
+    prefix = "" if tap.name == ROOT_SITE else f"{tap.name}."
+    own = {role: f"{prefix}{role}" for role, value in tap.module._parameters.items() if value is not None}
+    numbers = {
+        name: value
+        for name, value in vars(tap.module).items()
+        if type(value) in (int, float, bool) and not name.startswith("_") and name != "training"
+    }
+    if "variance_epsilon" in numbers:
+        numbers["eps"] = numbers["variance_epsilon"]
+    return {key: value for key, value in (("parameters", own), ("attributes", numbers)) if value}
+
+
+def _repeated(name: str, index: int) -> str:
+    return name if index == 0 else f"{name}#{index + 1}"

@@ -121,12 +121,12 @@ impl TorchRng {
         self.rand_f32() < p
     }
 
-    /// `torch.randint(range, (1,))`: one word, two from a range of 2^32.
+    /// `torch.randint(range, (1,))`: one word, two from a range of 2^28 on.
     ///
     /// # Panics
     /// If `range` is 0.
     pub fn randint(&mut self, range: u64) -> u64 {
-        if range >= 1 << 32 {
+        if range >= 1 << 28 {
             self.next_u64() % range
         } else {
             u64::from(self.next_u32()) % range

@@ -1,0 +1,269 @@
+"""Draws: every use of a random generator through torch's Python entry points, with where in its stream it lies.
+
+`fast` replaces the entry points themselves for the length of the recording and costs nothing on other operators;
+`thorough` watches all operators with a dispatch mode and so sees draws that are made inside of others. Both leave the
+generator exactly as the program would have it: its state is read before and after, never used.
+
+Draws made inside the model's forward (dropout) and before the first sequence (initialisation) belong to no step and
+are not recorded; the offsets of later draws count them all the same.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tracekit.trace import Json, TraceError
+
+BLOCK_WORDS = 624
+"""Words that mt19937 makes at a time."""
+FUNCTIONS = ("multinomial", "bernoulli", "normal", "rand", "randn", "randint", "randperm") + (
+    "rand_like",
+    "randn_like",
+    "randint_like",
+)
+METHODS = ("multinomial", "bernoulli", "bernoulli_", "exponential_", "uniform_", "normal_", "random_") + (
+    "cauchy_",
+    "geometric_",
+    "log_normal_",
+)
+CHOICES = ("argmax",)
+"""Not random, but how a greedy loop chooses its token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One draw as it happened. `source` is what was drawn from (probabilities), `result` what came out."""
+
+    op: str
+    source: torch.Tensor | None
+    result: torch.Tensor
+    generator: str
+    seed: int | None
+    offset: int | None
+    words: int | None
+
+    def as_json(self, result: int | None = None, offset: int | None = None, words: int | None = None) -> Json:
+        """As a step's `draws` holds it; `offset` and `words` narrow it to one row of a batch."""
+        return {
+            "op": self.op,
+            "generator": self.generator,
+            "seed": self.seed,
+            "offset": self.offset if offset is None else offset,
+            "words": self.words if words is None else words,
+            "result": result,
+        }
+
+    @property
+    def value(self) -> float | None:
+        """The number that was drawn, where it is a single floating-point one."""
+        if self.result.numel() == 1 and self.result.is_floating_point():
+            return float(self.result)
+        return None
+
+
+class Listener(Protocol):
+    """Who wants to know of draws."""
+
+    def listening(self) -> bool:
+        """Whether a draw made now could belong to a step."""
+
+    def drew(self, drawn: Drawn) -> torch.Tensor | None:
+        """A draw was made. What is returned replaces its result (when another trace is followed)."""
+
+    def chose(self, scores: torch.Tensor, result: torch.Tensor) -> torch.Tensor | None:
+        """An argmax was taken; as `drew`."""
+
+
+class StreamPosition:
+    """Where in its stream one generator is: kept from draw to draw, so that the stream is not walked each time."""
+
+    def __init__(self) -> None:
+        self._state = b""
+        self._offset: int | None = None
+
+    def advance(self, before: bytes, after: bytes, expected: int | None) -> tuple[int | None, int | None]:
+        """(offset, words) of a draw that took the generator from state `before` to `after` (5056 bytes each).
+
+        `expected` is how many words the operator is known to use; it is believed when the states agree with it.
+        """
+        from tracekit.rng import generator_offset, words_between
+
+        if before != self._state:
+            known = None if self._offset is None else words_between(self._state, before)
+            self._offset = generator_offset(before) if known is None or self._offset is None else self._offset + known
+        offset = self._offset
+        words = expected
+        if expected is None or (_place(after) - _place(before) - expected) % BLOCK_WORDS:
+            words = words_between(before, after)
+        self._state = after
+        self._offset = None if offset is None or words is None else offset + words
+        return offset, words
+
+
+def _place(state: bytes) -> int:
+    """How many words of its current block a generator has given; a fresh seed stands at the end of a block."""
+    (left,) = struct.unpack_from("<i", state, 8)
+    return BLOCK_WORDS + 1 - int(left) if left > 1 else BLOCK_WORDS
+
+
+class Draws:
+    """Watches torch's random operators and tells `listener` of them."""
+
+    def __init__(self, listener: Listener, mode: str) -> None:
+        self._listener = listener
+        self._mode = mode
+        self._streams: dict[int, StreamPosition] = {}
+        self._inside = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Replace the entry points (and push the dispatch mode) inside the block; put them back after it."""
+        places = [(torch, name) for name in FUNCTIONS + CHOICES] + [
+            (torch.Tensor, name) for name in METHODS + CHOICES
+        ]
+        originals = [(owner, name, vars(owner).get(name), getattr(owner, name)) for owner, name in places]
+        for owner, name, _, function in originals:
+            make = self._choice if name in CHOICES else self._draw
+            setattr(owner, name, make(name, function))
+        mode = _Watch(self) if self._mode == "thorough" else None
+        try:
+            if mode is None:
+                yield
+            else:
+                with mode:
+                    yield
+        finally:
+            for owner, name, own, _ in originals:
+                if own is None:
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, own)
+
+    def _draw(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def draw(*args: Any, **kwargs: Any) -> Any:
+            if self._inside or not self._listener.listening():
+                return function(*args, **kwargs)
+            return self._watched(name, function, args, kwargs)
+
+        draw.__name__ = draw.__qualname__ = name
+        draw.__doc__ = function.__doc__
+        return draw
+
+    def _choice(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def choose(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            if self._listener.listening() and isinstance(result, torch.Tensor):
+                scores = args[0] if args else kwargs.get("input")
+                forced = self._listener.chose(scores, result) if isinstance(scores, torch.Tensor) else None
+                return result if forced is None else forced
+            return result
+
+        choose.__name__ = choose.__qualname__ = name
+        choose.__doc__ = function.__doc__
+        return choose
+
+    def _watched(self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        source = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), None)
+        moved = self._mode == "cpu" and source is not None and source.is_cuda and kwargs.get("generator") is None
+        if moved and source is not None:
+            # Drawn on the CPU generator, so that a port can draw the same.
+            return self._on_cpu(name, function, args, kwargs, source)
+        generator = _generator(kwargs, source)
+        before = generator.get_state()
+        self._inside = True
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            self._inside = False
+        return self._tell(name, source, result, generator, before, kwargs)
+
+    def _on_cpu(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], source: torch.Tensor
+    ) -> Any:
+        def to_cpu(value: Any) -> Any:
+            return value.cpu() if isinstance(value, torch.Tensor) else value
+
+        result = self._watched(
+            name, function, tuple(to_cpu(value) for value in args), {key: to_cpu(value) for key, value in kwargs.items()}
+        )
+        if name.endswith("_") and isinstance(result, torch.Tensor):
+            return source.copy_(result)
+        return result.to(source.device) if isinstance(result, torch.Tensor) else result
+
+    def _tell(
+        self,
+        name: str,
+        source: torch.Tensor | None,
+        result: Any,
+        generator: torch.Generator,
+        before: torch.Tensor,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if not isinstance(result, torch.Tensor):
+            return result
+        after = generator.get_state()
+        if generator.device.type == "cpu":
+            stream = self._streams.setdefault(generator._cdata, StreamPosition())
+            expected = _words(name, source, result)
+            offset, words = stream.advance(before.numpy().tobytes(), after.numpy().tobytes(), expected)
+            kind = "mt19937"
+        else:
+            kind = "philox"
+            offset, words = _philox_offset(before), _philox_offset(after) - _philox_offset(before)
+        drawn = Drawn(name, source, result, kind, generator.initial_seed(), offset, words)
+        forced = self._listener.drew(drawn)
+        return result if forced is None else forced
+
+    def operator(self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operator that the dispatch mode saw to be random."""
+        if self._inside or not self._listener.listening():
+            return function(*args, **kwargs)
+        return self._watched(name, function, args, kwargs)
+
+
+class _Watch(TorchDispatchMode):
+    """Hands every operator that torch itself tags as random to `Draws`."""
+
+    def __init__(self, draws: Draws) -> None:
+        super().__init__()
+        self._draws = draws
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            return self._draws.operator(func._schema.name.removeprefix("aten::"), func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def _generator(kwargs: dict[str, Any], source: torch.Tensor | None) -> torch.Generator:
+    """The generator that an operator will use."""
+    given = kwargs.get("generator")
+    if isinstance(given, torch.Generator):
+        return given
+    device = torch.device(kwargs.get("device") or (source.device if source is not None else torch.get_default_device()))
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return torch.cuda.default_generators[index]
+    if device.type != "cpu":
+        raise TraceError(f"draws on {device} cannot be followed; record on cpu or cuda")
+    return torch.default_generator
+
+
+def _words(name: str, source: torch.Tensor | None, result: torch.Tensor) -> int | None:
+    """Words that an operator uses, where that is known: an exponential race takes two for each probability."""
+    if name == "multinomial" and source is not None and result.shape[-1] == 1:
+        return 2 * source.numel()
+    if name == "exponential_":
+        return 2 * result.numel()
+    return None
+
+
+def _philox_offset(state: torch.Tensor) -> int:
+    (offset,) = struct.unpack_from("<q", state.numpy().tobytes(), 8)
+    return int(offset)
