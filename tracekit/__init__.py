@@ -2,5 +2,6 @@
 
 from tracekit.opening import open_trace as open
 from tracekit.trace import Trace, TraceError
+from tracekit.verdict import Verdict, diff
 
-__all__ = ["Trace", "TraceError", "open"]
+__all__ = ["Trace", "TraceError", "Verdict", "diff", "open"]

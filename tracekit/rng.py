@@ -90,7 +90,7 @@ class TorchGenerator:
         return np.asarray(self.rand(p.size) < p)
 
     def randint(self, count: int, high: int) -> NDArray[np.int64]:
-        """`torch.randint(high, (count,))`: one word each, two from a range of 2^28 on. Raises ValueError for high < 1."""
+        """`torch.randint(high, (count,))`: one word each, two from 2^28 on. Raises ValueError for high < 1."""
         if high < 1:
             raise ValueError(f"randint needs a range of at least 1, not {high}")
         words = self.words64(count) if high >= 2**28 else self.words(count).astype(np.uint64)

@@ -1,0 +1,51 @@
+"""`tracekit diff`: the first divergent step and site of two traces, and why."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+
+import click
+
+import tracekit
+from tracekit.report import verdict_text
+from tracekit.trace import TraceError
+
+
+@click.command("diff")
+@click.argument("reference", type=click.Path())
+@click.argument("candidate", type=click.Path())
+@click.option("--oracle", type=click.Path(), help="The reference in higher precision, as `tracekit oracle` makes it.")
+@click.option(
+    "--noise", type=click.Path(), multiple=True, help="Another reference under harmless variation; repeatable."
+)
+@click.option("--strict", is_flag=True, help="Sites that only one side recorded are trouble (exit 2).")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole verdict as JSON.")
+def command(
+    reference: str, candidate: str, oracle: str | None, noise: tuple[str, ...], strict: bool, as_json: bool
+) -> None:
+    """Compare CANDIDATE with REFERENCE and name the first divergence.
+
+    Exit code 0: parity, 1: divergence, 2: trouble.
+    """
+    with contextlib.ExitStack() as stack:
+        one, other = (stack.enter_context(tracekit.open(path)) for path in (reference, candidate))
+        truth = stack.enter_context(tracekit.open(oracle)) if oracle else None
+        more = [stack.enter_context(tracekit.open(path)) for path in noise]
+        verdict = tracekit.diff(one, other, truth, more)
+        if strict:
+            _refuse_unmatched(candidate, verdict)
+        if as_json:
+            click.echo(json.dumps(verdict.to_json(), indent=2))
+        else:
+            click.echo(verdict_text(verdict, one, other, truth))
+    sys.exit(verdict.exit_code)
+
+
+def _refuse_unmatched(path: str, verdict: tracekit.Verdict) -> None:
+    missing = [*verdict.unmatched["reference"], *verdict.unmatched["candidate"]]
+    if missing:
+        raise TraceError(
+            f"{path}: {len(missing)} sites are on one side only, {missing[0]} first; leave out --strict to go on"
+        )

@@ -1,0 +1,140 @@
+"""Which sequence, and which site, of one trace is which of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tracekit.trace import INPUT_SUFFIX, Sequence, Trace, TraceError, resolve
+
+
+@dataclass(frozen=True)
+class SitePair:
+    """A stored site of the reference and the stored site of the candidate that holds the same thing."""
+
+    name: str  # the reference's stored name, which reports show
+    candidate: str
+    order: int  # execution order in the reference
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Site pairs in the reference's execution order, and the stored sites that found no partner."""
+
+    pairs: tuple[SitePair, ...]
+    unmatched_reference: tuple[str, ...]
+    unmatched_candidate: tuple[str, ...]
+
+
+def names(trace: Trace) -> dict[str, str]:
+    """Every name that a trace can resolve to a stored site -> that site's name; inputs included, logits left out."""
+    out = {}
+    for name, site in trace.sites.items():
+        for asked in (name, name + INPUT_SUFFIX) if site.input else (name,):
+            stored = resolve(trace, asked)
+            if stored is not None and stored != "logits":
+                out[asked] = stored
+    return out
+
+
+def align_sites(reference: Trace, candidate: Trace) -> Alignment:
+    """Pair sites by name, inputs by what the wiring resolves them to; a common prefix on one side is stripped."""
+    ours, theirs = names(reference), names(candidate)
+    prefix_ours, prefix_theirs = _prefixes(ours, theirs)
+    partner = {name.removeprefix(prefix_theirs): stored for name, stored in theirs.items()}
+    found: dict[tuple[str, str], None] = {}
+    for name, stored in ours.items():
+        other = partner.get(name.removeprefix(prefix_ours))
+        if other is not None:
+            found[stored, other] = None
+    sites = reference.sites
+    pairs = [SitePair(one, other, sites[one].order if one in sites else -1) for one, other in found]
+    matched, matched_theirs = {one for one, _ in found}, {other for _, other in found}
+    return Alignment(
+        tuple(sorted(pairs, key=lambda pair: pair.order)),
+        tuple(sorted({stored for stored in ours.values() if stored not in matched})),
+        tuple(sorted({stored for stored in theirs.values() if stored not in matched_theirs})),
+    )
+
+
+def _prefixes(ours: Mapping[str, str], theirs: Mapping[str, str]) -> tuple[str, str]:
+    """The prefixes to strip, `("model.", "")` say, that match most names; none where exact names do."""
+    if any(name in theirs for name in ours):
+        return "", ""
+    options = [("", "")]
+    options += [(head, "") for head in _heads(ours)] + [("", head) for head in _heads(theirs)]
+
+    def matches(option: tuple[str, str]) -> int:
+        stripped = {name.removeprefix(option[1]) for name in theirs}
+        return sum(name.removeprefix(option[0]) in stripped for name in ours)
+
+    return max(options, key=matches)
+
+
+def _heads(names_of_one: Mapping[str, str]) -> list[str]:
+    """Dotted beginnings that all names of a side share."""
+    if not names_of_one:
+        return []
+    parts = [name.split(".") for name in names_of_one]
+    shared = []
+    for column in zip(*parts, strict=False):
+        if len(set(column)) > 1:
+            break
+        shared.append(column[0])
+    return [".".join(shared[:count]) + "." for count in range(1, len(shared) + 1)]
+
+
+@dataclass(frozen=True)
+class SequencePair:
+    """Two sequences to compare; `index` is the reference's."""
+
+    index: int
+    reference: Sequence
+    candidate: Sequence
+
+
+def same_prompt(one: Sequence, other: Sequence) -> bool:
+    """Whether both sequences started from the same token ids (or neither from any)."""
+    ids, others = one.prompt_ids, other.prompt_ids
+    if ids is None or others is None:
+        return ids is None and others is None
+    return bool(np.array_equal(ids, others))
+
+
+def align_sequences(reference: Trace, candidate: Trace) -> tuple[list[SequencePair], list[int]]:
+    """Pairs by prompt, in order; a candidate sequence whose prompt is nowhere is paired by index, so that the
+    difference is reported. The second result lists the reference's sequences that were left without a partner.
+    """
+    free = list(candidate.sequences)
+    pairs: dict[int, SequencePair] = {}
+    for sequence in reference.sequences:
+        match = next((other for other in free if same_prompt(sequence, other)), None)
+        if match is not None:
+            free.remove(match)
+            pairs[sequence.index] = SequencePair(sequence.index, sequence, match)
+    for other in free:
+        if other.index < len(reference.sequences) and other.index not in pairs:
+            pairs[other.index] = SequencePair(other.index, reference.sequences[other.index], other)
+    left = [sequence.index for sequence in reference.sequences if sequence.index not in pairs]
+    return [pairs[index] for index in sorted(pairs)], left
+
+
+def check_same_model(reference: Trace, candidate: Trace, alignment: Alignment) -> None:
+    """Raises TraceError where the traces cannot be of the same model."""
+    ours, theirs = reference.config.get("model") or {}, candidate.config.get("model") or {}
+    for key in ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads"):
+        if key in ours and key in theirs and ours[key] != theirs[key]:
+            raise TraceError(
+                f"{candidate.path}: is of another model than {reference.path}: {key} {theirs[key]}, not {ours[key]}; "
+                "record both sides from the same checkpoint"
+            )
+    stored = [
+        bool(trace.sequences and any(sequence.sites for sequence in trace.sequences))
+        for trace in (reference, candidate)
+    ]
+    if all(stored) and not alignment.pairs:
+        raise TraceError(
+            f"{candidate.path}: shares no site name with {reference.path}; record both sides from the same checkpoint"
+        )

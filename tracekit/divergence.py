@@ -1,0 +1,289 @@
+"""The search: the first thing that is wrong, in the order in which a generation computes.
+
+Config, weights, prompt and inputs, then step by step the sites in execution order, logits, survivors, draws, token,
+stop. What is found are facts (`Finding`); their cause is `verdict`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from tracekit.align import Alignment, SequencePair, SitePair, align_sequences, align_sites, check_same_model
+from tracekit.rounding import Judged, Yardstick
+from tracekit.sampling import cut_distance
+from tracekit.trace import Json, Sequence, Step, Trace
+
+
+class Stage(IntEnum):
+    """Where in a step something is found, in the order of the computation."""
+
+    INPUT = 0
+    SITE = 1
+    LOGITS = 2
+    SURVIVORS = 3
+    DRAW = 4
+    TOKEN = 5
+    STOP = 6
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that differs beyond rounding."""
+
+    sequence: int
+    stage: Stage
+    step: int | None
+    position: int | None = None
+    site: str | None = None
+    order: int = 0
+    ratio: float | None = None
+    error: float | None = None
+    facts: Json = field(default_factory=dict)
+
+    @property
+    def rank(self) -> tuple[int, int, int, int]:
+        """Earlier findings have smaller ranks."""
+        return (self.step or 0, int(self.stage), self.order, self.position or 0)
+
+
+@dataclass
+class Search:
+    """Everything the search saw."""
+
+    alignment: Alignment
+    left_sequences: list[int]
+    findings: list[Finding] = field(default_factory=list)
+    compared: Json = field(default_factory=dict)
+    worst: tuple[float, str | None] = (0.0, None)  # largest site ratio of what was not found wrong
+    token: Finding | None = None  # the first token that differs
+    ratios: dict[str, float] = field(default_factory=dict)  # site -> largest site ratio
+    logits_gap: float | None = None  # largest |difference| of a logit over the compared steps
+    ties: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # (sequence, step) where rounding moved a token over a cut
+
+    @property
+    def first(self) -> Finding | None:
+        """The divergence."""
+        return min(self.findings, key=lambda finding: (finding.sequence, *finding.rank), default=None)
+
+
+def search(reference: Trace, candidate: Trace, yardstick: Yardstick) -> Search:
+    """Compare two traces. Raises TraceError where they cannot be of the same model."""
+    alignment = align_sites(reference, candidate)
+    check_same_model(reference, candidate, alignment)
+    pairs, left = align_sequences(reference, candidate)
+    result = Search(alignment, left)
+    counts = {"sequences": len(pairs), "steps": 0, "steps_after_divergence": 0, "sites": 0, "values": 0}
+    result.compared = counts
+    for pair in pairs:
+        _compare_sequence(result, pair, yardstick)
+        if result.findings:
+            break  # later sequences cannot hold an earlier divergence
+    return result
+
+
+def _compare_sequence(result: Search, pair: SequencePair, yardstick: Yardstick) -> None:
+    one, other = pair.reference, pair.candidate
+    finding = _input_difference(pair)
+    if finding is not None:
+        result.findings.append(finding)
+        return
+    split = first_token_difference(one, other)
+    common = min(one.step_count, other.step_count)
+    steps = common if split is None else split + 1
+    result.compared["steps"] += steps
+    result.compared["steps_after_divergence"] += max(one.step_count, other.step_count) - steps
+    prompt = prompt_length(one)
+    stop = min(one.positions, other.positions, prompt + max(steps - 1, 0) if steps else one.positions)
+    _compare_sites(result, pair, yardstick, stop, prompt)
+    _compare_logits(result, pair, yardstick, steps, prompt)
+    for index in range(steps):
+        ours, theirs = one.step(index), other.step(index)
+        _note_logits_gap(result, ours, theirs)
+        finding = _survivor_difference(result, pair, ours, theirs) or _draw_finding(pair, ours, theirs)
+        if finding is not None:
+            result.findings.append(finding)
+            break
+    if split is not None:
+        result.token = _token_finding(pair, split)
+        result.findings.append(result.token)
+    elif _stopped_apart(one, other):
+        result.findings.append(_stop_finding(pair, common))
+
+
+def prompt_length(sequence: Sequence) -> int:
+    """Positions of the prompt; of a sequence without token inputs, all of them."""
+    if sequence.step_count:
+        return sequence.step(0).position + 1
+    return len(sequence.prompt_ids) if sequence.prompt_ids is not None else sequence.positions
+
+
+def first_token_difference(one: Sequence, other: Sequence) -> int | None:
+    """The first step whose token differs."""
+    common = min(one.step_count, other.step_count)
+    apart = np.flatnonzero(one.tokens[:common] != other.tokens[:common])
+    return int(apart[0]) if apart.size else None
+
+
+def step_of(position: int, prompt: int) -> int:
+    """The step that a position belongs to; all of the prefill is step 0."""
+    return max(0, position - (prompt - 1))
+
+
+def _input_difference(pair: SequencePair) -> Finding | None:
+    ours, theirs = pair.reference.inputs, pair.candidate.inputs
+    for name in ours:
+        if name not in theirs:
+            continue
+        one, other = ours[name], theirs[name]
+        if one.shape == other.shape and np.array_equal(one, other):
+            continue
+        same = min(len(one), len(other))
+        apart = np.flatnonzero([not np.array_equal(a, b) for a, b in zip(one[:same], other[:same], strict=True)])
+        position = int(apart[0]) if apart.size else same
+        facts: Json = {"input": name, "lengths": [len(one), len(other)]}
+        if one.ndim == 1 and other.ndim == 1:
+            facts["values"] = [int(side[position]) if position < len(side) else None for side in (one, other)]
+        return Finding(pair.index, Stage.INPUT, 0, position, f"prompt/{name}", facts=facts)
+    return None
+
+
+def _compare_sites(result: Search, pair: SequencePair, yardstick: Yardstick, stop: int, prompt: int) -> None:
+    for site in result.alignment.pairs:
+        for first, last in _common_ranges(pair, site, stop):
+            judged = yardstick.judge(pair, site, first, last)
+            if judged is None:
+                continue
+            result.compared["values"] += (last - first) * pair.reference.sites[site.name].width
+            _note(result, pair, site, judged, first, prompt)
+        result.compared["sites"] += 1
+
+
+def _common_ranges(pair: SequencePair, site: SitePair, stop: int) -> Iterator[tuple[int, int]]:
+    """Positions below `stop` that both sides recorded of a site, if it has one width on both."""
+    ours, theirs = pair.reference.sites.get(site.name), pair.candidate.sites.get(site.candidate)
+    if ours is None or theirs is None or ours.width != theirs.width:
+        return
+    for begin, end in ours.ranges:
+        for start, finish in theirs.ranges:
+            first, last = max(begin, start), min(end, finish, stop)
+            if first < last:
+                yield first, last
+
+
+def _note(result: Search, pair: SequencePair, site: SitePair, judged: Judged, first: int, prompt: int) -> None:
+    result.ratios[site.name] = max(result.ratios.get(site.name, 0.0), judged.site_ratio)
+    wrong = np.flatnonzero(judged.wrong)
+    if not wrong.size:
+        if judged.site_ratio > result.worst[0]:
+            result.worst = (judged.site_ratio, site.name)
+        return
+    at = int(wrong[0])
+    position = first + at
+    result.findings.append(
+        Finding(
+            pair.index,
+            Stage.SITE,
+            step_of(position, prompt),
+            position,
+            site.name,
+            site.order,
+            float(max(judged.ratio[at], judged.site_ratio)),
+            float(judged.error[at]),
+            {"candidate_site": site.candidate, "wrong_positions": int(wrong.size), "positions": int(judged.wrong.size)},
+        )
+    )
+
+
+def _compare_logits(result: Search, pair: SequencePair, yardstick: Yardstick, steps: int, prompt: int) -> None:
+    judged = yardstick.judge_logits(pair, steps) if steps else None
+    if judged is None:
+        return
+    result.ratios["logits"] = judged.site_ratio
+    wrong = np.flatnonzero(judged.wrong)
+    if wrong.size:
+        at = int(wrong[0])
+        ratio, error = float(judged.ratio[at]), float(judged.error[at])
+        result.findings.append(Finding(pair.index, Stage.LOGITS, at, prompt - 1 + at, "logits", 0, ratio, error))
+    elif judged.site_ratio > result.worst[0]:
+        result.worst = (judged.site_ratio, "logits")
+
+
+def _note_logits_gap(result: Search, one: Step, other: Step) -> None:
+    if one.logits is not None and other.logits is not None and one.logits.shape == other.logits.shape:
+        gap = np.max(np.abs(one.logits.astype(np.float64) - other.logits.astype(np.float64)), initial=0.0)
+        result.logits_gap = max(result.logits_gap or 0.0, float(gap))
+
+
+def _survivor_difference(result: Search, pair: SequencePair, one: Step, other: Step) -> Finding | None:
+    """Other survivors at a step, unless the tokens that differ lie closer to the cut than the logits agree."""
+    if one.survivors_id is None or other.survivors_id is None:
+        return None
+    apart = np.setxor1d(one.survivors_id, other.survivors_id)
+    if not apart.size:
+        return None
+    lost = np.setdiff1d(one.survivors_id, other.survivors_id)
+    gained = np.setdiff1d(other.survivors_id, one.survivors_id)
+    facts: Json = {
+        "lost": lost.tolist(),
+        "gained": gained.tolist(),
+        "counts": [int(one.survivors_id.size), int(other.survivors_id.size)],
+    }
+    sampling = pair.reference.sampling
+    if one.logits is not None and result.logits_gap is not None and not sampling.get("repetition_penalty"):
+        distance = cut_distance(one.logits, sampling, apart.tolist())
+        facts["cut_distance"], facts["logit_error"] = distance, result.logits_gap
+        # Both sides of a cut move by at most the logits' error, over the temperature; doubled, since each side moves.
+        if distance <= 2 * result.logits_gap / float(sampling.get("temperature") or 1.0):
+            result.ties.append((pair.index, one.index))
+            return None
+    return Finding(pair.index, Stage.SURVIVORS, one.index, one.position, "survivors", facts=facts)
+
+
+def _draw_finding(pair: SequencePair, one: Step, other: Step) -> Finding | None:
+    facts = _draw_difference(one, other)
+    return None if facts is None else Finding(pair.index, Stage.DRAW, one.index, one.position, "draws", facts=facts)
+
+
+DRAW_FIELDS = ("generator", "seed", "offset", "op", "words")
+
+
+def _draw_difference(one: Step, other: Step) -> Json | None:
+    if len(one.draws) != len(other.draws):
+        return {"field": "count", "values": [len(one.draws), len(other.draws)]}
+    for index, (ours, theirs) in enumerate(zip(one.draws, other.draws, strict=True)):
+        for name in DRAW_FIELDS:
+            values: list[Any] = [getattr(ours, name), getattr(theirs, name)]
+            if None not in values and values[0] != values[1]:
+                return {"field": name, "values": values, "draw": index}
+    return None
+
+
+def _token_finding(pair: SequencePair, step: int) -> Finding:
+    one, other = pair.reference.step(step), pair.candidate.step(step)
+    facts: Json = {
+        "reference": {"id": one.token, "text": one.text},
+        "candidate": {"id": other.token, "text": other.text},
+    }
+    return Finding(pair.index, Stage.TOKEN, step, one.position, "token", facts=facts)
+
+
+def _stopped_apart(one: Sequence, other: Sequence) -> bool:
+    """One side stopped where the other went on; a side that was cut short (no end) proves nothing."""
+    if one.step_count == other.step_count:
+        return False
+    shorter = one if one.step_count < other.step_count else other
+    return shorter.end_reason is not None
+
+
+def _stop_finding(pair: SequencePair, step: int) -> Finding:
+    one, other = pair.reference, pair.candidate
+    facts: Json = {"steps": [one.step_count, other.step_count], "reasons": [one.end_reason, other.end_reason]}
+    position = prompt_length(one) - 1 + step
+    return Finding(pair.index, Stage.STOP, step, position, "stop", facts=facts)

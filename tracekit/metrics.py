@@ -1,0 +1,119 @@
+"""Errors between two recordings of a site, per position, in one pass over blocks that stay in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.dtypes import STORAGE, to_float
+from tracekit.trace import Array, Sequence
+
+Floats = NDArray[np.float64]
+BLOCK_BYTES = 1 << 20
+"""Bytes of one side compared at a time: two sides and their difference stay in a 4 MB cache."""
+
+Reader = Callable[[int, int], Array]
+"""Rows [first, stop) of one side as floats, [rows, width]."""
+
+
+@dataclass(frozen=True)
+class RowErrors:
+    """Per position: L2 norm of the difference and of the base, f64 [positions] each."""
+
+    difference: Floats
+    norm: Floats
+
+    @property
+    def relative(self) -> Floats:
+        """|difference| / |base|; 0 where both are 0, infinite where only the base is."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = self.difference / self.norm
+        return np.where(self.difference == 0, 0.0, ratio)
+
+
+@dataclass(frozen=True)
+class Detail:
+    """One row of a site, closely looked at: what a report shows."""
+
+    relative: float
+    max_abs: float
+    max_index: int
+    cosine: float
+    norm_ratio: float
+    non_finite: int  # elements that are finite on one side only
+
+
+def site_reader(sequence: Sequence, site: str) -> Reader:
+    """Floats of a stored site."""
+    dtype = sequence.sites[site].dtype
+    return lambda first, stop: to_float(sequence.read(site, first, stop), dtype)
+
+
+def row_bytes(sequence: Sequence, site: str) -> int:
+    """Bytes of a row of a stored site."""
+    data = sequence.sites[site]
+    return data.width * STORAGE[data.dtype].itemsize
+
+
+def row_errors(base: Reader, other: Reader, first: int, stop: int, bytes_a_row: int) -> RowErrors:
+    """Errors of positions [first, stop). Elements that are not finite and alike on both sides count as equal; those
+    that differ make the row's error infinite.
+    """
+    difference = np.empty(stop - first)
+    norm = np.empty(stop - first)
+    for begin, end in _blocks(first, stop, bytes_a_row):
+        rows = slice(begin - first, end - first)
+        difference[rows], norm[rows] = _block(base(begin, end), other(begin, end))
+    return RowErrors(difference, norm)
+
+
+def _blocks(first: int, stop: int, bytes_a_row: int) -> Iterator[tuple[int, int]]:
+    rows = max(1, BLOCK_BYTES // max(1, bytes_a_row))
+    for begin in range(first, stop, rows):
+        yield begin, min(stop, begin + rows)
+
+
+def _block(base: NDArray[Any], other: NDArray[Any]) -> tuple[Floats, Floats]:
+    if base.dtype != other.dtype:
+        base, other = base.astype(np.float64), other.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        gap = other - base
+        squares = np.einsum("ij,ij->i", gap, gap)
+        norms = np.einsum("ij,ij->i", base, base)
+    if not (np.isfinite(squares).all() and np.isfinite(norms).all()):
+        return _careful_block(base.astype(np.float64), other.astype(np.float64))
+    return np.sqrt(squares.astype(np.float64)), np.sqrt(norms.astype(np.float64))
+
+
+def _careful_block(base: Floats, other: Floats) -> tuple[Floats, Floats]:
+    """The same where something is not finite, or too large to be squared in float32."""
+    alike = (base == other) | (np.isnan(base) & np.isnan(other))
+    with np.errstate(over="ignore", invalid="ignore"):
+        gap = np.where(alike, 0.0, other - base)
+    gap = np.where(np.isfinite(gap), gap, np.inf)
+    finite = np.where(np.isfinite(base), base, 0.0)
+    with np.errstate(over="ignore"):
+        return np.linalg.norm(gap, axis=1), np.linalg.norm(finite, axis=1)
+
+
+def detail(base: NDArray[Any], other: NDArray[Any]) -> Detail:
+    """Everything about one row, [width] each."""
+    one, two = base.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+    finite = np.isfinite(one) & np.isfinite(two)
+    mismatched = int(np.sum(np.isfinite(one) != np.isfinite(two)))
+    one, two = np.where(finite, one, 0.0), np.where(finite, two, 0.0)
+    gap = np.abs(two - one)
+    norm, other_norm = float(np.linalg.norm(one)), float(np.linalg.norm(two))
+    product = norm * other_norm
+    return Detail(
+        relative=float(np.linalg.norm(gap)) / norm if norm else (0.0 if not gap.any() else float("inf")),
+        max_abs=float(gap.max(initial=0.0)),
+        max_index=int(gap.argmax()) if gap.size else 0,
+        cosine=float(one @ two) / product if product else (1.0 if norm == other_norm else 0.0),
+        norm_ratio=other_norm / norm if norm else (1.0 if not other_norm else float("inf")),
+        non_finite=mismatched,
+    )

@@ -1,0 +1,86 @@
+"""The verdict as a person reads it: short, the cause first."""
+
+from __future__ import annotations
+
+from tracekit.trace import Json, Trace
+from tracekit.verdict import Verdict
+
+
+def verdict_text(verdict: Verdict, reference: Trace, candidate: Trace, oracle: Trace | None = None) -> str:
+    """A dozen lines at most."""
+    lines = _heads([("reference", reference), ("candidate", candidate), *([("oracle", oracle)] if oracle else [])])
+    lines.append(_headline(verdict))
+    lines += [f"  {line}" for line in verdict.evidence]
+    if verdict.token is not None:
+        lines.append("  " + _tokens(verdict.token))
+    if verdict.verdict == "parity":
+        lines.append(f"  {_compared(verdict.compared)}")
+        if verdict.unexercised:
+            lines.append(f"  not exercised: {'; '.join(verdict.unexercised)}")
+    lines += [f"  {line}" for line in _unmatched(verdict.unmatched)]
+    lines += [f"  note: {note}" for note in verdict.notes]
+    if verdict.calibration == "uncalibrated":
+        lines.append("  uncalibrated: no oracle was given, so small errors may be missed (tracekit oracle makes one)")
+    return "\n".join(lines)
+
+
+def _heads(traces: list[tuple[str, Trace]]) -> list[str]:
+    """One line a trace, in columns."""
+    rows = [[role, trace.path, *_about(trace)] for role, trace in traces]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _about(trace: Trace) -> list[str]:
+    versions = trace.config.get("versions") or {}
+    engine = next((f"{name} {versions[name]}" for name in ("torch", "candle") if name in versions), "")
+    sequences = trace.sequences
+    seed = sequences[0].seed if sequences else None
+    steps = sum(sequence.step_count for sequence in sequences)
+    counted = f"{steps} steps" if len(sequences) == 1 else f"{steps} steps in {len(sequences)} sequences"
+    return [trace.implementation, engine, str(trace.config.get("dtype") or ""), f"seed {seed}", counted]
+
+
+def _headline(verdict: Verdict) -> str:
+    if verdict.verdict == "parity":
+        return "PARITY"
+    if verdict.verdict == "withheld":
+        return f"WITHHELD  {verdict.cause}"
+    place = []
+    if verdict.sequence:
+        place.append(f"sequence {verdict.sequence}")
+    if verdict.step is not None:
+        place.append(f"step {verdict.step}")
+    if verdict.position is not None:
+        place.append(f"position {verdict.position}")
+    if verdict.site:
+        place.append(verdict.site)
+    return f"DIVERGENCE  {verdict.cause}" + (f"  at {', '.join(place)}" if place else "")
+
+
+def _tokens(token: Json) -> str:
+    said = [
+        f"{side} {token[side]['id']} {_quoted(token[side]['text'])}".rstrip() for side in ("reference", "candidate")
+    ]
+    return f"tokens differ from step {token['step']}: {said[0]} | {said[1]}"
+
+
+def _quoted(text: str | None) -> str:
+    return "" if text is None else '"' + text.replace("\n", "\\n") + '"'
+
+
+def _compared(compared: Json) -> str:
+    sites, values = compared["sites"], compared["values"]
+    return f"compared: {compared['steps']} steps, {sites} sites, {values / 1e6:.1f} million values"
+
+
+def _unmatched(unmatched: Json) -> list[str]:
+    out = []
+    for side in ("reference", "candidate"):
+        missing = unmatched[side]
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            out.append(f"only in the {side}: {', '.join(missing[:3])}{more}")
+    if unmatched["sequences"]:
+        out.append(f"sequences of the reference without a partner: {len(unmatched['sequences'])}")
+    return out

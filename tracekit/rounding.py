@@ -1,0 +1,233 @@
+"""Is it wrong, or is it rounding? What the error of a site is measured against.
+
+Three yardsticks, best first: an oracle (the reference in higher precision), the spread of several reference traces,
+or, with neither, what the dtype and the depth of the site allow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.align import SequencePair, SitePair, same_prompt
+from tracekit.dtypes import UNIT_ROUNDOFF, to_float
+from tracekit.metrics import Reader, RowErrors, row_bytes, row_errors, site_reader
+from tracekit.trace import Sequence, Trace, TraceError
+
+Floats = NDArray[np.float64]
+
+SITE_LIMIT = 5.0
+"""Ratio to the oracle, root mean square over positions, from which a site is wrong. Benign rewrites of SmolLM2 in
+float32 (eager, sdpa, chunked prefill, token by token, 1 and 2 threads, batched, candle) stay below 2.5 with the oracle;
+a gain of 1.00001 gives 6.6 (`benchmarks/localise.py` prints both)."""
+
+POSITION_LIMIT = 25.0
+"""Ratio to the oracle from which a single position is wrong: one row scatters more than the mean of many (benign
+maximum 6 for the same rewrites), and a stale cache row gives thousands."""
+
+UNCALIBRATED_UNITS = 256.0
+"""Roundoff units, times the square root of the site's depth, that a row may be off without an oracle. Eager against
+sdpa and candle against PyTorch stay below a tenth of that; a gain of 1.01 is beyond it at every depth below 6000 in
+float32."""
+
+REFERENCE_UNITS = 0.25
+"""An oracle's ratio never divides by less than this many roundoff units of the row: a reference that happens to be
+exact (an embedding) proves nothing about how far a correct candidate may be off."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Error of a site over what is allowed: 1-D per position, and whether it is beyond the limit."""
+
+    ratio: Floats  # [positions], error over yardstick
+    site_ratio: float  # root mean square over the positions
+    wrong: NDArray[np.bool_]  # [positions]
+    error: Floats  # [positions], relative error against the reference
+
+
+class Yardstick(Protocol):
+    """Judges the error of one site of one pair of sequences over positions [0, stop)."""
+
+    calibration: str
+
+    def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None: ...
+
+    def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None: ...
+
+
+def _exact(error: RowErrors) -> Judged | None:
+    """All equal: nothing to judge."""
+    if error.difference.any():
+        return None
+    zeros = np.zeros_like(error.difference)
+    return Judged(zeros, 0.0, zeros.astype(bool), zeros)
+
+
+def _logits_readers(pair: SequencePair, stop: int) -> tuple[Reader, Reader, int] | None:
+    one, other = pair.reference, pair.candidate
+    if one.logits_dtype is None or other.logits_dtype is None or stop == 0:
+        return None
+    ours, theirs = logits_reader(one), logits_reader(other)
+    if one.logits(0, 1) is None or other.logits(0, 1) is None:
+        return None
+    widths = ours(0, 1).shape[1], theirs(0, 1).shape[1]
+    if widths[0] != widths[1]:
+        raise TraceError(f"the logits have {widths[0]} entries in the reference and {widths[1]} in the candidate")
+    return ours, theirs, 8 * widths[0]
+
+
+def logits_reader(sequence: Sequence) -> Reader:
+    """Logits of steps [first, stop) as floats."""
+    dtype = sequence.logits_dtype or "float32"
+
+    def read(first: int, stop: int) -> NDArray[np.float64]:
+        rows = sequence.logits(first, stop)
+        if rows is None:
+            raise TraceError(f"sequence {sequence.index}: logits of steps {first} to {stop} are not all recorded")
+        return to_float(rows, dtype)
+
+    return read
+
+
+def _roundoff(*dtypes: str) -> float:
+    """Of the coarsest of these dtypes: a candidate of lower precision is judged by its own."""
+    return max(UNIT_ROUNDOFF.get(dtype, 0.0) for dtype in dtypes)
+
+
+class Uncalibrated:
+    """A floor from dtype and depth; the verdict says that it is uncalibrated."""
+
+    calibration = "uncalibrated"
+
+    def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
+        one, other = pair.reference, pair.candidate
+        readers = site_reader(one, site.name), site_reader(other, site.candidate)
+        error = row_errors(*readers, first, stop, row_bytes(one, site.name))
+        unit = _roundoff(one.sites[site.name].dtype, other.sites[site.candidate].dtype)
+        return _exact(error) or self._measure(error, unit, site.order)
+
+    def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
+        readers = _logits_readers(pair, stop)
+        if readers is None:
+            return None
+        error = row_errors(readers[0], readers[1], 0, stop, readers[2])
+        # The logits' own dtype may be wider than what computed them; the sites', where there are any, tell.
+        dtypes = {data.dtype for one in (pair.reference, pair.candidate) for data in one.sites.values()}
+        names = [pair.reference.logits_dtype or "", pair.candidate.logits_dtype or "", *dtypes]
+        return _exact(error) or self._measure(error, _roundoff(*names), 1000)
+
+    def _measure(self, error: RowErrors, unit: float, order: int) -> Judged:
+        allowed = UNCALIBRATED_UNITS * unit * np.sqrt(max(order, 0) + 1.0)
+        relative = error.relative
+        # Rows of small norm carry the absolute error of their larger neighbours (attention sinks, cancellation).
+        typical = float(np.median(error.norm)) if error.norm.size else 0.0
+        softened = error.difference / np.maximum(error.norm, 0.1 * typical) if typical else relative
+        ratio = np.asarray(softened / allowed)
+        return Judged(ratio, _root_mean_square(ratio), ratio > 1.0, relative)
+
+
+class Oracle:
+    """The reference recorded in higher precision, forced onto the same tokens."""
+
+    calibration = "oracle"
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+
+    def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
+        oracle = self._sequence(pair)
+        if oracle is None or site.name not in oracle.sites:
+            return Uncalibrated().judge(pair, site, first, stop)
+        one, other = pair.reference, pair.candidate
+        ours, theirs = site_reader(one, site.name), site_reader(other, site.candidate)
+        bytes_a_row = row_bytes(oracle, site.name)
+        # Identical values need no judge, whatever the oracle says.
+        apart = row_errors(ours, theirs, first, stop, bytes_a_row)
+        exact = _exact(apart)
+        if exact is not None:
+            return exact
+        truth = site_reader(oracle, site.name)
+        noise = row_errors(truth, ours, first, stop, bytes_a_row)
+        error = row_errors(truth, theirs, first, stop, bytes_a_row)
+        dtypes = one.sites[site.name].dtype, other.sites[site.candidate].dtype
+        return self._measure(apart, noise, error, dtypes, site.order)
+
+    def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
+        oracle = self._sequence(pair)
+        readers = _logits_readers(pair, stop)
+        if readers is None:
+            return None
+        if oracle is None or oracle.logits_dtype is None or oracle.step_count < stop:
+            return Uncalibrated().judge_logits(pair, stop)
+        truth = logits_reader(oracle)
+        apart = row_errors(readers[0], readers[1], 0, stop, readers[2])
+        exact = _exact(apart)
+        if exact is not None:
+            return exact
+        noise = row_errors(truth, readers[0], 0, stop, readers[2])
+        error = row_errors(truth, readers[1], 0, stop, readers[2])
+        dtypes = pair.reference.logits_dtype or "", pair.candidate.logits_dtype or ""
+        return self._measure(apart, noise, error, dtypes, 1000)
+
+    def _sequence(self, pair: SequencePair) -> Sequence | None:
+        """The oracle's sequence of the same index and prompt."""
+        if pair.index >= len(self.trace.sequences):
+            return None
+        oracle = self.trace.sequences[pair.index]
+        return oracle if same_prompt(oracle, pair.reference) else None
+
+    def _measure(
+        self, apart: RowErrors, noise: RowErrors, error: RowErrors, dtypes: tuple[str, str], order: int
+    ) -> Judged:
+        # A row's own noise, but never less than what is typical of the site: one lucky row proves nothing.
+        relative = noise.relative
+        typical = float(np.median(relative[np.isfinite(relative)])) if relative.size else 0.0
+        least = REFERENCE_UNITS * _roundoff(dtypes[0])
+        if UNIT_ROUNDOFF.get(dtypes[1], 0.0) > UNIT_ROUNDOFF.get(dtypes[0], 0.0):
+            least = UNCALIBRATED_UNITS / POSITION_LIMIT * _roundoff(*dtypes) * np.sqrt(max(order, 0) + 1.0)
+        allowed = np.maximum(noise.difference, max(typical, least) * noise.norm)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(error.difference == 0, 0.0, error.difference / allowed)
+        site_ratio = _root_mean_square(ratio)
+        wrong = ratio > (min(SITE_LIMIT, POSITION_LIMIT) if site_ratio > SITE_LIMIT else POSITION_LIMIT)
+        return Judged(ratio, site_ratio, wrong, apart.relative)
+
+
+class Noise:
+    """Several references under harmless variation: their largest distance from the first is the noise."""
+
+    calibration = "noise"
+
+    def __init__(self, traces: list[Trace]) -> None:
+        self.traces = traces
+
+    def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
+        one = pair.reference
+        ours = site_reader(one, site.name)
+        apart = row_errors(ours, site_reader(pair.candidate, site.candidate), first, stop, row_bytes(one, site.name))
+        exact = _exact(apart)
+        if exact is not None:
+            return exact
+        spread = np.zeros(stop - first)
+        for trace in self.traces:
+            other = trace.sequences[pair.index] if pair.index < len(trace.sequences) else None
+            if other is not None and site.name in other.sites and other.sites[site.name].rows >= stop:
+                errors = row_errors(ours, site_reader(other, site.name), first, stop, row_bytes(one, site.name))
+                spread = np.maximum(spread, errors.difference)
+        unit = _roundoff(one.sites[site.name].dtype, pair.candidate.sites[site.candidate].dtype)
+        typical = float(np.median(spread / np.maximum(apart.norm, 1e-300))) if spread.size else 0.0
+        allowed = np.maximum(spread, max(typical, unit) * apart.norm)
+        ratio = apart.difference / np.maximum(allowed, 1e-300)
+        site_ratio = _root_mean_square(ratio)
+        wrong = ratio > (SITE_LIMIT if site_ratio > SITE_LIMIT else POSITION_LIMIT)
+        return Judged(ratio, site_ratio, wrong, apart.relative)
+
+    def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
+        return Uncalibrated().judge_logits(pair, stop)
+
+
+def _root_mean_square(ratio: Floats) -> float:
+    return float(np.sqrt(np.mean(np.square(ratio)))) if ratio.size else 0.0
