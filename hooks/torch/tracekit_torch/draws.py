@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tracekit.rng import offset_of, words_between
 from tracekit.trace import Json, TraceError
 
 BLOCK_WORDS = 624
@@ -93,11 +94,8 @@ class StreamPosition:
 
         `expected` is how many words the operator is known to use; it is believed when the states agree with it.
         """
-        from tracekit.rng import generator_offset, words_between
-
         if before != self._state:
-            known = None if self._offset is None else words_between(self._state, before)
-            self._offset = generator_offset(before) if known is None or self._offset is None else self._offset + known
+            self._offset = self._found(before)
         offset = self._offset
         words = expected
         if expected is None or (_place(after) - _place(before) - expected) % BLOCK_WORDS:
@@ -105,6 +103,21 @@ class StreamPosition:
         self._state = after
         self._offset = None if offset is None or words is None else offset + words
         return offset, words
+
+    def _found(self, state: bytes) -> int | None:
+        """The offset of a state that other draws led to: walked from the last one known, else from the seed."""
+        same_seed = self._state[:8] == state[:8]
+        if same_seed and self._offset is not None and not _is_fresh(state):
+            words = words_between(self._state, state)
+            if words is not None:
+                return self._offset + words
+        return offset_of(state)[1]
+
+
+def _is_fresh(state: bytes) -> bool:
+    """Whether nothing was drawn since seeding."""
+    left, _, following = struct.unpack_from("<iiQ", state, 8)
+    return bool(left == 1 and following == 0)
 
 
 def _place(state: bytes) -> int:

@@ -31,11 +31,12 @@ WORDS: dict[torch.dtype, str] = {
 class Slot:
     """Where one site's values of a call lie: [batch, time, width] in C order at `offset` of `block`."""
 
-    __slots__ = ("block", "dtype", "item", "name", "offset", "shape", "view", "width", "word")
+    __slots__ = ("block", "dtype", "item", "memory", "name", "offset", "shape", "view", "width", "word")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.block: Block | None = None
+        self.memory = memoryview(b"")
         self.offset = -1
         self.shape: torch.Size | None = None
         self.dtype: torch.dtype | None = None
@@ -61,6 +62,8 @@ class CallMemory:
 
     def __init__(self, full: Callable[[], None]) -> None:
         self.slots: list[Slot] = []
+        self.pinned = False
+        """Copies come from a CUDA device and have to be waited for."""
         self._full = full
         self._blocks: list[Block] = []
         self._index = 0
@@ -77,7 +80,8 @@ class CallMemory:
         size = value.numel() * value.element_size()
         if self._total and self._total + size > CALL_BYTES:
             self._full()
-        block = self._room(size, value.is_cuda)
+        on_cuda = value.is_cuda
+        block = self._room(size, on_cuda)
         if (
             slot.offset != self._used
             or slot.block is not block
@@ -86,7 +90,8 @@ class CallMemory:
         ):
             self._place(slot, block, value, rows)
         # A copy of a tensor that autograd follows would be followed too.
-        slot.view.copy_(value.detach() if value.requires_grad else value, non_blocking=value.is_cuda)
+        slot.view.copy_(value.detach() if value.requires_grad else value, non_blocking=on_cuda)
+        self.pinned |= on_cuda
         self._used += (size + ALIGNMENT - 1) & -ALIGNMENT
         self._total += size
         self.slots.append(slot)
@@ -94,6 +99,7 @@ class CallMemory:
     def _place(self, slot: Slot, block: Block, value: torch.Tensor, rows: int) -> None:
         size = value.numel() * value.element_size()
         slot.block, slot.offset, slot.shape, slot.dtype = block, self._used, value.shape, value.dtype
+        slot.memory = block.memory
         slot.word = WORDS[value.dtype]
         slot.item = value.element_size()
         slot.width = value.numel() // rows

@@ -126,11 +126,11 @@ class Taps:
         if self._head is not None and self._head.outputs:
             self._change(self._head.outputs[0], recorded_as="logits")
 
-    def keep_head(self) -> None:
-        """Record the head's output of this call as a site like any other."""
-        call, tap = self.call, self._head
-        if call is not None and tap is not None and call.head_output is not None:
-            self._keep(call, tap.outputs[0], call.head_output)
+    @property
+    def head_site(self) -> str | None:
+        """The site of the logits head, where its output is asked for and was given."""
+        tap = self._head
+        return tap.name if tap is not None and tap.keeps_output and tap.outputs else None
 
     # ---------------------------------------------------------------- which modules
 

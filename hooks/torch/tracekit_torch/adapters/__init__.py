@@ -1,0 +1,1 @@
+"""How kinds of models are run: where their sequences begin, what their positions are, which tokens they choose."""

@@ -1,0 +1,94 @@
+"""Any module: each outermost call is a sequence for every row of the batch, without steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tracekit.trace import Json
+from tracekit_torch.draws import Drawn
+from tracekit_torch.recorder import Recorder, Row, generator_state
+from tracekit_torch.taps import first_tensor
+
+INPUT_BYTES = 64 << 20
+"""Inputs larger than this are not copied into the trace; the sites that read them are."""
+
+
+class AnyModule:
+    """Records calls of a module that no other adapter knows."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._rows: list[Row] = []
+
+    def begin(self, arguments: Json) -> None:
+        """A call: [batch, time, ...] inputs are a sequence for each row, [n, width] inputs one sequence of n rows."""
+        taps = self._recorder.taps
+        value = first_tensor(arguments)
+        if taps is None or value is None or value.dim() == 0:
+            return
+        flat = value.dim() == 1 or (value.dim() == 2 and value.is_floating_point())
+        batch, time = (1, value.shape[0]) if flat else (value.shape[0], value.shape[1])
+        state = generator_state()
+        self._rows = [self._recorder.new_row(0, time) for _ in range(batch)]
+        for index, row in enumerate(self._rows):
+            inputs = _inputs(arguments, batch, index, flat)
+            self._recorder.begin_sequence(row, None, inputs, state, row=index)
+        taps.begin(batch, time, flat)
+
+    def end(self, output: Any) -> None:
+        """The call is over: write it, and end its sequences."""
+        taps = self._recorder.taps
+        if taps is None or taps.call is None:
+            return
+        self.write()
+        taps.end()
+        self._end_rows("done", None)
+
+    def write(self) -> None:
+        """Write what the taps hold."""
+        taps = self._recorder.taps
+        if taps is None or taps.call is None:
+            return
+        self._recorder.write_sites()
+        for index, row in enumerate(self._rows):
+            tensors = self._recorder.call_tensors(0, index)
+            if tensors:
+                self._recorder.writer.call(row.sequence, 0, taps.call.time, tensors)
+        taps.memory.clear()
+
+    def listening(self) -> bool:
+        """Without steps there is nothing that a draw could belong to."""
+        return False
+
+    def drew(self, drawn: Drawn) -> torch.Tensor | None:
+        """Never called: see `listening`."""
+        return None
+
+    def chose(self, scores: torch.Tensor, result: torch.Tensor) -> torch.Tensor | None:
+        """Never called: see `listening`."""
+        return None
+
+    def finish(self, reason: str | None, detail: str | None) -> None:
+        """End what a failed call left open."""
+        self._end_rows(reason or "error", detail)
+
+    def _end_rows(self, reason: str, detail: str | None) -> None:
+        for row in self._rows:
+            self._recorder.end_row(row, reason, detail)
+        self._rows = []
+
+
+def _inputs(arguments: Json, batch: int, index: int, flat: bool) -> dict[str, torch.Tensor]:
+    """One row of every tensor argument that has one for each row of the batch."""
+    found = {}
+    for name, value in arguments.items():
+        if not isinstance(value, torch.Tensor) or value.numel() * value.element_size() > INPUT_BYTES:
+            continue
+        key = "token_ids" if name == "input_ids" else name
+        if flat:
+            found[key] = value
+        elif value.dim() and value.shape[0] == batch:
+            found[key] = value[index]
+    return found

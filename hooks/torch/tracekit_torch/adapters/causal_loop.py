@@ -1,0 +1,318 @@
+"""Loops that call a causal model themselves: `model(input_ids, past_key_values=...)`, again and again.
+
+Nothing tells where a sequence begins or which token was chosen, so both are read off the calls. A call goes on with the
+sequence when its cache holds what was recorded, or, without a cache, when its ids begin with the recorded ones. What is
+fed then tells the token: one token, or one that was seen to be chosen (`multinomial` or `argmax` over the vocabulary)
+is a step; several tokens that nothing chose are more of the prompt (a prefill in chunks).
+
+Until the first step is known, a call may be a plain evaluation, whose logits are a site of all positions, or a prompt
+that goes on. It is held back in memory until the next call, or the end, decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from tracekit.log import Tensor, TensorLike
+from tracekit.trace import Json
+from tracekit_torch import describe
+from tracekit_torch.adapters.causal_calls import cache_length, left_padding, output_logits, write_call
+from tracekit_torch.draws import Drawn
+from tracekit_torch.recorder import Choice, Recorder, Row, as_tensor, generator_state, survivors
+
+
+@dataclass
+class HeldCall:
+    """A call of one row that is not written yet."""
+
+    first: int
+    rows: int
+    tensors: dict[str, TensorLike]
+
+
+@dataclass
+class Waiting:
+    """What is known between two calls."""
+
+    logits: torch.Tensor | None  # [batch, vocabulary] on the host
+    chosen: list[int] | None = None
+    drawn: list[Drawn] = field(default_factory=list)
+    natural: list[int] | None = None
+    """What would have been chosen, where another trace is followed."""
+
+
+@dataclass
+class Begun:
+    """The sequences of one loop, a row of the batch each."""
+
+    rows: list[Row]
+    ids: list[list[int]]
+    """All token ids so far, the batch's padding included."""
+    state: Json
+    parent: int | None
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    held: list[list[HeldCall]] | None = None
+    """What waits for the first step, for each row; None once it is written."""
+    head: list[torch.Tensor] = field(default_factory=list)
+    """The head's outputs of the held calls."""
+    first: int = 0
+    fed: int = 0
+    """Positions of the batch that were fed."""
+
+
+class CausalLoop:
+    """Records calls of a causal model that no `generate` makes."""
+
+    def __init__(self, recorder: Recorder, model: nn.Module) -> None:
+        self._recorder = recorder
+        config: Any = getattr(model, "config", None)
+        self._vocabulary = getattr(config, "vocab_size", None)
+        eos = describe.plain(getattr(config, "eos_token_id", None))
+        self._stops = eos if isinstance(eos, list) else [eos]
+        self._begun: Begun | None = None
+        self._waiting: Waiting | None = None
+
+    @property
+    def waits_for_token(self) -> bool:
+        """Whether the model has answered and no call came since."""
+        return self._waiting is not None
+
+    # ---------------------------------------------------------------- calls
+
+    def begin_call(self, arguments: Json) -> None:
+        """The model is called."""
+        taps = self._recorder.taps
+        ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
+        value = ids if ids is not None else embeds
+        if taps is None or not isinstance(value, torch.Tensor) or value.dim() < 2:
+            return
+        cached = cache_length(arguments.get("past_key_values"))
+        fed = [[int(token) for token in row] for row in ids.tolist()] if ids is not None else []
+        if not self._goes_on(fed, cached):
+            self._begin(arguments, value, fed, cached)
+        begun = self._begun
+        if begun is None:
+            return
+        begun.first = cached
+        begun.fed = cached + value.shape[1]
+        taps.begin(value.shape[0], value.shape[1])
+
+    def write(self) -> None:
+        """Write what the taps hold, or hold it back."""
+        taps, begun = self._recorder.taps, self._begun
+        if taps is None or taps.call is None or begun is None:
+            return
+        if begun.held is None:
+            write_call(self._recorder, begun.rows, begun.first, taps.call.time)
+        else:
+            self._hold(begun, taps.call.time)
+        taps.memory.clear()
+
+    def end_call(self, output: Any) -> None:
+        """The model has answered."""
+        taps, begun = self._recorder.taps, self._begun
+        if taps is None or taps.call is None or begun is None:
+            return
+        self.write()
+        logits = output_logits(output)
+        if begun.held is not None and taps.call.head_output is not None:
+            begun.head.append(taps.call.head_output.detach().to("cpu", copy=True))
+        for row in begun.rows:
+            row.next_position = max(row.next_position, begun.fed - row.padding)
+        taps.end()
+        last = logits[:, -1].detach().to("cpu", copy=True) if logits is not None else None
+        self._waiting = Waiting(last)
+
+    def finish(self, reason: str | None, detail: str | None) -> None:
+        """No call follows: a token that was chosen last is a step, and the sequences end."""
+        begun, waiting = self._begun, self._waiting
+        if begun is None:
+            return
+        if waiting is not None and waiting.chosen is not None and reason is None:
+            self._step(begun, waiting, waiting.chosen)
+        plain = begun.held is not None
+        if plain:
+            self._release(begun, with_head=True)
+        for row in begun.rows:
+            ended = reason or ("done" if plain else self._reason(begun, row))
+            self._recorder.end_row(row, ended, detail)
+        self._begun = self._waiting = None
+
+    # ---------------------------------------------------------------- between two calls
+
+    def drew(self, drawn: Drawn) -> torch.Tensor | None:
+        """Something was drawn between two calls."""
+        waiting, begun = self._waiting, self._begun
+        if waiting is None or begun is None:
+            return None
+        waiting.drawn.append(drawn)
+        if drawn.op == "multinomial" and drawn.source is not None and self._over_vocabulary(drawn.source, drawn.result):
+            return self._chosen(begun, waiting, drawn.result)
+        return None
+
+    def chose(self, scores: torch.Tensor, result: torch.Tensor) -> torch.Tensor | None:
+        """An argmax was taken between two calls."""
+        waiting, begun = self._waiting, self._begun
+        if waiting is None or begun is None or not self._over_vocabulary(scores, result):
+            return None
+        return self._chosen(begun, waiting, result)
+
+    def _over_vocabulary(self, scores: torch.Tensor, result: torch.Tensor) -> bool:
+        begun, waiting = self._begun, self._waiting
+        width = waiting.logits.shape[-1] if waiting is not None and waiting.logits is not None else self._vocabulary
+        return (
+            begun is not None
+            and scores.dim() > 0
+            and scores.shape[-1] == width
+            and scores.numel() == len(begun.rows) * scores.shape[-1]
+            and result.numel() == len(begun.rows)
+        )
+
+    def _chosen(self, begun: Begun, waiting: Waiting, result: torch.Tensor) -> torch.Tensor | None:
+        waiting.chosen = [int(token) for token in result.reshape(-1).tolist()]
+        if self._recorder.follow is None:
+            return None
+        waiting.natural = list(waiting.chosen)
+        for index, row in enumerate(begun.rows):
+            token = self._recorder.forced(row)
+            waiting.chosen[index] = waiting.chosen[index] if token is None else token
+        return torch.tensor(waiting.chosen, dtype=result.dtype, device=result.device).reshape(result.shape)
+
+    # ---------------------------------------------------------------- what the next call says
+
+    def _goes_on(self, fed: list[list[int]], cached: int) -> bool:
+        """Whether this call goes on with the sequences; what was chosen before it is then known."""
+        begun, waiting = self._begun, self._waiting
+        if begun is None or waiting is None or len(fed) != len(begun.rows) or not fed or not all(begun.ids):
+            self.finish(None, None)
+            return False
+        known = len(begun.ids[0])
+        if cached == known:
+            new = fed
+        elif cached == 0 and all(now[:known] == then for now, then in zip(fed, begun.ids, strict=True)):
+            new = [row[known:] for row in fed]
+        else:
+            new = []
+        if not new or not new[0]:
+            self.finish(None, None)
+            return False
+        if len(new[0]) == 1:
+            self._step(begun, waiting, [row[0] for row in new])
+        elif begun.held is None or waiting.chosen is not None:
+            return self._next_turn(begun, new)
+        for row, ids in zip(begun.ids, new, strict=True):
+            row.extend(ids)
+        self._waiting = None
+        return True
+
+    def _next_turn(self, begun: Begun, new: list[list[int]]) -> bool:
+        """Tokens of another turn were fed on top of the cache: new sequences, whose prompts hold the old ones."""
+        parents = [row.sequence for row in begun.rows]
+        paddings = [row.padding for row in begun.rows]
+        ids = [old + more for old, more in zip(begun.ids, new, strict=True)]
+        self.finish(None, None)
+        self._waiting = None
+        rows = [self._recorder.new_row(padding, len(all_ids) - padding) for padding, all_ids in zip(paddings, ids, strict=True)]
+        self._begun = Begun(rows, ids, generator_state(), parents[0], held=[[] for _ in rows])
+        return True
+
+    def _begin(self, arguments: Json, value: torch.Tensor, fed: list[list[int]], cached: int) -> None:
+        batch = value.shape[0]
+        paddings = left_padding(arguments.get("attention_mask"), batch)
+        rows = [self._recorder.new_row(padding, cached + value.shape[1] - padding) for padding in paddings]
+        inputs = {} if fed else {"inputs_embeds": value.detach().to("cpu", copy=True)}
+        self._begun = Begun(rows, fed, generator_state(), None, inputs, [[] for _ in rows])
+        self._waiting = None
+
+    def _step(self, begun: Begun, waiting: Waiting, tokens: list[int]) -> None:
+        if begun.held is not None:
+            for row, ids in zip(begun.rows, begun.ids, strict=True):
+                row.prompt_length = (len(ids) or begun.fed) - row.padding
+            self._release(begun, with_head=False)
+        for index, row in enumerate(begun.rows):
+            if row.reason is not None:
+                continue
+            self._recorder.write_step(row, self._choice(waiting, index, tokens[index]))
+
+    def _choice(self, waiting: Waiting, index: int, token: int) -> Choice:
+        choice = Choice(token)
+        if waiting.logits is not None and self._recorder.keeps_logits:
+            choice.logits = waiting.logits[index]
+        for drawn in waiting.drawn:
+            source = drawn.source
+            of_token = drawn.op == "multinomial" and source is not None and self._over_vocabulary(source, drawn.result)
+            if of_token and source is not None:
+                probs = source.reshape(-1, source.shape[-1])
+                choice.survivors = survivors(probs[index])
+                natural = waiting.natural or waiting.chosen
+                alone = probs.shape[0] == 1 or drawn.offset is None or drawn.generator != "mt19937"
+                words = None if alone else 2 * probs.shape[1]
+                offset = None if alone or words is None or drawn.offset is None else drawn.offset + words * index
+                choice.draws.append(drawn.as_json(natural[index] if natural else None, offset, words))
+            else:
+                choice.draws.append(drawn.as_json())
+            choice.values.append(drawn.value)
+        if waiting.natural is not None and waiting.natural[index] != token:
+            choice.events.append({"kind": "forced", "detail": {"instead_of": waiting.natural[index]}})
+        return choice
+
+    def _reason(self, begun: Begun, row: Row) -> str:
+        index = begun.rows.index(row)
+        waiting = self._waiting
+        if waiting is not None and waiting.chosen is not None:
+            last: int | None = waiting.chosen[index]
+        else:
+            last = begun.ids[index][-1] if begun.ids else None
+        return "stop" if last is not None and last in self._stops else "left"
+
+    # ---------------------------------------------------------------- what is held back
+
+    def _hold(self, begun: Begun, time: int) -> None:
+        if begun.held is None:
+            return
+        for index, row in enumerate(begun.rows):
+            skipped = max(0, row.next_position + row.padding - begun.first, row.padding - begun.first)
+            if skipped >= time:
+                continue
+            tensors: dict[str, TensorLike] = {}
+            for name, value in self._recorder.call_tensors(skipped, index).items():
+                if isinstance(value, Tensor):
+                    tensors[name] = Tensor(value.dtype, value.shape, bytes(value.data))
+            begun.held[index].append(HeldCall(begun.first + skipped - row.padding, time - skipped, tensors))
+
+    def _release(self, begun: Begun, *, with_head: bool) -> None:
+        """Write the beginning of the sequences and the calls that were held back."""
+        recorder, taps = self._recorder, self._recorder.taps
+        if begun.held is None or taps is None:
+            return
+        if not with_head:
+            taps.mark_logits()
+        recorder.write_sites()
+        for index, row in enumerate(begun.rows):
+            ids = begun.ids[index][row.padding :] if begun.ids else None
+            inputs = {name: value[index, row.padding :] for name, value in begun.inputs.items()}
+            metadata = {"parent": begun.parent} if begun.parent is not None else {}
+            recorder.begin_sequence(row, ids, inputs, begun.state, row=index, **metadata)
+            for call in begun.held[index]:
+                if call.tensors:
+                    recorder.writer.call(row.sequence, call.first, call.rows, call.tensors)
+            if with_head:
+                self._write_head(begun, index, row)
+        begun.held = None
+        begun.head = []
+
+    def _write_head(self, begun: Begun, index: int, row: Row) -> None:
+        """The head's outputs of plain calls, where they cover all positions of their call."""
+        taps = self._recorder.taps
+        name = taps.head_site if taps is not None else None
+        if name is None or begun.held is None:
+            return
+        calls = {call.first: call for call in begun.held[index]}.values()
+        for call, head in zip(calls, begun.head, strict=False):
+            if head.dim() == 3 and head.shape[1] >= call.rows:
+                rows = head[index, head.shape[1] - call.rows :]
+                self._recorder.writer.call(row.sequence, call.first, call.rows, {name: as_tensor(rows)})

@@ -1,0 +1,368 @@
+"""The recorder: one trace in the making. Adapters tell it of sequences, calls and steps; it writes the log.
+
+Recording may break, the recorded program may not: an error in here is said once on stderr, ends the recording, and
+leaves what was recorded until then.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from tracekit.archive import write_archive
+from tracekit.log import LogWriter, Tensor, TensorLike
+from tracekit.log_trace import LogTrace
+from tracekit.trace import Json, TraceError
+from tracekit_torch import describe, precision
+from tracekit_torch.draws import Drawn, Draws
+from tracekit_torch.follow import Follow
+from tracekit_torch.memory import WORDS
+from tracekit_torch.options import Options
+from tracekit_torch.taps import Taps
+from tracekit_torch.texts import Texts
+from tracekit_torch.weights import weight_table
+
+LOG_SUFFIX = ".tklog"
+
+
+@dataclass
+class Row:
+    """One sequence that is being recorded: a row of the model's batch."""
+
+    sequence: int
+    padding: int
+    """Positions of the batch's padding to the left of this row, which are no positions of the sequence."""
+    prompt_length: int
+    next_position: int = 0
+    steps: int = 0
+    reason: str | None = None
+    """Why it ended; None while it goes on."""
+
+
+@dataclass
+class Choice:
+    """What is known of one step of one row."""
+
+    token: int
+    logits: torch.Tensor | None = None  # [V] on the host
+    survivors: tuple[torch.Tensor, torch.Tensor] | None = None  # ids i64 [n], probabilities f32 [n]
+    draws: list[Json] = field(default_factory=list)
+    values: list[float | None] = field(default_factory=list)
+    events: list[Json] = field(default_factory=list)
+
+
+class Adapter(Protocol):
+    """What knows how a kind of model is run. `begin` and `end` frame each outermost call of the model."""
+
+    def begin(self, arguments: Json) -> None: ...
+    def end(self, output: Any) -> None: ...
+    def listening(self) -> bool: ...
+    def drew(self, drawn: Drawn) -> torch.Tensor | None: ...
+    def chose(self, scores: torch.Tensor, result: torch.Tensor) -> torch.Tensor | None: ...
+    def write(self) -> None:
+        """Write what the taps hold of the current call."""
+
+    def finish(self, reason: str | None, detail: str | None) -> None:
+        """The run is over: end every sequence that goes on."""
+
+
+class Recorder:
+    """One run. `out` is the archive to make; the log stands next to it, with the suffix `.tklog`, until it is made."""
+
+    def __init__(self, out: Path, options: Options, command: Json | None = None) -> None:
+        self.out = out
+        self.log_path = out if out.suffix == LOG_SUFFIX else out.with_suffix(LOG_SUFFIX)
+        self.options = options
+        self.command = command
+        self.texts = Texts()
+        self.follow = Follow(options.follow) if options.follow else None
+        self.model: nn.Module | None = None
+        self.adapter: Adapter | None = None
+        self.taps: Taps | None = None
+        self.sequences = 0
+        self.steps = 0
+        self.broken: str | None = None
+        self.closed = False
+        self.notes: list[str] = []
+        self._draws = Draws(self, options.rng)
+        self._writer: LogWriter | None = None
+        self._process = os.getpid()
+        self._parameters: list[str] = []
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    # ---------------------------------------------------------------- life
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch torch's random operators inside the block."""
+        with self._draws.watching():
+            yield
+
+    def attach(self, model: nn.Module, adapter: Adapter, head: nn.Module | None, sampling: Json | None = None) -> None:
+        """Record `model` through `adapter`. Writes the log's first frame. Raises TraceError where it cannot."""
+        import inspect
+
+        if self.options.dtype is not None:
+            precision.run_in(model, self.options.dtype)
+        self.model, self.adapter = model, adapter
+        self._parameters = list(inspect.signature(model.forward).parameters)
+        writer = self._open()
+        writer.open(
+            "python",
+            versions=describe.versions(),
+            **describe.device_and_dtype(model),
+            model=describe.model_config(model),
+            sampling=sampling,
+            seed=self.options.seed,
+            command=self.command,
+            checkpoint=describe.checkpoint(model),
+            recorder=self.options.as_json(),
+            weights=weight_table(model),
+        )
+        self._handles = [model.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)]
+        self.taps = Taps(model, head, self.options, adapter.write, self.fail)
+        self._handles.append(model.register_forward_hook(self._after))
+
+    def close(self, reason: str = "done", detail: str | None = None) -> None:
+        """End the trace and make the archive. Raises TraceError where that cannot be written."""
+        if self.closed or os.getpid() != self._process:
+            return
+        self.closed = True
+        self._detach()
+        writer = self._writer
+        if writer is None:
+            return
+        if self.broken is None and self.adapter is not None:
+            try:
+                self.adapter.finish("error" if reason == "error" else None, detail)
+            except Exception as error:
+                self.fail(error)
+        if self.broken is None:
+            writer.close(reason)
+        else:
+            writer.abandon()
+        if self.log_path != self.out and self.sequences:
+            with LogTrace(self.log_path) as trace:
+                write_archive(trace, self.out)
+            if not self.options.keep_log:
+                self.log_path.unlink()
+
+    def discard(self) -> None:
+        """Remove what was written: it holds no sequence."""
+        if self._writer is not None:
+            self.log_path.unlink(missing_ok=True)
+            self.out.unlink(missing_ok=True)
+
+    def forked(self) -> None:
+        """Called in a child process: it shares the log's file and must not write to it."""
+        self.broken = "this is a child process"
+        self._detach()
+        if self._writer is not None:
+            self._writer.abandon()
+
+    def fail(self, error: Exception) -> None:
+        """Give up recording, not the program."""
+        if self.broken is None:
+            what = str(error) if isinstance(error, (TraceError, OSError)) else f"{type(error).__name__}: {error}"
+            self.broken = what
+            self._detach()
+            say(f"recording stopped, the program goes on: {what}")
+            if os.environ.get("TRACEKIT_DEBUG"):
+                sys.excepthook(type(error), error, error.__traceback__)
+
+    def note(self, sentence: str) -> None:
+        """Say something once on stderr."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+            say(sentence)
+
+    @property
+    def active(self) -> bool:
+        """Whether a model is being recorded."""
+        return self._writer is not None and self.broken is None and not self.closed
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        if self.taps is not None:
+            self.taps.remove()
+            self.taps.call = None
+
+    def _open(self) -> LogWriter:
+        try:
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = LogWriter(self.log_path)
+        except OSError as error:
+            raise TraceError(f"{self.log_path}: cannot be written: {error.strerror}") from None
+        return self._writer
+
+    @property
+    def writer(self) -> LogWriter:
+        """The log. Only after `attach`."""
+        if self._writer is None:
+            raise TraceError("nothing is recorded yet")
+        return self._writer
+
+    # ---------------------------------------------------------------- the model's calls and draws
+
+    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: Json) -> None:
+        if self.active and self.adapter is not None:
+            try:
+                named = dict(zip(self._parameters, args, strict=False))
+                self.adapter.begin(named | kwargs)
+            except Exception as error:
+                self.fail(error)
+
+    def _after(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.active and self.adapter is not None:
+            try:
+                self.adapter.end(output)
+            except Exception as error:
+                self.fail(error)
+
+    def listening(self) -> bool:
+        """Whether a draw made now belongs to a step: never inside the model's own forward."""
+        if not self.active or self.adapter is None or self.taps is None or self.taps.call is not None:
+            return False
+        return self.adapter.listening()
+
+    def drew(self, drawn: Drawn) -> torch.Tensor | None:
+        """As `tracekit_torch.draws.Listener`."""
+        try:
+            return None if self.adapter is None else self.adapter.drew(drawn)
+        except Exception as error:
+            self.fail(error)
+            return None
+
+    def chose(self, scores: torch.Tensor, result: torch.Tensor) -> torch.Tensor | None:
+        """As `tracekit_torch.draws.Listener`."""
+        try:
+            return None if self.adapter is None else self.adapter.chose(scores, result)
+        except Exception as error:
+            self.fail(error)
+            return None
+
+    # ---------------------------------------------------------------- what is written
+
+    def begin_sequence(
+        self, row: Row, prompt_ids: list[int] | None, inputs: dict[str, torch.Tensor], state: Json, /, **metadata: Any
+    ) -> None:
+        """Write that `row` begins. `state` is `generator_state()` as it was when the sequence began."""
+        tensors: dict[str, TensorLike] = {f"prompt/{name}": as_tensor(value) for name, value in inputs.items()}
+        if prompt_ids is not None:
+            tensors["prompt/token_ids"] = np.array(prompt_ids, dtype=np.int64)
+            metadata["prompt_text"] = self.texts.text(prompt_ids)
+            metadata["texts"] = self.texts.tokens(prompt_ids)
+        tensors["rng/state"] = np.frombuffer(state["state"], dtype=np.uint8)
+        self.writer.sequence(row.sequence, tensors, seed=state["seed"], **metadata)
+
+    def new_row(self, padding: int, prompt_length: int) -> Row:
+        """The next sequence."""
+        self.sequences += 1
+        return Row(self.sequences - 1, padding, prompt_length)
+
+    def call_tensors(self, first: int, batch_row: int) -> dict[str, TensorLike]:
+        """The values that the taps hold of one row of the batch, rows `first` on: views into memory that is reused."""
+        taps = self.taps
+        if taps is None or taps.call is None:
+            return {}
+        if taps.memory.slots and taps.memory.pinned:
+            torch.cuda.synchronize()
+        time = taps.call.time
+        tensors: dict[str, TensorLike] = {}
+        for slot in taps.memory.slots:
+            size = slot.width * slot.item
+            begin = slot.offset + (batch_row * time + first) * size
+            data = slot.memory[begin : begin + (time - first) * size]
+            tensors[slot.name] = Tensor(slot.word, (time - first, slot.width), data)
+        return tensors
+
+    def write_sites(self) -> None:
+        """Write the rows of the site table that changed."""
+        if self.taps is not None and self.taps.changed:
+            self.writer.sites(list(self.taps.changed.values()))
+            self.taps.changed = {}
+
+    def write_step(self, row: Row, choice: Choice) -> None:
+        """Write that `row` got its next token."""
+        tensors: dict[str, TensorLike] = {}
+        if choice.logits is not None:
+            tensors |= self._logits(choice.logits)
+        if choice.survivors is not None:
+            tensors["survivors/id"] = choice.survivors[0].numpy()
+            tensors["survivors/prob"] = choice.survivors[1].numpy()
+        if choice.draws and any(value is not None for value in choice.values):
+            tensors["draw/value"] = np.array(choice.values, dtype=np.float64)  # None becomes NaN
+        self.writer.step(
+            row.sequence,
+            row.steps,
+            row.prompt_length - 1 + row.steps,
+            choice.token,
+            tensors,
+            text=self.texts.token(choice.token),
+            draws=choice.draws or None,
+            events=choice.events or None,
+        )
+        row.steps += 1
+        self.steps += 1
+
+    def end_row(self, row: Row, reason: str, detail: str | None = None) -> None:
+        """Write that `row` ends."""
+        if row.reason is None:
+            row.reason = reason
+            self.writer.end_sequence(row.sequence, row.steps, reason, detail)
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether steps hold logits."""
+        return self.options.level != "tokens"
+
+    def forced(self, row: Row) -> int | None:
+        """The token that the followed trace has for the next step of `row`."""
+        return None if self.follow is None else self.follow.token(row.sequence, row.steps)
+
+    def _logits(self, logits: torch.Tensor) -> dict[str, TensorLike]:
+        count = self.options.top_logits
+        if count is None:
+            return {"logits": as_tensor(logits)}
+        logprob = torch.log_softmax(logits.double(), dim=-1)
+        top, order = torch.sort(logprob, descending=True, stable=True)
+        return {"topk/id": order[:count].numpy(), "topk/logprob": top[:count].float().numpy()}
+
+
+def as_tensor(value: torch.Tensor) -> Tensor:
+    """A tensor as the log takes it, whatever its dtype."""
+    host = value.detach().cpu().contiguous()
+    data = host.reshape(-1).view(torch.uint8).numpy().data if host.numel() else b""
+    return Tensor(WORDS[host.dtype], tuple(host.shape), data)
+
+
+def generator_state() -> Json:
+    """Seed and state (5056 bytes) of torch's CPU generator as it stands."""
+    return {"seed": torch.initial_seed(), "state": torch.get_rng_state().numpy().tobytes()}
+
+
+def survivors(probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids i64 [n] and probabilities f32 [n] of what could be drawn from `probs` [V]: descending, ties by lower id."""
+    ids = torch.nonzero(probs).reshape(-1)
+    kept, order = torch.sort(probs[ids], descending=True, stable=True)
+    return ids[order].cpu(), kept.float().cpu()
+
+
+def say(sentence: str) -> None:
+    """One line on stderr; stdout belongs to the recorded program."""
+    print(f"tracekit: {sentence}", file=sys.stderr, flush=True)
+
+
+def rows_of(tokens: torch.Tensor) -> Sequence[list[int]]:
+    """[batch, time] token ids as lists."""
+    return [[int(token) for token in row] for row in tokens.tolist()]

@@ -1,0 +1,172 @@
+"""Running a Python program under the recorder, in this process, as `python script.py` would run it.
+
+Its stdout, its exit code and its exceptions stay its own. Signals are left alone: whatever ends the process, the log
+holds every step that was complete, and reads as a trace.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+import os
+import random
+import runpy
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, NoReturn
+
+import torch
+
+from tracekit.trace import Json, TraceError
+from tracekit_torch.options import Options
+from tracekit_torch.recorder import Recorder, say
+from tracekit_torch.watch import Watch
+
+
+@dataclass(frozen=True)
+class Program:
+    """A script, or a module with `-m`, and its arguments."""
+
+    name: str
+    arguments: tuple[str, ...]
+    is_module: bool = False
+
+    def as_json(self) -> Json:
+        """As a trace's `command` holds it: enough to run it again."""
+        argv = ["-m", self.name] if self.is_module else [self.name]
+        kind = {"module": self.name} if self.is_module else {"script": str(Path(self.name).resolve())}
+        return {"argv": [*argv, *self.arguments], "cwd": str(Path.cwd()), **kind}
+
+
+def run(program: Program, out: Path, options: Options) -> NoReturn:
+    """Run and record `program`, then exit as it does; with 2 where it succeeds but nothing could be recorded.
+
+    Raises TraceError where the program cannot be found or the trace cannot be written.
+    """
+    _check(program, out)
+    recorder = Recorder(out, options, program.as_json())
+    os.register_at_fork(after_in_child=recorder.forked)
+    watch = Watch(recorder, options.module)
+    if options.seed is not None:
+        seed(options.seed)
+    error: BaseException | None = None
+    with recorder.watching(), watch.installed():
+        try:
+            _execute(program)
+        except BaseException as raised:
+            error = raised
+        _join_threads()
+    code = _exit_code(error)
+    try:
+        trouble = _close(recorder, watch, error)
+    except TraceError as failed:
+        say(str(failed))
+        trouble = True
+    if isinstance(error, KeyboardInterrupt):
+        sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    if isinstance(error, SystemExit) and code != 0:
+        raise SystemExit(error.code)
+    sys.exit(2 if code == 0 and trouble else code)
+
+
+def seed(number: int) -> None:
+    """Seed torch, random and, where the program can have it, numpy."""
+    torch.manual_seed(number)
+    random.seed(number)
+    if importlib.util.find_spec("numpy") is not None:
+        import numpy as np
+
+        np.random.seed(number % 2**32)
+
+
+def _check(program: Program, out: Path) -> None:
+    if program.is_module:
+        sys.path[0] = str(Path.cwd())
+        try:
+            missing = importlib.util.find_spec(program.name) is None
+        except (ImportError, ValueError):
+            missing = True
+        if missing:
+            raise TraceError(f"-m {program.name}: there is no such module")
+    elif not Path(program.name).is_file():
+        raise TraceError(f"{program.name}: there is no such script; native programs go after `--`")
+    if out.is_dir():
+        raise TraceError(f"{out}: is a folder; give the trace a file name with -o")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TraceError(f"{out}: cannot be written: {error.strerror}") from None
+    if not os.access(out.parent, os.W_OK):
+        raise TraceError(f"{out}: its folder cannot be written to")
+
+
+def _execute(program: Program) -> None:
+    """Run the program as `__main__`; what it raises is printed as Python would and raised on."""
+    try:
+        if program.is_module:
+            sys.argv = [program.name, *program.arguments]
+            runpy.run_module(program.name, run_name="__main__", alter_sys=True)
+        else:
+            _execute_script(program)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        sys.excepthook(type(error), error, _own_frames(error.__traceback__))
+        raise
+
+
+def _execute_script(program: Program) -> None:
+    path = Path(program.name)
+    sys.argv = [program.name, *program.arguments]
+    sys.path[0] = str(path.resolve().parent)
+    main = ModuleType("__main__")
+    main.__file__ = program.name
+    main.__dict__["__builtins__"] = builtins
+    sys.modules["__main__"] = main
+    code = compile(path.read_bytes(), program.name, "exec", dont_inherit=True)
+    exec(code, main.__dict__)
+
+
+def _own_frames(traceback: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames of the recorder that started the program."""
+    ours = (__file__, runpy.__file__, "<frozen runpy>")
+    while traceback is not None and traceback.tb_frame.f_code.co_filename in ours:
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _join_threads() -> None:
+    """Wait for the program's threads, as the interpreter would at its end; they may still generate."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+
+
+def _exit_code(error: BaseException | None) -> int:
+    if error is None:
+        return 0
+    if not isinstance(error, SystemExit):
+        return 1
+    code: Any = error.code
+    return code if isinstance(code, int) else 0 if code is None else 1
+
+
+def _close(recorder: Recorder, watch: Watch, error: BaseException | None) -> bool:
+    """Make the archive and say what became of the recording. True where it is not what was asked for."""
+    failed = error is not None and not isinstance(error, SystemExit)
+    recorder.close("error" if failed else "done", f"{type(error).__name__}: {error}" if failed else None)
+    if recorder.sequences == 0:
+        recorder.discard()
+        if recorder.broken is None:
+            say(watch.why_nothing if recorder.model is None else "the model was found, but no call of it was recorded")
+        return True
+    steps = f"{recorder.steps} steps" if recorder.steps != 1 else "1 step"
+    sequences = f"{recorder.sequences} sequences" if recorder.sequences != 1 else "1 sequence"
+    say(f"wrote {recorder.out}: {sequences}, {steps}")
+    return recorder.broken is not None
