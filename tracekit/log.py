@@ -7,10 +7,11 @@ being sound. What the frames mean is `log_trace`'s business.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,31 @@ class Tensor:
 TensorLike = Array | Tensor
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Names, dtypes and shapes of tensors as a safetensors header says them: made once, used for many frames."""
+
+    entries: str  # each led by a comma
+    nbytes: int  # of the tensors, without `__pad__`
+
+    @classmethod
+    def of(cls, tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> Layout:
+        """The layout of tensors (name, torch's word for the dtype, shape) that lie one after the other."""
+        entries = []
+        offset = 0
+        for name, dtype, shape in tensors:
+            end = offset + STORAGE[dtype].itemsize * math.prod(shape)
+            entries.append((name, SAFETENSORS[dtype], list(shape), [offset, end]))
+            offset = end
+        if offset % 8:
+            entries.append((PAD_NAME, "U8", [-offset % 8], [offset, offset + -offset % 8]))
+        text = "".join(
+            f',{json.dumps(name)}:{{"dtype":"{dtype}","shape":{json.dumps(shape)},"data_offsets":{json.dumps(offsets)}}}'
+            for name, dtype, shape, offsets in entries
+        )
+        return cls(text, offset)
+
+
 class LogWriter:
     """Writes a log. One `write` a frame, no fsync until `close`; after a kill every frame that was written is there.
 
@@ -57,26 +83,25 @@ class LogWriter:
         self.path = os.fspath(path)
         self._hash = hash_frames
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._layouts: dict[tuple[tuple[str, str, tuple[int, ...]], ...], str] = {}
 
     def write_frame(
         self, kind: str, metadata: Mapping[str, Any], tensors: Mapping[str, TensorLike] | None = None
     ) -> None:
         """Append one frame. `metadata` values are anything that JSON can say; None values are left out."""
         parts = [_as_tensor(value) for value in (tensors or {}).values()]
-        key = tuple((name, part.dtype, part.shape) for name, part in zip(tensors or {}, parts, strict=True))
-        layout = self._layouts.get(key)
-        if layout is None:
-            # Decode steps share one layout: its JSON is made once. Only one is kept, prefills differ each time.
-            layout = _layout(key)
-            self._layouts = {key: layout}
+        layout = Layout.of([(name, part.dtype, part.shape) for name, part in zip(tensors or {}, parts, strict=True)])
+        self.write_packed(kind, metadata, layout, [part.data for part in parts])
+
+    def write_packed(self, kind: str, metadata: Mapping[str, Any], layout: Layout, buffers: Sequence[Any]) -> None:
+        """As `write_frame`, where the tensors' layout is made already and their bytes lie in `buffers` one after the
+        other: hundreds of tensors of every decoding step cost no more than one."""
         words = {"kind": kind} | {name: json.dumps(value) for name, value in metadata.items() if value is not None}
-        header = ('{"__metadata__":' + json.dumps(words) + layout + "}").encode()
+        header = ('{"__metadata__":' + json.dumps(words) + layout.entries + "}").encode()
         header += b" " * (-len(header) % 8)
-        data_length = sum(_nbytes(part) for part in parts)
-        buffers = [struct.pack("<Q", len(header)), header, *(part.data for part in parts), bytes(-data_length % 8)]
-        length = 8 + len(header) + data_length + (-data_length % 8)
-        self._write([FRAME_HEAD.pack(MAGIC, 0, length, self._digest(buffers)), *buffers], FRAME_HEAD.size + length)
+        padding = bytes(-layout.nbytes % 8)
+        parts = [struct.pack("<Q", len(header)), header, *buffers, padding]
+        length = 8 + len(header) + layout.nbytes + len(padding)
+        self._write([FRAME_HEAD.pack(MAGIC, 0, length, self._digest(parts)), *parts], FRAME_HEAD.size + length)
 
     def open(self, implementation: str, **metadata: Any) -> None:
         """The first frame. `weights` (a list of name, dtype, shape, digest) is split as the format wants it."""
@@ -155,26 +180,6 @@ def _as_tensor(value: TensorLike) -> Tensor:
     array = np.ascontiguousarray(value)
     dtype = array.dtype.newbyteorder("<")
     return Tensor(_NUMPY_NAMES[dtype], array.shape, array.astype(dtype, copy=False).reshape(-1).view(np.uint8).data)
-
-
-def _nbytes(part: Tensor) -> int:
-    return memoryview(part.data).nbytes
-
-
-def _layout(key: tuple[tuple[str, str, tuple[int, ...]], ...]) -> str:
-    """The tensor entries of a safetensors header, each led by a comma."""
-    entries = []
-    offset = 0
-    for name, dtype, shape in key:
-        end = offset + STORAGE[dtype].itemsize * int(np.prod(shape, dtype=np.int64))
-        entries.append((name, SAFETENSORS[dtype], list(shape), [offset, end]))
-        offset = end
-    if offset % 8:
-        entries.append((PAD_NAME, "U8", [-offset % 8], [offset, offset + -offset % 8]))
-    return "".join(
-        f',{json.dumps(name)}:{{"dtype":"{dtype}","shape":{json.dumps(shape)},"data_offsets":{json.dumps(offsets)}}}'
-        for name, dtype, shape, offsets in entries
-    )
 
 
 @dataclass(frozen=True)

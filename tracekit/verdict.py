@@ -153,7 +153,7 @@ def reach(reference: Trace, candidate: Trace, found: Search, calibration: str) -
         unmatched=unmatched,
         calibration=calibration,
         differences=tuple(differences),
-        notes=tuple(_notes(reference, candidate, found)),
+        notes=tuple(_notes(reference, candidate, found, ruling.cause if ruling else None)),
     )
 
 
@@ -166,8 +166,10 @@ def _token_json(finding: Finding | None) -> Json | None:
     return None if finding is None else {"step": finding.step, **finding.facts}
 
 
-def _notes(reference: Trace, candidate: Trace, found: Search) -> list[str]:
+def _notes(reference: Trace, candidate: Trace, found: Search, cause: str | None) -> list[str]:
     notes = [f"{trace.path}: {trace.status_detail}" for trace in (reference, candidate) if trace.status_detail]
+    if cause not in (None, "near-tie"):
+        return notes  # the logits differ by more than rounding: what they move over a cut says nothing
     notes += [
         f"sequence {sequence}, step {step}: rounding moved a token across a cut of the filter"
         for sequence, step in found.ties[:3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from typing import Any
 
@@ -160,8 +161,6 @@ def site_detail(trace: Trace, sequence: Sequence, name: str) -> Json:
 
 
 def _near(trace: Trace, name: str) -> str:
-    import difflib
-
-    known = [*trace.sites, *(site + INPUT_SUFFIX for site in trace.sites)]
+    known = [*trace.sites, *(site + INPUT_SUFFIX for site, row in trace.sites.items() if row.input)]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"; did you mean {', '.join(near)}?" if near else "; tracekit show lists the sites"
