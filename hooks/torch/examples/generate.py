@@ -1,4 +1,4 @@
-"""Generate text with a causal language model of Hugging Face transformers: an ordinary program, with no tracekit in it."""
+"""Generate text with a causal language model of transformers: an ordinary program, with no tracekit in it."""
 
 from __future__ import annotations
 

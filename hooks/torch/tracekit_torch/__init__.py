@@ -1,7 +1,7 @@
 """The PyTorch side of tracekit: records a model while a program of the user's runs it.
 
-    with tracekit_torch.record(model, "run.h5"):
-        model.generate(...)
+with tracekit_torch.record(model, "run.h5"):
+    model.generate(...)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def record(
     dtype: str | None = None,
     keep_log: bool = False,
 ) -> Iterator[Recorder]:
-    """Record every call of `model` inside the block into the archive `path`; the options are those of `tracekit record`.
+    """Record every call of `model` inside the block into the archive `path`, with the options of `tracekit record`.
 
     Raises TraceError for an option that means nothing, a trace to follow that cannot be read, or a path that cannot be
     written. An exception inside the block ends the trace with `error` and goes on.

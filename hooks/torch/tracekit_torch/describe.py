@@ -131,6 +131,8 @@ def sampling(config: Any) -> Json:
         if value is None or value in WITHOUT_EFFECT.get(name, ()) or (name in ONLY_SAMPLED and not config.do_sample):
             continue
         found[name] = value
+    if "max_new_tokens" in found:
+        found.pop("max_length", None)  # follows from it, differently for each prompt
     eos = plain(config.eos_token_id)
     if eos is not None:
         found["eos_token_id"] = eos if isinstance(eos, list) else [eos]

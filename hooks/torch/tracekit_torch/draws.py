@@ -24,15 +24,29 @@ from tracekit.trace import Json, TraceError
 
 BLOCK_WORDS = 624
 """Words that mt19937 makes at a time."""
-FUNCTIONS = ("multinomial", "bernoulli", "normal", "rand", "randn", "randint", "randperm") + (
+FUNCTIONS = (
+    "bernoulli",
+    "multinomial",
+    "normal",
+    "rand",
     "rand_like",
-    "randn_like",
+    "randint",
     "randint_like",
+    "randn",
+    "randn_like",
+    "randperm",
 )
-METHODS = ("multinomial", "bernoulli", "bernoulli_", "exponential_", "uniform_", "normal_", "random_") + (
+METHODS = (
+    "bernoulli",
+    "bernoulli_",
     "cauchy_",
+    "exponential_",
     "geometric_",
     "log_normal_",
+    "multinomial",
+    "normal_",
+    "random_",
+    "uniform_",
 )
 CHOICES = ("argmax",)
 """Not random, but how a greedy loop chooses its token."""
@@ -132,15 +146,13 @@ class Draws:
     def __init__(self, listener: Listener, mode: str) -> None:
         self._listener = listener
         self._mode = mode
-        self._streams: dict[int, StreamPosition] = {}
+        self._streams: dict[torch.Generator, StreamPosition] = {}
         self._inside = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Replace the entry points (and push the dispatch mode) inside the block; put them back after it."""
-        places = [(torch, name) for name in FUNCTIONS + CHOICES] + [
-            (torch.Tensor, name) for name in METHODS + CHOICES
-        ]
+        places = [(torch, name) for name in FUNCTIONS + CHOICES] + [(torch.Tensor, name) for name in METHODS + CHOICES]
         originals = [(owner, name, vars(owner).get(name), getattr(owner, name)) for owner, name in places]
         for owner, name, _, function in originals:
             make = self._choice if name in CHOICES else self._draw
@@ -198,14 +210,18 @@ class Draws:
         return self._tell(name, source, result, generator, before, kwargs)
 
     def _on_cpu(
-        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], source: torch.Tensor
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        source: torch.Tensor,
     ) -> Any:
         def to_cpu(value: Any) -> Any:
             return value.cpu() if isinstance(value, torch.Tensor) else value
 
-        result = self._watched(
-            name, function, tuple(to_cpu(value) for value in args), {key: to_cpu(value) for key, value in kwargs.items()}
-        )
+        named = {key: to_cpu(value) for key, value in kwargs.items()}
+        result = self._watched(name, function, tuple(map(to_cpu, args)), named)
         if name.endswith("_") and isinstance(result, torch.Tensor):
             return source.copy_(result)
         return result.to(source.device) if isinstance(result, torch.Tensor) else result
@@ -223,7 +239,7 @@ class Draws:
             return result
         after = generator.get_state()
         if generator.device.type == "cpu":
-            stream = self._streams.setdefault(generator._cdata, StreamPosition())
+            stream = self._streams.setdefault(generator, StreamPosition())
             expected = _words(name, source, result)
             offset, words = stream.advance(before.numpy().tobytes(), after.numpy().tobytes(), expected)
             kind = "mt19937"
@@ -241,11 +257,11 @@ class Draws:
         return self._watched(name, function, args, kwargs)
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Hands every operator that torch itself tags as random to `Draws`."""
 
     def __init__(self, draws: Draws) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._draws = draws
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:

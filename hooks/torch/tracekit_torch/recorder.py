@@ -270,13 +270,26 @@ class Recorder:
         self.sequences += 1
         return Row(self.sequences - 1, padding, prompt_length)
 
+    def write_call(self, row: Row, position: int, first: int, batch_row: int) -> None:
+        """Write the values that the taps hold of one row of the batch, rows `first` on, the first at `position`."""
+        taps = self.taps
+        if taps is None or taps.call is None or not taps.memory.slots:
+            return
+        call = taps.call
+        layout = taps.memory.layout() if call.batch == 1 and first == 0 else None
+        if layout is None:
+            self.writer.call(row.sequence, position, call.time - first, self.call_tensors(first, batch_row))
+            return
+        self._wait()
+        metadata = {"sequence": row.sequence, "position": position, "rows": call.time}
+        self.writer.write_packed("call", metadata, layout, taps.memory.buffers())
+
     def call_tensors(self, first: int, batch_row: int) -> dict[str, TensorLike]:
         """The values that the taps hold of one row of the batch, rows `first` on: views into memory that is reused."""
         taps = self.taps
         if taps is None or taps.call is None:
             return {}
-        if taps.memory.slots and taps.memory.pinned:
-            torch.cuda.synchronize()
+        self._wait()
         time = taps.call.time
         tensors: dict[str, TensorLike] = {}
         for slot in taps.memory.slots:
@@ -285,6 +298,11 @@ class Recorder:
             data = slot.memory[begin : begin + (time - first) * size]
             tensors[slot.name] = Tensor(slot.word, (time - first, slot.width), data)
         return tensors
+
+    def _wait(self) -> None:
+        """Wait for copies from the device."""
+        if self.taps is not None and self.taps.memory.pinned:
+            torch.cuda.current_stream().synchronize()
 
     def write_sites(self) -> None:
         """Write the rows of the site table that changed."""

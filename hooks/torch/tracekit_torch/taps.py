@@ -220,6 +220,10 @@ class Taps:
         self._keep(call, place, value)
 
     def _keep(self, call: Call, place: Place, value: torch.Tensor) -> None:
+        slot = place.slot
+        if slot.rows == (call.batch, call.time) and self.memory.keep_again(slot, value):
+            call.seen.add(value, slot)
+            return
         why = _unfit(call, value)
         if why is not None:
             if not place.stored and place.row.get("skipped") != why:
@@ -228,8 +232,9 @@ class Taps:
         if not place.stored:
             place.stored = True
             self._change(place, skipped=None)
-        self.memory.keep(place.slot, value, call.rows)
-        call.seen.add(value, place.slot)
+        self.memory.keep(slot, value, call.rows)
+        slot.rows = (call.batch, call.time)
+        call.seen.add(value, slot)
 
     def _add_place(self, tap: Tap) -> None:
         place = Place(_repeated(tap.name, tap.fired), type(tap.module).__name__, self._next_order())

@@ -146,7 +146,7 @@ class Watch:
 
     def _watch_transformers(self) -> None:
         wanted = {GENERATION_MODULE: self._watch_generation, TOKENIZER_MODULE: self._watch_tokenizers}
-        missing = {}
+        missing: dict[str, Callable[[ModuleType], None]] = {}
         for name, action in wanted.items():
             if name in sys.modules:
                 action(sys.modules[name])
@@ -191,9 +191,9 @@ class Watch:
             try:
                 result = original(model, *args, **kwargs)
             except BaseException as error:
-                self._guarded(lambda: adapter.end_generation("error", f"{type(error).__name__}: {error}"))
+                self._end_generation(adapter, "error", f"{type(error).__name__}: {error}")
                 raise
-            self._guarded(lambda: adapter.end_generation("left"))
+            self._end_generation(adapter, "left")
             return result
 
         return sample
@@ -266,10 +266,10 @@ class Watch:
 
         return stop
 
-    def _guarded(self, action: Callable[[], None]) -> None:
+    def _end_generation(self, adapter: TransformersCausal, reason: str, detail: str | None = None) -> None:
         if self._recorder.active:
             try:
-                action()
+                adapter.end_generation(reason, detail)
             except Exception as error:
                 self._recorder.fail(error)
 
@@ -325,4 +325,3 @@ class _Loader(importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
         self._action(module)
-

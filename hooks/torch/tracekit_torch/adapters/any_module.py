@@ -53,9 +53,7 @@ class AnyModule:
             return
         self._recorder.write_sites()
         for index, row in enumerate(self._rows):
-            tensors = self._recorder.call_tensors(0, index)
-            if tensors:
-                self._recorder.writer.call(row.sequence, 0, taps.call.time, tensors)
+            self._recorder.write_call(row, 0, 0, index)
         taps.memory.clear()
 
     def listening(self) -> bool:

@@ -41,6 +41,4 @@ def write_call(recorder: Recorder, rows: list[Row], first: int, time: int) -> No
         skipped = max(0, row.next_position + row.padding - first, row.padding - first)
         if row.reason is not None or skipped >= time:
             continue
-        tensors = recorder.call_tensors(skipped, index)
-        if tensors:
-            recorder.writer.call(row.sequence, first + skipped - row.padding, time - skipped, tensors)
+        recorder.write_call(row, first + skipped - row.padding, skipped, index)

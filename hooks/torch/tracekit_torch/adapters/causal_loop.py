@@ -216,7 +216,10 @@ class CausalLoop:
         ids = [old + more for old, more in zip(begun.ids, new, strict=True)]
         self.finish(None, None)
         self._waiting = None
-        rows = [self._recorder.new_row(padding, len(all_ids) - padding) for padding, all_ids in zip(paddings, ids, strict=True)]
+        rows = [
+            self._recorder.new_row(padding, len(all_ids) - padding)
+            for padding, all_ids in zip(paddings, ids, strict=True)
+        ]
         self._begun = Begun(rows, ids, generator_state(), parents[0], held=[[] for _ in rows])
         return True
 

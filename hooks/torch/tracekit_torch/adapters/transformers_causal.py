@@ -77,7 +77,12 @@ class Generation:
             inputs = {"inputs_embeds": embeds[index, padding:]} if without_ids and embeds is not None else {}
             self.rows.append(row)
             recorder.begin_sequence(
-                row, None if without_ids else ids[max(0, padding - cached) :], inputs, state, sampling=settings, row=index
+                row,
+                None if without_ids else ids[max(0, padding - cached) :],
+                inputs,
+                state,
+                sampling=settings,
+                row=index,
             )
 
     # ---------------------------------------------------------------- calls
