@@ -28,15 +28,15 @@ POSITION_LIMIT = 25.0
 """Ratio to the oracle from which a single position is wrong: one row scatters more than the mean of many (benign
 maximum 6 for the same rewrites), and a stale cache row gives thousands."""
 
-UNCALIBRATED_UNITS = 256.0
+UNCALIBRATED_UNITS = 64.0
 """Roundoff units, times the square root of the site's depth, that a row may be off without an oracle. Eager against
-sdpa and candle against PyTorch stay below a tenth of that; a gain of 1.01 is beyond it at every depth below 6000 in
-float32."""
+sdpa and candle against PyTorch stay below a third of that; a gain of 1.01 is beyond it at every depth
+in float32."""
 
 REFERENCE_UNITS = 2.0
 """An oracle's ratio never divides by less than this many roundoff units of the row. A reference that happens to be
-nearly exact proves nothing about how far a correct candidate may be off: torch sums the squares of a norm pairwise, candle
-one after the other, and is 2.5 units off where torch is half a unit off (SmolLM2, layer 0)."""
+nearly exact proves nothing about how far a correct candidate may be off: torch sums the squares of a norm pairwise,
+candle one after the other, and is 2.5 units off where torch is half a unit off (SmolLM2, layer 0)."""
 
 
 @dataclass(frozen=True)
