@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{json, Map, Value};
 
+use crate::fields::{count, flag, is_neutral, number, optional_count, optional_number, read_object};
 use crate::trouble::{trouble, Result};
 
 /// What the model is built from. A field of the file that is not understood and could change the result is an error.
@@ -17,7 +18,7 @@ pub struct Config {
     pub num_key_value_heads: usize,
     pub head_dim: usize,
     pub vocab_size: usize,
-    pub max_position_embeddings: usize,
+    pub max_position_embeddings: Option<usize>,
     pub rms_norm_eps: f64,
     pub rope: Rope,
     pub tie_word_embeddings: bool,
@@ -25,7 +26,8 @@ pub struct Config {
     pub qkv_bias: bool,
     pub output_bias: bool,
     pub mlp_bias: bool,
-    pub eos_token_ids: Vec<u32>,
+    /// Positions that the attention of some layer would look back on; this engine always looks back on all.
+    pub sliding_window: Option<usize>,
 }
 
 /// Rotary embedding: base and how its frequencies are scaled.
@@ -62,9 +64,10 @@ const READ: &[&str] = &[
     "attention_bias",
     "mlp_bias",
     "hidden_act",
-    "eos_token_id",
     "layer_types",
+    "sliding_window",
     "use_sliding_window",
+    "max_window_layers",
     "partial_rotary_factor",
 ];
 
@@ -75,6 +78,7 @@ const HARMLESS: &[&str] = &[
     "architectures",
     "attention_dropout",
     "bos_token_id",
+    "eos_token_id",
     "dtype",
     "torch_dtype",
     "initializer_range",
@@ -83,10 +87,7 @@ const HARMLESS: &[&str] = &[
     "transformers_version",
     "unk_token_id",
     "use_cache",
-    "max_window_layers",
-    "sliding_window",
     "is_llama_config",
-    "rope_interleaved",
     "_attn_implementation",
     "id2label",
     "label2id",
@@ -98,46 +99,44 @@ const HARMLESS: &[&str] = &[
 ];
 
 impl Config {
-    /// Reads `config.json` and, for the stop tokens, `generation_config.json`.
+    /// Reads `config.json`.
     pub fn load(folder: &Path) -> Result<Self> {
-        let fields = read_object(&folder.join("config.json"))?;
-        let generation = folder.join("generation_config.json");
-        let generation = if generation.exists() { read_object(&generation)? } else { Map::new() };
-        Self::parse(&fields, &generation).map_err(|error| trouble(format!("{}/config.json: {error}", folder.display())))
+        let path = folder.join("config.json");
+        Self::parse(&read_object(&path)?).map_err(|error| trouble(format!("{}: {error}", path.display())))
     }
 
-    fn parse(fields: &Map<String, Value>, generation: &Map<String, Value>) -> Result<Self> {
-        refuse_unknown(fields)?;
+    /// What a file leaves out takes the value that transformers gives it.
+    fn parse(fields: &Map<String, Value>) -> Result<Self> {
         let model_type = fields.get("model_type").and_then(Value::as_str).unwrap_or_default().to_string();
-        let flag = |name: &str, default: bool| fields.get(name).and_then(Value::as_bool).unwrap_or(default);
-        let (qkv_bias, output_bias) = match model_type.as_str() {
-            "llama" => (flag("attention_bias", false), flag("attention_bias", false)),
-            "qwen2" => (true, false),
+        // transformers gives Qwen2 these biases whatever its file says.
+        let (qkv_bias, output_bias, mlp_bias) = match model_type.as_str() {
+            "llama" => {
+                let attention = flag(fields, "attention_bias", false)?;
+                (attention, attention, flag(fields, "mlp_bias", false)?)
+            }
+            "qwen2" => (true, false, false),
             other => return Err(trouble(format!("model_type {other:?} is not known; llama and qwen2 are"))),
         };
+        refuse_unknown(fields)?;
         let hidden_size = count(fields, "hidden_size")?;
         let num_attention_heads = count(fields, "num_attention_heads")?;
-        let optional = |name: &str, default: usize| match fields.get(name) {
-            None | Some(Value::Null) => Ok(default),
-            Some(_) => count(fields, name),
-        };
-        let eos = generation.get("eos_token_id").or_else(|| fields.get("eos_token_id"));
+        let num_hidden_layers = count(fields, "num_hidden_layers")?;
         let config = Self {
             hidden_size,
             intermediate_size: count(fields, "intermediate_size")?,
-            num_hidden_layers: count(fields, "num_hidden_layers")?,
+            num_hidden_layers,
             num_attention_heads,
-            num_key_value_heads: optional("num_key_value_heads", num_attention_heads)?,
-            head_dim: optional("head_dim", hidden_size / num_attention_heads.max(1))?,
+            num_key_value_heads: optional_count(fields, "num_key_value_heads")?.unwrap_or(num_attention_heads),
+            head_dim: optional_count(fields, "head_dim")?.unwrap_or(hidden_size / num_attention_heads.max(1)),
             vocab_size: count(fields, "vocab_size")?,
-            max_position_embeddings: optional("max_position_embeddings", usize::MAX)?,
-            rms_norm_eps: number(fields, "rms_norm_eps")?,
+            max_position_embeddings: optional_count(fields, "max_position_embeddings")?,
+            rms_norm_eps: optional_number(fields, "rms_norm_eps")?.unwrap_or(1e-6),
             rope: Rope::parse(fields)?,
-            tie_word_embeddings: flag("tie_word_embeddings", false),
+            tie_word_embeddings: flag(fields, "tie_word_embeddings", false)?,
             qkv_bias,
             output_bias,
-            mlp_bias: flag("mlp_bias", false),
-            eos_token_ids: token_ids(eos),
+            mlp_bias,
+            sliding_window: sliding_window(fields, num_hidden_layers)?,
             model_type,
         };
         config.check()?;
@@ -149,6 +148,10 @@ impl Config {
         if heads == 0 || self.num_key_value_heads == 0 || heads % self.num_key_value_heads != 0 {
             return Err(trouble(format!("{heads} heads cannot share {} KV heads", self.num_key_value_heads)));
         }
+        // The widest product of two fields; each is checked against its tensor's shape before anything is allocated.
+        if heads.checked_mul(self.head_dim).is_none() {
+            return Err(trouble(format!("{heads} heads of {} are too many", self.head_dim)));
+        }
         if self.head_dim == 0 || self.head_dim % 2 != 0 {
             return Err(trouble(format!("head_dim {} cannot be rotated; it must be even", self.head_dim)));
         }
@@ -157,7 +160,7 @@ impl Config {
 
     /// The hyper-parameters as this engine uses them, in the file's words.
     pub fn to_json(&self) -> Value {
-        json!({
+        let mut words = json!({
             "model_type": self.model_type,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
@@ -171,8 +174,13 @@ impl Config {
             "rope_scaling": self.rope.scaling.to_json(),
             "hidden_act": "silu",
             "tie_word_embeddings": self.tie_word_embeddings,
-            "eos_token_id": self.eos_token_ids,
-        })
+            "max_position_embeddings": self.max_position_embeddings,
+        });
+        if self.model_type == "llama" {
+            words["attention_bias"] = self.qkv_bias.into();
+            words["mlp_bias"] = self.mlp_bias.into();
+        }
+        words
     }
 }
 
@@ -184,7 +192,10 @@ impl Rope {
         let empty = Map::new();
         let scaling = new.or(old).unwrap_or(&empty);
         let theta = scaling.get("rope_theta").or_else(|| fields.get("rope_theta"));
-        let theta = theta.and_then(Value::as_f64).ok_or_else(|| trouble("rope_theta is missing"))?;
+        let theta = match theta {
+            None | Some(Value::Null) => 10_000.0,
+            Some(value) => value.as_f64().ok_or_else(|| trouble(format!("rope_theta is {value}, not a number")))?,
+        };
         let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str);
         let known: &[&str] = match kind {
             None | Some("default") => &[],
@@ -228,17 +239,29 @@ impl Scaling {
     }
 }
 
+/// The window of the layers that slide, if any does. Only Qwen2 slides, and only where `use_sliding_window` says so.
+fn sliding_window(fields: &Map<String, Value>, layers: usize) -> Result<Option<usize>> {
+    if !flag(fields, "use_sliding_window", false)? {
+        return Ok(None);
+    }
+    let slides = match fields.get("layer_types").and_then(Value::as_array) {
+        Some(kinds) => kinds.iter().any(|kind| kind.as_str() == Some("sliding_attention")),
+        None => optional_count(fields, "max_window_layers")?.unwrap_or(28) < layers,
+    };
+    Ok(if slides { Some(optional_count(fields, "sliding_window")?.unwrap_or(4096)) } else { None })
+}
+
 fn refuse_unknown(fields: &Map<String, Value>) -> Result<()> {
     for (name, value) in fields {
         let refused = match name.as_str() {
             "hidden_act" => value.as_str() != Some("silu"),
             "layer_types" => {
-                value.as_array().is_some_and(|list| list.iter().any(|kind| kind.as_str() != Some("full_attention")))
+                let known = |kind: &Value| matches!(kind.as_str(), Some("full_attention" | "sliding_attention"));
+                value.as_array().is_some_and(|list| !list.iter().all(known))
             }
-            "use_sliding_window" => value.as_bool() == Some(true),
             "partial_rotary_factor" => value.as_f64().is_some_and(|share| share != 1.0),
             known if READ.contains(&known) || HARMLESS.contains(&known) => false,
-            _ => !matches!(value, Value::Null | Value::Bool(false)),
+            _ => !is_neutral(value),
         };
         if refused {
             return Err(trouble(format!("{name} = {value} would change the result and is not known to this engine")));
@@ -247,26 +270,66 @@ fn refuse_unknown(fields: &Map<String, Value>) -> Result<()> {
     Ok(())
 }
 
-fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| trouble(format!("{}: cannot be read: {error}", path.display())))?;
-    serde_json::from_str(&text).map_err(|error| trouble(format!("{}: is not a JSON object: {error}", path.display())))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn count(fields: &Map<String, Value>, name: &str) -> Result<usize> {
-    let value = fields.get(name).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
-    value.ok_or_else(|| trouble(format!("{name} is missing or not a count")))
-}
+    fn llama() -> Value {
+        json!({
+            "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 300, "rms_norm_eps": 1e-5,
+        })
+    }
 
-fn number(fields: &Map<String, Value>, name: &str) -> Result<f64> {
-    fields.get(name).and_then(Value::as_f64).ok_or_else(|| trouble(format!("{name} is missing or not a number")))
-}
+    fn parse_with(name: &str, value: Value) -> Result<Config> {
+        let mut fields = llama();
+        fields[name] = value;
+        Config::parse(fields.as_object().expect("an object"))
+    }
 
-fn token_ids(value: Option<&Value>) -> Vec<u32> {
-    let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match value {
-        Some(Value::Array(list)) => list.iter().filter_map(one).collect(),
-        Some(value) => one(value).into_iter().collect(),
-        None => Vec::new(),
+    #[test]
+    fn rotary_settings_of_both_versions_mean_the_same() {
+        let mut old = llama();
+        old["rope_theta"] = json!(500_000.0);
+        old["rope_scaling"] = json!({"type": "linear", "factor": 2.0});
+        let mut new = llama();
+        new["rope_parameters"] = json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 500_000.0});
+        let rope = |fields: &Value| Config::parse(fields.as_object().expect("an object")).expect("known").rope;
+        assert_eq!(rope(&old), rope(&new));
+        assert_eq!(rope(&old).scaling, Scaling::Linear { factor: 2.0 });
+    }
+
+    #[test]
+    fn an_unknown_field_is_named_with_its_value_unless_it_is_off() {
+        assert!(parse_with("logit_scale", json!(null)).is_ok());
+        assert!(parse_with("qk_norm", json!(false)).is_ok());
+        let error = parse_with("logit_scale", json!(0.5)).expect_err("unknown").to_string();
+        assert!(error.contains("logit_scale = 0.5"), "{error}");
+        assert!(parse_with("quantization_config", json!({"bits": 4})).is_err());
+        assert!(parse_with("hidden_act", json!("gelu")).is_err());
+        assert!(parse_with("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})).is_err());
+    }
+
+    #[test]
+    fn a_window_counts_only_where_a_layer_slides() {
+        let window = |more: Value| {
+            let mut fields = llama();
+            fields["sliding_window"] = json!(16);
+            for (name, value) in more.as_object().expect("an object") {
+                fields[name] = value.clone();
+            }
+            Config::parse(fields.as_object().expect("an object")).expect("known").sliding_window
+        };
+        assert_eq!(window(json!({"use_sliding_window": false})), None);
+        assert_eq!(window(json!({"use_sliding_window": true, "max_window_layers": 2})), None);
+        assert_eq!(window(json!({"use_sliding_window": true, "max_window_layers": 1})), Some(16));
+    }
+
+    #[test]
+    fn heads_that_cannot_share_are_refused() {
+        assert!(parse_with("num_key_value_heads", json!(3)).is_err());
+        assert!(parse_with("head_dim", json!(15)).is_err());
+        assert!(parse_with("num_attention_heads", json!(0)).is_err());
+        assert!(parse_with("hidden_size", json!(-1)).is_err());
     }
 }

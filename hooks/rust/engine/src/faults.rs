@@ -1,12 +1,12 @@
 //! Faults for tests and the demo: known mistakes, injected at a few seams.
 //!
-//! The seams are the loaded config, a layer as it is built (after its loaded tensors were hashed), a value at a site,
-//! the KV cache, and the sampler. Without `--fault` every seam gives back what it was given.
+//! The seams are the loaded config, a layer as it is built (after its loaded tensors were hashed), a value at a site or
+//! on its way into a module, the KV cache, and the sampler. Without `--fault` every seam gives back what it was given.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use candle_core::{DType, Result as CandleResult, Tensor};
-use tracekit::nn::{Linear, RmsNorm};
+use tracekit::nn::{Embedding, Linear, RmsNorm};
 use tracekit::rng::TorchRng;
 use tracekit::sampling::{self, Choice, Draw, Sampling};
 
@@ -60,9 +60,28 @@ impl Faults {
     /// After a forward call: a fault whose place was never met is a mistake of the caller.
     pub fn check_places(&self) -> Result<()> {
         match self.list.iter().find(|fault| !fault.found.load(Ordering::Relaxed)) {
+            Some(Fault { text, kind: Kind::MissingBias { site }, .. }) => {
+                Err(trouble(format!("--fault {text}: {site} is no linear layer with a bias in this model")))
+            }
             Some(fault) => Err(trouble(format!("--fault {}: there is no such place in this model", fault.text))),
             None => Ok(()),
         }
+    }
+
+    /// Before the run: a fault that cannot show in it is a mistake of the caller.
+    pub fn check_run(&self, limit: usize, greedy: bool) -> Result<()> {
+        for Fault { text, kind, .. } in &self.list {
+            match kind {
+                Kind::TopP { .. } | Kind::InverseCdf | Kind::Seed { .. } if greedy => {
+                    return Err(trouble(format!("--fault {text}: a greedy run draws nothing; leave out --greedy")));
+                }
+                Kind::StaleCacheRow { step, .. } | Kind::StopEarly { step } if *step >= limit => {
+                    return Err(trouble(format!("--fault {text}: step {step} is not reached by {limit} new tokens")));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// The generation step whose forward call comes next.
@@ -82,50 +101,52 @@ impl Faults {
     }
 
     /// Seam: the loaded config. What is changed here is reported as used.
-    pub fn config(&self, config: &mut Config) {
-        if let Some(theta) = self.find(|kind| match kind {
+    pub fn config(&self, config: &mut Config) -> Result<()> {
+        let theta = self.find(|kind| match kind {
             Kind::RopeTheta { theta, layer: None } => Some(*theta),
             _ => None,
-        }) {
-            config.rope.theta = theta;
-        }
-        if let Some(eps) = self.find(|kind| match kind {
+        });
+        let eps = self.find(|kind| match kind {
             Kind::NormEps { eps, site: None } => Some(*eps),
             _ => None,
-        }) {
-            config.rms_norm_eps = eps;
+        });
+        replace("rope-theta", &mut config.rope.theta, theta)?;
+        replace("norm-eps", &mut config.rms_norm_eps, eps)
+    }
+
+    /// Seam: the embedding table as it is built.
+    pub fn embedding(&self, layer: Embedding) -> CandleResult<Embedding> {
+        match self.gain_of(layer.name()) {
+            Some(factor) => Embedding::named(layer.name(), (layer.embeddings() * factor)?),
+            None => Ok(layer),
         }
     }
 
     /// Seam: a linear layer as it is built.
     pub fn linear(&self, layer: Linear) -> CandleResult<Linear> {
-        if self.list.is_empty() {
+        let gain = self.gain_of(layer.name());
+        let unbiased = |kind: &Kind| matches!(kind, Kind::MissingBias { site } if site == layer.name()).then_some(());
+        let drops_bias = layer.bias().is_some() && self.find(unbiased).is_some();
+        if gain.is_none() && !drops_bias {
             return Ok(layer);
         }
-        let name = layer.name().to_string();
-        let mut bias = layer.bias().cloned();
-        let mut weight = layer.weight().clone();
-        if let Some(factor) = self.gain_of(&name) {
-            weight = (weight * factor)?;
-            bias = bias.map(|bias| bias * factor).transpose()?;
-        }
-        let dropped = |kind: &Kind| matches!(kind, Kind::MissingBias { site } if *site == name).then_some(());
-        if bias.is_some() && self.find(dropped).is_some() {
-            bias = None;
-        }
-        Ok(Linear::named(&name, weight, bias))
+        let factor = gain.unwrap_or(1.0);
+        let bias = layer.bias().filter(|_| !drops_bias).map(|bias| bias * factor).transpose()?;
+        Ok(Linear::named(layer.name(), (layer.weight() * factor)?, bias))
     }
 
     /// Seam: a norm as it is built.
-    pub fn norm(&self, norm: RmsNorm) -> RmsNorm {
+    pub fn norm(&self, norm: RmsNorm) -> CandleResult<RmsNorm> {
+        let gain = self.gain_of(norm.name());
         let eps = self.find(|kind| match kind {
             Kind::NormEps { eps, site: Some(site) } if site == norm.name() => Some(*eps),
             _ => None,
         });
-        match eps {
-            Some(eps) => RmsNorm::named(norm.name(), norm.weight().clone(), eps),
-            None => norm,
+        if gain.is_none() && eps.is_none() {
+            return Ok(norm);
         }
+        let weight = (norm.weight() * gain.unwrap_or(1.0))?;
+        Ok(RmsNorm::named(norm.name(), weight, eps.unwrap_or(norm.eps())))
     }
 
     /// Seam: a layer's rotary tables.
@@ -167,6 +188,14 @@ impl Faults {
             Some(factor) => value * factor,
             None => Ok(value),
         }
+    }
+
+    /// Seam: the value that a module is about to be given, before it is recorded as the module's input.
+    pub fn input(&self, module: &str, value: Tensor) -> CandleResult<Tensor> {
+        if self.list.is_empty() {
+            return Ok(value);
+        }
+        self.site(&format!("{module}:in"), value)
     }
 
     /// Seam: the cache after this call's rows went in, [1, KV heads, positions, head_dim].
@@ -222,6 +251,17 @@ impl Faults {
             Kind::Gain { site, factor } if site == name => Some(*factor),
             _ => None,
         })
+    }
+}
+
+fn replace(name: &str, setting: &mut f64, value: Option<f64>) -> Result<()> {
+    match value {
+        Some(value) if value == *setting => Err(trouble(format!("--fault {name}: the model uses {value} already"))),
+        Some(value) => {
+            *setting = value;
+            Ok(())
+        }
+        None => Ok(()),
     }
 }
 

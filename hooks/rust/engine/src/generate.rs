@@ -20,12 +20,13 @@ pub struct Generation<'a> {
     pub settings: &'a Sampling,
     pub seed: u64,
     pub stop: &'a [u32],
+    /// Forces the tokens of another trace.
+    pub follow: Option<&'a Follow>,
 }
 
 impl Generation<'_> {
     /// The new tokens, the stop token included where one was drawn.
     pub fn run(&self, mut model: Model<'_>, tokenizer: &Tokenizer, faults: &Faults) -> Result<Vec<u32>> {
-        let follow = Follow::from_env()?;
         let text = |id: u32| tokenizer.decode(&[id], false).unwrap_or_default();
         let mut rng = TorchRng::seed(faults.seed(self.seed));
         tracekit::sequence_with(tracekit::SequenceStart {
@@ -42,7 +43,7 @@ impl Generation<'_> {
         let mut reason = "length";
         for step in 0..self.limit {
             let choice = faults.choose(self.settings, &mut rng, &logits, &history);
-            let token = match &follow {
+            let token = match self.follow {
                 None => choice.token,
                 Some(follow) => match follow.token(0, step) {
                     Some(token) => token,

@@ -16,9 +16,8 @@ pub struct Model<'a> {
     embed_tokens: Embedding,
     layers: Vec<Layer<'a>>,
     norm: RmsNorm,
-    lm_head: candle_nn::Linear,
+    lm_head: Linear,
     cached: usize,
-    dtype: DType,
 }
 
 impl<'a> Model<'a> {
@@ -28,9 +27,9 @@ impl<'a> Model<'a> {
         let layers = (0..config.num_hidden_layers)
             .map(|index| Layer::load(config, index, root.pp("layers").pp(index), faults))
             .collect::<Result<_>>()?;
-        let norm = faults.norm(rms_norm(config.hidden_size, config.rms_norm_eps, root.pp("norm"))?);
-        let lm_head = head(config, &vb, &embed_tokens)?;
-        Ok(Self { embed_tokens, layers, norm, lm_head, cached: 0, dtype: vb.dtype() })
+        let norm = faults.norm(rms_norm(config.hidden_size, config.rms_norm_eps, root.pp("norm"))?)?;
+        let lm_head = faults.linear(head(config, &vb, &embed_tokens)?)?;
+        Ok(Self { embed_tokens: faults.embedding(embed_tokens)?, layers, norm, lm_head, cached: 0 })
     }
 
     /// Positions in the cache.
@@ -42,33 +41,44 @@ impl<'a> Model<'a> {
     pub fn forward(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         tracekit::forward(self.cached, ids.len()).map_err(|error| candle_core::Error::Msg(error.to_string()))?;
         let input = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
-        let mask = causal_mask(self.cached, ids.len(), self.dtype)?;
+        let mask = causal_mask(self.cached, ids.len())?;
         let mut hidden = self.embed_tokens.forward(&input)?;
         for layer in &mut self.layers {
             hidden = layer.forward(&hidden, self.cached, mask.as_ref())?;
         }
         self.cached += ids.len();
-        let hidden = self.norm.forward(&hidden)?;
+        let hidden = normalise(&self.norm, &hidden)?;
         let last = hidden.narrow(1, ids.len() - 1, 1)?.contiguous()?;
+        tracekit::nn::part_of(&hidden, &last)?;
         let logits = self.lm_head.forward(&last)?;
-        tracekit::tap("lm_head", &logits)?;
         logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1()
     }
 }
 
-/// The logits head; its output is recorded with each step, and its input is the last row of `model.norm`.
-fn head(config: &Config, vb: &VarBuilder, embed_tokens: &Embedding) -> Result<candle_nn::Linear> {
+/// The logits head; its output is recorded with each step.
+fn head(config: &Config, vb: &VarBuilder, embed_tokens: &Embedding) -> Result<Linear> {
     tracekit::logits_site("lm_head").map_err(|error| candle_core::Error::Msg(error.to_string()))?;
     if config.tie_word_embeddings {
-        return Ok(candle_nn::Linear::new(embed_tokens.embeddings().clone(), None));
+        return Linear::tied("lm_head", embed_tokens.embeddings());
     }
-    let weight = vb.pp("lm_head").get((config.vocab_size, config.hidden_size), "weight")?;
-    tracekit::nn::register("lm_head.weight", &weight)?;
-    Ok(candle_nn::Linear::new(weight, None))
+    linear_b(config.hidden_size, config.vocab_size, false, vb.pp("lm_head"))
+}
+
+/// An RMS norm in float32, as transformers computes it whatever the dtype.
+fn normalise(norm: &RmsNorm, xs: &Tensor) -> Result<Tensor> {
+    match xs.dtype() {
+        DType::F32 => norm.forward(xs),
+        _ => norm.forward_diff(xs),
+    }
+}
+
+/// SiLU in float32, as torch computes it whatever the dtype; candle would round each of its operations to 16 bits.
+fn silu(xs: &Tensor) -> Result<Tensor> {
+    xs.to_dtype(DType::F32)?.silu()?.to_dtype(xs.dtype())
 }
 
 /// 0 where a position may look, minus infinity where not, [rows, positions]; none for a single row, which sees all.
-fn causal_mask(cached: usize, rows: usize, dtype: DType) -> Result<Option<Tensor>> {
+fn causal_mask(cached: usize, rows: usize) -> Result<Option<Tensor>> {
     if rows == 1 {
         return Ok(None);
     }
@@ -76,7 +86,7 @@ fn causal_mask(cached: usize, rows: usize, dtype: DType) -> Result<Option<Tensor
     let values: Vec<f32> = (0..rows)
         .flat_map(|row| (0..positions).map(move |at| if at > cached + row { f32::NEG_INFINITY } else { 0.0 }))
         .collect();
-    Tensor::from_vec(values, (rows, positions), &Device::Cpu)?.to_dtype(dtype).map(Some)
+    Tensor::from_vec(values, (rows, positions), &Device::Cpu).map(Some)
 }
 
 struct Layer<'a> {
@@ -93,18 +103,19 @@ impl<'a> Layer<'a> {
         let norm = |name: &str| rms_norm(config.hidden_size, config.rms_norm_eps, vb.pp(name));
         Ok(Self {
             name: vb.prefix(),
-            input_layernorm: faults.norm(norm("input_layernorm")?),
+            input_layernorm: faults.norm(norm("input_layernorm")?)?,
             self_attn: Attention::load(config, index, vb.pp("self_attn"), faults)?,
-            post_attention_layernorm: faults.norm(norm("post_attention_layernorm")?),
+            post_attention_layernorm: faults.norm(norm("post_attention_layernorm")?)?,
             mlp: Mlp::load(config, index, vb.pp("mlp"), faults)?,
             faults,
         })
     }
 
     fn forward(&mut self, hidden: &Tensor, cached: usize, mask: Option<&Tensor>) -> Result<Tensor> {
-        let attended = self.self_attn.forward(&self.input_layernorm.forward(hidden)?, cached, mask)?;
+        let attended = self.self_attn.forward(&normalise(&self.input_layernorm, hidden)?, cached, mask)?;
         let hidden = (hidden + attended)?;
-        let out = (&hidden + self.mlp.forward(&self.post_attention_layernorm.forward(&hidden)?)?)?;
+        let hidden = self.faults.input(self.post_attention_layernorm.name(), hidden)?;
+        let out = (&hidden + self.mlp.forward(&normalise(&self.post_attention_layernorm, &hidden)?)?)?;
         let out = self.faults.site(&self.name, out)?;
         tracekit::tap(&self.name, &out)?;
         Ok(out)
@@ -112,6 +123,7 @@ impl<'a> Layer<'a> {
 }
 
 struct Attention<'a> {
+    name: String,
     index: usize,
     q_proj: Linear,
     k_proj: Linear,
@@ -133,6 +145,7 @@ impl<'a> Attention<'a> {
             faults.linear(linear_b(inputs, outputs, bias, vb.pp(name))?)
         };
         Ok(Self {
+            name: vb.prefix(),
             index,
             q_proj: project("q_proj", config.hidden_size, heads * head_dim, config.qkv_bias)?,
             k_proj: project("k_proj", config.hidden_size, kv_heads * head_dim, config.qkv_bias)?,
@@ -160,8 +173,10 @@ impl<'a> Attention<'a> {
         let q = rotary_emb::rope(&q, &cos, &sin)?;
         let k = rotary_emb::rope(&k, &cos, &sin)?;
         let (k, v) = self.remember(k, v)?;
-        let core = self.faults.site(&format!("{}:in", self.o_proj.name()), self.attend(&q, &k, &v, mask)?)?;
-        self.o_proj.forward(&core)
+        let core = self.faults.input(self.o_proj.name(), self.attend(&q, &k, &v, mask)?)?;
+        let out = self.faults.site(&self.name, self.o_proj.forward(&core)?)?;
+        tracekit::tap(&self.name, &out)?;
+        Ok(out)
     }
 
     /// Appends to the cache; gives all keys and values, [1, KV heads, positions, head_dim].
@@ -179,7 +194,8 @@ impl<'a> Attention<'a> {
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let (rows, positions, group) = (q.dim(2)?, k.dim(2)?, self.heads / self.kv_heads);
         let q = q.reshape((1, self.kv_heads, group * rows, self.head_dim))?;
-        let scores = (q.matmul(&k.transpose(2, 3)?)? * self.scale)?;
+        // transformers takes scale, mask and softmax in float32 whatever the model's dtype.
+        let scores = (q.matmul(&k.transpose(2, 3)?)?.to_dtype(DType::F32)? * self.scale)?;
         let scores =
             match mask {
                 None => scores,
@@ -188,14 +204,14 @@ impl<'a> Attention<'a> {
                     .broadcast_add(mask)?
                     .reshape((1, self.kv_heads, group * rows, positions))?,
             };
-        // transformers takes the softmax in float32 whatever the model's dtype.
-        let weights = candle_nn::ops::softmax_last_dim(&scores.to_dtype(DType::F32)?)?.to_dtype(v.dtype())?;
+        let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(v.dtype())?;
         let out = weights.matmul(v)?.reshape((1, self.heads, rows, self.head_dim))?;
         out.transpose(1, 2)?.flatten_from(D::Minus2)
     }
 }
 
 struct Mlp<'a> {
+    name: String,
     index: usize,
     gate_proj: Linear,
     up_proj: Linear,
@@ -210,6 +226,7 @@ impl<'a> Mlp<'a> {
             faults.linear(linear_b(inputs, outputs, config.mlp_bias, vb.pp(name))?)
         };
         Ok(Self {
+            name: vb.prefix(),
             index,
             gate_proj: project("gate_proj", hidden, inner)?,
             up_proj: project("up_proj", hidden, inner)?,
@@ -220,7 +237,9 @@ impl<'a> Mlp<'a> {
 
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let (gate, up) = self.faults.gate_up(self.index, self.gate_proj.forward(xs)?, self.up_proj.forward(xs)?);
-        let gated = (gate.silu()? * up)?;
-        self.down_proj.forward(&self.faults.site(&format!("{}:in", self.down_proj.name()), gated)?)
+        let gated = self.faults.input(self.down_proj.name(), (silu(&gate)? * up)?)?;
+        let out = self.faults.site(&self.name, self.down_proj.forward(&gated)?)?;
+        tracekit::tap(&self.name, &out)?;
+        Ok(out)
     }
 }

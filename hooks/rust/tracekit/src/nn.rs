@@ -24,7 +24,7 @@ use candle_core::{CpuStorage, DType, Module, Result, Storage, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::log::Dtype;
-use crate::recorder::{enabled, register_site, register_weight, tap_input, tap_value, SiteRow};
+use crate::recorder::{enabled, register_site, register_weight, tap_input, tap_part, tap_value, SiteRow};
 
 /// Records a tensor, [rows, width] or [1, rows, width...], under a site name.
 ///
@@ -41,6 +41,17 @@ pub fn tap(name: &str, xs: &Tensor) -> Result<()> {
 fn tap_in(name: &str, xs: &Tensor) -> Result<()> {
     let (dtype, shape) = described(xs)?;
     tap_input(name, identity(xs), dtype, &shape, || bytes(xs).map_err(into_own)).map_err(into_candle)
+}
+
+/// `part` is the last rows of `whole`, which a site recorded: a module that is given `part` is wired to that site.
+///
+/// # Errors
+/// If the log cannot be written.
+pub fn part_of(whole: &Tensor, part: &Tensor) -> Result<()> {
+    if !enabled() {
+        return Ok(());
+    }
+    tap_part(identity(whole), identity(part)).map_err(into_candle)
 }
 
 fn into_candle(error: crate::Error) -> candle_core::Error {
@@ -141,11 +152,15 @@ fn register_module(
 }
 
 fn recorded<M: Module>(name: &str, inner: &M, xs: &Tensor) -> Result<Tensor> {
+    recorded_as(name, xs, |xs| inner.forward(xs))
+}
+
+fn recorded_as(name: &str, xs: &Tensor, forward: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     if !enabled() {
-        return inner.forward(xs);
+        return forward(xs);
     }
     tap_in(name, xs)?;
-    let out = inner.forward(xs)?;
+    let out = forward(xs)?;
     tap(name, &out)?;
     Ok(out)
 }
@@ -161,6 +176,15 @@ impl Linear {
     /// A linear layer from tensors at hand, under a site name; nothing is said of where they were loaded from.
     pub fn named(name: &str, weight: Tensor, bias: Option<Tensor>) -> Self {
         Self { name: name.to_string(), inner: candle_nn::Linear::new(weight, bias) }
+    }
+
+    /// A logits head that shares the table of an embedding; its weight is noted under the head's own name.
+    ///
+    /// # Errors
+    /// If the log cannot be written.
+    pub fn tied(name: &str, table: &Tensor) -> Result<Self> {
+        register_module(name, "Linear", &[("weight", Some(table))], vec![])?;
+        Ok(Self::named(name, table.clone(), None))
     }
 
     /// Its site name.
@@ -220,6 +244,17 @@ pub struct Embedding {
 }
 
 impl Embedding {
+    /// An embedding from a table at hand, under a site name.
+    pub fn named(name: &str, table: Tensor) -> Result<Self> {
+        let width = table.dim(1)?;
+        Ok(Self { name: name.to_string(), inner: candle_nn::Embedding::new(table, width) })
+    }
+
+    /// Its site name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The table, [vocabulary, width].
     pub fn embeddings(&self) -> &Tensor {
         self.inner.embeddings()
@@ -266,6 +301,20 @@ impl RmsNorm {
     /// [width].
     pub fn weight(&self) -> &Tensor {
         self.inner.weight()
+    }
+
+    /// What is added to the mean square.
+    pub fn eps(&self) -> f64 {
+        self.inner.eps()
+    }
+
+    /// As `candle_nn::RmsNorm::forward_diff`: in float32 whatever the dtype, where `forward` rounds the root mean
+    /// square to 16 bits first.
+    ///
+    /// # Errors
+    /// If the shapes do not fit, or the log cannot be written.
+    pub fn forward_diff(&self, xs: &Tensor) -> Result<Tensor> {
+        recorded_as(&self.name, xs, |xs| self.inner.forward_diff(xs))
     }
 }
 

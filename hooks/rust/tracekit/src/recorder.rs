@@ -248,6 +248,17 @@ pub(crate) fn tap_input(
     })
 }
 
+/// The tensor `part` is rows of the tensor `whole`: whatever is given `part` is wired to the site that recorded `whole`.
+#[cfg(feature = "candle")]
+pub(crate) fn tap_part(whole: usize, part: usize) -> Result<()> {
+    with(|recorder| {
+        if let Some(source) = recorder.call.identities.get(&whole).cloned() {
+            recorder.call.identities.insert(part, source);
+        }
+        Ok(())
+    })
+}
+
 fn lock() -> MutexGuard<'static, Option<Recorder>> {
     RECORDER.lock().unwrap_or_else(PoisonError::into_inner)
 }
