@@ -1,0 +1,103 @@
+"""A generation small enough to be made in numpy, so that each fault can be planted in exactly one place.
+
+Two sites, logits, transformers' filter, torch's exponential race. Values are a float64 truth plus rounding noise of
+float32, so that two runs of different `noise` are harmless rewrites of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tracekit import sampling
+from tracekit.log import LogWriter
+from tracekit.rng import TorchGenerator
+
+WIDTH, VOCABULARY, PROMPT, STEPS = 32, 50, 4, 6
+SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 20, "top_p": 0.9, "max_new_tokens": STEPS}
+Change = Callable[[str, int, np.ndarray], np.ndarray]
+
+
+def write_run(
+    path: Path,
+    *,
+    noise: int = 0,
+    change: Change = lambda site, position, row: row,
+    dtype: str = "float32",
+    used: dict[str, Any] | None = None,
+    stated: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    seed: int = 3,
+    generator_seed: int | None = None,
+    words_between_draws: int = 0,
+    prompt: tuple[int, ...] = (5, 6, 7, 8),
+    steps: int = STEPS,
+    reason: str = "length",
+    pick: Callable[[int, int, np.ndarray], int] = lambda step, token, ids: token,
+    op: str = "multinomial",
+    digest: int = 1,
+    close: bool = True,
+) -> Path:
+    """Write a log. `change` alters a row of a site; `used` are the sampler's numbers where they are not those `stated`."""
+    log = LogWriter(path)
+    settings = {**SAMPLING, **(stated or {})}
+    log.open(
+        "python",
+        dtype=dtype,
+        seed=seed,
+        model={"hidden_size": WIDTH, "vocab_size": VOCABULARY, "rope_theta": 10000.0, **(model or {})},
+        weights=[{"name": "up.weight", "dtype": dtype, "shape": [WIDTH, WIDTH], "digest": digest}],
+        sites=[
+            {"name": "up", "class": "Linear", "order": 0},
+            {"name": "down", "class": "Linear", "order": 1, "input": "up"},
+        ],
+    )
+    log.sequence(0, {"prompt/token_ids": np.array(prompt)}, sampling=settings, seed=seed)
+    generator = TorchGenerator(seed if generator_seed is None else generator_seed)
+    rounding = np.random.default_rng(noise)
+    context = list(prompt)
+    for step in range(steps):
+        first = 0 if step == 0 else len(prompt) - 1 + step
+        rows = [_rows(context, position, rounding, change, dtype) for position in range(first, len(context))]
+        log.call(0, first, len(rows), {name: np.stack([row[name] for row in rows]) for name in ("up", "down")})
+        logits = rows[-1]["logits"]
+        ids, probs = sampling.survivors(sampling.scores(logits, {**settings, **(used or {})}, context))
+        full = np.zeros(VOCABULARY, dtype=np.float32)
+        full[ids] = probs
+        generator.skip(words_between_draws if step else 0)
+        offset = generator.offset
+        token = pick(step, int(generator.multinomial(full)[0]), ids)
+        draw = {"op": op, "generator": "mt19937", "seed": generator.seed, "offset": offset, "words": 2 * VOCABULARY}
+        tensors = {"logits": logits, "survivors/id": ids, "survivors/prob": probs.astype(np.float32)}
+        log.step(0, step, len(context) - 1, token, tensors, text=f"<{token}>", draws=[{**draw, "result": token}])
+        context.append(token)
+    if close:
+        log.end_sequence(0, steps, reason)
+        log.close()
+    else:
+        log.abandon()
+    return path
+
+
+def _rows(
+    context: list[int], position: int, rounding: np.random.Generator, change: Change, dtype: str
+) -> dict[str, np.ndarray]:
+    """The two sites and the logits of a position; they depend on everything before it."""
+    truth = np.random.default_rng([1, *context[: position + 1]])
+    up = change("up", position, _rounded(truth.normal(size=WIDTH), rounding, dtype))
+    mixed = np.roll(up.astype(np.float64), 1) + 0.5 * truth.normal(size=WIDTH)
+    down = change("down", position, _rounded(mixed, rounding, dtype))
+    head = np.random.default_rng(2).normal(size=(VOCABULARY, WIDTH)) / np.sqrt(WIDTH)
+    logits = change("logits", position, _rounded(3.0 * head @ down.astype(np.float64), rounding, dtype))
+    return {"up": up, "down": down, "logits": logits}
+
+
+def _rounded(values: np.ndarray, rounding: np.random.Generator, dtype: str) -> np.ndarray:
+    """A few units of roundoff, as another order of summation leaves them; float64 stands for an exact oracle."""
+    if dtype == "float64":
+        return values
+    noise = 1.0 + 2.0**-23 * rounding.uniform(-1, 1, size=values.shape)
+    return (values * noise).astype(np.float32)

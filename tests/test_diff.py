@@ -1,0 +1,286 @@
+"""Every cause: the planted fault is named at its step and site, and its harmless twin is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tracekit
+from tests.small_run import PROMPT, write_run
+from tracekit.archive import write_archive
+from tracekit.log import LogWriter
+from tracekit.verdict import Verdict
+
+TRACEKIT = str(Path(sys.executable).parent / "tracekit")
+
+
+@pytest.fixture
+def runs(tmp_path: Path):
+    """Write a run under a name and open it."""
+
+    def make(name: str, **changes: Any) -> tracekit.Trace:
+        return tracekit.open(write_run(tmp_path / f"{name}.tklog", **changes))
+
+    return make
+
+
+def gain(site: str, factor: float, first: int = 0):
+    def change(name: str, position: int, row: np.ndarray) -> np.ndarray:
+        return (row * factor).astype(row.dtype) if name == site and position >= first else row
+
+    return change
+
+
+def found(verdict: Verdict) -> tuple[str | None, int | None, str | None]:
+    return verdict.cause, verdict.step, verdict.site
+
+
+@pytest.mark.parametrize("with_oracle", [False, True])
+def test_rounding_is_parity(runs, with_oracle: bool) -> None:
+    oracle = runs("oracle", dtype="float64") if with_oracle else None
+    reference = runs("reference", noise=0)
+    for noise in range(1, 20):
+        verdict = tracekit.diff(reference, runs("candidate", noise=noise), oracle)
+        assert (verdict.verdict, verdict.exit_code) == ("parity", 0), verdict
+
+
+@pytest.mark.parametrize("with_oracle", [False, True])
+@pytest.mark.parametrize("site", ["up", "down"])
+def test_a_gain_is_named_at_its_site(runs, site: str, with_oracle: bool) -> None:
+    oracle = runs("oracle", dtype="float64") if with_oracle else None
+    verdict = tracekit.diff(runs("reference"), runs("candidate", noise=1, change=gain(site, 1.01)), oracle)
+    assert found(verdict) == ("layer", 0, site)
+    assert (verdict.position, verdict.exit_code) == (0, 1)
+
+
+def test_a_small_gain_needs_the_oracle(runs) -> None:
+    reference, candidate = runs("reference"), runs("candidate", noise=1, change=gain("down", 1.00001))
+    verdict = tracekit.diff(reference, candidate, runs("oracle", dtype="float64"))
+    assert found(verdict) == ("layer", 0, "down")
+    assert verdict.calibration == "oracle"
+    assert tracekit.diff(reference, candidate).calibration == "uncalibrated"
+
+
+@pytest.mark.parametrize("with_oracle", [False, True])
+def test_a_fault_that_starts_late_is_named_at_its_step(runs, with_oracle: bool) -> None:
+    oracle = runs("oracle", dtype="float64") if with_oracle else None
+    late = gain("up", 1.3, first=PROMPT - 1 + 3)
+    verdict = tracekit.diff(runs("reference"), runs("candidate", noise=1, change=late), oracle)
+    assert found(verdict) == ("layer", 3, "up")
+    assert verdict.position == PROMPT - 1 + 3
+
+
+def test_a_fault_in_the_head_is_named_at_the_logits(runs) -> None:
+    verdict = tracekit.diff(runs("reference"), runs("candidate", change=gain("logits", 1.01)))
+    assert found(verdict) == ("layer", 0, "logits")
+
+
+def test_a_value_that_is_not_finite_is_a_divergence(runs) -> None:
+    def poison(name: str, position: int, row: np.ndarray) -> np.ndarray:
+        return (
+            np.where(np.arange(row.size) == 3, np.nan, row).astype(row.dtype) if (name, position) == ("up", 2) else row
+        )
+
+    verdict = tracekit.diff(runs("reference"), runs("candidate", change=poison))
+    assert (*found(verdict), verdict.position) == ("layer", 0, "up", 2)
+
+
+def test_a_stated_hyper_parameter_is_the_cause_only_where_it_is_felt(runs) -> None:
+    reference = runs("reference")
+    other = {"rope_theta": 500000.0}
+    felt = tracekit.diff(reference, runs("felt", model=other, change=gain("down", 1.01)))
+    assert found(felt) == ("config", 0, "down")
+    assert "model.rope_theta: 10000.0 in the reference, 500000.0" in felt.evidence[0]
+    assert tracekit.diff(reference, runs("unfelt", noise=1, model=other)).verdict == "parity"
+
+
+def test_other_weights_are_named(runs) -> None:
+    verdict = tracekit.diff(runs("reference"), runs("candidate", digest=2, change=gain("up", 1.01)))
+    assert found(verdict) == ("weights", 0, "up")
+    assert "up.weight" in verdict.evidence[0]
+
+
+def test_another_prompt_is_named(runs) -> None:
+    verdict = tracekit.diff(runs("reference"), runs("candidate", prompt=(5, 6, 9, 8)))
+    assert found(verdict) == ("input", 0, "prompt/token_ids")
+    assert verdict.position == 2
+    shorter = tracekit.diff(runs("reference"), runs("shorter", prompt=(5, 6, 7)))
+    assert (shorter.cause, shorter.position) == ("input", 3)
+
+
+def test_another_cut_is_a_filter_and_says_so_if_it_is_stated(runs) -> None:
+    reference = runs("reference")
+    silent = tracekit.diff(reference, runs("silent", noise=1, used={"top_p": 0.6}))
+    assert found(silent) == ("filter", 0, "survivors")
+    stated = tracekit.diff(reference, runs("stated", noise=1, stated={"top_p": 0.6}))
+    assert found(stated) == ("config", 0, "survivors")
+    # A neutral setting, spelled out or left out, is the same setting.
+    assert tracekit.diff(reference, runs("spelled", noise=1, stated={"min_p": None})).verdict == "parity"
+
+
+def test_another_draw_is_rng_and_says_so_if_the_seed_is_stated(runs) -> None:
+    reference = runs("reference")
+    silent = tracekit.diff(reference, runs("silent", generator_seed=4))
+    assert found(silent) == ("rng", 0, "draws")
+    stated = tracekit.diff(reference, runs("stated", seed=4))
+    assert found(stated) == ("config", 0, "draws")
+    extra = tracekit.diff(reference, runs("extra", words_between_draws=2))
+    assert found(extra) == ("rng", 1, "draws")
+    assert "offset 100 in the reference, 102 in the candidate" in extra.evidence[0]
+
+
+def test_another_way_to_draw_is_the_sampler(runs) -> None:
+    reference = runs("reference")
+    verdict = tracekit.diff(reference, runs("candidate", op="uniform"))
+    assert found(verdict) == ("sampler", 0, "draws")
+    # Same survivors, same draw, but the last survivor is taken at step 2.
+    wrong = runs("wrong", noise=1, pick=lambda step, token, ids: int(ids[-1]) if step == 2 else token)
+    verdict = tracekit.diff(reference, wrong)
+    assert found(verdict) == ("sampler", 2, "token")
+    assert verdict.token is not None
+    assert verdict.token["step"] == 2
+    assert verdict.margins["margin"] > 2 * verdict.margins["error"]
+    assert verdict.compared["steps_after_divergence"] == 3
+
+
+def test_a_near_tie_is_proved_from_the_race(tmp_path: Path) -> None:
+    from tracekit.rng import TorchGenerator
+
+    draws = TorchGenerator(3).exponential(3)
+    probs = np.array([0.5, 0.5, 0.0])
+    probs[1] = probs[0] * draws[1] / draws[0] * (1 - 5e-6)  # token 0 wins by 5e-6 nats
+    traces = []
+    for name, token, error in (("reference", 0, 0.0), ("candidate", 1, 1e-5)):
+        log = LogWriter(tmp_path / f"{name}.tklog")
+        log.open("python", dtype="float32", seed=3)
+        log.sequence(0, {"prompt/token_ids": np.array([1])})
+        drawn = {"op": "multinomial", "generator": "mt19937", "seed": 3, "offset": 0, "words": 6}
+        tensors = {
+            "logits": np.array([0.0, 1.0 + error, -50.0], dtype=np.float32),
+            "survivors/id": np.array([0, 1]),
+            "survivors/prob": (probs[:2] * np.array([1.0, 1 + error])).astype(np.float32),
+        }
+        log.step(0, 0, 0, token, tensors, draws=[drawn])
+        log.end_sequence(0, 1, "length")
+        log.close()
+        traces.append(tracekit.open(log.path))
+    verdict = tracekit.diff(traces[0], traces[1])
+    assert found(verdict) == ("near-tie", 0, "token")
+    assert verdict.margins["kind"] == "race"
+    assert verdict.margins["margin"] == pytest.approx(5e-6, abs=2e-7)  # probabilities are float32
+
+
+def test_an_early_stop_is_named_and_a_cut_file_is_not(runs) -> None:
+    reference = runs("reference")
+    verdict = tracekit.diff(reference, runs("stopped", noise=1, steps=4, reason="stop"))
+    assert found(verdict) == ("stop", 4, "stop")
+    stated = tracekit.diff(reference, runs("stated", steps=4, stated={"max_new_tokens": 4}))
+    assert found(stated) == ("config", 4, "stop")
+    cut = tracekit.diff(reference, runs("cut", noise=1, steps=4, close=False))
+    assert (cut.verdict, cut.compared["steps"]) == ("parity", 4)
+    assert any("recovered 4 complete steps of sequence 0" in note for note in cut.notes)
+
+
+def test_noise_traces_are_a_yardstick(runs) -> None:
+    noise = [runs(f"noise{index}", noise=index) for index in (2, 3, 4)]
+    reference = runs("reference")
+    verdict = tracekit.diff(reference, runs("candidate", noise=1), noise=noise)
+    assert (verdict.verdict, verdict.calibration) == ("parity", "noise")
+    verdict = tracekit.diff(reference, runs("faulty", noise=1, change=gain("down", 1.0001)), noise=noise)
+    assert found(verdict) == ("layer", 0, "down")
+
+
+def test_another_model_is_trouble(runs) -> None:
+    with pytest.raises(tracekit.TraceError, match=r"is of another model than .*: hidden_size 31, not 32"):
+        tracekit.diff(runs("reference"), runs("candidate", model={"hidden_size": 31}))
+
+
+def test_names_are_aligned_by_prefix_and_wiring(tmp_path: Path) -> None:
+    """The reference calls a block's output by the block's name, the candidate by the next norm's input."""
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    tables = {
+        "reference": [
+            {"name": "model.block", "class": "Block", "order": 0},
+            {"name": "model.norm", "class": "RMSNorm", "order": 1, "input": "model.block"},
+        ],
+        "candidate": [
+            {"name": "norm:in", "class": "input", "order": 0},
+            {"name": "norm", "class": "RMSNorm", "order": 1, "input": "norm:in"},
+        ],
+    }
+    traces = []
+    for name, sites in tables.items():
+        log = LogWriter(tmp_path / f"{name}.tklog")
+        log.open("python", sites=sites)
+        log.sequence(0)
+        log.call(0, 0, 3, {row["name"]: values * (1 + (row["order"] == 1 and name == "candidate")) for row in sites})
+        log.end_sequence(0, 0, "done")
+        log.close()
+        traces.append(tracekit.open(log.path))
+    verdict = tracekit.diff(traces[0], traces[1])
+    assert verdict.site == "model.norm"
+    assert verdict.unmatched["reference"] == verdict.unmatched["candidate"] == []
+    assert any("its input model.block agrees" in line for line in verdict.evidence)
+
+
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([TRACEKIT, *map(str, words)], check=False, capture_output=True, text=True)
+
+
+def test_command_line(tmp_path: Path) -> None:
+    reference = write_run(tmp_path / "reference.tklog")
+    same, faulty = write_run(tmp_path / "same.tklog", noise=1), tmp_path / "faulty.h5"
+    log = write_run(tmp_path / "faulty.tklog", change=gain("down", 1.01))
+    write_archive(tracekit.open(log), faulty)
+    parity = run("diff", reference, same)
+    assert (parity.returncode, parity.stderr) == (0, "")
+    assert "PARITY" in parity.stdout
+    assert "not exercised:" in parity.stdout
+    divergence = run("diff", reference, faulty)
+    assert divergence.returncode == 1
+    assert "DIVERGENCE  layer  at step 0, position 0, down" in divergence.stdout
+    told = json.loads(run("diff", "--json", reference, faulty).stdout)
+    stable = (
+        "verdict cause sequence step position site explanation culprits token margins compared unexercised unmatched"
+    )
+    assert {*stable.split(), "calibration", "format"} <= set(told)
+    assert (told["verdict"], told["site"], told["culprits"][0]["site"]) == ("divergence", "down", "down")
+
+
+@pytest.mark.parametrize("second", ["missing.tklog", "empty.h5", "text.h5", "folder"])
+def test_trouble_is_one_line_and_exit_2(tmp_path: Path, second: str) -> None:
+    reference = write_run(tmp_path / "reference.tklog")
+    (tmp_path / "empty.h5").touch()
+    (tmp_path / "text.h5").write_text("not a trace")
+    (tmp_path / "folder").mkdir()
+    done = run("diff", reference, tmp_path / second)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert second in done.stderr
+
+
+def test_import_recovers_and_show_reads(tmp_path: Path) -> None:
+    log = write_run(tmp_path / "run.tklog", steps=3, close=False)
+    kept = shutil.copy(log, tmp_path / "copy.tklog")
+    done = run("import", log)
+    assert done.returncode == 0
+    assert "recovered 3 complete steps of sequence 0" in done.stdout
+    assert not log.exists()
+    told = json.loads(run("show", tmp_path / "run.h5", "--json").stdout)
+    assert (told["status"], len(told["steps"]), told["sites"]) == ("recovered", 3, 2)
+    assert json.loads(run("show", kept, "--json").stdout)["steps"] == told["steps"]
+    assert "<" in run("show", tmp_path / "run.h5").stdout
+    step = json.loads(run("show", tmp_path / "run.h5", "--step", 1, "--site", "down:in", "--json").stdout)
+    assert step["step"]["draws"][0]["generator"] == "mt19937"
+    assert step["site"]["stored_as"] == "up"
+    unknown = run("show", tmp_path / "run.h5", "--site", "dwn")
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
+    assert "did you mean down" in unknown.stderr
+    assert run("show", tmp_path / "run.h5", "--step", 9).returncode == 2
