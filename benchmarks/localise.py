@@ -199,7 +199,7 @@ def run_benign(bench: Bench) -> tuple[list[list[str]], int]:
         ("transformers, prefill in chunks of 2", sampled, bench.python("chunks", 0, "--prefill-chunk", "2")),
         ("transformers, token by token", sampled, bench.python("singly", 0, "--prefill-chunk", "1")),
         ("transformers, 1 thread", sampled, bench.python("thread", 0, "--threads", "1")),
-        ("transformers, batch of 4", greedy, bench.python("batch", None, "--batch", "4")),
+        ("transformers, batch of 4", greedy, bench.python("batch", None, *["--prompt", PROMPT] * 3)),
         ("transformers, batch of 2, left padding", greedy, bench.python("padded", None, "--prompt", "Hi")),
         ("native", sampled, bench.native("native", 0)),
         ("native, greedy", greedy, bench.native("native-greedy", None)),

@@ -36,9 +36,8 @@ def write_sample(path: Path, steps: int = 3) -> None:
         draw = {
             "op": "multinomial",
             "generator": "mt19937",
-            "seed": 7,
+            "seed": 2**64 - 1,
             "offset": 10 * step,
-            "words": 10,
             "result": step,
         }
         tensors = {
@@ -76,6 +75,7 @@ def test_log_and_archive_tell_the_same(tmp_path: Path) -> None:
         assert sequence.read("a/b", 2, 5).tolist() == [[6, 7, 8], [9, 9, 9], [0, 0, 0]]
         step = sequence.step(2)
         assert (step.position, step.text, step.draws[0].offset, step.events[0].detail) == (5, "t2", 20, 1)
+        assert (step.draws[0].seed, step.draws[0].words) == (2**64 - 1, None)
         assert step.survivors_id is not None
         assert step.survivors_id.tolist() == [0, 1]
         assert sequence.step(0).survivors_id is None or sequence.step(0).survivors_id.size == 0

@@ -40,9 +40,8 @@ BLOCK_BYTES = 8 << 20
 """Bytes moved by one HDF5 call."""
 NO_VALUE = -1
 """Stands for a missing `result` of a draw."""
-UNKNOWN = np.uint64(2**64 - 1)
-"""Stands for an unknown seed, offset or word count of a draw."""
 DRAW_NUMBERS = ("seed", "offset", "words")
+"""Numbers of a draw that may be unknown; bit i of `draws/known` says whether the i-th is known."""
 
 
 def _bfloat16_type() -> h5py.h5t.TypeID:
@@ -209,8 +208,13 @@ def _write_draws(group: h5py.Group, draws: list[Draw]) -> None:
     _write_strings(out, "generator", [draw.generator for draw in draws])
     for name in DRAW_NUMBERS:
         values = [getattr(draw, name) for draw in draws]
-        out[name] = np.array([UNKNOWN if value is None else value % 2**64 for value in values], dtype=np.uint64)
+        out[name] = np.array([0 if value is None else value % 2**64 for value in values], dtype=np.uint64)
+    out["known"] = np.array([_known(draw) for draw in draws], dtype=np.uint8)
     out["result"] = np.array([NO_VALUE if draw.result is None else draw.result for draw in draws], dtype=np.int64)
+
+
+def _known(draw: Draw) -> int:
+    return sum(1 << bit for bit, name in enumerate(DRAW_NUMBERS) if getattr(draw, name) is not None)
 
 
 def _write_events(group: h5py.Group, events: list[Event]) -> None:
@@ -429,13 +433,15 @@ class ArchiveSequence:
         group = self._reader.group(self._group, "draws")
         if group is None:
             return {}
-        columns: list[Any] = [self._reader.array(group, name, "iu") for name in ("step", "result", *DRAW_NUMBERS)]
+        columns: list[Any] = [
+            self._reader.array(group, name, "iu") for name in ("step", "result", "known", *DRAW_NUMBERS)
+        ]
         columns += [self._reader.strings(group, name) for name in ("op", "generator")]
         if any(column is None or len(column) != len(columns[0]) for column in columns):
             raise self._reader.fail(str(group.name), "its columns differ in length")
         out: dict[int, list[Draw]] = {}
-        for step, result, *numbers, op, generator in zip(*columns, strict=True):
-            seed, offset, words = (None if number == UNKNOWN else int(number) for number in numbers)
+        for step, result, known, *numbers, op, generator in zip(*columns, strict=True):
+            seed, offset, words = (int(n) if int(known) >> bit & 1 else None for bit, n in enumerate(numbers))
             drawn = None if result == NO_VALUE else int(result)
             out.setdefault(int(step), []).append(Draw(int(step), op, generator, seed, offset, words, drawn))
         return out

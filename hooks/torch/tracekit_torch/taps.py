@@ -192,6 +192,8 @@ class Taps:
         # An input that got a site of its own once keeps it, so that no position is missing there.
         if (source is not None and (place is None or not place.stored)) or not tap.keeps_input:
             return source
+        if not value.is_floating_point():
+            return None  # an embedding's token ids: the prompt and the steps hold them
         if place is None:
             name = _repeated(tap.name, tap.fired) + INPUT_SUFFIX
             place = tap.inputs[tap.fired] = Place(name, "input", self._next_order())
