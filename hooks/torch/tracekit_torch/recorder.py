@@ -371,6 +371,7 @@ def generator_state() -> Json:
 
 def survivors(probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids i64 [n] and probabilities f32 [n] of what could be drawn from `probs` [V]: descending, ties by lower id."""
+    probs = probs.detach()
     ids = torch.nonzero(probs).reshape(-1)
     kept, order = torch.sort(probs[ids], descending=True, stable=True)
     return ids[order].cpu(), kept.float().cpu()

@@ -117,7 +117,8 @@ def _execute(program: Program) -> None:
     except SystemExit:
         raise
     except BaseException as error:
-        sys.excepthook(type(error), error, _own_frames(error.__traceback__))
+        error.__traceback__ = _own_frames(error.__traceback__)
+        sys.excepthook(type(error), error, error.__traceback__)
         raise
 
 

@@ -41,6 +41,8 @@ class Waiting:
     logits: torch.Tensor | None  # [batch, vocabulary] on the host
     chosen: list[int] | None = None
     drawn: list[Drawn] = field(default_factory=list)
+    survivors: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+    """What each row's token was drawn from; copied as it was drawn, since the program may go on with its tensor."""
     natural: list[int] | None = None
     """What would have been chosen, where another trace is followed."""
 
@@ -151,6 +153,8 @@ class CausalLoop:
             return None
         waiting.drawn.append(drawn)
         if drawn.op == "multinomial" and drawn.source is not None and self._over_vocabulary(drawn.source, drawn.result):
+            probs = drawn.source.reshape(-1, drawn.source.shape[-1])
+            waiting.survivors = [survivors(row) for row in probs]
             return self._chosen(begun, waiting, drawn.result)
         return None
 
@@ -245,16 +249,16 @@ class CausalLoop:
         choice = Choice(token)
         if waiting.logits is not None and self._recorder.keeps_logits:
             choice.logits = waiting.logits[index]
+        if waiting.survivors is not None:
+            choice.survivors = waiting.survivors[index]
         for drawn in waiting.drawn:
             source = drawn.source
             of_token = drawn.op == "multinomial" and source is not None and self._over_vocabulary(source, drawn.result)
             if of_token and source is not None:
-                probs = source.reshape(-1, source.shape[-1])
-                choice.survivors = survivors(probs[index])
                 natural = waiting.natural or waiting.chosen
-                alone = probs.shape[0] == 1 or drawn.offset is None or drawn.generator != "mt19937"
-                words = None if alone else 2 * probs.shape[1]
-                offset = None if alone or words is None or drawn.offset is None else drawn.offset + words * index
+                alone = len(waiting.survivors or ()) == 1 or drawn.offset is None or drawn.generator != "mt19937"
+                words = None if alone else 2 * source.shape[-1]
+                offset = None if words is None or drawn.offset is None else drawn.offset + words * index
                 choice.draws.append(drawn.as_json(natural[index] if natural else None, offset, words))
             else:
                 choice.draws.append(drawn.as_json())
