@@ -49,17 +49,18 @@ def make(
     shards: bool = False,
     old_config: bool = False,
     rope: str = "default",
+    **settings: Any,
 ) -> None:
-    """Write the model and its tokenizer into `folder`."""
+    """Write the model and its tokenizer into `folder`; `settings` are further fields of `config.json`."""
     torch.manual_seed(seed)
-    model = build(family, tied, rope)
+    model = build(family, tied, rope, settings)
     model.save_pretrained(folder, **({"max_shard_size": "200KB"} if shards else {}))
     tokenizer().save_pretrained(folder)
     if old_config:
         age_config(folder / "config.json")
 
 
-def build(family: str, tied: bool, rope: str) -> torch.nn.Module:
+def build(family: str, tied: bool, rope: str, more: dict[str, Any]) -> torch.nn.Module:
     rope_parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
     if rope == "llama3":
         rope_parameters |= LLAMA3
@@ -79,6 +80,7 @@ def build(family: str, tied: bool, rope: str) -> torch.nn.Module:
         "bos_token_id": None,
         "eos_token_id": VOCABULARY - 1,
         "pad_token_id": VOCABULARY - 1,
+        **more,
     }
     model: torch.nn.Module
     if family == "llama":

@@ -11,7 +11,7 @@ use crate::trouble::{trouble, Result};
 
 /// Generate text with a Llama or Qwen2 checkpoint; set TRACEKIT_LOG (or run under `tracekit record --`) to record.
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(version, allow_negative_numbers = true)]
 pub struct Options {
     /// Hugging Face folder: config.json, tokenizer.json, *.safetensors
     #[arg(long)]
@@ -133,10 +133,9 @@ impl Options {
         let repetition_penalty = self.repetition_penalty.or(folder.repetition_penalty);
         let mut settings = Sampling { repetition_penalty, ..Sampling::default() };
         if !self.greedy {
-            let off = |settings: &f64| *settings < 1.0;
             settings.temperature = Some(self.temperature.or(folder.temperature).unwrap_or(1.0));
             settings.top_k = Some(self.top_k.or(folder.top_k).unwrap_or(50)).filter(|&k| k > 0);
-            settings.top_p = self.top_p.or(folder.top_p).filter(off);
+            settings.top_p = self.top_p.or(folder.top_p).filter(|&p| p != 1.0);
             settings.min_p = self.min_p.or(folder.min_p);
         }
         check_sampling(&settings)?;

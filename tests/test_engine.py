@@ -1,0 +1,687 @@
+"""The native engine against transformers, token for token, on tiny random models; its faults; its errors."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xxhash
+from safetensors.numpy import load_file, save_file
+
+import tracekit
+from tracekit.trace import Sequence, Trace, resolve
+
+ROOT = Path(__file__).parent.parent
+PROMPT = [72, 101, 50, 290, 280, 12, 270]
+LIMIT = 40
+SAMPLED = {"temperature": 0.8, "top_k": 50, "top_p": 0.95}
+
+
+def load_script(name: str) -> ModuleType:
+    """A module of scripts/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+tiny = load_script("make_tiny_model")
+
+Model = tuple[str, dict[str, Any]]
+"""Family, and what is not `make`'s default."""
+FolderOf = Callable[[Model], Path]
+
+LLAMA: Model = ("llama", {"tied": True})
+QWEN2: Model = ("qwen2", {"seed": 1})
+MODELS: dict[str, Model] = {
+    "llama tied": LLAMA,
+    "llama with biases, a KV head a head": (
+        "llama",
+        {"seed": 2, "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4},
+    ),
+    "llama of wide heads": ("llama", {"seed": 3, "head_dim": 32, "num_key_value_heads": 1}),
+    "llama of transformers 4, linear rope": ("llama", {"seed": 4, "rope": "linear", "old_config": True}),
+    "llama 3 rope": ("llama", {"seed": 5, "rope": "llama3"}),
+    "llama 3 rope of transformers 4": ("llama", {"seed": 5, "rope": "llama3", "old_config": True, "tied": True}),
+    "qwen2": QWEN2,
+    "qwen2 tied, of transformers 4": ("qwen2", {"seed": 6, "old_config": True, "tied": True}),
+    "qwen2 in shards": ("qwen2", {"seed": 7, "shards": True}),
+}
+
+
+@pytest.fixture(scope="session")
+def native() -> Path:
+    """The engine's binary."""
+    path = Path(os.environ.get("TRACEKIT_NATIVE", ROOT / "hooks/rust/target/release/tracekit-native"))
+    if not path.exists():
+        pytest.fail(f"{path} is missing; build it with `make native`, or name it with TRACEKIT_NATIVE")
+    return path
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> FolderOf:
+    """Makes each tiny model once."""
+    made: dict[str, Path] = {}
+
+    def folder(model: Model) -> Path:
+        family, settings = model
+        key = repr(model)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("tiny")
+            tiny.make(family, made[key], **settings)
+        return made[key]
+
+    return folder
+
+
+@dataclass
+class Engine:
+    """Runs the binary."""
+
+    path: Path
+
+    def run(self, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        defaults = {"--max-new-tokens": str(LIMIT), "--threads": "2"}
+        missing = [word for flag, value in defaults.items() if flag not in arguments for word in (flag, value)]
+        return self.execute([str(self.path), "--model", str(folder), *missing, *arguments], **environment)
+
+    def execute(self, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("TRACEKIT_")}
+        done = subprocess.run(command, check=False, capture_output=True, timeout=60, env=clean | dict(environment))
+        # Decoded here: text mode would turn a generated carriage return into a newline.
+        return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def tokens(self, folder: Path, *arguments: str, **environment: str) -> list[int]:
+        ids = ",".join(map(str, PROMPT))
+        done = self.run(folder, "--prompt-ids", ids, "--show-ids", *arguments, **environment)
+        assert done.returncode == 0, done.stderr
+        return [int(word) for word in done.stdout.split()]
+
+    def record(self, folder: Path, log: Path, *arguments: str, **environment: str) -> Trace:
+        self.tokens(folder, *arguments, TRACEKIT_LOG=str(log), **environment)
+        return tracekit.open(str(log))
+
+    def refusal(self, folder: Path, *arguments: str, **environment: str) -> str:
+        """What it says where it exits 2: one line."""
+        prompt = [] if any(word.startswith("--prompt") for word in arguments) else ["--prompt-ids", "1,2,3"]
+        done = self.run(folder, *prompt, *arguments, **environment)
+        assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+        assert done.stdout == ""
+        assert done.stderr.count("\n") == 1 and done.stderr.startswith("tracekit-native: "), done.stderr
+        return done.stderr
+
+
+@pytest.fixture(scope="session")
+def engine(native: Path) -> Engine:
+    return Engine(native)
+
+
+class Reference:
+    """transformers on the same folder."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+
+    def tokens(self, seed: int | None, prompt: list[int] = PROMPT, limit: int = LIMIT, **settings: Any) -> list[int]:
+        """New token ids; greedy without a seed."""
+        if seed is not None:
+            torch.manual_seed(seed)
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            out = self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=limit,
+                do_sample=seed is not None,
+                **settings,
+            )
+        new: list[int] = out[0, len(prompt) :].tolist()
+        return new
+
+
+def flags(seed: int | None, **settings: Any) -> list[str]:
+    """The same settings on the engine's command line."""
+    chosen = ["--greedy"] if seed is None else ["--seed", str(seed)]
+    return chosen + [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+# ---------------------------------------------------------------- parity
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+def test_tokens_are_those_of_transformers(engine: Engine, folder_of: FolderOf, model: Model) -> None:
+    folder = folder_of(model)
+    reference = Reference(folder)
+    assert engine.tokens(folder, *flags(None)) == reference.tokens(None)
+    for seed in range(5):
+        assert engine.tokens(folder, *flags(seed, **SAMPLED)) == reference.tokens(seed, **SAMPLED), seed
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_k": 0},
+        {"temperature": 1.7, "top_k": 5},
+        {"top_k": 0, "min_p": 0.1},
+        {"repetition_penalty": 1.3, "top_p": 0.5},
+        {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 0.9},
+    ],
+    ids=str,
+)
+def test_every_sampling_setting_is_that_of_transformers(
+    engine: Engine, folder_of: FolderOf, settings: dict[str, Any]
+) -> None:
+    folder = folder_of(QWEN2)
+    reference = Reference(folder)
+    for seed in range(3):
+        assert engine.tokens(folder, *flags(seed, **settings)) == reference.tokens(seed, **settings), seed
+
+
+def test_a_greedy_run_applies_the_repetition_penalty(engine: Engine, folder_of: FolderOf) -> None:
+    folder = folder_of(LLAMA)
+    penalised = engine.tokens(folder, "--greedy", "--repetition-penalty", "1.5")
+    assert penalised == Reference(folder).tokens(None, repetition_penalty=1.5)
+    assert penalised != engine.tokens(folder, "--greedy")
+
+
+def test_a_prompt_text_is_encoded_and_the_answer_decoded(engine: Engine, folder_of: FolderOf) -> None:
+    from transformers import AutoTokenizer
+
+    folder = folder_of(QWEN2)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    text = "The history of Rome began, été 火"
+    ids = tokenizer(text)["input_ids"]
+    new = Reference(folder).tokens(3, prompt=ids)
+    done = engine.run(folder, "--prompt", text, "--seed", "3")
+    assert done.stdout == text + tokenizer.decode(new, skip_special_tokens=True) + "\n"
+
+
+def test_chunks_and_threads_change_no_token(engine: Engine, folder_of: FolderOf) -> None:
+    folder = folder_of(QWEN2)
+    plain = engine.tokens(folder, "--seed", "0")
+    for more in (["--prefill-chunk", "1"], ["--prefill-chunk", "3"], ["--threads", "1"]):
+        assert engine.tokens(folder, "--seed", "0", *more) == plain, more
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_logits_of_16_bit_models_are_near_those_of_float32(
+    engine: Engine, folder_of: FolderOf, tmp_path: Path, dtype: str
+) -> None:
+    folder = folder_of(LLAMA)
+    exact = engine.record(folder, tmp_path / "f32.tklog", "--greedy", "--max-new-tokens", "1")
+    rough = engine.record(folder, tmp_path / "16.tklog", "--greedy", "--max-new-tokens", "1", "--dtype", dtype)
+    word = {"bf16": "bfloat16", "f16": "float16"}[dtype]
+    assert rough.config["dtype"] == word
+    assert rough.sequences[0].sites["model.norm"].dtype == word
+    error = relative(rough.sequences[0].logits(0, 1), exact.sequences[0].logits(0, 1))
+    theirs = Reference(folder, dtype=getattr(torch, word))
+    with torch.no_grad():
+        their_logits = theirs.model(torch.tensor([PROMPT])).logits[0, -1].float().numpy()
+    # As near as transformers itself is in this dtype; both round at the same places, so twice its error is generous.
+    assert 0 < error < 2 * relative(their_logits, exact.sequences[0].logits(0, 1)[0])
+
+
+def relative(value: Any, truth: Any) -> float:
+    return float(np.linalg.norm(np.ravel(value) - np.ravel(truth)) / np.linalg.norm(truth))
+
+
+# ---------------------------------------------------------------- the folder's own settings
+
+
+def edited(folder: Path, to: Path, file: str, **fields: Any) -> Path:
+    """A copy of a model folder with some fields of a JSON file changed; None removes one."""
+    shutil.copytree(folder, to)
+    path = to / file
+    values = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+    return to
+
+
+def test_it_stops_at_each_of_several_stop_tokens(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    plain = engine.tokens(folder_of(QWEN2), "--seed", "0")
+    stops = [plain[9], plain[4]]
+    folder = edited(folder_of(QWEN2), tmp_path / "stops", "generation_config.json", eos_token_id=stops)
+    found = engine.tokens(folder, "--seed", "0")
+    assert found == Reference(folder).tokens(0)
+    assert found == plain[: min(plain.index(stop) for stop in stops) + 1]
+
+
+def test_without_a_generation_config_the_stop_token_is_the_models(
+    engine: Engine, folder_of: FolderOf, tmp_path: Path
+) -> None:
+    stop = engine.tokens(folder_of(QWEN2), "--seed", "0")[6]
+    folder = edited(folder_of(QWEN2), tmp_path / "none", "config.json", eos_token_id=stop)
+    (folder / "generation_config.json").unlink()
+    found = engine.tokens(folder, "--seed", "0")
+    assert found == Reference(folder).tokens(0)
+    assert found[-1] == stop and len(found) <= 7
+
+
+def test_flags_decide_over_the_generation_config(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    settings = {"temperature": 0.6, "top_k": 7, "top_p": 0.9, "repetition_penalty": 1.2}
+    folder = edited(folder_of(QWEN2), tmp_path / "set", "generation_config.json", do_sample=True, **settings)
+    assert engine.tokens(folder, "--seed", "1") == Reference(folder).tokens(1)
+    given = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
+    assert engine.tokens(folder, *flags(1, **given)) == engine.tokens(folder_of(QWEN2), *flags(1, **given))
+
+
+def test_a_window_longer_than_the_run_changes_nothing(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    positions = len(PROMPT) + LIMIT - 1
+    window = {"use_sliding_window": True, "max_window_layers": 1, "layer_types": None}
+    folder = edited(folder_of(QWEN2), tmp_path / "w", "config.json", **window, sliding_window=positions)
+    assert engine.tokens(folder, "--seed", "0") == Reference(folder).tokens(0)
+    short = edited(folder_of(QWEN2), tmp_path / "s", "config.json", **window, sliding_window=positions - 1)
+    assert "sliding_window = 45" in engine.refusal(short, "--prompt-ids", ",".join(map(str, PROMPT)))
+
+
+# ---------------------------------------------------------------- recording
+
+
+def test_recording_changes_no_token(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    folder = folder_of(QWEN2)
+    for number, run in enumerate((["--greedy"], ["--seed", "5"], ["--seed", "5", "--prefill-chunk", "2"])):
+        plain = engine.tokens(folder, *run)
+        log = tmp_path / f"{number}.tklog"
+        assert engine.tokens(folder, *run, TRACEKIT_LOG=str(log)) == plain
+        sequence = tracekit.open(str(log)).sequences[0]
+        assert sequence.tokens.tolist() == plain
+        assert sequence.positions == len(PROMPT) + len(plain) - 1
+
+
+@pytest.mark.parametrize("model", [LLAMA, QWEN2], ids=["tied", "untied"])
+def test_the_trace_names_what_transformers_names(
+    engine: Engine, folder_of: FolderOf, tmp_path: Path, model: Any
+) -> None:
+    folder = folder_of(model)
+    trace = engine.record(folder, tmp_path / "run.tklog", "--seed", "0")
+    modules = {
+        name for name, module in Reference(folder).model.named_modules() if next(module.parameters(), None) is not None
+    }
+    modules -= {"", "model", "model.layers"}
+    assert modules == {name for name in trace.sites if not name.endswith(":in")}
+    sources = {
+        "model.layers.0.self_attn.k_proj:in": "model.layers.0.input_layernorm",
+        "model.layers.1.input_layernorm:in": "model.layers.0",
+        "model.layers.1.self_attn": "model.layers.1.self_attn.o_proj",
+        "model.layers.1.mlp": "model.layers.1.mlp.down_proj",
+        "model.layers.2.mlp.down_proj:in": "model.layers.2.mlp.down_proj:in",
+        "lm_head:in": "model.norm",
+        "lm_head": "logits",
+    }
+    assert {name: resolve(trace, name) for name in sources} == sources
+
+
+@pytest.mark.parametrize("model", [LLAMA, QWEN2], ids=["tied", "untied"])
+def test_digests_are_those_of_the_files_tensors(
+    engine: Engine, folder_of: FolderOf, tmp_path: Path, model: Any
+) -> None:
+    folder = folder_of(model)
+    trace = engine.record(folder, tmp_path / "run.tklog", "--fault", "gain:model.layers.0.mlp.up_proj:2")
+    tensors = load_file(folder / "model.safetensors")
+    tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
+    digests = {name: xxhash.xxh3_64_intdigest(value.tobytes()) for name, value in tensors.items()}
+    assert {name: weight.digest for name, weight in trace.weights.items()} == digests
+
+
+def test_the_trace_says_what_the_engine_used(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    trace = engine.record(folder_of(LLAMA), tmp_path / "run.tklog", *flags(3, **SAMPLED))
+    config = trace.config
+    assert (config["seed"], config["dtype"], config["device"]) == (3, "float32", "cpu")
+    assert config["sampling"] == {"do_sample": True, "max_new_tokens": LIMIT, "eos_token_id": [319], **SAMPLED}
+    written = json.loads((folder_of(LLAMA) / "config.json").read_text())
+    words = {name: value for name, value in config["model"].items() if name in written}
+    assert words == {name: written[name] for name in words} and len(words) >= 12
+    assert config["model"]["rope_theta"] == written["rope_parameters"]["rope_theta"]
+
+
+def test_it_follows_the_tokens_of_another_trace(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    folder = folder_of(QWEN2)
+    log = tmp_path / "first.tklog"
+    first = engine.record(folder, log, "--seed", "0").sequences[0].tokens.tolist()
+    followed = engine.tokens(folder, "--seed", "1", TRACEKIT_FOLLOW=str(log))
+    assert followed == first != engine.tokens(folder, "--seed", "1")
+    done = engine.run(
+        folder,
+        "--prompt",
+        "another",
+        "--show-ids",
+        TRACEKIT_FOLLOW=str(log),
+        TRACEKIT_FOLLOW_INPUTS="1",
+        TRACEKIT_LOG=str(tmp_path / "second.tklog"),
+    )
+    assert done.returncode == 0, done.stderr
+    prompt = tracekit.open(str(tmp_path / "second.tklog")).sequences[0].prompt_ids
+    assert prompt is not None and prompt.tolist() == PROMPT
+
+
+def test_the_seed_of_the_environment_is_the_default(engine: Engine, folder_of: FolderOf) -> None:
+    folder = folder_of(QWEN2)
+    assert engine.tokens(folder, TRACEKIT_SEED="4") == engine.tokens(folder, "--seed", "4")
+    assert engine.tokens(folder, "--seed", "0", TRACEKIT_SEED="4") == engine.tokens(folder, "--seed", "0")
+
+
+# ---------------------------------------------------------------- faults
+
+
+def first_difference(one: Sequence, other: Sequence, order: dict[str, int]) -> tuple[int, str] | None:
+    """Position and name of the first stored value that is not bit for bit the same, in execution order.
+
+    Two runs of one binary with the same settings are equal to the bit, so whatever differs, the fault did.
+    """
+    positions = min(one.positions, other.positions)
+    found = []
+    for name in one.sites:
+        a, b = (sequence.read(name, 0, positions) for sequence in (one, other))
+        rows = np.flatnonzero((a.view(np.uint32) != b.view(np.uint32)).any(axis=1))
+        if rows.size:
+            found.append((int(rows[0]), order[name], name))
+    return (min(found)[0], min(found)[2]) if found else None
+
+
+PLACES = [
+    # The prompt's first position has rotary angle 0 and sees only itself: rotation and scale show from the second on.
+    ("rope-theta:5000:1", 1, "model.layers.1.self_attn.o_proj:in"),
+    ("rope-theta:5000", 1, "model.layers.0.self_attn.o_proj:in"),
+    ("rope-f16", 1, "model.layers.0.self_attn.o_proj:in"),
+    ("rope-f16:2", 1, "model.layers.2.self_attn.o_proj:in"),
+    ("attention-scale", 1, "model.layers.0.self_attn.o_proj:in"),
+    ("attention-scale:1.001:1", 1, "model.layers.1.self_attn.o_proj:in"),
+    ("norm-eps:0.001", 0, "model.layers.0.input_layernorm"),
+    ("norm-eps:0.001:model.layers.2.post_attention_layernorm", 0, "model.layers.2.post_attention_layernorm"),
+    ("norm-eps:0.001:model.norm", 0, "model.norm"),
+    ("gain:model.embed_tokens:1.01", 0, "model.embed_tokens"),
+    ("gain:model.layers.1.input_layernorm:1.01", 0, "model.layers.1.input_layernorm"),
+    ("gain:model.layers.1.self_attn.v_proj:1.0001", 0, "model.layers.1.self_attn.v_proj"),
+    ("gain:model.layers.2.mlp.down_proj:1.01", 0, "model.layers.2.mlp.down_proj"),
+    ("gain:model.layers.0.self_attn.o_proj:in:1.01", 0, "model.layers.0.self_attn.o_proj:in"),
+    ("gain:model.layers.0.mlp.down_proj:in:1.01", 0, "model.layers.0.mlp.down_proj:in"),
+    ("gain:model.layers.1.post_attention_layernorm:in:1.01", 0, "model.layers.1.post_attention_layernorm:in"),
+    ("gain:model.layers.1:1.01", 0, "model.layers.1"),
+    ("swap-gate-up", 0, "model.layers.0.mlp.down_proj:in"),
+    ("swap-gate-up:2", 0, "model.layers.2.mlp.down_proj:in"),
+    ("missing-bias:model.layers.1.self_attn.q_proj", 0, "model.layers.1.self_attn.q_proj"),
+    ("stale-cache-row", len(PROMPT) + 3, "model.layers.0.self_attn.o_proj:in"),
+    ("stale-cache-row:6:2", len(PROMPT) + 5, "model.layers.2.self_attn.o_proj:in"),
+    ("stale-cache-row:0:1", len(PROMPT) - 1, "model.layers.1.self_attn.o_proj:in"),
+]
+
+
+@pytest.fixture(scope="module")
+def sound(engine: Engine, folder_of: FolderOf, tmp_path_factory: pytest.TempPathFactory) -> Trace:
+    """A run without a fault."""
+    return engine.record(folder_of(QWEN2), tmp_path_factory.mktemp("sound") / "run.tklog", *flags(0, **SAMPLED))
+
+
+@pytest.mark.parametrize(("fault", "position", "site"), PLACES, ids=[fault for fault, *_ in PLACES])
+def test_a_fault_first_shows_where_it_is(
+    engine: Engine,
+    folder_of: FolderOf,
+    sound: Trace,
+    tmp_path: Path,
+    fault: str,
+    position: int,
+    site: str,
+) -> None:
+    faulty = engine.record(folder_of(QWEN2), tmp_path / "run.tklog", *flags(0, **SAMPLED), "--fault", fault)
+    order = {name: row.order for name, row in sound.sites.items()}
+    assert first_difference(sound.sequences[0], faulty.sequences[0], order) == (position, site)
+    assert {name: weight.digest for name, weight in faulty.weights.items()} == {
+        name: weight.digest for name, weight in sound.weights.items()
+    }
+    # Only a fault at the config seam is what the engine says it uses.
+    used = {"rope-theta:5000": ("rope_theta", 5000.0), "norm-eps:0.001": ("rms_norm_eps", 0.001)}.get(fault)
+    expected = sound.config["model"] | ({used[0]: used[1]} if used else {})
+    assert faulty.config["model"] == expected
+
+
+def test_the_logits_head_can_be_at_fault(engine: Engine, folder_of: FolderOf, sound: Trace, tmp_path: Path) -> None:
+    faulty = engine.record(
+        folder_of(QWEN2), tmp_path / "run.tklog", *flags(0, **SAMPLED), "--fault", "gain:lm_head:1.5"
+    )
+    ours, theirs = faulty.sequences[0].logits(0, 1), sound.sequences[0].logits(0, 1)
+    assert ours is not None and theirs is not None
+    # One rounding of the weight, one of the sum's last bits.
+    np.testing.assert_allclose(ours, 1.5 * theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_tied_head_does_not_share_the_embeddings_fault(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    folder = folder_of(LLAMA)
+    plain = engine.record(folder, tmp_path / "a.tklog", "--greedy").sequences[0]
+    faulty = engine.record(folder, tmp_path / "b.tklog", "--greedy", "--fault", "gain:lm_head:2").sequences[0]
+    order = {name: number for number, name in enumerate(plain.sites)}
+    assert first_difference(plain, faulty, order) is None
+    assert np.array_equal(faulty.logits(0, 1), 2 * plain.logits(0, 1))  # times 2 is exact
+
+
+@pytest.mark.parametrize("fault", ["top-p:0.2", "inverse-cdf", "seed", "seed:-3", "stop-early", "stop-early:0"])
+def test_a_sampler_fault_leaves_the_model_alone(
+    engine: Engine, folder_of: FolderOf, sound: Trace, tmp_path: Path, fault: str
+) -> None:
+    run = flags(5, **SAMPLED)
+    plain = engine.record(folder_of(QWEN2), tmp_path / "plain.tklog", *run)
+    faulty = engine.record(folder_of(QWEN2), tmp_path / "faulty.tklog", *run, "--fault", fault)
+    ours, theirs = faulty.sequences[0], plain.sequences[0]
+    assert faulty.config["sampling"] == plain.config["sampling"] and faulty.config["seed"] == plain.config["seed"]
+    assert np.array_equal(ours.logits(0, 1), theirs.logits(0, 1))
+    assert ours.tokens.tolist() != theirs.tokens.tolist()
+    step, right = ours.step(0), theirs.step(0)
+    if fault == "top-p:0.2":
+        assert len(step.survivors_id) < len(right.survivors_id)
+    elif fault == "inverse-cdf":
+        assert (step.draws[0].op, right.draws[0].op) == ("uniform", "multinomial")
+        assert np.array_equal(step.survivors_id, right.survivors_id)
+    elif fault.startswith("seed"):
+        assert step.draws[0].seed == {"seed": 6, "seed:-3": 2}[fault]
+        assert ours.tokens.tolist() == engine.tokens(folder_of(QWEN2), *flags(step.draws[0].seed, **SAMPLED))
+    else:
+        stop = {"stop-early": 8, "stop-early:0": 0}[fault]
+        assert ours.end_reason == "stop"
+        assert ours.tokens.tolist() == theirs.tokens.tolist()[: stop + 1]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "rope-theta:5000:3",
+        "rope-f16:3",
+        "attention-scale:2:9",
+        "norm-eps:0.1:model.layers.0",
+        "gain:model.layers.3:2",
+        "gain:model.layers.0.self_attn.q_proj.weight:2",
+        "swap-gate-up:3",
+        "missing-bias:model.layers.0.self_attn.o_proj",
+        "missing-bias:nowhere",
+        "stale-cache-row:4:3",
+        f"stale-cache-row:{LIMIT}",
+        f"stop-early:{LIMIT}",
+        "rope-theta:10000",
+        "norm-eps:0.00001",
+    ],
+)
+def test_a_fault_without_a_place_is_refused(engine: Engine, folder_of: FolderOf, tmp_path: Path, fault: str) -> None:
+    log = tmp_path / "run.tklog"
+    said = engine.refusal(folder_of(QWEN2), "--fault", fault, TRACEKIT_LOG=str(log))
+    assert fault.split(":")[0] in said
+
+
+@pytest.mark.parametrize("fault", ["top-p:0.5", "inverse-cdf", "seed"])
+def test_a_sampler_fault_in_a_greedy_run_is_refused(engine: Engine, folder_of: FolderOf, fault: str) -> None:
+    assert "greedy" in engine.refusal(folder_of(QWEN2), "--greedy", "--fault", fault)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "",
+        "nonsense",
+        "gain",
+        "gain:model.norm",
+        "gain:model.norm:x",
+        "top-p",
+        "seed:x",
+        "rope-theta:a",
+        "stop-early:-1",
+    ],
+)
+def test_a_fault_that_is_none_is_answered_with_the_list(engine: Engine, folder_of: FolderOf, fault: str) -> None:
+    said = engine.refusal(folder_of(QWEN2), "--fault", fault)
+    assert "rope-theta[:THETA[:LAYER]]" in said and "stop-early[:STEP]" in said
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "word"),
+    [
+        ("config.json", {"model_type": "gpt2"}, 'model_type "gpt2"'),
+        ("config.json", {"logit_scale": 0.5}, "logit_scale = 0.5"),
+        ("config.json", {"hidden_act": "gelu"}, 'hidden_act = "gelu"'),
+        ("config.json", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("config.json", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, '"yarn"'),
+        ("config.json", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "factor is missing"),
+        ("config.json", {"hidden_size": None}, "hidden_size is missing"),
+        ("config.json", {"hidden_size": 128}, "model.embed_tokens.weight"),
+        ("config.json", {"vocab_size": 321}, "model.embed_tokens.weight"),
+        ("config.json", {"num_hidden_layers": 4}, "model.layers.3."),
+        ("config.json", {"num_attention_heads": 3}, "3 heads"),
+        ("config.json", {"head_dim": 2**62}, "heads"),
+        ("config.json", {"head_dim": 15}, "head_dim 15"),
+        ("config.json", {"num_hidden_layers": "many"}, "num_hidden_layers"),
+        ("generation_config.json", {"num_beams": 4}, "num_beams = 4"),
+        ("generation_config.json", {"suppress_tokens": [3]}, "suppress_tokens"),
+        ("generation_config.json", {"temperature": "hot"}, "temperature"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_setting_that_it_does_not_know_is_named(
+    engine: Engine, folder_of: FolderOf, tmp_path: Path, file: str, fields: dict[str, Any], word: str
+) -> None:
+    said = engine.refusal(edited(folder_of(QWEN2), tmp_path / "model", file, **fields))
+    assert word in said
+
+
+def test_damaged_folders_are_refused_by_file(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    assert "nowhere" in engine.refusal(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    assert "folder" in engine.refusal(tmp_path / "file")
+
+    def damaged(name: str, file: str, content: bytes | None) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(folder_of(QWEN2), folder)
+        (folder / file).unlink()
+        if content is not None:
+            (folder / file).write_bytes(content)
+        return folder
+
+    whole = (folder_of(QWEN2) / "model.safetensors").read_bytes()
+    assert "model.safetensors" in engine.refusal(damaged("none", "model.safetensors", None))
+    damaged("cut", "model.safetensors", whole[:-1000])
+    damaged("tiny", "model.safetensors", b"abc")
+    damaged("huge", "model.safetensors", (2**62).to_bytes(8, "little") + whole[8:])
+    for name in ("cut", "tiny", "huge"):
+        assert name in engine.refusal(tmp_path / name)
+    assert "config.json" in engine.refusal(damaged("noconfig", "config.json", None))
+    assert "config.json" in engine.refusal(damaged("badconfig", "config.json", b"[1, 2"))
+    assert "config.json" in engine.refusal(damaged("list", "config.json", b"[1, 2]"))
+    assert "tokenizer.json" in engine.refusal(damaged("notok", "tokenizer.json", None))
+    assert "tokenizer.json" in engine.refusal(damaged("badtok", "tokenizer.json", b"{}"))
+
+
+def test_missing_and_misshapen_tensors_are_named(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    tensors = load_file(folder_of(QWEN2) / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    for word, value in (("missing", None), ("shape", tensors[name][:-1].copy())):
+        folder = tmp_path / word
+        shutil.copytree(folder_of(QWEN2), folder)
+        changed = {key: array for key, array in tensors.items() if key != name} | (
+            {} if value is None else {name: value}
+        )
+        save_file(changed, folder / "model.safetensors")
+        assert name in engine.refusal(folder)
+
+
+def test_a_missing_shard_is_named(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folder_of(MODELS["qwen2 in shards"]), folder)
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.unlink()
+    assert shard.name in engine.refusal(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"lm_head.weight": "../outside.safetensors"}}))
+    assert "outside" in engine.refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--prompt", ""], "prompt"),
+        (["--prompt-ids", "1,320"], "320"),
+        (["--prompt-ids", "1,x"], "--prompt-ids"),
+        (["--prompt", "a", "--prompt-ids", "1"], "--prompt-ids"),
+        (["--max-new-tokens", "0"], "--max-new-tokens"),
+        (["--threads", "0"], "--threads"),
+        (["--prefill-chunk", "0"], "--prefill-chunk"),
+        (["--temperature", "0"], "temperature"),
+        (["--temperature", "nan"], "temperature"),
+        (["--top-p", "1.5"], "top_p"),
+        (["--min-p", "-1"], "min_p"),
+        (["--repetition-penalty", "0"], "repetition_penalty"),
+        (["--dtype", "f64"], "--dtype"),
+        (["--nonsense"], "--nonsense"),
+        (["--seed", "x"], "--seed"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_flags_are_one_line(engine: Engine, folder_of: FolderOf, arguments: list[str], word: str) -> None:
+    command = [str(engine.path), "--model", str(folder_of(QWEN2)), *arguments]
+    if not any(argument.startswith("--prompt") for argument in arguments) or "--prefill-chunk" in arguments:
+        command += ["--prompt-ids", "1,2"]
+    done = engine.execute(command)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert word in done.stderr
+
+
+def test_a_bad_environment_is_one_line(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    folder = folder_of(QWEN2)
+    assert "TRACEKIT_SEED" in engine.refusal(folder, TRACEKIT_SEED="x")
+    assert "nowhere" in engine.refusal(folder, TRACEKIT_FOLLOW=str(tmp_path / "nowhere.tklog"))
+    (tmp_path / "junk.tklog").write_bytes(b"junk" * 20)
+    assert "junk" in engine.refusal(folder, TRACEKIT_FOLLOW=str(tmp_path / "junk.tklog"))
+    assert "missing-folder" in engine.refusal(folder, TRACEKIT_LOG=str(tmp_path / "missing-folder" / "a.tklog"))
+    assert "TRACEKIT_LEVEL" in engine.refusal(folder, TRACEKIT_LOG=str(tmp_path / "a.tklog"), TRACEKIT_LEVEL="x")
+
+
+# ---------------------------------------------------------------- the real checkpoint
+
+
+@pytest.mark.real
+def test_the_real_checkpoint_gives_the_tokens_of_transformers(engine: Engine) -> None:
+    folder = Path(os.environ.get("TRACEKIT_MODEL", ROOT / ".cache/smollm2-135m"))
+    if not (folder / "model.safetensors").exists():
+        pytest.fail(f"{folder} is missing; make it with `make model`")
+    torch.set_num_threads(2)
+    reference = Reference(folder)
+    prompt = [504, 3392, 282, 8200, 2909, 645]  # "The history of Rome began when"
+    ids = ",".join(map(str, prompt))
+    for seed in (None, 0, 1, 2):
+        settings = {} if seed is None else SAMPLED
+        done = engine.run(folder, "--prompt-ids", ids, "--show-ids", "--max-new-tokens", "60", *flags(seed, **settings))
+        found = [int(word) for word in done.stdout.split()]
+        assert found == reference.tokens(seed, prompt=prompt, limit=60, **settings), seed
