@@ -14,7 +14,7 @@ export TRACEKIT_MODEL = $(abspath $(MODEL))
 export TRACEKIT_NATIVE = $(abspath $(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test lint parity bench traces clean native
+.PHONY: help setup model demo test lint parity bench faults traces clean native
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,7 +57,11 @@ parity: setup model ## Tokens of transformers and of the native engine, 20 seeds
 	$(BIN)/python scripts/parity.py --model $(MODEL) --native $(NATIVE)
 
 bench: setup model ## Cost of recording and of diff, as ratios measured side by side
-	$(BIN)/python benchmarks/run.py --model $(MODEL) --native $(NATIVE)
+	$(BIN)/python benchmarks/recording.py --model $(MODEL) --native $(NATIVE)
+	$(BIN)/python benchmarks/diff_speed.py
+
+faults: setup model ## Twelve planted faults at three places each, and harmless rewrites (about 5 minutes)
+	$(BIN)/python benchmarks/localise.py --model $(MODEL) --native $(NATIVE)
 
 traces: setup ## Make the checked-in sample traces again
 	$(BIN)/python scripts/make_sample_traces.py --native $(NATIVE)

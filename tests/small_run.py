@@ -41,7 +41,7 @@ def write_run(
     digest: int = 1,
     close: bool = True,
 ) -> Path:
-    """Write a log. `change` alters a row of a site; `used` are the sampler's numbers where they are not those `stated`."""
+    """Write a log. `change` alters a row of a site; `used` are the sampler's numbers where not those `stated`."""
     log = LogWriter(path)
     settings = {**SAMPLING, **(stated or {})}
     log.open(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tracekit.archive import ArchiveTrace
+from tracekit.archive_trace import ArchiveTrace
 from tracekit.log import MAGIC
 from tracekit.log_trace import LogTrace
 from tracekit.trace import Trace, TraceError
