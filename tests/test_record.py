@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -244,6 +246,77 @@ def test_a_native_program_is_told_where_to_write_and_keeps_its_exit_code(tmp_pat
     assert tracekit.open(tmp_path / "next.h5").status == "recovered"
     refused = run("oracle", "run.h5", cwd=tmp_path)
     assert refused.returncode == 2 and "which Python program" in refused.stderr
+
+
+def test_the_language_model_is_waited_for(tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "run.py").write_text(
+        textwrap.dedent(
+            """
+            import sys, torch
+            from transformers import LlamaConfig, LlamaForCausalLM
+            config = LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                                 vocab_size=50, bos_token_id=1, eos_token_id=None)
+            class Wrapped(torch.nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.language = LlamaForCausalLM(config).eval()
+                def forward(self, ids):
+                    return self.language.generate(ids, max_new_tokens=3, do_sample=False)
+            wrapped = Wrapped()
+            torch.nn.Linear(2, 2)(torch.ones(1, 2))
+            if len(sys.argv) == 1:
+                print(wrapped(torch.tensor([[3, 4, 5]]))[0].tolist())
+            """
+        )
+    )
+    recorded = run("record", "run.py", cwd=tmp_path)
+    assert recorded.returncode == 0, recorded.stderr
+    (sequence,) = tracekit.open(tmp_path / "traces" / "run.h5").sequences
+    assert [3, 4, 5, *sequence.tokens.tolist()] == json.loads(recorded.stdout)
+    unused = run("record", "run.py", "unused", cwd=tmp_path)
+    assert unused.returncode == 2
+    assert "LlamaForCausalLM was never called, only Linear; name what to record with --module" in unused.stderr
+    named = run("record", "--module", "Linear", "run.py", "unused", cwd=tmp_path)
+    assert named.returncode == 0, named.stderr
+
+
+def test_the_example_program_is_recorded_with_its_texts(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = {text: index for index, text in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    inner = Tokenizer(models.BPE(vocabulary | {"</s>": 256}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>").save_pretrained(tmp_path / "tiny")
+    torch.manual_seed(1)
+    config = transformers.LlamaConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=257,
+        eos_token_id=256,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "tiny")
+    example = Path(__file__).parent.parent / "hooks" / "torch" / "examples" / "generate.py"
+    words = ["--model", "tiny", "--prompt", "Rome", "--prompt", "The city", "--max-new-tokens", "5", "--seed", "3"]
+    words += ["--temperature", "0.8", "--top-k", "50", "--top-p", "0.95", "--attn", "eager"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    plain = subprocess.run(
+        [sys.executable, example, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    recorded = run("record", "-o", "run.h5", example, *words, cwd=tmp_path)
+    assert recorded.returncode == plain.returncode == 0, recorded.stderr
+    assert recorded.stdout == plain.stdout
+    trace = tracekit.open(tmp_path / "run.h5")
+    first, second = trace.sequences
+    assert (first.prompt_text, second.prompt_text) == ("Rome", "The city")
+    assert list(first.texts) == list("Rome")
+    assert first.step(0).text is not None
+    assert trace.config["checkpoint"] == "tiny" and trace.config["versions"]["transformers"]
+    assert second.sampling["top_k"] == 50
 
 
 def test_an_oracle_runs_the_recorded_command_again(tmp_path):

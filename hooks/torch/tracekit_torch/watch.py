@@ -204,6 +204,11 @@ class Watch:
             if self._recorder.model is None and self._pattern is None and transformers_causal.knows(model):
                 self.found(model, describe.sampling(settings))
             adapter = self._recorder.adapter
+            if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+                name = type(model).__name__
+                self._recorder.note(
+                    f"{name} is an encoder-decoder model: its steps are not recorded, only module calls"
+                )
             if not isinstance(adapter, TransformersCausal) or not self._recorder.active:
                 return None
             if not adapter.begin_generation(model, arguments):
