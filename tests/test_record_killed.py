@@ -1,4 +1,4 @@
-"""A recorded program that is killed loses at most the step in flight; `scripts/kill_recorder.py` counts it at length."""
+"""A recorded program that is killed loses at most the step in flight; `scripts/kill_recorder.py` counts them."""
 
 from __future__ import annotations
 
