@@ -202,17 +202,42 @@ class ArchiveSequence:
         """The small columns of the steps, whole; logits stay on disk."""
         reader, steps = self._reader, self._reader.group(self._group, "steps")
         tables: dict[str, Any] = {}
-        if steps is not None:
-            tables["position"] = reader.array(steps, "position", "i")
-            tables["text"] = reader.strings(steps, "text")
-            tables["topk_id"] = reader.array(steps, "topk_id", "i", 2)
-            tables["topk_logprob"] = reader.array(steps, "topk_logprob", "f", 2)
+        tables["position"] = self._column("position", "i")
+        tables["text"] = None if steps is None else reader.strings(steps, "text")
+        if tables["position"] is None or len(tables["text"] or tables["position"]) != self.step_count:
+            raise reader.fail(f"{self._group.name}/steps", "a column is missing or too short")
+        tables["topk_id"] = self._column("topk_id", "i", 2)
+        tables["topk_logprob"] = self._column("topk_logprob", "f", 2)
         survivors = reader.group(self._group, "survivors")
         if survivors is not None:
-            tables["survivors"] = tuple(reader.array(survivors, name, "if") for name in ("id", "prob", "offset"))
+            tables["survivors"] = self._ragged(survivors)
         tables["draws"] = self._draws()
         tables["events"] = self._events()
         return tables
+
+    def _ragged(self, group: h5py.Group) -> tuple[Array, Array, Array]:
+        """ids, probabilities and the offsets of the steps' rows in them."""
+        ids, probs = self._reader.array(group, "id", "i"), self._reader.array(group, "prob", "f")
+        offset = self._reader.array(group, "offset", "i")
+        sound = ids is not None and probs is not None and offset is not None and len(ids) == len(probs)
+        if not sound or ids is None or probs is None or offset is None:
+            raise self._reader.fail(str(group.name), "a column is missing or too short")
+        if (
+            len(offset) != self.step_count + 1
+            or offset[0] != 0
+            or offset[-1] != len(ids)
+            or (np.diff(offset) < 0).any()
+        ):
+            raise self._reader.fail(str(group.name), "its offsets do not fit the steps")
+        return ids, probs, offset
+
+    def _column(self, name: str, kind: str, ndim: int = 1) -> Array | None:
+        """A column of the steps, one row a step."""
+        steps = self._reader.group(self._group, "steps")
+        column = None if steps is None else self._reader.array(steps, name, kind, ndim)
+        if column is not None and len(column) != self.step_count:
+            raise self._reader.fail(f"{self._group.name}/steps/{name}", "does not have a row for every step")
+        return column
 
     def _draws(self) -> dict[int, list[Draw]]:
         group = self._reader.group(self._group, "draws")
@@ -240,8 +265,11 @@ class ArchiveSequence:
         if steps is None or kinds is None or details is None:
             raise self._reader.fail(str(group.name), "a column is missing")
         out: dict[int, list[Event]] = {}
-        for step, kind, detail in zip(steps, kinds, details, strict=True):
-            out.setdefault(int(step), []).append(Event(int(step), kind, json.loads(detail)))
+        try:
+            for step, kind, detail in zip(steps, kinds, details, strict=True):
+                out.setdefault(int(step), []).append(Event(int(step), kind, json.loads(detail)))
+        except ValueError:
+            raise self._reader.fail(str(group.name), "its columns differ in length or are not JSON") from None
         return out
 
     def step(self, index: int) -> Step:
@@ -266,16 +294,20 @@ class ArchiveSequence:
         )
 
     def _survivors(self, index: int) -> tuple[Array | None, Array | None]:
-        ids, probs, offset = self._tables.get("survivors", (None, None, None))
-        if ids is None or probs is None or offset is None:
+        if "survivors" not in self._tables:
             return None, None
+        ids, probs, offset = self._tables["survivors"]
         rows = slice(int(offset[index]), int(offset[index + 1]))
         return (ids[rows], probs[rows]) if rows.stop > rows.start else (None, None)
 
     @cached_property
     def sites(self) -> Mapping[str, SiteData]:
         index = self._reader.json(self._group, "site_index")
-        return {str(name): self._site_data(str(name), dtype, width, ranges) for name, dtype, width, ranges in index}
+        try:
+            sites = [self._site_data(str(name), dtype, width, ranges) for name, dtype, width, ranges in index]
+        except (TypeError, ValueError):
+            raise self._reader.fail(f"{self._group.name}/site_index", "is not an index of sites") from None
+        return {data.name: data for data in sites}
 
     def _site_data(self, name: str, dtype: Any, width: Any, ranges: Any) -> SiteData:
         data = SiteData(name, dtype, width, tuple((int(first), int(stop)) for first, stop in ranges))
