@@ -50,9 +50,8 @@ def report(side: str, runs: dict[str, Callable[[], float]], rounds: int) -> None
 def torch_runs(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], float]]:
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     import tracekit_torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model: Any = AutoModelForCausalLM.from_pretrained(options.model)
     inputs: Any = AutoTokenizer.from_pretrained(options.model)(PROMPT, return_tensors="pt")

@@ -476,6 +476,7 @@ impl Recorder {
         Ok(())
     }
 
+    #[cfg(feature = "candle")]
     fn wire(&mut self, name: &str, source: String) {
         self.wiring.entry(name.to_string()).or_insert(source);
     }
