@@ -120,7 +120,6 @@ fn survivors_and_token_are_transformers() {
             top_p: number("top_p"),
             min_p: number("min_p"),
             repetition_penalty: number("repetition_penalty"),
-            ..Sampling::default()
         };
         let logits: Vec<f32> = list(case, "logits").iter().map(|x| x.as_f64().expect("a number") as f32).collect();
         let history: Vec<u32> = list(case, "history").iter().map(|x| x.as_u64().expect("an id") as u32).collect();
