@@ -44,11 +44,18 @@ class TorchGenerator:
 
     @classmethod
     def from_state(cls, state: bytes) -> TorchGenerator:
-        """The generator of `torch.get_rng_state()`'s bytes. Raises ValueError where they are not that."""
+        """The generator of `torch.get_rng_state()`'s bytes, offset found. Raises ValueError where they are not that."""
+        generator = cls.resume(state)
+        generator.offset = _offset(_parse(state))
+        return generator
+
+    @classmethod
+    def resume(cls, state: bytes) -> TorchGenerator:
+        """As `from_state`, but at once: how far the state is from its seed is not looked for, `offset` is None."""
         parsed = _parse(state)
         generator = cls(parsed.seed)
         generator._set_key(parsed.key, parsed.used)
-        generator.offset = _offset(parsed)
+        generator.offset = None
         generator._normal = parsed.normal
         return generator
 

@@ -1,0 +1,42 @@
+//! Draws what each line of standard input asks for, `OP SEED SIZE`, and prints the XXH3-64 of the result's bytes and the
+//! words used. `scripts/check_rng.py` compares that with torch.
+
+use std::io::{BufRead, BufWriter, Write};
+
+use tracekit::rng::TorchRng;
+use xxhash_rust::xxh3::xxh3_64;
+
+fn main() -> std::io::Result<()> {
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split(' ').collect();
+        let [op, seed, size] = words.as_slice() else { panic!("a line is OP SEED SIZE, not {line:?}") };
+        let mut rng = TorchRng::seed(seed.parse().expect("a seed"));
+        let bytes = draw(&mut rng, op, size.parse().expect("a size"));
+        writeln!(out, "{:016x} {}", xxh3_64(&bytes), rng.offset())?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+/// Probabilities that every language makes alike: thousandths, in a scattered order.
+fn probabilities(size: usize) -> Vec<f32> {
+    (0..size as u64).map(|i| ((i * 2_654_435_761 % 1000) + 1) as f32 / 1000.0).collect()
+}
+
+fn draw(rng: &mut TorchRng, op: &str, size: usize) -> Vec<u8> {
+    match op {
+        "rand_f32" => (0..size).flat_map(|_| rng.rand_f32().to_le_bytes()).collect(),
+        "rand_f64" => (0..size).flat_map(|_| rng.rand_f64().to_le_bytes()).collect(),
+        "exponential_f32" => (0..size).flat_map(|_| (rng.exponential(1.0) as f32).to_le_bytes()).collect(),
+        "bernoulli" => (0..size).map(|_| u8::from(rng.bernoulli(0.3))).collect(),
+        "bernoulli_each" => probabilities(size).iter().map(|&p| u8::from(rng.bernoulli_f32(p))).collect(),
+        "randint_1000" => (0..size).flat_map(|_| (rng.randint(1000) as i64).to_le_bytes()).collect(),
+        "randint_2_40" => (0..size).flat_map(|_| (rng.randint(1 << 40) as i64).to_le_bytes()).collect(),
+        "randperm" => rng.randperm(size).iter().flat_map(|i| i.to_le_bytes()).collect(),
+        "multinomial" => (rng.multinomial_one(&probabilities(size)) as i64).to_le_bytes().to_vec(),
+        "normal_few_f32" => (0..size.min(15)).flat_map(|_| (rng.normal() as f32).to_le_bytes()).collect(),
+        _ => panic!("unknown op {op:?}"),
+    }
+}
