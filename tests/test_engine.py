@@ -134,6 +134,7 @@ class Reference:
     """transformers on the same folder."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
+        torch.set_num_threads(1)  # threads that wait for each other cost more than these models
         from transformers import AutoModelForCausalLM
 
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
@@ -676,7 +677,6 @@ def test_the_real_checkpoint_gives_the_tokens_of_transformers(engine: Engine) ->
     folder = Path(os.environ.get("TRACEKIT_MODEL", ROOT / ".cache/smollm2-135m"))
     if not (folder / "model.safetensors").exists():
         pytest.fail(f"{folder} is missing; make it with `make model`")
-    torch.set_num_threads(2)
     reference = Reference(folder)
     prompt = [504, 3392, 282, 8200, 2909, 645]  # "The history of Rome began when"
     ids = ",".join(map(str, prompt))
