@@ -603,6 +603,9 @@ def test_damaged_folders_are_refused_by_file(engine: Engine, folder_of: FolderOf
     assert "config.json" in engine.refusal(damaged("list", "config.json", b"[1, 2]"))
     assert "tokenizer.json" in engine.refusal(damaged("notok", "tokenizer.json", None))
     assert "tokenizer.json" in engine.refusal(damaged("badtok", "tokenizer.json", b"{}"))
+    assert "tokenizer.json" in engine.refusal(
+        damaged("keytok", "tokenizer.json", b'{"decoder": {"type": "ByteLevel", 1}}')
+    )
 
 
 def test_missing_and_misshapen_tensors_are_named(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:

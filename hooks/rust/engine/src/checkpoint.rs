@@ -56,6 +56,8 @@ fn shard(folder: &Path, index: &Path, name: &str) -> Result<PathBuf> {
 /// `tokenizer.json`.
 pub fn tokenizer(folder: &Path) -> Result<Tokenizer> {
     let path = folder.join("tokenizer.json");
+    // The tokenizers crate panics on some files that are no JSON.
+    read_object(&path)?;
     Tokenizer::from_file(&path).map_err(|error| trouble(format!("{}: cannot be read: {error}", path.display())))
 }
 
