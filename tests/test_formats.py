@@ -123,6 +123,15 @@ def test_cut_anywhere_keeps_every_complete_step(tmp_path: Path) -> None:
     assert set(complete) == {0, 1, 2}
 
 
+def test_an_opening_alone_is_a_trace_without_sequences(tmp_path: Path) -> None:
+    log = LogWriter(tmp_path / "run.tklog")
+    log.open("python", dtype="float32")
+    log.abandon()
+    trace = tracekit.open(log.path)
+    assert (trace.status, list(trace.sequences), trace.config["dtype"]) == ("recovered", [], "float32")
+    assert trace.status_detail == "recovered no sequence; the file ends without an end frame"
+
+
 def test_a_flipped_bit_is_not_read_past(tmp_path: Path) -> None:
     path = tmp_path / "run.tklog"
     write_sample(path)
@@ -186,9 +195,10 @@ def test_stock_hdf5_tools_show_bfloat16_as_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_values_of_bits(dtype: str) -> None:
     torch = pytest.importorskip("torch")
-    bits = np.arange(256 if STORAGE[dtype].itemsize == 1 else 65536).astype(STORAGE[dtype])
-    if STORAGE[dtype].kind == "f":
-        bits = np.arange(65536, dtype=np.uint16).view(np.float16).astype(STORAGE[dtype])
+    bits = np.arange(256 if STORAGE[dtype].itemsize == 1 else 65536, dtype=np.uint16)
+    bits = bits.view(np.float16) if STORAGE[dtype].kind == "f" else bits
+    with np.errstate(invalid="ignore"):  # signalling NaNs become quiet ones
+        bits = bits.astype(STORAGE[dtype])
     want = torch.from_numpy(bits.copy()).view(getattr(torch, dtype)).double().numpy()
     assert np.array_equal(to_float(bits, dtype).astype(np.float64), want, equal_nan=True)
 

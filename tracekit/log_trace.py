@@ -255,22 +255,22 @@ class LogTrace:
 
     def _read(self) -> None:
         why = "the file ends without an end frame"
-        offset = 0
-        frames = read_frames(self.data)
+        taken = offset = 0
         try:
-            for count, frame in enumerate(frames):
+            for frame in read_frames(self.data):
                 offset = frame.offset
-                if (count == 0) != (frame.kind == "open"):
+                if (taken == 0) != (frame.kind == "open"):
                     raise ValueError("a log has one `open` frame, its first")
                 self._take(frame)
+                taken += 1
         except BadFrame as bad:
-            why, offset = str(bad), bad.offset
+            why = str(bad)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             why = f"the frame at byte {offset} does not fit what came before ({error})"
         else:
             if self.status == "complete":
                 return
-        if offset == 0:
+        if taken == 0:
             raise TraceError(f"{self.path}: not a readable log: {why}; record it again")
         self.status = "recovered"
         self.status_detail = f"recovered {self._recovered()}; {why}"
