@@ -25,7 +25,6 @@ from tracekit.rng import TorchGenerator
 SIZES = [1, 10, 25, 200, 6761, 49152, 151936]
 STREAM = Path(__file__).resolve().parent.parent / "hooks/rust/target/release/examples/rng_stream"
 NUMPY_ONLY = ("multinomial_4", "multinomial_4_replacement", "normal_f64")
-FEW = 15
 
 
 def probabilities(size: int) -> np.ndarray:
@@ -47,7 +46,8 @@ def torch_ops(size: int, generator: torch.Generator) -> dict[str, Any]:
         "randint_2_40": lambda: torch.randint(2**40, (size,), **g),
         "randperm": lambda: torch.randperm(size, **g),
         "multinomial": lambda: torch.multinomial(p, 1, **g),
-        "normal_few_f32": lambda: torch.randn(min(size, FEW), **g),
+        "randn_f32": lambda: torch.randn(size, **g),
+        "uniform_f32": lambda: torch.empty(size).uniform_(-1.5, 2.7, **g),
     }
     if size > 4:
         ops["multinomial_4"] = lambda: torch.multinomial(p, 4, **g)
@@ -69,7 +69,8 @@ def numpy_op(op: str, size: int, ours: TorchGenerator) -> np.ndarray:
         "randint_2_40": lambda: ours.randint(size, 2**40),
         "randperm": lambda: ours.randperm(size),
         "multinomial": lambda: ours.multinomial(p),
-        "normal_few_f32": lambda: ours.normal_few(min(size, FEW)).astype(np.float32),
+        "randn_f32": lambda: ours.normal(size),
+        "uniform_f32": lambda: ours.uniform(size, -1.5, 2.7),
         "multinomial_4": lambda: ours.multinomial(p, 4),
         "multinomial_4_replacement": lambda: ours.multinomial(p, 4, replacement=True),
         "normal_f64": lambda: ours.normal_double(size),

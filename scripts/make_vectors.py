@@ -55,6 +55,8 @@ def rng_case(seed: int, size: int) -> dict[str, Any]:
         "randperm": torch.randperm(size, generator=generator).tolist(),
         "multinomial": torch.multinomial(probs, 1, generator=generator).item(),
         "normal_f32": hexed(torch.cat([torch.randn(3, generator=generator) for _ in range(2)])),
+        "randn_f32": hexed(torch.randn(2 * size + 3, generator=generator)),
+        "uniform_f32": hexed(torch.empty(size).uniform_(-1.5, 2.7, generator=generator)),
         "state": generator.get_state().numpy().tobytes().hex() if size == 10 else None,
     }
 

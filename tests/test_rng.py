@@ -72,6 +72,18 @@ def test_few_normals(size: int) -> None:
         assert np.array_equal(ours.normal_few(size).astype(np.float32), want)
 
 
+@pytest.mark.parametrize("size", [16, 17, 31, 200, 6761])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_many_normals_and_uniforms_in_float(seed: int, size: int) -> None:
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.fail("torch draws these in another way without AVX2, which tracekit does not reproduce")
+    ours, theirs = TorchGenerator(seed), seeded(seed)
+    assert np.array_equal(ours.normal(size), torch.randn(size, generator=theirs).numpy())
+    want = torch.empty(size).uniform_(-1.5, 2.7, generator=theirs).numpy()
+    assert np.array_equal(ours.uniform(size, -1.5, 2.7), want)
+    assert offset_of(state(theirs))[1] == ours.offset
+
+
 @pytest.mark.parametrize("size", [16, 17, 200])
 def test_many_normals_in_double(size: int) -> None:
     ours, theirs = TorchGenerator(11), seeded(11)

@@ -44,8 +44,14 @@ def test_draws_are_torchs() -> None:
         assert generator.randint(size, 7).tolist() == case["randint_7"]
         assert generator.randint(size, 2**28).tolist() == case["randint_2_28"]
         assert generator.randperm(size).tolist() == case["randperm"]
+        generator.skip(2 * size)  # multinomial, of the same probabilities
+        assert np.array_equal(generator.normal_few(6).astype(np.float32), floats(case["normal_f32"]))
+        assert np.array_equal(generator.normal(2 * size + 3), floats(case["randn_f32"]))
+        assert np.array_equal(generator.uniform(size, -1.5, 2.7), floats(case["uniform_f32"]))
         if case["state"]:
-            assert TorchGenerator.from_state(bytes.fromhex(case["state"])).seed == case["seed"]
+            following = TorchGenerator.from_state(bytes.fromhex(case["state"]))
+            assert (following.seed, following.offset) == (case["seed"], generator.offset)
+            assert np.array_equal(following.words(9), generator.words(9))
 
 
 def test_survivors_are_transformers() -> None:

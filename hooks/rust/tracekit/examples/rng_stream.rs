@@ -36,7 +36,8 @@ fn draw(rng: &mut TorchRng, op: &str, size: usize) -> Vec<u8> {
         "randint_2_40" => (0..size).flat_map(|_| (rng.randint(1 << 40) as i64).to_le_bytes()).collect(),
         "randperm" => rng.randperm(size).iter().flat_map(|i| i.to_le_bytes()).collect(),
         "multinomial" => (rng.multinomial_one(&probabilities(size)) as i64).to_le_bytes().to_vec(),
-        "normal_few_f32" => (0..size.min(15)).flat_map(|_| (rng.normal() as f32).to_le_bytes()).collect(),
+        "randn_f32" => rng.randn_f32(size).iter().flat_map(|x| x.to_le_bytes()).collect(),
+        "uniform_f32" => (0..size).flat_map(|_| rng.uniform_f32(-1.5, 2.7).to_le_bytes()).collect(),
         _ => panic!("unknown op {op:?}"),
     }
 }

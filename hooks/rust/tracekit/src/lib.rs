@@ -30,6 +30,7 @@
 
 pub mod follow;
 pub mod log;
+mod mathfun;
 #[cfg(feature = "candle")]
 pub mod nn;
 mod recorder;

@@ -4,6 +4,8 @@
 //! `aten/src/ATen/core/DistributionsHelper.h` and `aten/src/ATen/native/cpu/DistributionTemplates.h` (torch 2.7 and later:
 //! builds before that drew exponentials through MKL).
 
+use crate::mathfun;
+
 const N: usize = 624;
 const M: usize = 397;
 
@@ -156,6 +158,27 @@ impl TorchRng {
         radius * angle.cos()
     }
 
+    /// `Tensor.uniform_(low, high)` of float32, one element: a fused multiply-add, as torch's AVX2 build has it.
+    pub fn uniform_f32(&mut self, low: f32, high: f32) -> f32 {
+        self.rand_f32().mul_add(high - low, low)
+    }
+
+    /// `torch.randn(n)` in float32, whichever of torch's ways its length takes: from 16 on, blocks of sixteen as torch's
+    /// AVX2 build draws them; a ragged end is drawn again.
+    pub fn randn_f32(&mut self, n: usize) -> Vec<f32> {
+        if n < 16 {
+            return (0..n).map(|_| self.normal() as f32).collect();
+        }
+        let mut data: Vec<f32> = (0..n).map(|_| self.rand_f32()).collect();
+        data.chunks_exact_mut(16).for_each(box_muller_f32);
+        if n % 16 != 0 {
+            let tail = &mut data[n - 16..];
+            tail.iter_mut().for_each(|value| *value = self.rand_f32());
+            box_muller_f32(tail);
+        }
+        data
+    }
+
     /// `torch.multinomial(probs, 1)` of float32 probabilities: the exponential race `argmax(p / q)`.
     ///
     /// Uses two words for every entry, those of probability 0 included. The lowest index wins a tie, the first NaN
@@ -198,5 +221,15 @@ impl TorchRng {
             out[5040..5044].copy_from_slice(&1i32.to_le_bytes());
         }
         out
+    }
+}
+
+/// Sixteen uniforms to normals: number j is paired with j + 8 (`normal_fill_16_AVX2`).
+fn box_muller_f32(block: &mut [f32]) {
+    for j in 0..8 {
+        let radius = (-2.0 * mathfun::log(1.0 - block[j])).sqrt();
+        let (sine, cosine) = mathfun::sine_and_cosine(2.0 * std::f32::consts::PI * block[j + 8]);
+        block[j] = radius * cosine;
+        block[j + 8] = radius * sine;
     }
 }

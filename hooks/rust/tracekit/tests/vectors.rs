@@ -91,6 +91,12 @@ fn every_draw_is_torchs() {
             let own = rng.normal() as f32;
             assert_eq!(u64::from(own.to_bits()), bits(want), "normal, {what}");
         }
+        for (own, want) in rng.randn_f32(2 * size + 3).iter().zip(list(case, "randn_f32")) {
+            assert_eq!(u64::from(own.to_bits()), bits(want), "randn, {what}");
+        }
+        for want in list(case, "uniform_f32") {
+            assert_eq!(u64::from(rng.uniform_f32(-1.5, 2.7).to_bits()), bits(want), "uniform, {what}");
+        }
         if let Some(state) = case["state"].as_str() {
             let own: String = rng.state().iter().map(|byte| format!("{byte:02x}")).collect();
             assert_eq!(own, state, "state, {what}");
