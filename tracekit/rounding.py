@@ -29,9 +29,13 @@ POSITION_LIMIT = 25.0
 maximum 6 for the same rewrites), and a stale cache row gives thousands."""
 
 UNCALIBRATED_UNITS = 64.0
-"""Roundoff units, times the square root of the site's depth, that a row may be off without an oracle. Eager against
-sdpa and candle against PyTorch stay below a third of that; a gain of 1.01 is beyond it at every depth
-in float32."""
+"""Roundoff units, times the square root of the site's depth, that a float32 row may be off without an oracle. Eager
+against sdpa and candle against PyTorch stay below a third of that; a gain of 1.01 is beyond it at every depth."""
+
+HALF_UNITS = 6.0
+HALF_UNITS_LIMIT = 40.0
+"""The same for 16-bit formats, whose sums are kept in float32: errors grow slower with depth, and not for ever. Eager
+against sdpa and candle against PyTorch in bfloat16 reach 1.4 units times the square root, and 15 units in all."""
 
 REFERENCE_UNITS = 2.0
 """An oracle's ratio never divides by less than this many roundoff units of the row. A reference that happens to be
@@ -93,9 +97,27 @@ def logits_reader(sequence: Sequence) -> Reader:
     return read
 
 
+def allowed_units(unit: float, order: int) -> float:
+    """Roundoff units that a row of a site at this depth may be off without an oracle."""
+    depth = float(np.sqrt(max(order, 0) + 1.0))
+    if unit > UNIT_ROUNDOFF["float32"]:
+        return min(HALF_UNITS * depth, HALF_UNITS_LIMIT)
+    return UNCALIBRATED_UNITS * depth
+
+
 def _roundoff(*dtypes: str) -> float:
     """Of the coarsest of these dtypes: a candidate of lower precision is judged by its own."""
     return max(UNIT_ROUNDOFF.get(dtype, 0.0) for dtype in dtypes)
+
+
+LOGITS_ORDER = 1000
+"""Depth of the logits, behind every site."""
+
+
+def _computed_in(sequence: Sequence) -> str:
+    """The coarsest float format of a sequence's sites: logits are often handed over in a wider one."""
+    floats = {data.dtype for data in sequence.sites.values()} & set(UNIT_ROUNDOFF)
+    return max(floats or {sequence.logits_dtype or "float32"}, key=lambda dtype: UNIT_ROUNDOFF.get(dtype, 0.0))
 
 
 class Uncalibrated:
@@ -115,13 +137,11 @@ class Uncalibrated:
         if readers is None:
             return None
         error = row_errors(readers[0], readers[1], 0, stop, readers[2])
-        # The logits' own dtype may be wider than what computed them; the sites', where there are any, tell.
-        dtypes = {data.dtype for one in (pair.reference, pair.candidate) for data in one.sites.values()}
-        names = [pair.reference.logits_dtype or "", pair.candidate.logits_dtype or "", *dtypes]
-        return _exact(error) or self._measure(error, _roundoff(*names), 1000)
+        unit = _roundoff(_computed_in(pair.reference), _computed_in(pair.candidate))
+        return _exact(error) or self._measure(error, unit, LOGITS_ORDER)
 
     def _measure(self, error: RowErrors, unit: float, order: int) -> Judged:
-        allowed = UNCALIBRATED_UNITS * unit * np.sqrt(max(order, 0) + 1.0)
+        allowed = allowed_units(unit, order) * unit
         relative = error.relative
         # Rows of small norm carry the absolute error of their larger neighbours (attention sinks, cancellation).
         typical = float(np.median(error.norm)) if error.norm.size else 0.0
@@ -170,8 +190,8 @@ class Oracle:
             return exact
         noise = row_errors(truth, readers[0], 0, stop, readers[2])
         error = row_errors(truth, readers[1], 0, stop, readers[2])
-        dtypes = pair.reference.logits_dtype or "", pair.candidate.logits_dtype or ""
-        return self._measure(apart, noise, error, dtypes, 1000)
+        dtypes = _computed_in(pair.reference), _computed_in(pair.candidate)
+        return self._measure(apart, noise, error, dtypes, LOGITS_ORDER)
 
     def _sequence(self, pair: SequencePair) -> Sequence | None:
         """The oracle's sequence of the same index and prompt."""
@@ -188,7 +208,8 @@ class Oracle:
         typical = float(np.median(relative[np.isfinite(relative)])) if relative.size else 0.0
         least = REFERENCE_UNITS * _roundoff(dtypes[0])
         if UNIT_ROUNDOFF.get(dtypes[1], 0.0) > UNIT_ROUNDOFF.get(dtypes[0], 0.0):
-            least = UNCALIBRATED_UNITS / POSITION_LIMIT * _roundoff(*dtypes) * np.sqrt(max(order, 0) + 1.0)
+            unit = _roundoff(*dtypes)
+            least = allowed_units(unit, order) * unit / SITE_LIMIT
         allowed = np.maximum(noise.difference, max(typical, least) * noise.norm)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(error.difference == 0, 0.0, error.difference / allowed)

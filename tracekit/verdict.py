@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tracekit.align import align_sequences
 from tracekit.divergence import Finding, Search, Stage, prompt_length, search
 from tracekit.rng import TorchGenerator
 from tracekit.rounding import Noise, Oracle, Uncalibrated, Yardstick
@@ -365,8 +366,6 @@ def _sequence(trace: Trace, finding: Finding) -> Sequence:
 
 
 def _steps(reference: Trace, candidate: Trace, found: Search, finding: Finding) -> tuple[Step, Step]:
-    from tracekit.align import align_sequences
-
     pairs, _ = align_sequences(reference, candidate)
     pair = next(pair for pair in pairs if pair.index == finding.sequence)
     return pair.reference.step(finding.step or 0), pair.candidate.step(finding.step or 0)
