@@ -84,6 +84,13 @@ def test_many_normals_and_uniforms_in_float(seed: int, size: int) -> None:
     assert offset_of(state(theirs))[1] == ours.offset
 
 
+def test_a_zero_among_normals_is_positive() -> None:
+    seed = 434830039891875433  # its first 6761 numbers hold a uniform 0, whose normal is 0
+    want = torch.randn(6761, generator=seeded(seed)).numpy()
+    assert (want == 0).any()
+    assert TorchGenerator(seed).normal(6761).tobytes() == want.tobytes()
+
+
 @pytest.mark.parametrize("size", [16, 17, 200])
 def test_many_normals_in_double(size: int) -> None:
     ours, theirs = TorchGenerator(11), seeded(11)

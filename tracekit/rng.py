@@ -191,7 +191,8 @@ def _vector_box_muller(data: NDArray[np.float32]) -> NDArray[np.float32]:
     blocks = data.reshape(-1, 16)
     radius = np.sqrt(np.float32(-2) * mathfun.log(np.float32(1) - blocks[:, :8]))
     sine, cosine = mathfun.sine_and_cosine(np.float32(2 * np.pi) * blocks[:, 8:])
-    return np.concatenate([radius * cosine, radius * sine], axis=1).ravel()
+    # torch goes on to multiply by the deviation and to add the mean, 0: that turns a negative zero into a positive one.
+    return np.concatenate([radius * cosine, radius * sine], axis=1).ravel() + np.float32(0)
 
 
 def _box_muller(block: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -229,7 +229,8 @@ fn box_muller_f32(block: &mut [f32]) {
     for j in 0..8 {
         let radius = (-2.0 * mathfun::log(1.0 - block[j])).sqrt();
         let (sine, cosine) = mathfun::sine_and_cosine(2.0 * std::f32::consts::PI * block[j + 8]);
-        block[j] = radius * cosine;
-        block[j + 8] = radius * sine;
+        // torch goes on to add the mean, 0: that turns a negative zero into a positive one.
+        block[j] = radius * cosine + 0.0;
+        block[j + 8] = radius * sine + 0.0;
     }
 }
