@@ -1,0 +1,106 @@
+"""What the two sides state of themselves: settings and weight digests, and where they differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tracekit.trace import Json, Trace
+
+NEUTRAL: Json = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": None,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+}
+"""What a sampling setting is where it is not given."""
+
+FILTER_SETTINGS = (*NEUTRAL, "do_sample", "no_repeat_ngram_size")
+STOP_SETTINGS = ("max_new_tokens", "min_new_tokens", "max_length", "min_length", "eos_token_id")
+MODEL_SETTINGS = (
+    "rope_theta",
+    "rope_scaling",
+    "rms_norm_eps",
+    "hidden_act",
+    "head_dim",
+    "num_key_value_heads",
+    "intermediate_size",
+    "tie_word_embeddings",
+    "sliding_window",
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting that the two sides state differently."""
+
+    name: str
+    reference: Any
+    candidate: Any
+
+
+def config_differences(reference: Trace, candidate: Trace) -> list[Difference]:
+    """Settings that differ: dtype, seed, sampling and lengths, and the model's hyper-parameters as used."""
+    ours, theirs = reference.config, candidate.config
+    pairs = [("dtype", ours.get("dtype"), theirs.get("dtype")), ("seed", _seed(reference), _seed(candidate))]
+    one, other = _sampling(reference), _sampling(candidate)
+    greedy = one.get("do_sample") is False and other.get("do_sample") is False
+    for name in (*(() if greedy else FILTER_SETTINGS), *STOP_SETTINGS):
+        if one and other and (name in NEUTRAL or (name in one and name in other)):
+            pairs.append((name, one.get(name), other.get(name)))
+    models = ours.get("model") or {}, theirs.get("model") or {}
+    pairs += [
+        (f"model.{name}", models[0][name], models[1][name])
+        for name in MODEL_SETTINGS
+        if name in models[0] and name in models[1]
+    ]
+    if "eos_token_id" in models[0] and "eos_token_id" in models[1] and "eos_token_id" not in one:
+        pairs.append(("model.eos_token_id", models[0]["eos_token_id"], models[1]["eos_token_id"]))
+    return [
+        Difference(name, first, second)
+        for name, first, second in pairs
+        if not _same(_plain(name, first), _plain(name, second))
+        and not (name in ("dtype", "seed") and None in (first, second))
+    ]
+
+
+def _seed(trace: Trace) -> int | None:
+    return trace.sequences[0].seed if trace.sequences else None
+
+
+def _sampling(trace: Trace) -> Json:
+    return trace.sequences[0].sampling if trace.sequences else {}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """One spelling for what means the same: missing and neutral, 7 and [7], no scaling and default scaling."""
+    if name in NEUTRAL and value in (None, NEUTRAL[name]):
+        return NEUTRAL[name]
+    if name.endswith("eos_token_id"):
+        return sorted(value) if isinstance(value, list) else [value]
+    if name == "model.rope_scaling" and isinstance(value, dict):
+        if value.get("rope_type", value.get("type")) in (None, "default"):
+            return None
+        return {key: number for key, number in value.items() if key not in ("type", "rope_theta")}
+    return value
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        # A number that went through float32 on one side still is the same setting.
+        return abs(one - other) <= 1e-6 * max(abs(one), abs(other))
+    return bool(one == other)
+
+
+def weight_differences(reference: Trace, candidate: Trace) -> list[str]:
+    """Parameters of the same name, dtype and shape whose bytes differ."""
+    out = []
+    for name, weight in reference.weights.items():
+        other = candidate.weights.get(name)
+        if other is None or None in (weight.digest, other.digest):
+            continue
+        if (weight.dtype, weight.shape) == (other.dtype, other.shape) and weight.digest != other.digest:
+            out.append(name)
+    return out
