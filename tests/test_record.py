@@ -117,6 +117,8 @@ def test_an_interrupt_ends_the_program_as_python_would(tmp_path, script):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts what runs in its background with interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert program.stdout.readline() == "ready\n"
     time.sleep(0.2)
