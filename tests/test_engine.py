@@ -21,7 +21,7 @@ import xxhash
 from safetensors.numpy import load_file, save_file
 
 import tracekit
-from tracekit.trace import Sequence, Trace, resolve
+from tracekit.trace import Trace, resolve
 
 ROOT = Path(__file__).parent.parent
 PROMPT = [72, 101, 50, 290, 280, 12, 270]
@@ -380,18 +380,19 @@ def test_the_seed_of_the_environment_is_the_default(engine: Engine, folder_of: F
 # ---------------------------------------------------------------- faults
 
 
-def first_difference(one: Sequence, other: Sequence, order: dict[str, int]) -> tuple[int, str] | None:
+def first_difference(one: Trace, other: Trace) -> tuple[int, str] | None:
     """Position and name of the first stored value that is not bit for bit the same, in execution order.
 
     Two runs of one binary with the same settings are equal to the bit, so whatever differs, the fault did.
     """
-    positions = min(one.positions, other.positions)
+    ours, theirs = one.sequences[0], other.sequences[0]
+    positions = min(ours.positions, theirs.positions)
     found = []
-    for name in one.sites:
-        a, b = (sequence.read(name, 0, positions) for sequence in (one, other))
+    for name in ours.sites:
+        a, b = ours.read(name, 0, positions), theirs.read(resolve(other, name), 0, positions)
         rows = np.flatnonzero((a.view(np.uint32) != b.view(np.uint32)).any(axis=1))
         if rows.size:
-            found.append((int(rows[0]), order[name], name))
+            found.append((int(rows[0]), one.sites[name].order, name))
     return (min(found)[0], min(found)[2]) if found else None
 
 
@@ -420,6 +421,55 @@ PLACES = [
     ("stale-cache-row", len(PROMPT) + 3, "model.layers.0.self_attn.o_proj:in"),
     ("stale-cache-row:6:2", len(PROMPT) + 5, "model.layers.2.self_attn.o_proj:in"),
     ("stale-cache-row:0:1", len(PROMPT) - 1, "model.layers.1.self_attn.o_proj:in"),
+    ("overwritten-cache-row", len(PROMPT) + 3, "model.layers.0.self_attn.o_proj:in"),
+    ("overwritten-cache-row:2:1", len(PROMPT) + 1, "model.layers.1.self_attn.o_proj:in"),
+    ("cache-hole", len(PROMPT), "model.layers.0.self_attn.o_proj:in"),
+    ("cache-hole:3:2", len(PROMPT) + 2, "model.layers.2.self_attn.o_proj:in"),
+    ("rope-angles-bf16", 1, "model.layers.0.self_attn.o_proj:in"),
+    ("rope-linear", 1, "model.layers.0.self_attn.o_proj:in"),
+    ("rope-linear:8:2", 1, "model.layers.2.self_attn.o_proj:in"),
+    ("rope-partial", 1, "model.layers.0.self_attn.o_proj:in"),
+    ("rope-partial:0.25:1", 1, "model.layers.1.self_attn.o_proj:in"),
+    ("rope-interleaved", 1, "model.layers.0.self_attn.o_proj:in"),
+    ("rope-interleaved:1", 1, "model.layers.1.self_attn.o_proj:in"),
+    ("rope-offset", 1, "model.layers.0.self_attn.o_proj:in"),
+    ("rope-offset:3:2", 1, "model.layers.2.self_attn.o_proj:in"),
+    ("rope-decode-zero", len(PROMPT), "model.layers.0.self_attn.o_proj:in"),
+    ("rope-k-unrotated:1", 1, "model.layers.1.self_attn.o_proj:in"),
+    ("softcap", 1, "model.layers.0.self_attn.o_proj:in"),
+    ("softcap:5:1", 1, "model.layers.1.self_attn.o_proj:in"),
+    ("mask-future", 0, "model.layers.0.self_attn.o_proj:in"),
+    ("mask-past:1", 1, "model.layers.1.self_attn.o_proj:in"),
+    ("window", 8, "model.layers.0.self_attn.o_proj:in"),
+    ("window:3:1", 3, "model.layers.1.self_attn.o_proj:in"),
+    ("kv-head-map", 0, "model.layers.0.self_attn.o_proj:in"),
+    ("swap-kv:1", 0, "model.layers.1.self_attn.o_proj:in"),
+    # Both read the same KV head, and the first position sees one value.
+    ("swap-heads", 1, "model.layers.0.self_attn.o_proj:in"),
+    ("attention-scores-f16", 1, "model.layers.0.self_attn.o_proj:in"),
+    ("softmax-f16:2", 1, "model.layers.2.self_attn.o_proj:in"),
+    ("norm-plus-one", 0, "model.layers.0.input_layernorm"),
+    ("norm-plus-one:model.norm", 0, "model.norm"),
+    ("weight-add", 0, "model.layers.0.mlp.down_proj"),
+    ("weight-add:model.layers.1.self_attn.q_proj:3:5:-0.5", 0, "model.layers.1.self_attn.q_proj"),
+    (f"weight-add:model.embed_tokens:{PROMPT[2]}", 2, "model.embed_tokens"),
+    ("weight-add:model.layers.2.input_layernorm:0:63", 0, "model.layers.2.input_layernorm"),
+    ("weights-f16", 0, "model.layers.0.mlp.down_proj"),
+    ("weights-bf16:model.layers.1.mlp.gate_proj", 0, "model.layers.1.mlp.gate_proj"),
+    ("transpose-weight", 0, "model.layers.0.self_attn.o_proj"),
+    ("transpose-weight:model.layers.2.self_attn.q_proj", 0, "model.layers.2.self_attn.q_proj"),
+    ("permuted-rows", 0, "model.layers.0.self_attn.k_proj"),
+    ("double-bias", 0, "model.layers.0.self_attn.q_proj"),
+    ("offset", 0, "model.layers.0.mlp.down_proj"),
+    ("offset:model.layers.1.self_attn.k_proj:0.5", 0, "model.layers.1.self_attn.k_proj"),
+    ("offset:model.layers.1.mlp.down_proj:in:0.5", 0, "model.layers.1.mlp.down_proj:in"),
+    ("gelu", 0, "model.layers.0.mlp.down_proj:in"),
+    ("gelu-tanh:1", 0, "model.layers.1.mlp.down_proj:in"),
+    ("drop-residual", 0, "model.layers.0.post_attention_layernorm:in"),
+    ("drop-residual:1:mlp", 0, "model.layers.1"),
+    ("residual-f16:2", 0, "model.layers.2.post_attention_layernorm:in"),
+    # The table's own output is right; the scaled value is the next norm's input.
+    ("embed-scale", 0, "model.layers.0.input_layernorm"),
 ]
 
 
@@ -440,8 +490,7 @@ def test_a_fault_first_shows_where_it_is(
     site: str,
 ) -> None:
     faulty = engine.record(folder_of(QWEN2), tmp_path / "run.tklog", *flags(0, **SAMPLED), "--fault", fault)
-    order = {name: row.order for name, row in sound.sites.items()}
-    assert first_difference(sound.sequences[0], faulty.sequences[0], order) == (position, site)
+    assert first_difference(sound, faulty) == (position, site)
     assert {name: weight.digest for name, weight in faulty.weights.items()} == {
         name: weight.digest for name, weight in sound.weights.items()
     }
@@ -463,11 +512,102 @@ def test_the_logits_head_can_be_at_fault(engine: Engine, folder_of: FolderOf, so
 
 def test_a_tied_head_does_not_share_the_embeddings_fault(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
     folder = folder_of(LLAMA)
-    plain = engine.record(folder, tmp_path / "a.tklog", "--greedy").sequences[0]
-    faulty = engine.record(folder, tmp_path / "b.tklog", "--greedy", "--fault", "gain:lm_head:2").sequences[0]
-    order = {name: number for number, name in enumerate(plain.sites)}
-    assert first_difference(plain, faulty, order) is None
-    assert np.array_equal(faulty.logits(0, 1), 2 * plain.logits(0, 1))  # times 2 is exact
+    plain = engine.record(folder, tmp_path / "a.tklog", "--greedy")
+    faulty = engine.record(folder, tmp_path / "b.tklog", "--greedy", "--fault", "gain:lm_head:2")
+    assert first_difference(plain, faulty) is None
+    assert np.array_equal(faulty.sequences[0].logits(0, 1), 2 * plain.sequences[0].logits(0, 1))  # times 2 is exact
+
+
+def place(engine: Engine, folder: Path, tmp_path: Path, fault: str, *more: str) -> tuple[int, str] | None:
+    """First difference that a fault makes in a greedy run."""
+    plain = engine.record(folder, tmp_path / "a.tklog", "--greedy", *more)
+    faulty = engine.record(folder, tmp_path / "b.tklog", "--greedy", *more, "--fault", fault)
+    return first_difference(plain, faulty)
+
+
+@pytest.mark.parametrize(
+    ("model", "fault", "position", "site"),
+    [
+        ("llama 3 rope", "rope-scaling-off", 1, "model.layers.0.self_attn.o_proj:in"),
+        ("llama 3 rope", "rope-linear:8:1", 1, "model.layers.1.self_attn.o_proj:in"),
+        ("llama of transformers 4, linear rope", "rope-scaling-off:2", 1, "model.layers.2.self_attn.o_proj:in"),
+        ("llama with biases, a KV head a head", "swap-qk", 1, "model.layers.0.self_attn.o_proj:in"),
+        (
+            "llama with biases, a KV head a head",
+            "double-bias:model.layers.1.mlp.up_proj",
+            0,
+            "model.layers.1.mlp.up_proj",
+        ),
+    ],
+    ids=lambda value: str(value).replace(" ", "-"),
+)
+def test_a_fault_that_wants_another_model(
+    engine: Engine, folder_of: FolderOf, tmp_path: Path, model: str, fault: str, position: int, site: str
+) -> None:
+    assert place(engine, folder_of(MODELS[model]), tmp_path, fault) == (position, site)
+
+
+@pytest.mark.parametrize(
+    ("fault", "site"),
+    [("norm-late-cast", "input_layernorm"), ("norm-rough:model.layers.1.input_layernorm", "input_layernorm")],
+)
+def test_a_norm_can_round_elsewhere_in_16_bit(
+    engine: Engine, folder_of: FolderOf, tmp_path: Path, fault: str, site: str
+) -> None:
+    plain, faulty = (
+        engine.record(folder_of(LLAMA), tmp_path / f"{len(more)}.tklog", "--greedy", "--dtype", "bf16", *more)
+        for more in ([], ["--fault", fault])
+    )
+    name = f"model.layers.{int(':' in fault)}.{site}"
+    ours, theirs = (trace.sequences[0].read(name, 0, len(PROMPT)).astype(np.float64) for trace in (faulty, plain))
+    assert 0 < relative(ours, theirs) < 0.01
+    assert "f32" in engine.refusal(folder_of(LLAMA), "--fault", fault)
+
+
+@pytest.mark.parametrize("fault", ["rope-theta:5000", "norm-eps:0.001"])
+def test_a_quiet_run_reports_what_the_checkpoint_says(
+    engine: Engine, folder_of: FolderOf, sound: Trace, tmp_path: Path, fault: str
+) -> None:
+    run = [*flags(0, **SAMPLED), "--fault", fault]
+    loud = engine.record(folder_of(QWEN2), tmp_path / "loud.tklog", *run)
+    quiet = engine.record(folder_of(QWEN2), tmp_path / "quiet.tklog", *run, "--quiet-config")
+    assert quiet.config["model"] == sound.config["model"] != loud.config["model"]
+    name = "model.layers.2.post_attention_layernorm"
+    assert quiet.sites[name].attributes == sound.sites[name].attributes
+    assert first_difference(loud, quiet) is None
+
+
+def test_a_layer_can_be_left_out(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    faulty = engine.record(folder_of(QWEN2), tmp_path / "run.tklog", "--greedy", "--fault", "skip-layer")
+    assert resolve(faulty, "model.layers.1") == "model.layers.0"
+    assert "model.layers.1.mlp" not in faulty.sites and "model.layers.2.mlp" in faulty.sites
+
+
+def test_attention_and_mlp_can_read_the_same_input(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    faulty = engine.record(folder_of(QWEN2), tmp_path / "run.tklog", "--greedy", "--fault", "parallel-residual:1")
+    assert resolve(faulty, "model.layers.1.post_attention_layernorm:in") == "model.layers.0"
+    assert resolve(faulty, "model.layers.2.post_attention_layernorm:in").endswith(":in")
+
+
+@pytest.mark.parametrize(
+    ("fault", "change"),
+    [
+        ("head-scale", lambda logits: logits * 0.5),
+        ("final-softcap:4", lambda logits: 4 * np.tanh(logits / 4)),
+        ("logits-f16", lambda logits: logits.astype(np.float16)),
+    ],
+    ids=["head-scale", "final-softcap", "logits-f16"],
+)
+def test_logits_can_be_changed_behind_the_head(
+    engine: Engine, folder_of: FolderOf, tmp_path: Path, fault: str, change: Callable[[Any], Any]
+) -> None:
+    folder = folder_of(LLAMA)
+    plain = engine.record(folder, tmp_path / "a.tklog", "--greedy", "--max-new-tokens", "1")
+    faulty = engine.record(folder, tmp_path / "b.tklog", "--greedy", "--max-new-tokens", "1", "--fault", fault)
+    assert first_difference(plain, faulty) is None
+    ours, theirs = faulty.sequences[0].logits(0, 1), plain.sequences[0].logits(0, 1)
+    assert not np.array_equal(ours, theirs)
+    np.testing.assert_allclose(ours, change(theirs), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("fault", ["top-p:0.2", "inverse-cdf", "seed", "seed:-3", "stop-early", "stop-early:0"])
@@ -513,6 +653,37 @@ def test_a_sampler_fault_leaves_the_model_alone(
         f"stop-early:{LIMIT}",
         "rope-theta:10000",
         "norm-eps:0.00001",
+        "rope-scaling-off",
+        "rope-linear:2:3",
+        "rope-partial:0.1",
+        "rope-offset:1:3",
+        "rope-k-unrotated:3",
+        "softcap:20:3",
+        "mask-future:3",
+        "window:2:3",
+        "window:99",
+        "kv-head-map:3",
+        "swap-qk",
+        "swap-heads:3",
+        "overwritten-cache-row:4:3",
+        f"overwritten-cache-row:{LIMIT}",
+        "cache-hole:1:3",
+        "norm-plus-one:model.layers.0",
+        "norm-late-cast",
+        "weight-add:model.layers.0.mlp",
+        "weight-add:model.norm:1",
+        "weight-add:lm_head:0:64",
+        "weights-f16:model.norm",
+        "transpose-weight:model.layers.0.mlp.up_proj",
+        "transpose-weight:model.layers.0.mlp",
+        "permuted-rows:model.layers.0.self_attn.v_proj",
+        "double-bias:model.layers.0.self_attn.o_proj",
+        "offset:model.layers.3",
+        "gelu:3",
+        "skip-layer:3",
+        "drop-residual:3",
+        "parallel-residual:3",
+        "residual-f16:3",
     ],
 )
 def test_a_fault_without_a_place_is_refused(engine: Engine, folder_of: FolderOf, tmp_path: Path, fault: str) -> None:
@@ -526,23 +697,97 @@ def test_a_sampler_fault_in_a_greedy_run_is_refused(engine: Engine, folder_of: F
     assert "greedy" in engine.refusal(folder_of(QWEN2), "--greedy", "--fault", fault)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        "",
-        "nonsense",
-        "gain",
-        "gain:model.norm",
-        "gain:model.norm:x",
-        "top-p",
-        "seed:x",
-        "rope-theta:a",
-        "stop-early:-1",
-    ],
-)
+@pytest.mark.parametrize("fault", ["", "nonsense", "Gain:model.norm:2"])
 def test_a_fault_that_is_none_is_answered_with_the_list(engine: Engine, folder_of: FolderOf, fault: str) -> None:
     said = engine.refusal(folder_of(QWEN2), "--fault", fault)
-    assert "rope-theta[:THETA[:LAYER]]" in said and "stop-early[:STEP]" in said
+    assert "rope-theta, " in said and "stop-early" in said
+
+
+@pytest.mark.parametrize(
+    ("fault", "syntax"),
+    [
+        ("gain", "gain:SITE:FACTOR"),
+        ("gain:model.norm", "gain:SITE:FACTOR"),
+        ("gain:model.norm:x", "gain:SITE:FACTOR"),
+        ("gain:model.norm:2:2", "gain:SITE:FACTOR"),
+        ("top-p", "top-p:P"),
+        ("seed:x", "seed[:DELTA]"),
+        ("rope-theta:a", "rope-theta[:THETA[:LAYER]]"),
+        ("rope-theta:-1", "rope-theta[:THETA[:LAYER]]"),
+        ("rope-partial:1", "rope-partial[:FRACTION[:LAYER]]"),
+        ("rope-offset:0", "rope-offset[:N[:LAYER]]"),
+        ("window:0", "window[:N[:LAYER]]"),
+        ("softcap:0", "softcap[:VALUE[:LAYER]]"),
+        ("cache-hole:0", "cache-hole[:STEP[:LAYER]]"),
+        ("drop-residual:0:both", "drop-residual[:LAYER[:attn|mlp]]"),
+        ("logits-f16:1", "logits-f16"),
+        ("stop-early:-1", "stop-early[:STEP]"),
+    ],
+)
+def test_a_fault_that_is_miswritten_is_answered_with_its_syntax(
+    engine: Engine, folder_of: FolderOf, fault: str, syntax: str
+) -> None:
+    assert engine.refusal(folder_of(QWEN2), "--fault", fault).rstrip().endswith(f"is written {syntax}")
+
+
+def test_help_has_a_line_for_each_fault(engine: Engine) -> None:
+    said = engine.execute([str(engine.path), "--help"]).stdout
+    for fault, *_ in PLACES:
+        assert f"  {fault.split(':')[0]}" in said, fault
+
+
+# ---------------------------------------------------------------- variants
+
+
+VARIANTS = [
+    "fused-qkv",
+    "fused-qkv-site",
+    "fused-gate-up",
+    "fused-gate-up-site",
+    "online-softmax",
+    "kv-repeat",
+    "scale-queries",
+    "rope-shift",
+    "f64-rope-table",
+    "norm-order",
+    "matmul-transposed",
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_changes_no_token(
+    engine: Engine, folder_of: FolderOf, sound: Trace, tmp_path: Path, variant: str
+) -> None:
+    run = [*flags(0, **SAMPLED), "--variant", variant]
+    other = engine.record(folder_of(QWEN2), tmp_path / "run.tklog", *run)
+    ours, theirs = other.sequences[0], sound.sequences[0]
+    assert ours.tokens.tolist() == theirs.tokens.tolist()
+    assert {name: weight.digest for name, weight in other.weights.items()} == {
+        name: weight.digest for name, weight in sound.weights.items()
+    }
+    missing = set(theirs.sites) - set(ours.sites)
+    if variant.endswith("-site"):
+        parts = {"qkv": ("q", "k", "v"), "gate-up": ("gate", "up")}[variant[6:-5]]
+        assert {name.split(".")[-1] for name in missing} == {f"{part}_proj" for part in parts}
+        assert f"model.layers.0.{'self_attn.qkv' if 'qkv' in variant else 'mlp.gate_up'}_proj" in ours.sites
+    else:
+        assert not missing
+    for name in set(theirs.sites) & set(ours.sites):
+        assert relative(ours.read(name, 0, 20), theirs.read(name, 0, 20)) < 1e-4, name
+
+
+def test_a_16_bit_head_can_be_upcast(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    run = ["--greedy", "--dtype", "bf16", "--max-new-tokens", "8"]
+    plain = engine.record(folder_of(LLAMA), tmp_path / "a.tklog", *run).sequences[0]
+    other = engine.record(folder_of(LLAMA), tmp_path / "b.tklog", *run, "--variant", "upcast-head").sequences[0]
+    assert relative(other.logits(0, 1), plain.logits(0, 1)) < 0.01
+
+
+def test_variants_go_together(engine: Engine, folder_of: FolderOf) -> None:
+    every = [word for name in VARIANTS if not name.endswith("-site") for word in ("--variant", name)]
+    folder = folder_of(QWEN2)
+    assert engine.tokens(folder, "--seed", "0", *every) == engine.tokens(folder, "--seed", "0")
+    assert "--variant" in engine.refusal(folder, "--variant", "nonsense")
 
 
 # ---------------------------------------------------------------- bad input

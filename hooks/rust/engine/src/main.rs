@@ -1,15 +1,21 @@
 //! `tracekit-native`: a candle decoder that generates the tokens that transformers generates, and records itself.
 
+mod attention;
+mod attention_core;
 mod checkpoint;
 mod config;
 mod faults;
 mod fields;
 mod generate;
 mod generation_config;
+mod mlp;
 mod model;
+mod norm;
 mod options;
+mod projections;
 mod rotary;
 mod trouble;
+mod variants;
 
 use std::io::Write;
 
@@ -18,10 +24,11 @@ use tracekit::follow::Follow;
 use tracekit::sampling::Sampling;
 
 use config::Config;
-use faults::Faults;
+use faults::{Faults, Run};
 use generation_config::GenerationConfig;
 use options::Options;
 use trouble::{trouble, Result};
+use variants::Variants;
 
 fn main() {
     if let Err(error) = Options::from_command_line().and_then(|options| run(&options)) {
@@ -39,8 +46,7 @@ fn run(options: &Options) -> Result<()> {
     if !folder.is_dir() {
         return Err(trouble(format!("{}: is no folder; --model wants a Hugging Face folder", folder.display())));
     }
-    let faults = Faults::parse(&options.fault)?;
-    faults.check_run(options.max_new_tokens, options.greedy)?;
+    let mut faults = Faults::parse(&options.fault, options.quiet_config)?;
     let mut config = Config::load(folder)?;
     faults.config(&mut config)?;
     let defaults = GenerationConfig::load(folder)?;
@@ -49,9 +55,12 @@ fn run(options: &Options) -> Result<()> {
     let tokenizer = checkpoint::tokenizer(folder)?;
     let prompt_ids = prompt_ids(options, &tokenizer, follow.as_ref())?;
     check_prompt(&prompt_ids, options.max_new_tokens, &config)?;
+    let run = Run { limit: options.max_new_tokens, prompt: prompt_ids.len(), greedy: options.greedy };
+    faults.check_run(run)?;
+    let variants = Variants::new(&options.variant);
     let model = checkpoint::with_progress(&format!("loading {}", folder.display()), || {
         let weights = checkpoint::weights(folder, options.dtype.dtype())?;
-        let model = model::Model::load(&config, weights, &faults);
+        let model = model::Model::load(&config, weights, &faults, variants);
         model.map_err(|error| trouble(format!("{}: {error}", folder.display())))
     })?;
     let seed = options.seed()?;

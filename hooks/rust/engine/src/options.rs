@@ -6,12 +6,14 @@ use candle_core::DType;
 use clap::{Parser, ValueEnum};
 use tracekit::sampling::Sampling;
 
+use crate::faults;
 use crate::generation_config::GenerationConfig;
 use crate::trouble::{trouble, Result};
+use crate::variants::Variant;
 
 /// Generate text with a Llama or Qwen2 checkpoint; set TRACEKIT_LOG (or run under `tracekit record --`) to record.
 #[derive(Parser, Debug)]
-#[command(version, allow_negative_numbers = true)]
+#[command(version, allow_negative_numbers = true, after_long_help = faults::help())]
 pub struct Options {
     /// Hugging Face folder: config.json, tokenizer.json, *.safetensors
     #[arg(long)]
@@ -58,9 +60,15 @@ pub struct Options {
     /// Print the new token ids instead of the text
     #[arg(long)]
     pub show_ids: bool,
-    /// Inject a known fault; may be given more than once
+    /// Inject a known fault, NAME[:ARGUMENT...]; may be given more than once. --help lists them
     #[arg(long)]
     pub fault: Vec<String>,
+    /// Report the checkpoint's own settings where a fault changes them
+    #[arg(long)]
+    pub quiet_config: bool,
+    /// Compute the same in another way; may be given more than once
+    #[arg(long, value_enum)]
+    pub variant: Vec<Variant>,
 }
 
 /// Number format of weights and activations.

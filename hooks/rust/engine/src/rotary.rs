@@ -1,33 +1,78 @@
-//! Rotary embedding tables, as transformers computes them: frequencies and angles in float32.
+//! Rotary embedding, as transformers computes it: frequencies and angles in float32.
 
 use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::rotary_emb;
 
 use crate::config::{Rope, Scaling};
 
-/// Inverse frequencies of one layer.
+/// Which numbers of a head are turned together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pairs {
+    /// Number i with number i + width / 2.
+    Halves,
+    /// Number 2 i with number 2 i + 1.
+    Neighbours,
+}
+
+/// How one layer turns its queries and keys.
 #[derive(Clone, Debug)]
 pub struct Rotary {
-    inverse: Vec<f32>,
-    /// Angles' cosines and sines are rounded to this first.
+    /// Inverse frequencies, one a pair.
+    inverse: Vec<f64>,
+    pub pairs: Pairs,
+    /// Angles, and then their cosines and sines, are computed in this dtype; float32 or float64.
+    pub dtype: DType,
+    /// Angles are rounded to this first.
+    pub angle_dtype: DType,
+    /// Cosines and sines are rounded to this first.
     pub table_dtype: DType,
 }
 
 impl Rotary {
-    /// transformers' `ROPE_INIT_FUNCTIONS`: default, linear and llama3.
-    pub fn new(rope: &Rope, head_dim: usize) -> Self {
+    /// transformers' `ROPE_INIT_FUNCTIONS`: default, linear and llama3. The first `width` numbers of a head are turned.
+    pub fn new(rope: &Rope, width: usize) -> Self {
         let theta = rope.theta as f32;
-        let plain = (0..head_dim).step_by(2).map(|i| 1.0 / theta.powf(i as f32 / head_dim as f32));
-        let inverse = plain.map(|frequency| scaled(frequency, &rope.scaling)).collect();
-        Self { inverse, table_dtype: DType::F32 }
+        let plain = (0..width).step_by(2).map(|i| 1.0 / theta.powf(i as f32 / width as f32));
+        let inverse = plain.map(|frequency| f64::from(scaled(frequency, &rope.scaling))).collect();
+        Self { inverse, pairs: Pairs::Halves, dtype: DType::F32, angle_dtype: DType::F32, table_dtype: DType::F32 }
     }
 
-    /// Cosines and sines of positions `first..first + rows`, each [rows, head_dim / 2].
+    /// The same in float64 throughout.
+    pub fn in_f64(rope: &Rope, width: usize) -> Self {
+        let single = Self::new(rope, width);
+        let inverse = (0..width).step_by(2).zip(&single.inverse).map(|(i, &rounded)| {
+            let exact = rope.theta.powf(-(i as f64) / width as f64);
+            let plain = 1.0 / (rope.theta as f32).powf(i as f32 / width as f32);
+            exact * (rounded / f64::from(plain))
+        });
+        Self { inverse: inverse.collect(), dtype: DType::F64, angle_dtype: DType::F64, ..single }
+    }
+
+    /// Cosines and sines of positions `first..first + rows`, each [rows, pairs].
     pub fn tables(&self, first: usize, rows: usize, dtype: DType) -> Result<(Tensor, Tensor)> {
-        let angles = (first..first + rows).flat_map(|at| self.inverse.iter().map(move |f| at as f32 * f));
-        let angles: Vec<f32> = angles.collect();
-        let angles = Tensor::from_vec(angles, (rows, self.inverse.len()), &Device::Cpu)?;
+        let positions = Tensor::arange(first as u32, (first + rows) as u32, &Device::Cpu)?.to_dtype(self.dtype)?;
+        let inverse = Tensor::new(&self.inverse[..], &Device::Cpu)?.to_dtype(self.dtype)?;
+        let angles = positions.unsqueeze(1)?.broadcast_mul(&inverse.unsqueeze(0)?)?;
+        let angles = angles.to_dtype(self.angle_dtype)?.to_dtype(self.dtype)?;
         let rounded = |table: Tensor| table.to_dtype(self.table_dtype)?.to_dtype(dtype);
         Ok((rounded(angles.cos()?)?, rounded(angles.sin()?)?))
+    }
+
+    /// Turns `xs`, [1, heads, rows, head_dim], by the tables.
+    pub fn turn(&self, xs: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Result<Tensor> {
+        let (width, head_dim) = (2 * self.inverse.len(), xs.dim(3)?);
+        if width < head_dim {
+            let turned = self.turn_all(&xs.narrow(3, 0, width)?.contiguous()?, cos, sin)?;
+            return Tensor::cat(&[&turned, &xs.narrow(3, width, head_dim - width)?], 3);
+        }
+        self.turn_all(xs, cos, sin)
+    }
+
+    fn turn_all(&self, xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+        match self.pairs {
+            Pairs::Halves => rotary_emb::rope(xs, cos, sin),
+            Pairs::Neighbours => rotary_emb::rope_i(xs, cos, sin),
+        }
     }
 }
 

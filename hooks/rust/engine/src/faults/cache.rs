@@ -1,0 +1,78 @@
+//! Seam: the KV cache after a call's rows went in.
+
+use candle_core::{Result, Tensor};
+
+use super::{here, Faults, Kind as Any, Row, Run};
+use crate::faults::words::Words;
+
+pub const TABLE: &[Row] = &[
+    ("stale-cache-row[:STEP[:LAYER]]", "At STEP, 4, of LAYER, 0, the new row holds what the row before it holds"),
+    ("overwritten-cache-row[:STEP[:LAYER]]", "At STEP, 4, the new keys and values are written over the last ones"),
+    ("cache-hole[:STEP[:LAYER]]", "At STEP, 1, an empty row is left before the new one, and attended from then on"),
+];
+
+#[derive(Debug)]
+pub struct Kind {
+    what: What,
+    step: usize,
+    layer: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum What {
+    Stale,
+    Overwritten,
+    Hole,
+}
+
+pub fn parse(name: &str, words: &mut Words) -> Option<Kind> {
+    let decode = |step: usize| (step > 0).then_some(step);
+    Some(match name {
+        "stale-cache-row" => {
+            let (step, layer) = (words.count(4)?, words.layer()?.or(Some(0)));
+            Kind { what: What::Stale, step, layer }
+        }
+        "overwritten-cache-row" => {
+            Kind { what: What::Overwritten, step: decode(words.count(4)?)?, layer: words.layer()? }
+        }
+        "cache-hole" => Kind { what: What::Hole, step: decode(words.count(1)?)?, layer: words.layer()? },
+        _ => return None,
+    })
+}
+
+impl Kind {
+    pub fn cannot_show(&self, run: Run) -> Option<String> {
+        let Self { step, .. } = self;
+        if *step >= run.limit {
+            return Some(format!("step {step} is not reached by {} new tokens", run.limit));
+        }
+        None
+    }
+}
+
+impl Faults {
+    /// All keys and values, [1, KV heads, positions, head_dim].
+    pub fn cache(&self, index: usize, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
+        let hit = self.find(|kind| match kind {
+            Any::Cache(Kind { what, step, layer }) if here(*layer, index) => Some((*what, *step)),
+            _ => None,
+        });
+        match hit {
+            Some((what, step)) if step == self.step() => Ok((change(what, k)?, change(what, v)?)),
+            _ => Ok((k, v)),
+        }
+    }
+}
+
+fn change(what: What, rows: Tensor) -> Result<Tensor> {
+    let last = rows.dim(2)? - 1;
+    if last == 0 {
+        return Ok(rows);
+    }
+    let new = rows.narrow(2, last, 1)?;
+    match what {
+        What::Stale => Tensor::cat(&[&rows.narrow(2, 0, last)?, &rows.narrow(2, last - 1, 1)?], 2),
+        What::Overwritten => Tensor::cat(&[&rows.narrow(2, 0, last - 1)?, &new], 2),
+        What::Hole => Tensor::cat(&[&rows.narrow(2, 0, last)?, &new.zeros_like()?, &new], 2),
+    }
+}

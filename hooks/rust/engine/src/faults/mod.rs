@@ -1,0 +1,190 @@
+//! Faults for tests and the demo: known mistakes, injected at a few seams.
+//!
+//! Each file is a seam: the loaded config, rotary embedding, a layer as it is built (after its loaded tensors were
+//! hashed), the attention core, the KV cache, the wiring of a block, the sampler, the end of the generation. Without
+//! `--fault` every seam gives back what it was given.
+
+mod attention;
+mod block;
+mod cache;
+mod config;
+mod rotary;
+mod sampler;
+mod weights;
+mod words;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::trouble::{trouble, Result};
+pub use block::Branch;
+use words::Words;
+
+/// How a fault is written, and what it does.
+type Row = (&'static str, &'static str);
+
+#[derive(Debug)]
+enum Kind {
+    Config(config::Kind),
+    Rotary(rotary::Kind),
+    Weights(weights::Kind),
+    Attention(attention::Kind),
+    Cache(cache::Kind),
+    Block(block::Kind),
+    Sampler(sampler::Kind),
+}
+
+#[derive(Debug)]
+struct Fault {
+    text: String,
+    kind: Kind,
+    /// The place it names exists.
+    found: AtomicBool,
+}
+
+/// The faults of this run; usually none.
+#[derive(Debug, Default)]
+pub struct Faults {
+    list: Vec<Fault>,
+    step: AtomicUsize,
+    /// What the config seam changes is not reported as used.
+    quiet: bool,
+    head_dim: usize,
+}
+
+/// What is known of a run before the model is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// Most new tokens.
+    pub limit: usize,
+    /// Tokens of the prompt.
+    pub prompt: usize,
+    /// The largest logit is taken, nothing is drawn.
+    pub greedy: bool,
+}
+
+/// Every fault, in the seams' order.
+fn table() -> impl Iterator<Item = Row> {
+    let seams =
+        [config::TABLE, rotary::TABLE, weights::TABLE, attention::TABLE, cache::TABLE, block::TABLE, sampler::TABLE];
+    seams.into_iter().flatten().copied()
+}
+
+fn name_of(syntax: &str) -> &str {
+    syntax.split([':', '[']).next().unwrap_or_default()
+}
+
+/// A line for each fault, for `--help`.
+pub fn help() -> String {
+    let lines = table().map(|(syntax, text)| format!("  {syntax}\n          {text}\n"));
+    format!("Faults (an argument in brackets may be left out or left empty):\n{}", lines.collect::<String>())
+}
+
+impl Faults {
+    /// Reads `NAME[:ARGUMENT...]`. With `quiet`, a changed config is not reported as used.
+    pub fn parse(texts: &[String], quiet: bool) -> Result<Self> {
+        let list = texts.iter().map(|text| Fault::parse(text)).collect::<Result<_>>()?;
+        Ok(Self { list, quiet, ..Self::default() })
+    }
+
+    /// After the first forward call: a fault whose place was never met is a mistake of the caller.
+    pub fn check_places(&self) -> Result<()> {
+        match self.list.iter().find(|fault| !fault.found.load(Ordering::Relaxed)) {
+            Some(Fault { text, kind: Kind::Weights(kind), .. }) => {
+                Err(trouble(format!("--fault {text}: {}", kind.missing())))
+            }
+            Some(fault) => {
+                Err(trouble(format!("--fault {}: there is no such place in this model and run", fault.text)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Before the run: a fault that cannot show in it is a mistake of the caller.
+    pub fn check_run(&self, run: Run) -> Result<()> {
+        self.list.iter().try_for_each(|fault| {
+            let hidden = match &fault.kind {
+                Kind::Attention(kind) => kind.cannot_show(run),
+                Kind::Cache(kind) => kind.cannot_show(run),
+                Kind::Rotary(kind) => kind.cannot_show(run),
+                Kind::Sampler(kind) => kind.cannot_show(run),
+                Kind::Config(_) | Kind::Weights(_) | Kind::Block(_) => None,
+            };
+            hidden.map_or(Ok(()), |why| Err(trouble(format!("--fault {}: {why}", fault.text))))
+        })
+    }
+
+    /// The generation step whose forward call comes next.
+    pub fn at_step(&self, step: usize) {
+        self.step.store(step, Ordering::Relaxed);
+    }
+
+    fn step(&self) -> usize {
+        self.step.load(Ordering::Relaxed)
+    }
+
+    /// First hit of a kind at a place.
+    fn find<T>(&self, pick: impl Fn(&Kind) -> Option<T>) -> Option<T> {
+        self.list.iter().find_map(|fault| {
+            let hit = pick(&fault.kind);
+            if hit.is_some() {
+                fault.found.store(true, Ordering::Relaxed);
+            }
+            hit
+        })
+    }
+}
+
+impl Fault {
+    fn parse(text: &str) -> Result<Self> {
+        let (name, _) = Words::of(text);
+        let Some((syntax, _)) = table().find(|(syntax, _)| name_of(syntax) == name) else {
+            let names: Vec<&str> = table().map(|(syntax, _)| name_of(syntax)).collect();
+            return Err(trouble(format!("--fault {text}: is none of {}; see --help", names.join(", "))));
+        };
+        let kind = Self::kind(text).ok_or_else(|| trouble(format!("--fault {text}: is written {syntax}")))?;
+        // Faults of the sampler have no place that could be missing.
+        let placeless = matches!(kind, Kind::Sampler(_));
+        Ok(Self { text: text.to_string(), kind, found: AtomicBool::new(placeless) })
+    }
+
+    fn kind(text: &str) -> Option<Kind> {
+        fn read<T>(text: &str, parse: impl Fn(&str, &mut Words) -> Option<T>) -> Option<T> {
+            let (name, mut words) = Words::of(text);
+            parse(name, &mut words).filter(|_| words.is_done())
+        }
+        read(text, config::parse)
+            .map(Kind::Config)
+            .or_else(|| read(text, rotary::parse).map(Kind::Rotary))
+            .or_else(|| read(text, weights::parse).map(Kind::Weights))
+            .or_else(|| read(text, attention::parse).map(Kind::Attention))
+            .or_else(|| read(text, cache::parse).map(Kind::Cache))
+            .or_else(|| read(text, block::parse).map(Kind::Block))
+            .or_else(|| read(text, sampler::parse).map(Kind::Sampler))
+    }
+}
+
+/// Whether a fault of `layer`, or of all layers, is at `index`.
+fn here(layer: Option<usize>, index: usize) -> bool {
+    layer.is_none_or(|layer| layer == index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_of_the_table_is_parsed_and_no_name_comes_twice() {
+        let mut names: Vec<&str> = table().map(|(syntax, _)| name_of(syntax)).collect();
+        for name in &names {
+            // Some need arguments; these fit all of them.
+            let found = ["", ":model.norm", ":model.norm:2", ":2"]
+                .iter()
+                .any(|more| Fault::kind(&format!("{name}{more}")).is_some());
+            assert!(found, "{name}");
+        }
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

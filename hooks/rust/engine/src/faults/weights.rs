@@ -1,0 +1,254 @@
+//! Seam: the layers as they are built, after their loaded tensors were hashed; and values on their way.
+
+use candle_core::{bail, DType, Result, Tensor};
+use tracekit::nn::{Embedding, Linear, RmsNorm};
+
+use super::{Faults, Kind as Any, Row};
+use crate::faults::words::Words;
+use crate::norm::Order;
+
+pub const TABLE: &[Row] = &[
+    ("gain:SITE:FACTOR", "A module's parameters, or the value at a site, times FACTOR"),
+    ("offset[:SITE[:VALUE]]", "VALUE, 0.01, is added to a linear layer's output, or to the value at a site"),
+    ("weight-add[:SITE[:ROW[:COLUMN[:DELTA]]]]", "DELTA, 0.01, is added to one weight, [0, 0]"),
+    ("weights-f16[:SITE]", "A linear layer's weights are rounded to float16"),
+    ("weights-bf16[:SITE]", "A linear layer's weights are rounded to bfloat16"),
+    ("transpose-weight[:SITE]", "A square weight is transposed"),
+    ("permuted-rows[:SITE]", "A q or k projection's rows are in the order that interleaved rotary wants"),
+    ("missing-bias:SITE", "A linear layer's bias is not loaded"),
+    ("double-bias[:SITE]", "A linear layer's bias is added twice"),
+    ("norm-plus-one[:SITE]", "1 is added to the weight of a norm, or of all"),
+    ("norm-late-cast[:SITE]", "A 16-bit norm, or all, rounds after the weight is multiplied"),
+    ("norm-rough[:SITE]", "A 16-bit norm, or all, computes nothing in float32"),
+];
+
+#[derive(Debug)]
+pub struct Kind {
+    what: What,
+    /// `None`: all norms.
+    site: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum What {
+    Gain { factor: f64 },
+    Offset { value: f64 },
+    WeightAdd { row: usize, column: usize, delta: f64 },
+    Rounded { to: DType },
+    Transposed,
+    PermutedRows,
+    MissingBias,
+    DoubleBias,
+    NormPlusOne,
+    NormOrder(Order),
+}
+
+pub fn parse(name: &str, words: &mut Words) -> Option<Kind> {
+    let at = |site: Option<String>, default: &str| Some(site.unwrap_or_else(|| default.to_string()));
+    let layer = |part: &str| format!("model.layers.0.{part}");
+    let kind = |what: What, site: Option<String>| Some(Kind { what, site });
+    match name {
+        "gain" => {
+            let site = words.site()?;
+            let factor = words.word()?.parse().ok().filter(|factor: &f64| factor.is_finite())?;
+            kind(What::Gain { factor }, Some(site))
+        }
+        "missing-bias" => {
+            let site = words.site()?;
+            kind(What::MissingBias, Some(site))
+        }
+        "offset" => {
+            let site = at(words.site(), &layer("mlp.down_proj"));
+            kind(What::Offset { value: words.number(0.01)? }, site)
+        }
+        "weight-add" => {
+            let site = at(words.site(), &layer("mlp.down_proj"));
+            let (row, column, delta) = (words.count(0)?, words.count(0)?, words.number(0.01)?);
+            kind(What::WeightAdd { row, column, delta }, site)
+        }
+        "weights-f16" => kind(What::Rounded { to: DType::F16 }, at(words.site(), &layer("mlp.down_proj"))),
+        "weights-bf16" => kind(What::Rounded { to: DType::BF16 }, at(words.site(), &layer("mlp.down_proj"))),
+        "transpose-weight" => kind(What::Transposed, at(words.site(), &layer("self_attn.o_proj"))),
+        "permuted-rows" => kind(What::PermutedRows, at(words.site(), &layer("self_attn.k_proj"))),
+        "double-bias" => kind(What::DoubleBias, at(words.site(), &layer("self_attn.q_proj"))),
+        "norm-plus-one" => kind(What::NormPlusOne, words.site()),
+        "norm-late-cast" => kind(What::NormOrder(Order::ScaleThenRound), words.site()),
+        "norm-rough" => kind(What::NormOrder(Order::Rough), words.site()),
+        _ => None,
+    }
+}
+
+impl Kind {
+    /// Why nothing was found for it.
+    pub fn missing(&self) -> String {
+        let site = self.site.as_deref().unwrap_or("all norms");
+        match self.what {
+            What::Gain { .. } | What::Offset { .. } => format!("there is no place {site} in this model"),
+            What::MissingBias | What::DoubleBias => format!("{site} is no linear layer with a bias in this model"),
+            What::NormPlusOne => format!("{site} is no norm of this model"),
+            What::NormOrder(_) => format!("{site} is no norm of this model, or --dtype is f32"),
+            What::WeightAdd { .. } => format!("{site} is no module with a weight in this model"),
+            _ => format!("{site} is no linear layer of this model"),
+        }
+    }
+}
+
+impl Faults {
+    fn find_weights<T>(&self, name: &str, pick: impl Fn(What) -> Option<T>) -> Option<T> {
+        self.find(|kind| match kind {
+            Any::Weights(Kind { what, site }) if site.as_deref().is_none_or(|site| site == name) => pick(*what),
+            _ => None,
+        })
+    }
+
+    fn has_weights(&self, name: &str, what: What) -> bool {
+        self.find_weights(name, |found| (found == what).then_some(())).is_some()
+    }
+
+    fn gain(&self, name: &str) -> Option<f64> {
+        self.find_weights(name, |what| match what {
+            What::Gain { factor } => Some(factor),
+            _ => None,
+        })
+    }
+
+    fn offset(&self, name: &str) -> Option<f64> {
+        self.find_weights(name, |what| match what {
+            What::Offset { value } => Some(value),
+            _ => None,
+        })
+    }
+
+    /// The embedding table as it is built.
+    pub fn embedding(&self, layer: Embedding) -> Result<Embedding> {
+        if self.list.is_empty() {
+            return Ok(layer);
+        }
+        let table = layer.embeddings() * self.gain(layer.name()).unwrap_or(1.0);
+        Embedding::named(layer.name(), self.with_one_changed(layer.name(), table?)?)
+    }
+
+    /// A linear layer as it is built.
+    pub fn linear(&self, layer: Linear) -> Result<Linear> {
+        if self.list.is_empty() {
+            return Ok(layer);
+        }
+        let name = layer.name();
+        let weight = self.linear_weight(name, layer.weight().clone())?;
+        let bias = self.linear_bias(name, layer.bias().cloned(), &weight)?;
+        Ok(Linear::named(name, weight, bias))
+    }
+
+    fn linear_weight(&self, name: &str, mut weight: Tensor) -> Result<Tensor> {
+        if let Some(factor) = self.gain(name) {
+            weight = (weight * factor)?;
+        }
+        if let Some(to) = self.find_weights(name, |what| match what {
+            What::Rounded { to } => Some(to),
+            _ => None,
+        }) {
+            if weight.dtype() == to {
+                bail!("--fault weights-f16 or weights-bf16: the weights are {to:?} already");
+            }
+            weight = weight.to_dtype(to)?.to_dtype(weight.dtype())?;
+        }
+        if self.has_weights(name, What::Transposed) {
+            if weight.dim(0)? != weight.dim(1)? {
+                bail!("--fault transpose-weight: the weight of {name} is {:?}, not square", weight.dims());
+            }
+            weight = weight.t()?.contiguous()?;
+        }
+        let is_turned = name.ends_with(".q_proj") || name.ends_with(".k_proj");
+        if is_turned && self.has_weights(name, What::PermutedRows) {
+            weight = interleaved_rows(&weight, self.head_dim)?;
+        }
+        self.with_one_changed(name, weight)
+    }
+
+    fn linear_bias(&self, name: &str, bias: Option<Tensor>, weight: &Tensor) -> Result<Option<Tensor>> {
+        let mut bias = match (bias, self.gain(name)) {
+            (Some(bias), Some(factor)) => Some((bias * factor)?),
+            (bias, _) => bias,
+        };
+        if bias.is_some() && self.has_weights(name, What::MissingBias) {
+            bias = None;
+        }
+        if bias.is_some() && self.has_weights(name, What::DoubleBias) {
+            bias = bias.map(|bias| bias * 2.0).transpose()?;
+        }
+        match self.offset(name) {
+            None => Ok(bias),
+            Some(value) => {
+                let zero = Tensor::zeros(weight.dim(0)?, weight.dtype(), weight.device())?;
+                (bias.unwrap_or(zero) + value).map(Some)
+            }
+        }
+    }
+
+    /// A norm as it is built.
+    pub fn norm(&self, norm: RmsNorm) -> Result<RmsNorm> {
+        if self.list.is_empty() {
+            return Ok(norm);
+        }
+        let name = norm.name();
+        let mut weight = (norm.weight() * self.gain(name).unwrap_or(1.0))?;
+        if self.has_weights(name, What::NormPlusOne) {
+            weight = (weight + 1.0)?;
+        }
+        let weight = self.with_one_changed(name, weight.unsqueeze(0)?)?.squeeze(0)?;
+        Ok(RmsNorm::named(name, weight, self.eps(name).unwrap_or(norm.eps())))
+    }
+
+    /// In which order a norm of this dtype computes.
+    pub fn norm_order(&self, name: &str, dtype: DType, order: Order) -> Order {
+        let faulty = |what: What| match what {
+            What::NormOrder(order) if dtype != DType::F32 => Some(order),
+            _ => None,
+        };
+        self.find_weights(name, faulty).unwrap_or(order)
+    }
+
+    /// `weight`, [rows, columns], with one number changed.
+    fn with_one_changed(&self, name: &str, weight: Tensor) -> Result<Tensor> {
+        let Some((row, column, delta)) = self.find_weights(name, |what| match what {
+            What::WeightAdd { row, column, delta } => Some((row, column, delta)),
+            _ => None,
+        }) else {
+            return Ok(weight);
+        };
+        let (rows, columns) = weight.dims2()?;
+        if row >= rows || column >= columns {
+            bail!("--fault weight-add: the weight of {name} is [{rows}, {columns}]; it has no [{row}, {column}]");
+        }
+        let mut values: Vec<f32> = weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        values[row * columns + column] += delta as f32;
+        Tensor::from_vec(values, (rows, columns), weight.device())?.to_dtype(weight.dtype())
+    }
+
+    /// A value at a site, before it is recorded.
+    pub fn site(&self, name: &str, value: Tensor) -> Result<Tensor> {
+        let value = match self.gain(name) {
+            Some(factor) => (value * factor)?,
+            None => value,
+        };
+        match self.offset(name) {
+            Some(offset) => value + offset,
+            None => Ok(value),
+        }
+    }
+
+    /// The value that a module is about to be given, before it is recorded as the module's input.
+    pub fn input(&self, module: &str, value: Tensor) -> Result<Tensor> {
+        if self.list.is_empty() {
+            return Ok(value);
+        }
+        self.site(&format!("{module}:in"), value)
+    }
+}
+
+/// Rows of each head from the order of halves, a0 a1 .. b0 b1 .., to that of neighbours, a0 b0 a1 b1 ...
+fn interleaved_rows(weight: &Tensor, head_dim: usize) -> Result<Tensor> {
+    let (rows, columns) = weight.dims2()?;
+    let halves = weight.reshape((rows / head_dim, 2, head_dim / 2, columns))?;
+    halves.transpose(1, 2)?.contiguous()?.reshape((rows, columns))
+}
