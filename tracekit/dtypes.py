@@ -84,6 +84,21 @@ def to_float(bits: NDArray[Any], dtype: str) -> NDArray[Any]:
     return bits.astype(np.float32)
 
 
+def round_to(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Float values rounded to nearest even in `dtype`, as its stored bits; the inverse of `to_float`.
+
+    Raises KeyError for a dtype that is no float of 16 bits or more.
+    """
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+        rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        return np.where(np.isnan(values), np.uint16(0x7FC0), rounded.astype(np.uint16))
+    if dtype not in ("float16", "float32", "float64"):
+        raise KeyError(dtype)
+    with np.errstate(over="ignore"):
+        return values.astype(STORAGE[dtype])
+
+
 def _float8_table(dtype: str) -> NDArray[np.float32]:
     """The 256 values of a float8 format (OCP 8-bit floating point specification, table 1)."""
     exponent_bits, mantissa_bits, bias = (4, 3, 7) if dtype == "float8_e4m3fn" else (5, 2, 15)

@@ -104,3 +104,33 @@ def weight_differences(reference: Trace, candidate: Trace) -> list[str]:
         if (weight.dtype, weight.shape) == (other.dtype, other.shape) and weight.digest != other.digest:
             out.append(name)
     return out
+
+
+def declared_differences(declared: Json, trace: Trace) -> list[Difference]:
+    """Hyper-parameters that a checkpoint's `config.json` declares and the engine says it used otherwise."""
+    used = trace.config.get("model") or {}
+    plain = as_used(declared)
+    return [
+        Difference(f"model.{name}", plain[name], used[name])
+        for name in MODEL_SETTINGS
+        if name in plain and name in used
+        if not _same(_plain(f"model.{name}", plain[name]), _plain(f"model.{name}", used[name]))
+    ]
+
+
+def as_used(declared: Json) -> Json:
+    """A `config.json` of transformers 4 or 5 in the words that traces use: theta and scaling apart, defaults filled in."""
+    plain = dict(declared)
+    rope = dict(plain.pop("rope_parameters", None) or {})
+    if rope:
+        plain.setdefault("rope_theta", rope.pop("rope_theta", None))
+        plain.setdefault("rope_scaling", rope if rope.get("rope_type", "default") != "default" else None)
+    heads = plain.get("num_attention_heads")
+    if heads:
+        plain.setdefault("num_key_value_heads", heads)
+        plain.setdefault("head_dim", int(plain.get("hidden_size") or 0) // int(heads))
+    if plain.get("use_sliding_window") is False:
+        plain["sliding_window"] = None
+    return {
+        name: value for name, value in plain.items() if value is not None or name in ("rope_scaling", "sliding_window")
+    }

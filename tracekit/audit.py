@@ -1,0 +1,344 @@
+"""The audit: every site's own error, with no other run to compare with.
+
+A site is recomputed in float64 from its recorded input and the checkpoint. What is left is the error that this module
+made by itself: nothing is inherited from earlier layers, and every faulty module is found in one pass. The error is
+judged in units of what correct arithmetic may be off (`operations`), as its size and as the simplest structured
+statistics, which see in 16 bits what size cannot: a gain, the gain of a row, the offset and the gain of a column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit import operations
+from tracekit.divergence import prompt_length, step_of
+from tracekit.operations import Floats, Result
+from tracekit.recipe import Recipe, recipes
+from tracekit.recompute import Parameters, Recomputation, Window
+from tracekit.settings import Difference, declared_differences
+from tracekit.trace import Json, Sequence, Trace
+from tracekit.weights import Checkpoint
+
+BLOCK_ROWS = 1024
+"""Positions recomputed at a time."""
+
+SIZE_LIMIT = 5.0
+"""Root mean square of a site's own error over its bound. Healthy sites of SmolLM2 stay below 1.9 in PyTorch and candle,
+float32, bfloat16 and float16; a gain of 1.00001 in float32 gives 10."""
+ROW_LIMIT = 8.0
+"""The same of one row: healthy rows stay below 3.9."""
+COLUMN_LIMIT = 8.0
+"""The same of one column. Healthy columns stay below 5.7: where a massive activation runs through them, a column's
+errors come from few rows."""
+DEVIATIONS_LIMIT = 9.0
+"""Standard deviations of a gain or an offset. Healthy sites stay below 4.5 over some 600,000 rows and columns tested at
+once; of independent errors, 9 would be exceeded once in 1e18."""
+BIAS_UNITS = 2.0
+"""Roundoff units of the sums by which a whole site may be off to one side: exp, rsqrt and tanh of real libraries are
+good to one unit in the last place, not unbiased."""
+
+
+class Tally:
+    """Statistics of one site's own error, in units of its rounding bound, collected over blocks of rows."""
+
+    def __init__(self, bias: float) -> None:
+        self.bias = bias  # relative error that no average takes away
+        self.rows: list[Floats] = []  # mean square of each row
+        self.row_gains: list[Floats] = []
+        self.row_spreads: list[Floats] = []
+        self.columns: Floats = np.zeros(0)  # [squares, offsets, products, powers] of each column
+        self.count = 0
+
+    def add(self, recorded: Floats, result: Result) -> None:
+        """One block of rows, [rows, width]."""
+        spread = np.sqrt(result.variance)
+        with np.errstate(invalid="ignore", over="ignore"):
+            gaps = [recorded - values for values in (result.values, *result.rounded)]
+            error = min(gaps, key=lambda gap: float(np.einsum("pc,pc->", gap, gap))) / spread
+            error = np.where(np.abs(error) < 1e100, error, 1e100)
+            signal = np.minimum(np.abs(result.values / spread), 1e100) * np.sign(result.values)
+        powers = np.einsum("pc,pc->p", signal, signal)
+        safe = np.maximum(powers, 1e-290)
+        common = result.shared**2 + self.bias**2
+        self.rows.append(np.einsum("pc,pc->p", error, error) / (error.shape[1] + common * powers))
+        self.row_gains.append(np.einsum("pc,pc->p", error, signal) / safe)
+        self.row_spreads.append(np.sqrt(1.0 / safe + common))
+        # A row's shared error is no column's fault.
+        loose = 1.0 / (1.0 + common * np.square(signal))
+        sums = [loose * np.square(error), loose * error, loose * error * signal, loose * np.square(signal)]
+        block = np.stack([part.sum(axis=0) for part in sums] + [loose.sum(axis=0)])
+        self.columns = block if not self.count else self.columns + block
+        self.count += len(error)
+
+    def statistics(self) -> Statistics:
+        """What was collected, as numbers of standard deviations and ratios."""
+        rows = np.sqrt(np.concatenate(self.rows))
+        gains, spreads = np.concatenate(self.row_gains), np.concatenate(self.row_spreads)
+        weights = 1.0 / np.maximum(np.square(spreads) - self.bias**2, 1e-290)
+        gain = float((gains * weights).sum() / weights.sum())
+        spread = float(np.sqrt(1.0 / weights.sum() + self.bias**2))
+        squares, offsets, products, powers, loose = self.columns
+        column_spread = np.sqrt(np.maximum(powers, 1e-290) + np.square(self.bias * powers))
+        return Statistics(
+            size=float(np.sqrt(np.mean(np.square(rows)))),
+            rows=rows,
+            gain=gain,
+            gain_deviations=gain / spread,
+            row_gains=gains / spreads,
+            columns=np.sqrt(squares / self.count),
+            column_offsets=offsets / np.sqrt(np.maximum(loose, 1e-290) + np.square(self.bias) * powers * self.count),
+            column_gains=products / column_spread,
+        )
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A site's own error. Sizes are ratios to the rounding bound, the rest numbers of standard deviations."""
+
+    size: float  # root mean square over all rows
+    rows: Floats  # [rows]
+    gain: float  # fitted, 0 where correct
+    gain_deviations: float
+    row_gains: Floats  # [rows]
+    columns: Floats  # [width]
+    column_offsets: Floats  # [width]
+    column_gains: Floats  # [width]
+
+    def peaks(self) -> dict[str, float]:
+        """The largest of each kind."""
+        return {
+            "size": self.size,
+            "row": float(self.rows.max(initial=0.0)),
+            "column": float(self.columns.max(initial=0.0)),
+            "gain": abs(self.gain_deviations),
+            "row gain": float(np.abs(self.row_gains).max(initial=0.0)),
+            "column offset": float(np.abs(self.column_offsets).max(initial=0.0)),
+            "column gain": float(np.abs(self.column_gains).max(initial=0.0)),
+        }
+
+    def over(self, width: Mapping[str, float]) -> dict[str, float]:
+        """Each peak over its limit, widened where drawn rounding errors spread more; above 1 is wrong."""
+        return {kind: value / (LIMITS[kind] * max(1.0, width.get(kind, 1.0))) for kind, value in self.peaks().items()}
+
+
+LIMITS = {
+    "size": SIZE_LIMIT,
+    "row": ROW_LIMIT,
+    "column": COLUMN_LIMIT,
+    "gain": DEVIATIONS_LIMIT,
+    "row gain": DEVIATIONS_LIMIT,
+    "column offset": DEVIATIONS_LIMIT,
+    "column gain": DEVIATIONS_LIMIT,
+}
+INDEPENDENT_PEAK = 3.0
+"""What a statistic of independent errors peaks at over some hundred rows. Rounding errors that share a cause (a rotary
+table, a score) peak higher; how much higher is measured on drawn ones, and the limits widen by that."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """A site's own error in one sequence, judged."""
+
+    recipe: Recipe
+    windows: tuple[Window, ...]
+    statistics: Statistics
+    over: Mapping[str, float]  # each statistic over its limit
+
+    @property
+    def wrong(self) -> bool:
+        return max(self.over.values()) > 1.0
+
+    @property
+    def statistic(self) -> str:
+        """The statistic furthest beyond its limit; size where it is beyond its own."""
+        return "size" if self.over["size"] > 1.0 else max(self.over, key=lambda kind: self.over[kind])
+
+    def wrong_rows(self) -> NDArray[np.bool_]:
+        """Rows that are wrong by themselves; where only an average over all of them is, every row."""
+        limit = SIZE_LIMIT if self.over["size"] > 1.0 else ROW_LIMIT
+        wrong = (self.statistics.rows > limit) | (np.abs(self.statistics.row_gains) > DEVIATIONS_LIMIT)
+        return np.asarray(wrong if wrong.any() else np.ones_like(wrong))
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """A site whose own error is beyond its rounding bound."""
+
+    sequence: int
+    step: int
+    position: int
+    site: str
+    order: int
+    own: Own
+    explanation: Json | None = None
+
+    def to_json(self) -> Json:
+        statistics = self.own.statistics
+        return {
+            "sequence": self.sequence,
+            "step": self.step,
+            "position": self.position,
+            "site": self.site,
+            "own": statistics.size,
+            "statistic": self.own.statistic,
+            "gain": 1.0 + statistics.gain,
+            "explanation": self.explanation,
+        }
+
+    def evidence(self) -> str:
+        """One line: how far beyond its bound, and by what."""
+        statistics, kind = self.own.statistics, self.own.statistic
+        wrong, rows = int(self.own.wrong_rows().sum()), len(statistics.rows)
+        where = "" if wrong == rows else f", at {wrong} of {rows} positions"
+        if kind == "size":
+            return f"own error {statistics.size:.3g}x its rounding bound{where}"
+        if kind == "row":
+            return f"own error {statistics.rows.max():.3g}x its rounding bound{where}"
+        if kind == "column":
+            column = int(statistics.columns.argmax())
+            return f"own error of column {column}: {statistics.columns[column]:.3g}x its rounding bound"
+        if kind == "gain":
+            deviations = abs(statistics.gain_deviations)
+            return f"own gain {1.0 + statistics.gain:.6g}, {deviations:.0f} standard deviations from 1"
+        deviations = statistics.peaks()[kind]
+        return f"own {kind}, {deviations:.0f} standard deviations from what rounding does{where}"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One trace against its checkpoint."""
+
+    culprits: tuple[Culprit, ...]  # in the order of the computation
+    clean: frozenset[str]  # sites that were audited and are within their bounds
+    unknown: Mapping[str, str]  # sites that were not audited, and why
+    weights: tuple[str, ...]  # parameters whose bytes are not the checkpoint's
+    differences: tuple[Difference, ...]  # what the checkpoint declares and the engine says it used
+    values: int  # values recomputed
+
+    @property
+    def exit_code(self) -> int:
+        """As diff(1): 0 within bounds, 1 not."""
+        return 1 if self.culprits or self.weights or self.differences else 0
+
+
+def audit(
+    trace: Trace,
+    checkpoint: Checkpoint,
+    *,
+    stops: Mapping[int, int] | None = None,
+    only: Collection[str] | None = None,
+    wiring: Trace | None = None,
+    progress: Callable[[str], None] = lambda site: None,
+) -> Audit:
+    """Recompute every site that a recipe covers. `stops`: the position, by sequence index, before which to stop; `only`:
+    these sites alone; `wiring`: a trace whose site table says what feeds what where this one's does not.
+    """
+    found = recipes(trace, checkpoint.config, wiring)
+    parameters = Parameters(trace, checkpoint)
+    unknown, known = dict(found.unknown), []
+    for recipe in found.known:
+        if not parameters.has(recipe):
+            unknown[recipe.site] = "the checkpoint has no parameter of that name"
+        elif only is None or recipe.site in only:
+            known.append(recipe)
+    culprits: dict[str, Culprit] = {}
+    seen: set[str] = set()
+    values = 0
+    runs = [(sequence, Recomputation(sequence, parameters)) for sequence in trace.sequences]
+    for order, recipe in enumerate(known):  # sites outside, sequences inside: a matrix is made once
+        progress(recipe.site)
+        for sequence, run in runs:
+            stop = (stops or {}).get(sequence.index, 1 << 62)
+            own = own_error(run, recipe, stop)
+            if own is None:
+                continue
+            seen.add(recipe.site)
+            values += sum(window.stop - window.first for window in own.windows) * len(own.statistics.columns)
+            if own.wrong and recipe.site not in culprits:
+                culprits[recipe.site] = _culprit(sequence, run, recipe, order, own)
+    for recipe in known:
+        if recipe.site not in seen:
+            unknown[recipe.site] = "its inputs are not recorded at the same positions"
+    ranked = sorted(culprits.values(), key=lambda culprit: (culprit.sequence, culprit.step, culprit.order))
+    return Audit(
+        tuple(ranked),
+        frozenset(seen - culprits.keys()),
+        unknown,
+        tuple(changed_weights(trace, checkpoint)) if only is None else (),
+        tuple(declared_differences(checkpoint.config, trace)),
+        values,
+    )
+
+
+def own_error(run: Recomputation, recipe: Recipe, stop: int = 1 << 62) -> Own | None:
+    """A site's own error in one sequence, below position `stop`; None where it was not recorded with its inputs."""
+    if recipe.site != "logits" and recipe.site not in run.sequence.sites:
+        return None
+    windows = [part for window in run.windows(recipe, stop) for part in _blocks(window)]
+    if not windows:
+        return None
+    own = _judged(run, recipe, windows, closely=False)
+    # The cheap bound of a matrix multiplication takes the products' sizes as spread evenly; judge by the full one.
+    return _judged(run, recipe, windows, closely=True) if own.wrong and recipe.kind == "linear" else own
+
+
+def _blocks(window: Window) -> list[Window]:
+    return [
+        Window(first, min(first + BLOCK_ROWS, window.stop)) for first in range(window.first, window.stop, BLOCK_ROWS)
+    ]
+
+
+def _judged(run: Recomputation, recipe: Recipe, windows: list[Window], closely: bool) -> Own:
+    bias = BIAS_UNITS * operations.accumulator(run.computed_in(recipe))
+    tally = Tally(bias)
+    width: dict[str, float] = {}
+    for window in windows:
+        result = run.result(recipe, window, run.inputs(recipe, window), closely)
+        tally.add(run.recorded(recipe.site, window), result)
+        for kind, factor in drawn_width(result, bias).items():
+            width[kind] = max(width.get(kind, 1.0), factor)
+    statistics = tally.statistics()
+    return Own(recipe, tuple(windows), statistics, statistics.over(width))
+
+
+def drawn_width(result: Result, bias: float) -> dict[str, float]:
+    """How much wider than independent errors the drawn ones spread, by statistic."""
+    out: dict[str, float] = {}
+    rows = result.drawn_rows
+    for error in result.draws:
+        part = Result(result.values[rows], result.variance[rows], result.shared)
+        tally = Tally(bias)
+        tally.add(part.values + error, part)
+        for kind, peak in tally.statistics().peaks().items():
+            out[kind] = max(out.get(kind, 1.0), peak / INDEPENDENT_PEAK)
+    return out
+
+
+def _culprit(sequence: Sequence, run: Recomputation, recipe: Recipe, order: int, own: Own) -> Culprit:
+    rows = np.concatenate([window.rows for window in own.windows])
+    row = int(rows[int(own.wrong_rows().argmax())])
+    position = row + run.first_step if recipe.site == "logits" else row
+    return Culprit(sequence.index, step_of(position, prompt_length(sequence)), position, recipe.site, order, own)
+
+
+def explained(culprit: Culprit, explanation: Json | None) -> Culprit:
+    """The culprit with what its mistake is."""
+    return replace(culprit, explanation=explanation)
+
+
+def changed_weights(trace: Trace, checkpoint: Checkpoint) -> list[str]:
+    """Parameters that the engine held with other bytes than the checkpoint has in that dtype."""
+    out = []
+    for name, weight in trace.weights.items():
+        found = checkpoint.find(name)
+        if found is None or weight.digest is None or checkpoint.shape(found) != weight.shape:
+            continue
+        if weight.dtype not in operations.SMALLEST:
+            continue
+        if checkpoint.digest(found, weight.dtype) != weight.digest:
+            out.append(name)
+    return out

@@ -1,0 +1,406 @@
+"""What the modules of a decoder compute, in float64, and how far correct arithmetic may be off.
+
+Every operation gives its result and the variance of the rounding error that a correct implementation makes, element by
+element. Each rounding to a format with unit roundoff u is taken as a factor 1 + u * uniform(-1, 1), of variance u^2 / 3
+(Monte Carlo arithmetic; Parker 1997), and a sum of K products in any order as a random walk, u^2 * K / 6 * |products|^2.
+Where errors pass through no closed form, the attention core, they are drawn and their spread is measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.dtypes import UNIT_ROUNDOFF, round_to, to_float
+
+Floats = NDArray[np.float64]
+
+ACCUMULATOR = UNIT_ROUNDOFF["float32"]
+"""Sums, norms and softmax of 16-bit models are taken in float32; an engine that keeps them narrower is reported."""
+SMALLEST: dict[str, float] = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}
+"""Smallest number above zero of each format: below the normal range, rounding is no longer relative."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Values [rows, width], the variance of each one's rounding error, and the relative error that a row shares."""
+
+    values: Floats
+    variance: Floats
+    shared: float = 0.0
+    rounded: tuple[Floats, ...] = ()
+    """The values as engines round them on the way, in each usual order. In 16 bits an input lies on a coarse grid, and a
+    factor near a power of two then moves every product the same way: errors that no average takes away. An engine that
+    rounds in one of these orders is compared with that."""
+    draws: tuple[Floats, ...] = ()
+    """Errors of whole runs with drawn roundings at the rows `drawn_rows`, where no closed form gives their spread."""
+    drawn_rows: NDArray[np.int64] | None = None
+
+
+def unit(dtype: str) -> float:
+    """Unit roundoff of a float format; float32's for anything else."""
+    return UNIT_ROUNDOFF.get(dtype, ACCUMULATOR)
+
+
+def accumulator(dtype: str) -> float:
+    """Unit roundoff of the sums of a model in `dtype`."""
+    return min(unit(dtype), ACCUMULATOR)
+
+
+def rounding(values: Floats, dtype: str, times: float = 1.0) -> Floats:
+    """Variance of `times` roundings of `values` to `dtype`."""
+    smallest = SMALLEST.get(dtype, 0.0)
+    return np.asarray(times * (unit(dtype) ** 2 / 3.0) * np.square(values) + smallest * smallest + 1e-290)
+
+
+def as_stored(values: Floats, dtype: str) -> Floats:
+    """`values` rounded to a float format, as float64."""
+    return to_float(round_to(values, dtype), dtype).astype(np.float64)
+
+
+# ---------------------------------------------------------------- modules
+
+
+def embedding(table: NDArray[Any], ids: NDArray[np.int64], dtype: str) -> Result:
+    """Rows of the table; exact where the engine holds the table in the dtype that it records."""
+    values = table[ids].astype(np.float64)
+    return Result(values, np.full_like(values, SMALLEST.get(dtype, 0.0) ** 2 + 1e-290))
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A linear layer's weight in float64, [outputs, inputs], and the sums that its bound needs."""
+
+    weight: Floats
+    bias: Floats | None
+    by_input: Floats = field(init=False)  # [inputs], squares summed over the outputs
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_input", np.einsum("oi,oi->i", self.weight, self.weight))
+
+
+def linear(matrix: Matrix, x: Floats, dtype: str, closely: bool = False) -> Result:
+    """x W' + b. Unless `closely`, the products' squares are summed over rows and over columns only, and their outer
+    product stands for each element's sum, which would cost a second multiplication."""
+    product = x @ matrix.weight.T
+    values = product if matrix.bias is None else product + matrix.bias
+    squares = np.square(x)
+    if closely:
+        walked = squares @ np.square(matrix.weight).T
+    else:
+        by_row, by_column = squares @ matrix.by_input, np.square(matrix.weight) @ squares.sum(axis=0)
+        walked = by_row[:, None] * (by_column / max(by_row.sum(), 1e-290))
+    variance = rounding(values, dtype) + walked * _walk(x.shape[1], dtype)
+    if matrix.bias is None:
+        return Result(values, variance, rounded=in_16_bits(dtype, lambda: [as_stored(values, dtype)]))
+    bias = matrix.bias
+    orders = in_16_bits(dtype, lambda: [as_stored(values, dtype), as_stored(as_stored(product, dtype) + bias, dtype)])
+    return Result(values, variance + rounding(product, dtype), rounded=orders)
+
+
+SPLIT = 512
+"""Products that a matrix multiplication sums before it adds them to what is stored: 16-bit kernels (candle's in float16,
+split-K ones on GPUs) keep the sum of these blocks in the stored format."""
+
+
+def _walk(terms: int, dtype: str) -> float:
+    """Variance of a sum of `terms` products over the sum of their squares."""
+    blocks = math.ceil(terms / SPLIT) - 1 if unit(dtype) > ACCUMULATOR else 0
+    return accumulator(dtype) ** 2 * terms / 6.0 + unit(dtype) ** 2 / 3.0 * blocks
+
+
+def in_16_bits(dtype: str, orders: Callable[[], list[Floats]]) -> tuple[Floats, ...]:
+    """`orders()` of a 16-bit format, nothing of a wider one."""
+    return tuple(orders()) if dtype in ("bfloat16", "float16") else ()
+
+
+def rms_norm(x: Floats, weight: Floats | None, eps: float, dtype: str, plus_one: bool = False) -> Result:
+    """x / sqrt(mean(x^2) + eps) * w (Zhang and Sennrich 2019); the mean is taken in float32."""
+    scale = 1.0 / np.sqrt(np.mean(np.square(x), axis=1, keepdims=True) + eps)
+    return _scaled(x * scale, weight, None, dtype, plus_one)
+
+
+def layer_norm(x: Floats, weight: Floats | None, bias: Floats | None, eps: float, dtype: str) -> Result:
+    """(x - mean) / sqrt(variance + eps) * w + b (Ba, Kiros and Hinton 2016)."""
+    centred = x - x.mean(axis=1, keepdims=True)
+    scale = 1.0 / np.sqrt(np.mean(np.square(centred), axis=1, keepdims=True) + eps)
+    result = _scaled(centred * scale, weight, bias, dtype, False)
+    # The mean is subtracted with an error of its own, the same for the whole row and as large as the row's entries.
+    lost = (2.0 * accumulator(dtype)) ** 2 * np.mean(np.square(x), axis=1, keepdims=True) * np.square(scale)
+    factor = 1.0 if weight is None else np.square(weight)
+    return replace(result, variance=result.variance + lost * factor)
+
+
+def _scaled(normal: Floats, weight: Floats | None, bias: Floats | None, dtype: str, plus_one: bool) -> Result:
+    factor = 1.0 if weight is None else weight + 1.0 if plus_one else weight
+    offset = 0.0 if bias is None else bias
+    values = normal * factor + offset
+    variance = rounding(values - offset, dtype, 2.0) + (0.0 if bias is None else rounding(values, dtype))
+
+    def orders() -> list[Floats]:
+        return [as_stored(values, dtype), as_stored(as_stored(normal, dtype) * factor + offset, dtype)]
+
+    # The sum of squares runs over positive terms: its relative error grows as sqrt(K) / 3, and the root halves it.
+    shared = accumulator(dtype) * math.hypot(math.sqrt(normal.shape[1]) / 6.0, 1.5)
+    variance += np.square(accumulator(dtype) * values)
+    return Result(values, variance, shared, in_16_bits(dtype, orders))
+
+
+def residual(one: Floats, other: Floats, dtype: str) -> Result:
+    """The residual stream and what a block adds to it."""
+    values = one + other
+    return Result(values, rounding(values, dtype), rounded=in_16_bits(dtype, lambda: [as_stored(values, dtype)]))
+
+
+def silu(x: Floats) -> Floats:
+    """x * sigmoid(x) (Elfwing et al. 2017)."""
+    with np.errstate(over="ignore"):
+        return np.asarray(x / (1.0 + np.exp(-x)))
+
+
+def gelu(x: Floats) -> Floats:
+    """x * Phi(x), exactly (Hendrycks and Gimpel 2016)."""
+    return np.asarray(0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))))
+
+
+def gelu_tanh(x: Floats) -> Floats:
+    """The tanh approximation of GELU (`gelu_pytorch_tanh`)."""
+    return np.asarray(0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))))
+
+
+def relu(x: Floats) -> Floats:
+    return np.maximum(x, 0.0)
+
+
+def _erf(x: Floats) -> Floats:
+    return np.asarray(np.frompyfunc(math.erf, 1, 1)(x), dtype=np.float64)
+
+
+ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {
+    "silu": silu,
+    "swish": silu,
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": relu,
+}
+"""`hidden_act` -> function."""
+
+
+def gated(gate: Floats, up: Floats, activation: str, dtype: str) -> Result:
+    """act(gate) * up, the activation rounded before the product."""
+    active = ACTIVATIONS[activation](gate)
+    values = active * up
+    # exp, sum, quotient in float32; then the activation and the product in the model's dtype.
+    variance = rounding(values, dtype, 2.0) + rounding(values, "float32", 4.0)
+
+    def orders() -> list[Floats]:
+        return [as_stored(values, dtype), as_stored(as_stored(active, dtype) * up, dtype)]
+
+    return Result(values, variance, rounded=in_16_bits(dtype, orders))
+
+
+# ---------------------------------------------------------------- rotary
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding (Su et al. 2021) as `config.json` declares it."""
+
+    theta: float
+    width: int  # dimensions of a head that are rotated
+    scaling: tuple[tuple[str, Any], ...] = ()
+
+    def frequencies(self) -> tuple[Floats, float]:
+        """Inverse frequencies [width / 2], and the factor on cos and sin (1 but for yarn).
+
+        Source: transformers `modeling_rope_utils.py`. Raises KeyError for a scaling that is not known here.
+        """
+        inverse = self.theta ** (-np.arange(0, self.width, 2, dtype=np.float64) / self.width)
+        scaling = dict(self.scaling)
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if kind in ("default", None, "dynamic"):  # dynamic changes nothing within the trained length
+            return inverse, 1.0
+        if kind == "linear":
+            return inverse / float(scaling["factor"]), 1.0
+        if kind == "llama3":
+            return _llama3(inverse, scaling), 1.0
+        raise KeyError(kind)
+
+
+def _llama3(inverse: Floats, scaling: dict[str, Any]) -> Floats:
+    factor, original = float(scaling["factor"]), float(scaling["original_max_position_embeddings"])
+    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    length = 2.0 * math.pi / inverse
+    smooth = (original / length - low) / (high - low)
+    between = (1.0 - smooth) * inverse / factor + smooth * inverse
+    out = np.where(length > original / low, inverse / factor, inverse)
+    return np.where((length <= original / low) & (length >= original / high), between, out)
+
+
+# ---------------------------------------------------------------- the attention core
+
+
+@dataclass(frozen=True)
+class Core:
+    """Grouped-query attention from projected queries, keys and values to the output projection's input.
+
+    The fields behind `window` are what a recipe has right; an explanation changes one of them.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary: Rotary
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    interleaved: bool = False  # pairs (0, 1), (2, 3) ... instead of the two halves
+    table: str | None = None  # cos and sin rounded to this format
+    angles: str | None = None  # positions times frequencies rounded to this format
+    query_offset: int = 0
+    decode_position: int | None = None  # first position from which every query and key stands at position 0
+    rotate_queries: bool = True
+    rotate_keys: bool = True
+    backwards: bool = False  # sin with the other sign on queries alone
+    mask: str = "causal"  # or: none, past (own key unseen), future (one key too many)
+    head_map: str = "group"  # or: modulo
+    weights: str | None = None  # probabilities rounded to this format
+    scores: str | None = None  # scores rounded to this format
+    sink: bool = False  # one more entry of score 0 in the softmax
+
+
+class Rounding:
+    """Multiplies by 1 + u * uniform(-1, 1) where an implementation rounds; one draw of a whole run."""
+
+    def __init__(self, dtype: str, seed: int) -> None:
+        self.stored = unit(dtype)
+        self.sums = accumulator(dtype)
+        self._random = np.random.default_rng(seed)
+
+    def store(self, values: Floats) -> Floats:
+        return self._times(values, self.stored)
+
+    def float32(self, values: Floats) -> Floats:
+        return self._times(values, self.sums)
+
+    def walk(self, values: Floats, terms: int, size: Floats) -> Floats:
+        """A sum of `terms` products whose squares sum to `size` squared."""
+        noise = self._random.standard_normal(values.shape)
+        return values + noise * size * (self.sums * math.sqrt(terms / 6.0))
+
+    def _times(self, values: Floats, roundoff: float) -> Floats:
+        return values * (1.0 + roundoff * self._random.uniform(-1.0, 1.0, values.shape))
+
+
+class Exact:
+    """The same without rounding."""
+
+    def store(self, values: Floats) -> Floats:
+        return values
+
+    def float32(self, values: Floats) -> Floats:
+        return values
+
+    def walk(self, values: Floats, terms: int, size: Floats) -> Floats:
+        return values
+
+
+Arithmetic = Rounding | Exact
+
+
+def attend(
+    core: Core, q: Floats, k: Floats, v: Floats, rows: NDArray[np.int64], how: Arithmetic | None = None
+) -> Floats:
+    """The core at query positions `rows`, [rows, heads * head_dim].
+
+    q [rows, heads * head_dim] are those positions' queries; k and v [positions, kv_heads * head_dim] all keys and
+    values from position 0.
+    """
+    how = how or Exact()
+    width, positions = core.head_dim, len(k)
+    queries = q.reshape(len(rows), core.heads, width).transpose(1, 0, 2)
+    keys = k.reshape(positions, core.kv_heads, width).transpose(1, 0, 2)
+    values = v.reshape(positions, core.kv_heads, width).transpose(1, 0, 2)
+    at = np.arange(positions, dtype=np.float64)
+    if core.rotate_queries:
+        queries = _rotate(
+            core, queries, _places(core, rows.astype(np.float64)) + core.query_offset, how, core.backwards
+        )
+    if core.rotate_keys:
+        keys = _rotate(core, keys, _places(core, at), how, False)
+    visible = _visible(core, rows, positions)
+    group = core.heads // core.kv_heads
+    out = np.empty((core.heads, len(rows), width))
+    for head in range(core.heads):
+        kv = head // group if core.head_map == "group" else head % core.kv_heads
+        out[head] = _one_head(core, queries[head], keys[kv], values[kv], visible, how)
+    return out.transpose(1, 0, 2).reshape(len(rows), -1)
+
+
+def _places(core: Core, positions: Floats) -> Floats:
+    if core.decode_position is None:
+        return positions
+    return np.where(positions >= core.decode_position, 0.0, positions)
+
+
+def _visible(core: Core, rows: NDArray[np.int64], positions: int) -> NDArray[np.bool_]:
+    """Which keys each query sees, [rows, positions]."""
+    behind = rows[:, None] - np.arange(positions)[None, :]
+    reach = {"causal": 0, "none": -positions, "past": 1, "future": -1}[core.mask]
+    seen = behind >= reach
+    if core.mask == "past":
+        seen |= (rows[:, None] == 0) & (behind == 0)
+    return seen if core.window is None else seen & (behind < core.window)
+
+
+def _rotate(core: Core, heads: Floats, places: Floats, how: Arithmetic, backwards: bool) -> Floats:
+    """Rotates [heads, rows, head_dim] by position."""
+    frequencies, factor = core.rotary.frequencies()
+    angles = how.float32(places[:, None] * how.float32(frequencies)[None, :])
+    if core.angles is not None:
+        angles = as_stored(angles, core.angles)
+    cos, sin = how.store(np.cos(angles) * factor), how.store(np.sin(angles) * factor)
+    if core.table is not None:
+        cos, sin = as_stored(cos, core.table), as_stored(sin, core.table)
+    if backwards:
+        sin = -sin
+    width = core.rotary.width
+    turned = heads.copy()
+    if core.interleaved:
+        first, second = (slice(0, width, 2), slice(1, width, 2))
+    else:
+        first, second = (slice(0, width // 2), slice(width // 2, width))
+    one, other = heads[..., first], heads[..., second]
+    turned[..., first] = how.store(how.store(one * cos) - how.store(other * sin))
+    turned[..., second] = how.store(how.store(other * cos) + how.store(one * sin))
+    return turned
+
+
+def _one_head(core: Core, q: Floats, k: Floats, v: Floats, visible: NDArray[np.bool_], how: Arithmetic) -> Floats:
+    scores = q @ k.T
+    if isinstance(how, Rounding):
+        size = np.sqrt(np.square(q) @ np.square(k).T)
+        scores = how.store(how.walk(scores, q.shape[1], size))
+    scores = how.store(scores * core.scale)
+    if core.scores is not None:
+        scores = as_stored(scores, core.scores)
+    if core.softcap is not None:
+        scores = core.softcap * np.tanh(scores / core.softcap)
+    scores = np.where(visible, scores, -np.inf)
+    top = np.maximum(scores.max(axis=1, keepdims=True), 0.0 if core.sink else -np.inf)
+    weights = how.float32(np.exp(scores - np.where(np.isfinite(top), top, 0.0)))
+    total = weights.sum(axis=1, keepdims=True) + (np.exp(-top) if core.sink else 0.0)
+    weights = how.store(how.float32(weights / np.maximum(total, 1e-290)))
+    if core.weights is not None:
+        weights = as_stored(weights, core.weights)
+    out = weights @ v
+    if isinstance(how, Rounding):
+        size = np.sqrt(np.square(weights) @ np.square(v))
+        out = how.store(how.walk(out, v.shape[0], size))
+    return out

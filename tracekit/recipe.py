@@ -1,0 +1,193 @@
+"""What each recorded site computes, from which other sites, and with which numbers.
+
+Modules are read from their class and parameters; what lies between modules (residual sums, attention core, gate) from
+the recipe of the Llama family, which also covers Mistral, Qwen2 and the CosyVoice3 language model. The numbers come from
+the checkpoint's `config.json` as it declares them, not from what an engine says it used.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tracekit.operations import ACTIVATIONS, Core, Rotary
+from tracekit.trace import INPUT_SUFFIX, Json, Site, Trace, resolve
+
+DECODERS = ("llama", "mistral", "qwen2", "smollm3", "cosyvoice3")
+"""`model_type` of the decoders whose layers are built as the recipe says."""
+TOKEN_TABLES = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings")
+"""Last name of an embedding that is looked up by token ids."""
+LAYER = re.compile(r"(?P<layer>(?:.*\.)?layers\.(?P<index>\d+))\.input_layernorm$")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one stored site computes."""
+
+    site: str
+    kind: str  # embedding, linear, rms_norm, layer_norm, residual, gate, attention
+    inputs: tuple[str, ...] = ()  # stored sites
+    parameters: Mapping[str, str] = field(default_factory=dict)  # role -> name
+    eps: float = 0.0
+    plus_one: bool = False
+    activation: str = "silu"
+    core: Core | None = None
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """Recipes in execution order, and why the other stored sites have none."""
+
+    known: tuple[Recipe, ...]
+    unknown: Mapping[str, str]
+
+
+def recipes(trace: Trace, declared: Json, wiring: Trace | None = None) -> Recipes:
+    """Recipes of a trace's stored sites. `wiring`: another trace whose site table says what feeds what, where this
+    one's does not."""
+    book = _Book(trace, wiring)
+    for site in trace.sites.values():
+        book.add_module(site, declared)
+    if book.is_decoder(declared):
+        for name in trace.sites:
+            found = LAYER.match(name)
+            if found:
+                book.add_layer(found["layer"], int(found["index"]), declared)
+    order = {name: site.order for name, site in trace.sites.items()}
+    known = sorted(book.known.values(), key=lambda recipe: order.get(recipe.site, 1 << 30))
+    return Recipes(tuple(known), book.reasons())
+
+
+class _Book:
+    """Recipes while they are being collected."""
+
+    def __init__(self, trace: Trace, wiring: Trace | None) -> None:
+        self.trace, self.wiring = trace, wiring
+        self.known: dict[str, Recipe] = {}
+        self.why: dict[str, str] = {}
+        self.stored = {name for sequence in trace.sequences for name in sequence.sites}
+
+    def resolve(self, name: str) -> str | None:
+        """The stored site of a name; by the other trace's wiring where this one does not say."""
+        found = resolve(self.trace, name)
+        if found is None and self.wiring is not None:
+            other = resolve(self.wiring, name)
+            found = None if other is None or other == "logits" else resolve(self.trace, other)
+        return found if found == "logits" or found in self.stored else None
+
+    def is_decoder(self, declared: Json) -> bool:
+        return declared.get("model_type") in (None, *DECODERS)
+
+    def reasons(self) -> dict[str, str]:
+        out = {}
+        for name in sorted(self.stored - self.known.keys()):
+            site = self.trace.sites.get(name)
+            kind = "input of a module" if name.endswith(INPUT_SUFFIX) else site.module_class if site else "site"
+            out[name] = self.why.get(name, f"no recipe covers this {kind}")
+        return out
+
+    def add_module(self, site: Site, declared: Json) -> None:
+        """A site whose class and parameters say what it computes."""
+        stored = self.resolve(site.name)
+        kind = _kind(site.module_class)
+        if stored is None or kind is None or site.same_as is not None or "weight" not in site.parameters:
+            return
+        if kind == "embedding":
+            if site.name.rsplit(".", 1)[-1] in TOKEN_TABLES:
+                self.known[stored] = Recipe(stored, kind, (), site.parameters)
+            else:
+                self.why[stored] = "what it looks up is not recorded"
+            return
+        source = self.resolve(site.name + INPUT_SUFFIX)
+        if source is None or source == "logits":
+            self.why[stored] = "its input is not recorded"
+            return
+        eps = _declared_eps(kind, site, declared)
+        plus_one = site.module_class.startswith("Gemma")
+        self.known[stored] = Recipe(stored, kind, (source,), site.parameters, eps=eps, plus_one=plus_one)
+
+    def add_layer(self, layer: str, index: int, declared: Json) -> None:
+        """Attention core, gate and the two sums of one decoder layer."""
+        self._sum(f"{layer}.post_attention_layernorm:in", f"{layer}.input_layernorm:in", f"{layer}.self_attn.o_proj")
+        self._sum(layer, f"{layer}.post_attention_layernorm:in", f"{layer}.mlp.down_proj")
+        activation = str(declared.get("hidden_act") or "silu")
+        gate = Recipe("", "gate", activation=activation)
+        if activation in ACTIVATIONS:
+            self._add(f"{layer}.mlp.down_proj:in", gate, f"{layer}.mlp.gate_proj", f"{layer}.mlp.up_proj")
+        core = declared_core(declared, index)
+        parts = [f"{layer}.self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj")]
+        if core is None:
+            self.why[f"{layer}.self_attn.o_proj:in"] = "the checkpoint declares a rotary embedding that is not known"
+        elif resolve(self.trace, f"{layer}.self_attn.q_norm") is None:
+            self._add(f"{layer}.self_attn.o_proj:in", Recipe("", "attention", core=core), *parts)
+
+    def _sum(self, name: str, stream: str, branch: str) -> None:
+        self._add(name, Recipe("", "residual"), stream, branch)
+
+    def _add(self, name: str, recipe: Recipe, *inputs: str) -> None:
+        stored, sources = self.resolve(name), [self.resolve(source) for source in inputs]
+        if stored is None or stored == "logits" or stored in self.known:
+            return
+        found = tuple(source for source in sources if source is not None)
+        if len(found) < len(inputs):
+            self.why[stored] = "not all of its inputs are recorded"
+            return
+        self.known[stored] = Recipe(stored, recipe.kind, found, activation=recipe.activation, core=recipe.core)
+
+
+def _kind(module_class: str) -> str | None:
+    if module_class in ("Linear", "Embedding", "LayerNorm"):
+        return {"Linear": "linear", "Embedding": "embedding", "LayerNorm": "layer_norm"}[module_class]
+    return "rms_norm" if module_class.endswith("RMSNorm") else None
+
+
+def _declared_eps(kind: str, site: Site, declared: Json) -> float:
+    stated = site.attributes.get("eps", 1e-5)
+    name = {"rms_norm": "rms_norm_eps", "layer_norm": "layer_norm_eps"}.get(kind, "")
+    return float(declared.get(name) or stated)
+
+
+def declared_core(declared: Json, layer: int) -> Core | None:
+    """The attention core that a `config.json` declares for a layer; None where its rotary embedding is not known."""
+    heads = int(declared.get("num_attention_heads") or 0)
+    if not heads:
+        return None
+    head_dim = int(declared.get("head_dim") or int(declared["hidden_size"]) // heads)
+    rotary = declared_rotary(declared, head_dim)
+    try:
+        rotary.frequencies()
+    except (KeyError, TypeError, ValueError):
+        return None
+    return Core(
+        heads=heads,
+        kv_heads=int(declared.get("num_key_value_heads") or heads),
+        head_dim=head_dim,
+        rotary=rotary,
+        scale=1.0 / math.sqrt(head_dim),
+        window=_declared_window(declared, layer),
+    )
+
+
+def declared_rotary(declared: Json, head_dim: int) -> Rotary:
+    """Rotary numbers of a `config.json` of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`)."""
+    rope = declared.get("rope_parameters") or {}
+    scaling = {**(declared.get("rope_scaling") or {}), **rope}
+    theta = float(scaling.pop("rope_theta", None) or declared.get("rope_theta") or 10000.0)
+    partial = float(scaling.pop("partial_rotary_factor", None) or declared.get("partial_rotary_factor") or 1.0)
+    return Rotary(theta, int(head_dim * partial), tuple(sorted(scaling.items())))
+
+
+def _declared_window(declared: Json, layer: int) -> int | None:
+    window = declared.get("sliding_window")
+    if not window or declared.get("use_sliding_window") is False:
+        return None
+    kinds = declared.get("layer_types")
+    if isinstance(kinds, list) and layer < len(kinds):
+        return int(window) if kinds[layer] == "sliding_attention" else None
+    if declared.get("model_type") == "qwen2":
+        if not declared.get("use_sliding_window"):
+            return None
+        return int(window) if layer >= int(declared.get("max_window_layers") or 0) else None
+    return int(window)

@@ -1,0 +1,176 @@
+"""A site's values once more, in float64, from its recorded inputs and the checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit import operations
+from tracekit.dtypes import is_float
+from tracekit.metrics import site_reader
+from tracekit.operations import Core, Floats, Matrix, Result, Rounding
+from tracekit.recipe import Recipe
+from tracekit.rounding import logits_reader
+from tracekit.trace import Sequence, Trace
+from tracekit.weights import Checkpoint
+
+DRAWN_ROUNDINGS = 3
+"""Runs of the attention core with drawn rounding errors; each of its heads gives head_dim samples a row."""
+DRAWN_ROWS = 48
+"""Query positions at which the core's rounding errors are drawn; between them the spread is interpolated."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows [first, stop) of one site, positions or, of the logits, steps."""
+
+    first: int
+    stop: int
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        return np.arange(self.first, self.stop)
+
+
+class Parameters:
+    """The checkpoint's parameters in float64, in the dtype that the engine holds them in; the last matrix stays."""
+
+    def __init__(self, trace: Trace, checkpoint: Checkpoint) -> None:
+        self.trace, self.checkpoint = trace, checkpoint
+        self._matrix: tuple[tuple[str, ...], Matrix] | None = None
+
+    def has(self, recipe: Recipe) -> bool:
+        return all(self.checkpoint.find(name) is not None for name in recipe.parameters.values())
+
+    def vector(self, recipe: Recipe, role: str) -> Floats | None:
+        """A parameter by its role, or None where the module has none of that role."""
+        name = recipe.parameters.get(role)
+        return None if name is None else self._values(name).astype(np.float64)
+
+    def table(self, recipe: Recipe) -> NDArray[np.floating]:
+        """An embedding's table, in the dtype of the file where that is a plain one."""
+        return self._values(recipe.parameters["weight"])
+
+    def matrix(self, recipe: Recipe) -> Matrix:
+        key = tuple(sorted(recipe.parameters.values()))
+        if self._matrix is None or self._matrix[0] != key:
+            weight = self._values(recipe.parameters["weight"]).astype(np.float64)
+            self._matrix = (key, Matrix(weight, self.vector(recipe, "bias")))
+        return self._matrix[1]
+
+    def _values(self, name: str) -> NDArray[np.floating]:
+        found = self.checkpoint.find(name)
+        if found is None:
+            raise KeyError(name)
+        held = self.trace.weights.get(name)
+        dtype = held.dtype if held is not None and is_float(held.dtype) else None
+        return self.checkpoint.values(found, dtype)
+
+
+class Recomputation:
+    """One sequence of a trace: what its sites recorded, and what they should have."""
+
+    def __init__(self, sequence: Sequence, parameters: Parameters) -> None:
+        self.sequence, self.parameters = sequence, parameters
+        self.first_step = sequence.step(0).position if sequence.step_count else 0
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """Token ids by position: the prompt's, then the sampled ones."""
+        prompt = self.sequence.prompt_ids
+        head = np.zeros(0, np.int64) if prompt is None else np.asarray(prompt, dtype=np.int64)
+        return np.concatenate([head, np.asarray(self.sequence.tokens, dtype=np.int64)])
+
+    def dtype(self, site: str) -> str:
+        """The format that a site was computed in."""
+        if site == "logits":
+            return self.sequence.logits_dtype or "float32"
+        return self.sequence.sites[site].dtype
+
+    def windows(self, recipe: Recipe, stop: int) -> list[Window]:
+        """Where a site and all its inputs are recorded, below position `stop`."""
+        if recipe.site == "logits":
+            steps = min(self.sequence.step_count, max(0, stop - self.first_step))
+            read = self._covers(recipe.inputs[0], self.first_step, self.first_step + steps)
+            return [Window(0, steps)] if steps and read else []
+        out = []
+        for first, last in self.sequence.sites[recipe.site].ranges:
+            begin, end = first, min(last, stop)
+            needed = 0 if recipe.kind == "attention" else begin
+            if recipe.kind == "embedding":
+                end = min(end, len(self.ids))
+            if begin < end and all(self._covers(name, needed, end) for name in recipe.inputs):
+                out.append(Window(begin, end))
+        return out
+
+    def _covers(self, site: str, first: int, stop: int) -> bool:
+        data = self.sequence.sites.get(site)
+        return data is not None and any(begin <= first and stop <= end for begin, end in data.ranges)
+
+    def recorded(self, site: str, window: Window) -> Floats:
+        """What the run recorded, [rows, width]."""
+        reader = logits_reader(self.sequence) if site == "logits" else site_reader(self.sequence, site)
+        return reader(window.first, window.stop).astype(np.float64)
+
+    def inputs(self, recipe: Recipe, window: Window) -> list[Floats]:
+        """The recorded inputs of the same rows; of the attention core, keys and values from position 0."""
+        if recipe.site == "logits":
+            window = Window(window.first + self.first_step, window.stop + self.first_step)
+        if recipe.kind != "attention":
+            return [self.recorded(name, window) for name in recipe.inputs]
+        q, k, v = recipe.inputs
+        whole = Window(0, window.stop)
+        return [self.recorded(q, window), self.recorded(k, whole), self.recorded(v, whole)]
+
+    def result(self, recipe: Recipe, window: Window, inputs: list[Floats], closely: bool = False) -> Result:
+        """What the site should hold, and how far rounding may have moved it."""
+        dtype, parameters = self.computed_in(recipe), self.parameters
+        if recipe.kind == "embedding":
+            return operations.embedding(parameters.table(recipe), self.ids[window.first : window.stop], dtype)
+        if recipe.kind == "linear":
+            return operations.linear(parameters.matrix(recipe), inputs[0], dtype, closely)
+        if recipe.kind == "rms_norm":
+            weight = parameters.vector(recipe, "weight")
+            return operations.rms_norm(inputs[0], weight, recipe.eps, dtype, recipe.plus_one)
+        if recipe.kind == "layer_norm":
+            weight, bias = parameters.vector(recipe, "weight"), parameters.vector(recipe, "bias")
+            return operations.layer_norm(inputs[0], weight, bias, recipe.eps, dtype)
+        if recipe.kind == "residual":
+            return operations.residual(inputs[0], inputs[1], dtype)
+        if recipe.kind == "gate":
+            return operations.gated(inputs[0], inputs[1], recipe.activation, dtype)
+        assert recipe.core is not None
+        return attention(recipe.core, inputs, window, dtype)
+
+    def computed_in(self, recipe: Recipe) -> str:
+        """The coarser format of a site and its inputs: 16-bit logits are often handed over in float32."""
+        dtypes = [self.dtype(name) for name in (recipe.site, *recipe.inputs)]
+        return max(dtypes, key=operations.unit)
+
+
+def attention(core: Core, inputs: list[Floats], window: Window, dtype: str) -> Result:
+    """The attention core, and its spread from drawn rounding errors, per row and head."""
+    q, k, v = inputs
+    values = operations.attend(core, q, k, v, window.rows)
+    picked = np.unique(np.linspace(0, len(values) - 1, min(DRAWN_ROWS, len(values))).astype(np.int64))
+    draws = []
+    for seed in range(DRAWN_ROUNDINGS):
+        how = Rounding(dtype, seed)
+        draws.append(operations.attend(core, q[picked], k, v, window.rows[picked], how) - values[picked])
+    return Result(values, _drawn_variance(core, dtype, values, draws, picked), draws=tuple(draws), drawn_rows=picked)
+
+
+def _drawn_variance(core: Core, dtype: str, values: Floats, draws: list[Floats], picked: NDArray[np.int64]) -> Floats:
+    """Variance of each element: one number a row and head, relative to that head's size, between the drawn rows
+    interpolated."""
+    heads = (len(picked), core.heads, core.head_dim)
+    spread = np.mean([np.square(error).reshape(heads).mean(axis=2) for error in draws], axis=0)
+    size = np.square(values).reshape(len(values), core.heads, core.head_dim).mean(axis=2)
+    relative = np.sqrt(spread / np.maximum(size[picked], 1e-290))
+    at = np.arange(len(values))
+    everywhere = np.stack([np.interp(at, picked, relative[:, head]) for head in range(core.heads)], axis=1)
+    variance = np.repeat(np.square(everywhere) * size, core.head_dim, axis=1)
+    return np.asarray(variance + operations.rounding(values, dtype))

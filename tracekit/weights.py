@@ -1,0 +1,169 @@
+"""A checkpoint on disk: a Hugging Face folder, or safetensors files, read without running anything.
+
+Source of the format: https://github.com/huggingface/safetensors (8 bytes of header length, JSON, tensors).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from tracekit.dtypes import FROM_SAFETENSORS, STORAGE, round_to, to_float
+from tracekit.trace import Json, Trace, TraceError
+
+HEADER_LIMIT = 100 << 20
+"""Longest safetensors header in bytes, as in the safetensors library."""
+INDEX = "model.safetensors.index.json"
+PREFIXES = ("", "model.", "transformer.", "base_model.", "llm.")
+"""What one side may put before a parameter's name where the other does not."""
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+"""Parameters that a checkpoint with tied embeddings leaves out."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    file: mmap.mmap
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+
+class Checkpoint:
+    """Parameters by name, and what `config.json` declares.
+
+    Raises TraceError, in one sentence, where the path holds no checkpoint or a file of it is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._entries: dict[str, _Entry] = {}
+        for file in _files(Path(path)):
+            self._entries |= _read_header(file)
+        self.config = _read_config(Path(path))
+
+    @property
+    def names(self) -> list[str]:
+        """Parameters in the order of the files."""
+        return list(self._entries)
+
+    def find(self, name: str) -> str | None:
+        """The checkpoint's name of a parameter that a trace calls `name`, prefixes and tied embeddings allowed for."""
+        for wanted in (name, TIED.get(name, name)):
+            for prefix in PREFIXES:
+                for option in (prefix + wanted, wanted.removeprefix(prefix)):
+                    if option in self._entries:
+                        return option
+        return None
+
+    def dtype(self, name: str) -> str:
+        return self._entries[name].dtype
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entries[name].shape
+
+    def bits(self, name: str) -> NDArray[Any]:
+        """A parameter as it is stored, a view of the file; bfloat16 as uint16. Raises KeyError."""
+        entry = self._entries[name]
+        count = math.prod(entry.shape)
+        return np.frombuffer(entry.file, STORAGE[entry.dtype], count, entry.start).reshape(entry.shape)
+
+    def values(self, name: str, held_as: str | None = None) -> NDArray[Any]:
+        """A parameter's values as float32 (float64 stays), rounded to the dtype that an engine holds it in."""
+        values = to_float(self.bits(name), self.dtype(name))
+        if held_as is None or held_as == self.dtype(name):
+            return values
+        return to_float(round_to(values, held_as), held_as)
+
+    def digest(self, name: str, held_as: str) -> int:
+        """XXH3-64 of the parameter's bytes in the dtype that an engine holds it in."""
+        bits = self.bits(name)
+        if held_as != self.dtype(name):
+            bits = round_to(to_float(bits, self.dtype(name)), held_as)
+        return xxhash.xxh3_64_intdigest(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
+
+
+def find_checkpoint(trace: Trace) -> str | None:
+    """Where a trace says its weights came from, if that is a folder or file here."""
+    said = trace.config.get("checkpoint")
+    if not isinstance(said, str):
+        return None
+    folders = [str((trace.config.get("command") or {}).get("cwd") or "."), str(Path(trace.path).parent)]
+    for path in (Path(said), *(Path(folder) / said for folder in folders)):
+        if path.is_absolute() and path.exists():
+            return str(path)
+    return None
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file() and path.suffix == ".safetensors":
+        return [path]
+    if not path.is_dir():
+        raise TraceError(f"{path}: is neither a folder nor a .safetensors file; give the checkpoint's folder")
+    index = path / INDEX
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise TraceError(f"{index}: is no index of safetensors files; fetch the checkpoint again") from None
+        if any(os.path.sep in str(name) for name in names):
+            raise TraceError(f"{index}: names a file outside its folder; fetch the checkpoint again")
+        return [path / str(name) for name in names]
+    found = sorted(path.glob("*.safetensors"))
+    if not found:
+        raise TraceError(f"{path}: holds no .safetensors file; give the checkpoint's folder")
+    return found
+
+
+def _read_header(path: Path) -> dict[str, _Entry]:
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise TraceError(f"{path}: cannot be read: {error}") from None
+    damaged = TraceError(f"{path}: is no sound safetensors file; fetch the checkpoint again")
+    if size < 8:
+        raise damaged
+    (length,) = struct.unpack("<Q", mapped[:8])
+    if length > min(HEADER_LIMIT, size - 8):
+        raise damaged
+    try:
+        header = json.loads(mapped[8 : 8 + length])
+        rows = {name: row for name, row in header.items() if name != "__metadata__"}
+        return {name: _entry(mapped, row, 8 + length, size) for name, row in rows.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise damaged from None
+
+
+def _entry(mapped: mmap.mmap, row: Json, base: int, size: int) -> _Entry:
+    dtype, shape = FROM_SAFETENSORS[row["dtype"]], tuple(int(side) for side in row["shape"])
+    start, stop = (int(offset) for offset in row["data_offsets"])
+    if min(shape, default=1) < 0 or start < 0 or stop - start != math.prod(shape) * STORAGE[dtype].itemsize:
+        raise ValueError(row)
+    if base + stop > size:
+        raise ValueError(row)
+    return _Entry(mapped, dtype, shape, base + start)
+
+
+def _read_config(path: Path) -> Json:
+    """What `config.json` declares; empty where there is none."""
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if not file.exists():
+        return {}
+    try:
+        declared = json.loads(file.read_text())
+    except (OSError, ValueError):
+        raise TraceError(f"{file}: is no JSON; fetch the checkpoint again") from None
+    if not isinstance(declared, dict):
+        raise TraceError(f"{file}: holds no settings; fetch the checkpoint again")
+    return declared
