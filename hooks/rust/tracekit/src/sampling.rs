@@ -152,8 +152,8 @@ pub fn argmax(scores: &[f32]) -> usize {
     best
 }
 
-/// transformers' `RepetitionPenaltyLogitsProcessor`.
-fn penalise(scores: &mut [f32], penalty: Option<f64>, history: &[u32]) {
+/// transformers' `RepetitionPenaltyLogitsProcessor`: tokens of `history` get lower scores; 1 and `None` change nothing.
+pub fn penalise(scores: &mut [f32], penalty: Option<f64>, history: &[u32]) {
     let Some(penalty) = penalty.filter(|&penalty| penalty != 1.0) else { return };
     let penalty = penalty as f32;
     let mut seen = history.to_vec();
@@ -166,8 +166,8 @@ fn penalise(scores: &mut [f32], penalty: Option<f64>, history: &[u32]) {
     }
 }
 
-/// transformers' `TopKLogitsWarper`: what is below the k-th largest goes, what ties with it stays.
-fn keep_top_k(scores: &mut [f32], k: usize) {
+/// transformers' `TopKLogitsWarper`: what is below the k-th largest goes, what ties with it stays. `k` is 1 or more.
+pub fn keep_top_k(scores: &mut [f32], k: usize) {
     let k = k.min(scores.len());
     let mut sorted = scores.to_vec();
     let (_, &mut kth, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
@@ -176,7 +176,7 @@ fn keep_top_k(scores: &mut [f32], k: usize) {
 
 /// transformers' `TopPLogitsWarper`: ascending, what lies within the lowest 1 - p of the mass goes; one always stays.
 /// torch's cumulative sum of float32 adds up in float64 and rounds each entry.
-fn keep_top_p(scores: &mut [f32], p: f64) {
+pub fn keep_top_p(scores: &mut [f32], p: f64) {
     let mut order: Vec<usize> = (0..scores.len()).filter(|&id| scores[id] > f32::NEG_INFINITY).collect();
     order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
     let probs = softmax(&order.iter().map(|&id| scores[id]).collect::<Vec<f32>>());
@@ -192,8 +192,8 @@ fn keep_top_p(scores: &mut [f32], p: f64) {
     }
 }
 
-/// transformers' `MinPLogitsWarper`.
-fn keep_min_p(scores: &mut [f32], min_p: f64) {
+/// transformers' `MinPLogitsWarper`: what has less than this share of the largest probability goes.
+pub fn keep_min_p(scores: &mut [f32], min_p: f64) {
     let probs = softmax(scores);
     let floor = min_p as f32 * probs.iter().copied().fold(0.0, f32::max);
     let best = argmax(scores);
@@ -205,7 +205,7 @@ fn keep_min_p(scores: &mut [f32], min_p: f64) {
 }
 
 /// Softmax in float32 with a float64 sum.
-fn softmax(scores: &[f32]) -> Vec<f32> {
+pub fn softmax(scores: &[f32]) -> Vec<f32> {
     let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut out: Vec<f32> = scores.iter().map(|&score| (score - top).exp()).collect();
     let sum = out.iter().map(|&x| f64::from(x)).sum::<f64>() as f32;
