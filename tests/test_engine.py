@@ -21,7 +21,7 @@ import xxhash
 from safetensors.numpy import load_file, save_file
 
 import tracekit
-from tracekit.trace import Trace, resolve
+from tracekit.trace import Step, Trace, resolve
 
 ROOT = Path(__file__).parent.parent
 PROMPT = [72, 101, 50, 290, 280, 12, 270]
@@ -610,30 +610,174 @@ def test_logits_can_be_changed_behind_the_head(
     np.testing.assert_allclose(ours, change(theirs), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("fault", ["top-p:0.2", "inverse-cdf", "seed", "seed:-3", "stop-early", "stop-early:0"])
-def test_a_sampler_fault_leaves_the_model_alone(
-    engine: Engine, folder_of: FolderOf, sound: Trace, tmp_path: Path, fault: str
+PENALISED = {**SAMPLED, "repetition_penalty": 1.3}
+
+GENERATION_FAULTS = [
+    ("top-p", SAMPLED, "survivors"),
+    ("top-p:0.2", SAMPLED, "survivors"),
+    ("wrong-default-top-k", {"top_p": 1.0}, "survivors"),
+    ("wrong-default-top-k:0", {"top_k": 5}, "survivors"),
+    ("temperature-ignored", SAMPLED, "survivors"),
+    ("swapped-temperature-top-p", SAMPLED, "survivors"),
+    ("temperature-after-top-p", {"temperature": 0.6, "top_p": 0.8}, "survivors"),
+    ("top-p-before-top-k", {"top_k": 5, "top_p": 0.9}, "survivors"),
+    ("top-k-off-by-one", {"top_k": 5}, "survivors"),
+    ("top-k-strict", {"top_k": 5}, "survivors"),
+    ("top-p-drops-crossing", {"top_p": 0.8}, "survivors"),
+    ("min-p-on-logits", {"min_p": 0.1}, "survivors"),
+    ("removed-to-zero", {"top_k": 5}, "survivors"),
+    ("eos-escapes-filter", {"top_k": 5}, "survivors"),
+    ("penalty-ignored", PENALISED, "survivors"),
+    ("penalty-squared", PENALISED, "survivors"),
+    ("penalty-divides-negative", PENALISED | {"top_k": 0, "top_p": 1.0}, "survivors"),
+    ("penalty-inverted-sign", PENALISED, "survivors"),
+    ("penalty-generated-only", PENALISED | {"top_k": 0, "top_p": 1.0}, "survivors"),
+    ("penalty-stale", PENALISED | {"top_k": 0, "top_p": 1.0}, "survivors"),
+    ("penalty-window", PENALISED | {"top_k": 0, "top_p": 1.0}, "survivors"),
+    ("penalty-per-occurrence", PENALISED | {"top_k": 0, "top_p": 1.0}, "survivors"),
+    ("inverse-cdf", SAMPLED, "draws"),
+    ("uniform-for-exponential", SAMPLED, "token"),
+    ("compact-draw", SAMPLED, "draws"),
+    ("seed", SAMPLED, "draws"),
+    ("seed:-3", SAMPLED, "draws"),
+    ("seed-each-step", SAMPLED, "draws"),
+    ("extra-draw", SAMPLED, "draws"),
+    ("extra-draw:0", SAMPLED, "draws"),
+    ("first-token-greedy", SAMPLED, "survivors"),
+    ("stop-early", SAMPLED, "end"),
+    ("stop-early:0", SAMPLED, "end"),
+    ("max-tokens-off-by-one", SAMPLED, "end"),
+    ("max-tokens-off-by-one:-1", SAMPLED, "end"),
+    ("drop-last-token", SAMPLED, "end"),
+]
+STEPS = {"seed-each-step": 1, "extra-draw": 4, "stop-early": 9, "stop-early:0": 1, "penalty-stale": 1}
+"""Steps that a fault first shows at, where it can be said without the data."""
+
+
+def first_change(one: Trace, other: Trace) -> tuple[int, str]:
+    """Step and kind of the first thing that two runs' samplers did differently."""
+    ours, theirs = one.sequences[0], other.sequences[0]
+    for step in range(min(ours.step_count, theirs.step_count)):
+        a, b = ours.step(step), theirs.step(step)
+        assert np.array_equal(a.logits, b.logits), step
+        if same_survivors(a, b) and a.draws == b.draws and a.token == b.token:
+            continue
+        if not same_survivors(a, b):
+            return step, "survivors"
+        where = [[(draw.op, draw.seed, draw.offset, draw.words) for draw in each.draws] for each in (a, b)]
+        return step, "token" if where[0] == where[1] else "draws"
+    return min(ours.step_count, theirs.step_count), "end"
+
+
+def same_survivors(a: Step, b: Step) -> bool:
+    if a.survivors_id is None or b.survivors_id is None:
+        return a.survivors_id is b.survivors_id
+    return np.array_equal(a.survivors_id, b.survivors_id) and np.array_equal(a.survivors_prob, b.survivors_prob)
+
+
+@pytest.mark.parametrize(("fault", "settings", "what"), GENERATION_FAULTS, ids=[row[0] for row in GENERATION_FAULTS])
+def test_a_fault_of_the_sampler_leaves_the_model_alone(
+    engine: Engine, folder_of: FolderOf, tmp_path: Path, fault: str, settings: dict[str, Any], what: str
 ) -> None:
-    run = flags(5, **SAMPLED)
+    run = flags(5, **settings)
     plain = engine.record(folder_of(QWEN2), tmp_path / "plain.tklog", *run)
     faulty = engine.record(folder_of(QWEN2), tmp_path / "faulty.tklog", *run, "--fault", fault)
-    ours, theirs = faulty.sequences[0], plain.sequences[0]
+    # The trace states the caller's settings, whatever the sampler does.
     assert faulty.config["sampling"] == plain.config["sampling"] and faulty.config["seed"] == plain.config["seed"]
-    assert np.array_equal(ours.logits(0, 1), theirs.logits(0, 1))
-    assert ours.tokens.tolist() != theirs.tokens.tolist()
-    step, right = ours.step(0), theirs.step(0)
-    if fault == "top-p:0.2":
-        assert len(step.survivors_id) < len(right.survivors_id)
-    elif fault == "inverse-cdf":
-        assert (step.draws[0].op, right.draws[0].op) == ("uniform", "multinomial")
-        assert np.array_equal(step.survivors_id, right.survivors_id)
-    elif fault.startswith("seed"):
-        assert step.draws[0].seed == {"seed": 6, "seed:-3": 2}[fault]
-        assert ours.tokens.tolist() == engine.tokens(folder_of(QWEN2), *flags(step.draws[0].seed, **SAMPLED))
-    else:
-        stop = {"stop-early": 8, "stop-early:0": 0}[fault]
-        assert ours.end_reason == "stop"
-        assert ours.tokens.tolist() == theirs.tokens.tolist()[: stop + 1]
+    step, kind = first_change(plain, faulty)
+    assert kind == what
+    assert step == STEPS.get(fault, step)
+    # Another distribution need not change a token; another draw or end did.
+    assert kind == "survivors" or faulty.sequences[0].tokens.tolist() != plain.sequences[0].tokens.tolist()
+
+
+def test_a_seed_fault_is_another_seeds_run(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    folder = folder_of(QWEN2)
+    faulty = engine.record(folder, tmp_path / "run.tklog", "--seed", "5", "--fault", "seed:-3").sequences[0]
+    assert faulty.step(0).draws[0].seed == 2
+    assert faulty.tokens.tolist() == engine.tokens(folder, "--seed", "2")
+
+
+def test_a_settings_fault_is_another_settings_run(engine: Engine, folder_of: FolderOf) -> None:
+    folder = folder_of(QWEN2)
+    run = flags(5, **PENALISED)
+    for fault, other in (
+        ("top-p:0.2", {"top_p": 0.2}),
+        ("wrong-default-top-k:3", {"top_k": 3}),
+        ("temperature-ignored", {"temperature": 1.0}),
+        ("swapped-temperature-top-p", {"temperature": 0.95, "top_p": 0.8}),
+        ("penalty-ignored", {"repetition_penalty": 1.0}),
+        ("penalty-squared", {"repetition_penalty": 1.69}),
+    ):
+        assert engine.tokens(folder, *run, "--fault", fault) == engine.tokens(folder, *flags(5, **PENALISED | other))
+    zero = engine.tokens(folder, "--greedy", "--seed", "5", "--fault", "temperature-zero-as-one")
+    assert zero == engine.tokens(folder, "--seed", "5", "--top-k", "0", "--temperature", "1")
+
+
+def test_ties_at_the_cut_can_go_by_id(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    run = ["--dtype", "bf16", "--seed", "0", "--top-k", "30"]
+    plain = engine.record(folder_of(QWEN2), tmp_path / "a.tklog", *run)
+    faulty = engine.record(folder_of(QWEN2), tmp_path / "b.tklog", *run, "--fault", "top-k-no-ties")
+    step, what = first_change(plain, faulty)
+    assert what == "survivors"
+    assert len(plain.sequences[0].step(step).survivors_id) > 30 == len(faulty.sequences[0].step(step).survivors_id)
+
+
+@pytest.fixture(scope="module")
+def stopping(engine: Engine, folder_of: FolderOf, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with two stop tokens, of which seed 0 draws the second first."""
+    tokens = engine.tokens(folder_of(QWEN2), "--seed", "0")
+    first, second = 4, next(at for at in range(9, LIMIT) if tokens[at] not in tokens[:at])
+    folder = tmp_path_factory.mktemp("stopping") / "model"
+    return edited(folder_of(QWEN2), folder, "generation_config.json", eos_token_id=[tokens[second], tokens[first]])
+
+
+@pytest.mark.parametrize("fault", ["wrong-eos", "wrong-eos:319", "eos-ignored", "eos-first-only", "min-length:12"])
+def test_a_stop_token_can_be_missed(engine: Engine, stopping: Path, tmp_path: Path, fault: str) -> None:
+    plain = engine.record(stopping, tmp_path / "plain.tklog", "--seed", "0")
+    faulty = engine.record(stopping, tmp_path / "faulty.tklog", "--seed", "0", "--fault", fault)
+    assert faulty.config["sampling"] == plain.config["sampling"]
+    assert faulty.sequences[0].step_count > plain.sequences[0].step_count
+    assert plain.sequences[0].end_reason == "stop"
+    _, what = first_change(plain, faulty)
+    assert what == ("survivors" if fault == "min-length:12" else "end")
+    if fault == "min-length:12":
+        kept = [faulty.sequences[0].step(step).survivors_id for step in range(12)]
+        assert not any(set(ids) & set(plain.config["sampling"]["eos_token_id"]) for ids in kept)
+
+
+def test_a_last_token_can_be_lost_at_a_stop_too(engine: Engine, stopping: Path, tmp_path: Path) -> None:
+    plain = engine.tokens(stopping, "--seed", "0")
+    faulty = engine.record(stopping, tmp_path / "run.tklog", "--seed", "0", "--fault", "drop-last-token")
+    assert faulty.sequences[0].tokens.tolist() == plain[:-1]
+    assert faulty.sequences[0].end_reason == "stop"
+
+
+def test_the_prompt_can_start_twice(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    faulty = engine.record(folder_of(QWEN2), tmp_path / "run.tklog", "--greedy", "--fault", "bos-twice").sequences[0]
+    assert faulty.prompt_ids is not None and faulty.prompt_ids.tolist() == [PROMPT[0], *PROMPT]
+
+
+def test_each_processor_is_an_event(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    settings = {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.3}
+    sequence = engine.record(folder_of(QWEN2), tmp_path / "run.tklog", *flags(0, **settings)).sequences[0]
+    for index in range(sequence.step_count):
+        step = sequence.step(index)
+        assert {event.kind for event in step.events} == {"processor"}
+        details = [event.detail for event in step.events]
+        assert [(detail["class"], detail["settings"]) for detail in details] == [
+            ("RepetitionPenaltyLogitsProcessor", {"penalty": 1.3}),
+            ("TemperatureLogitsWarper", {"temperature": 0.7}),
+            ("TopKLogitsWarper", {"top_k": 20}),
+            ("TopPLogitsWarper", {"top_p": 0.9}),
+            ("MinPLogitsWarper", {"min_p": 0.02}),
+        ]
+        counts = [detail["survivors"] for detail in details]
+        assert counts[:3] == [320, 320, 20] and counts[2] >= counts[3] >= counts[4] == len(step.survivors_id)
+    greedy = engine.record(folder_of(QWEN2), tmp_path / "greedy.tklog", "--greedy", "--repetition-penalty", "1.3")
+    assert [event.detail["class"] for event in greedy.sequences[0].step(0).events] == [
+        "RepetitionPenaltyLogitsProcessor"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -692,9 +836,45 @@ def test_a_fault_without_a_place_is_refused(engine: Engine, folder_of: FolderOf,
     assert fault.split(":")[0] in said
 
 
-@pytest.mark.parametrize("fault", ["top-p:0.5", "inverse-cdf", "seed"])
+@pytest.mark.parametrize(
+    "fault", ["top-p:0.5", "inverse-cdf", "seed", "extra-draw", "temperature-after-top-p", "first-token-greedy"]
+)
 def test_a_sampler_fault_in_a_greedy_run_is_refused(engine: Engine, folder_of: FolderOf, fault: str) -> None:
     assert "greedy" in engine.refusal(folder_of(QWEN2), "--greedy", "--fault", fault)
+
+
+@pytest.mark.parametrize(
+    ("fault", "word", "run"),
+    [
+        ("temperature-zero-as-one", "--greedy", []),
+        ("temperature-ignored", "temperature other than 1", []),
+        ("temperature-after-top-p", "top_p", ["--temperature", "0.5"]),
+        ("top-p-before-top-k", "top_k", ["--top-p", "0.5", "--top-k", "0"]),
+        ("top-p-drops-crossing", "top_p", []),
+        ("top-k-off-by-one", "top_k", ["--top-k", "0"]),
+        ("top-k-strict", "top_k of 2", ["--top-k", "1"]),
+        ("wrong-default-top-k:50", "50 already", []),
+        ("top-p:0.5", "0.5 already", ["--top-p", "0.5"]),
+        ("swapped-temperature-top-p", "differ", ["--top-p", "0.5", "--temperature", "0.5"]),
+        ("min-p-on-logits", "min_p", []),
+        ("removed-to-zero", "top_k", ["--top-k", "0"]),
+        ("penalty-stale", "repetition penalty", []),
+        ("penalty-ignored", "repetition penalty", ["--repetition-penalty", "1"]),
+        ("eos-first-only", "several stop tokens", []),
+        ("wrong-eos:319", "319 is the stop token", []),
+        ("max-tokens-off-by-one:-1", "longer run", ["--max-new-tokens", "1"]),
+        ("drop-last-token", "2 or more", ["--max-new-tokens", "1"]),
+        (f"extra-draw:{LIMIT}", "not reached", []),
+        ("rope-decode-zero", "decodes none", ["--max-new-tokens", "1"]),
+        ("mask-future", "1 token", ["--prompt-ids", "5"]),
+        ("rope-k-unrotated", "1 token", ["--prompt-ids", "5"]),
+    ],
+)
+def test_a_fault_that_cannot_show_is_refused(
+    engine: Engine, folder_of: FolderOf, fault: str, word: str, run: list[str]
+) -> None:
+    said = engine.refusal(folder_of(QWEN2), *run, "--fault", fault)
+    assert said.startswith(f"tracekit-native: --fault {fault}: ") and word in said
 
 
 @pytest.mark.parametrize("fault", ["", "nonsense", "Gain:model.norm:2"])
@@ -710,7 +890,10 @@ def test_a_fault_that_is_none_is_answered_with_the_list(engine: Engine, folder_o
         ("gain:model.norm", "gain:SITE:FACTOR"),
         ("gain:model.norm:x", "gain:SITE:FACTOR"),
         ("gain:model.norm:2:2", "gain:SITE:FACTOR"),
-        ("top-p", "top-p:P"),
+        ("top-p:0", "top-p[:P]"),
+        ("min-length:0", "min-length[:N]"),
+        ("max-tokens-off-by-one:0", "max-tokens-off-by-one[:DELTA]"),
+        ("eos-ignored:1", "eos-ignored"),
         ("seed:x", "seed[:DELTA]"),
         ("rope-theta:a", "rope-theta[:THETA[:LAYER]]"),
         ("rope-theta:-1", "rope-theta[:THETA[:LAYER]]"),
@@ -732,7 +915,7 @@ def test_a_fault_that_is_miswritten_is_answered_with_its_syntax(
 
 def test_help_has_a_line_for_each_fault(engine: Engine) -> None:
     said = engine.execute([str(engine.path), "--help"]).stdout
-    for fault, *_ in PLACES:
+    for fault, *_ in [*PLACES, *GENERATION_FAULTS]:
         assert f"  {fault.split(':')[0]}" in said, fault
 
 

@@ -9,6 +9,7 @@ use tracekit::sampling::Sampling;
 
 use crate::faults::Faults;
 use crate::model::Model;
+use crate::sampler::{Context, Sampler};
 use crate::trouble::Result;
 
 /// What to generate.
@@ -39,10 +40,13 @@ impl Generation<'_> {
         let mut logits = self.prefill(&mut model)?;
         faults.check_places()?;
         let prefill = began.elapsed();
+        let sampler = Sampler::new(self.settings, self.stop, faults);
+        let stop = faults.stop_tokens(self.stop);
         let mut history = self.prompt_ids.to_vec();
         let mut reason = "length";
         for step in 0..self.limit {
-            let choice = faults.choose(self.settings, &mut rng, &logits, &history);
+            let context = Context { history: &history, prompt: self.prompt_ids.len() };
+            let (choice, events) = sampler.choose(&mut rng, &logits, &context);
             let token = match self.follow {
                 None => choice.token,
                 Some(follow) => match follow.token(0, step) {
@@ -50,6 +54,12 @@ impl Generation<'_> {
                     None => break,
                 },
             };
+            let stops = stop.contains(&token) || faults.stops(step);
+            let is_last = stops || step + 1 == self.limit;
+            if is_last && faults.drops_last() {
+                reason = if stops { "stop" } else { reason };
+                break;
+            }
             history.push(token);
             tracekit::step(tracekit::Step {
                 token,
@@ -57,13 +67,13 @@ impl Generation<'_> {
                 logits: &logits,
                 survivors: &choice.survivors,
                 draws: &choice.draws,
-                events: &[],
+                events: &events,
             })?;
-            if self.stop.contains(&token) || faults.stops(step) {
+            if stops {
                 reason = "stop";
                 break;
             }
-            if step + 1 < self.limit {
+            if !is_last {
                 faults.at_step(step + 1);
                 logits = model.forward(&[token])?;
             }

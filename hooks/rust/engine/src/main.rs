@@ -14,6 +14,7 @@ mod norm;
 mod options;
 mod projections;
 mod rotary;
+mod sampler;
 mod trouble;
 mod variants;
 
@@ -53,9 +54,14 @@ fn run(options: &Options) -> Result<()> {
     let settings = options.sampling(&defaults)?;
     let follow = Follow::from_env()?;
     let tokenizer = checkpoint::tokenizer(folder)?;
-    let prompt_ids = prompt_ids(options, &tokenizer, follow.as_ref())?;
+    let prompt_ids = faults.prompt(prompt_ids(options, &tokenizer, follow.as_ref())?);
     check_prompt(&prompt_ids, options.max_new_tokens, &config)?;
-    let run = Run { limit: options.max_new_tokens, prompt: prompt_ids.len(), greedy: options.greedy };
+    let run = Run {
+        limit: options.max_new_tokens,
+        prompt: prompt_ids.len(),
+        settings: &settings,
+        stop: &defaults.eos_token_ids,
+    };
     faults.check_run(run)?;
     let variants = Variants::new(&options.variant);
     let model = checkpoint::with_progress(&format!("loading {}", folder.display()), || {
@@ -68,7 +74,7 @@ fn run(options: &Options) -> Result<()> {
     let generation = generate::Generation {
         prompt_text: options.prompt.as_deref(),
         prompt_ids: &prompt_ids,
-        limit: options.max_new_tokens,
+        limit: faults.limit(options.max_new_tokens),
         prefill_chunk: options.prefill_chunk.unwrap_or(prompt_ids.len()),
         settings: &settings,
         seed,

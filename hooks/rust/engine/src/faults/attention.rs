@@ -60,7 +60,7 @@ pub fn parse(name: &str, words: &mut Words) -> Option<Kind> {
 }
 
 impl Kind {
-    pub fn cannot_show(&self, run: Run) -> Option<String> {
+    pub fn cannot_show(&self, run: &Run) -> Option<String> {
         let positions = run.prompt + run.limit - 1;
         match self.what {
             What::MaskFuture if run.prompt < 2 => Some("the prompt has 1 token".into()),

@@ -41,12 +41,8 @@ pub fn parse(name: &str, words: &mut Words) -> Option<Kind> {
 }
 
 impl Kind {
-    pub fn cannot_show(&self, run: Run) -> Option<String> {
-        let Self { step, .. } = self;
-        if *step >= run.limit {
-            return Some(format!("step {step} is not reached by {} new tokens", run.limit));
-        }
-        None
+    pub fn cannot_show(&self, run: &Run) -> Option<String> {
+        run.wants_step(self.step)
     }
 }
 

@@ -1,19 +1,25 @@
 //! Faults for tests and the demo: known mistakes, injected at a few seams.
 //!
 //! Each file is a seam: the loaded config, rotary embedding, a layer as it is built (after its loaded tensors were
-//! hashed), the attention core, the KV cache, the wiring of a block, the sampler, the end of the generation. Without
+//! hashed), the attention core, the KV cache, the wiring of a block, the sampler's settings,
+//! its processors, its draws, and the ends of the sequence. Without
 //! `--fault` every seam gives back what it was given.
 
 mod attention;
 mod block;
 mod cache;
 mod config;
+mod draw;
+mod ends;
+mod processors;
 mod rotary;
-mod sampler;
+mod settings;
 mod weights;
 mod words;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use tracekit::sampling::Sampling;
 
 use crate::trouble::{trouble, Result};
 pub use block::Branch;
@@ -30,7 +36,10 @@ enum Kind {
     Attention(attention::Kind),
     Cache(cache::Kind),
     Block(block::Kind),
-    Sampler(sampler::Kind),
+    Settings(settings::Kind),
+    Processors(processors::Kind),
+    Draw(draw::Kind),
+    Ends(ends::Kind),
 }
 
 #[derive(Debug)]
@@ -53,20 +62,50 @@ pub struct Faults {
 
 /// What is known of a run before the model is loaded.
 #[derive(Clone, Copy, Debug)]
-pub struct Run {
+pub struct Run<'a> {
     /// Most new tokens.
     pub limit: usize,
     /// Tokens of the prompt.
     pub prompt: usize,
-    /// The largest logit is taken, nothing is drawn.
-    pub greedy: bool,
+    pub settings: &'a Sampling,
+    /// Stop tokens.
+    pub stop: &'a [u32],
+}
+
+// Each says why a fault cannot show in this run, or `None`.
+impl Run<'_> {
+    fn is_greedy(&self) -> bool {
+        self.settings.temperature.is_none()
+    }
+
+    fn wants_draws(&self) -> Option<String> {
+        self.is_greedy().then(|| "a greedy run draws nothing; leave out --greedy".to_string())
+    }
+
+    fn wants_step(&self, step: usize) -> Option<String> {
+        (step >= self.limit).then(|| format!("step {step} is not reached by {} new tokens", self.limit))
+    }
+
+    fn wants_temperature(&self) -> Option<String> {
+        let plain = self.settings.temperature == Some(1.0);
+        self.wants_draws().or_else(|| plain.then(|| "wants a temperature other than 1".to_string()))
+    }
+
+    fn wants_top_p(&self) -> Option<String> {
+        self.wants_draws().or_else(|| self.settings.top_p.is_none().then(|| "wants a top_p below 1".to_string()))
+    }
+
+    fn wants_penalty(&self) -> Option<String> {
+        let none = self.settings.repetition_penalty.is_none_or(|penalty| penalty == 1.0);
+        none.then(|| "wants a repetition penalty other than 1".to_string())
+    }
 }
 
 /// Every fault, in the seams' order.
 fn table() -> impl Iterator<Item = Row> {
-    let seams =
-        [config::TABLE, rotary::TABLE, weights::TABLE, attention::TABLE, cache::TABLE, block::TABLE, sampler::TABLE];
-    seams.into_iter().flatten().copied()
+    let model = [config::TABLE, rotary::TABLE, weights::TABLE, attention::TABLE, cache::TABLE, block::TABLE];
+    let generation = [settings::TABLE, processors::TABLE, draw::TABLE, ends::TABLE];
+    model.into_iter().chain(generation).flatten().copied()
 }
 
 fn name_of(syntax: &str) -> &str {
@@ -100,13 +139,16 @@ impl Faults {
     }
 
     /// Before the run: a fault that cannot show in it is a mistake of the caller.
-    pub fn check_run(&self, run: Run) -> Result<()> {
+    pub fn check_run(&self, run: Run<'_>) -> Result<()> {
         self.list.iter().try_for_each(|fault| {
             let hidden = match &fault.kind {
-                Kind::Attention(kind) => kind.cannot_show(run),
-                Kind::Cache(kind) => kind.cannot_show(run),
-                Kind::Rotary(kind) => kind.cannot_show(run),
-                Kind::Sampler(kind) => kind.cannot_show(run),
+                Kind::Attention(kind) => kind.cannot_show(&run),
+                Kind::Cache(kind) => kind.cannot_show(&run),
+                Kind::Rotary(kind) => kind.cannot_show(&run),
+                Kind::Settings(kind) => kind.cannot_show(&run),
+                Kind::Processors(kind) => kind.cannot_show(&run),
+                Kind::Draw(kind) => kind.cannot_show(&run),
+                Kind::Ends(kind) => kind.cannot_show(&run),
                 Kind::Config(_) | Kind::Weights(_) | Kind::Block(_) => None,
             };
             hidden.map_or(Ok(()), |why| Err(trouble(format!("--fault {}: {why}", fault.text))))
@@ -142,8 +184,8 @@ impl Fault {
             return Err(trouble(format!("--fault {text}: is none of {}; see --help", names.join(", "))));
         };
         let kind = Self::kind(text).ok_or_else(|| trouble(format!("--fault {text}: is written {syntax}")))?;
-        // Faults of the sampler have no place that could be missing.
-        let placeless = matches!(kind, Kind::Sampler(_));
+        // Faults behind the model have no place that could be missing.
+        let placeless = matches!(kind, Kind::Settings(_) | Kind::Processors(_) | Kind::Draw(_) | Kind::Ends(_));
         Ok(Self { text: text.to_string(), kind, found: AtomicBool::new(placeless) })
     }
 
@@ -159,7 +201,10 @@ impl Fault {
             .or_else(|| read(text, attention::parse).map(Kind::Attention))
             .or_else(|| read(text, cache::parse).map(Kind::Cache))
             .or_else(|| read(text, block::parse).map(Kind::Block))
-            .or_else(|| read(text, sampler::parse).map(Kind::Sampler))
+            .or_else(|| read(text, settings::parse).map(Kind::Settings))
+            .or_else(|| read(text, processors::parse).map(Kind::Processors))
+            .or_else(|| read(text, draw::parse).map(Kind::Draw))
+            .or_else(|| read(text, ends::parse).map(Kind::Ends))
     }
 }
 

@@ -55,7 +55,7 @@ pub fn parse(name: &str, words: &mut Words) -> Option<Kind> {
 }
 
 impl Kind {
-    pub fn cannot_show(&self, run: Run) -> Option<String> {
+    pub fn cannot_show(&self, run: &Run) -> Option<String> {
         match self.what {
             What::DecodeZero if run.limit < 2 => Some("a run of 1 new token decodes none".into()),
             // One key alone gets all of the softmax, however it is turned.
