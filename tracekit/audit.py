@@ -234,8 +234,8 @@ def audit(
     wiring: Trace | None = None,
     progress: Callable[[str], None] = lambda site: None,
 ) -> Audit:
-    """Recompute every site that a recipe covers. `stops`: the position, by sequence index, before which to stop; `only`:
-    these sites alone; `wiring`: a trace whose site table says what feeds what where this one's does not.
+    """Recompute every site that a recipe covers. `stops`: the position, by sequence index, before which to stop;
+    `only`: these sites alone; `wiring`: a trace whose site table says what feeds what where this one's does not.
     """
     found = recipes(trace, checkpoint.config, wiring)
     parameters = Parameters(trace, checkpoint)

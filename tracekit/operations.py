@@ -1,8 +1,8 @@
 """What the modules of a decoder compute, in float64, and how far correct arithmetic may be off.
 
-Every operation gives its result and the variance of the rounding error that a correct implementation makes, element by
+Every operation gives its result and the variance of the rounding error that a correct implementation makes, by
 element. Each rounding to a format with unit roundoff u is taken as a factor 1 + u * uniform(-1, 1), of variance u^2 / 3
-(Monte Carlo arithmetic; Parker 1997), and a sum of K products in any order as a random walk, u^2 * K / 6 * |products|^2.
+(Monte Carlo arithmetic; Parker 1997), and a sum of K products in any order as a random walk, u^2 K / 6 |products|^2.
 Where errors pass through no closed form, the attention core, they are drawn and their spread is measured.
 """
 
@@ -34,7 +34,7 @@ class Result:
     variance: Floats
     shared: float = 0.0
     rounded: tuple[Floats, ...] = ()
-    """The values as engines round them on the way, in each usual order. In 16 bits an input lies on a coarse grid, and a
+    """The values as engines round them on the way, in each usual order. In 16 bits inputs lie on a coarse grid, and a
     factor near a power of two then moves every product the same way: errors that no average takes away. An engine that
     rounds in one of these orders is compared with that."""
     draws: tuple[Floats, ...] = ()
@@ -104,7 +104,7 @@ def linear(matrix: Matrix, x: Floats, dtype: str, closely: bool = False) -> Resu
 
 
 SPLIT = 512
-"""Products that a matrix multiplication sums before it adds them to what is stored: 16-bit kernels (candle's in float16,
+"""Products that a matrix multiplication sums before it adds them to what is stored: 16-bit kernels (candle's float16,
 split-K ones on GPUs) keep the sum of these blocks in the stored format."""
 
 
@@ -264,15 +264,22 @@ class Core:
     table: str | None = None  # cos and sin rounded to this format
     angles: str | None = None  # positions times frequencies rounded to this format
     query_offset: int = 0
-    decode_position: int | None = None  # first position from which every query and key stands at position 0
+    late_from: int | None = None  # the first position that is not where it should be ...
+    late_by: int | None = None  # ... but this much further; None: at position 0
     rotate_queries: bool = True
     rotate_keys: bool = True
     backwards: bool = False  # sin with the other sign on queries alone
-    mask: str = "causal"  # or: none, past (own key unseen), future (one key too many)
+    mask: str = "causal"  # or: open (the whole prompt), past (own key unseen), future (one key too many)
+    prompt: int = 0  # positions of the prompt, which a mask that is open shows to all of them
     head_map: str = "group"  # or: modulo
+    prompt_keys_unrotated: bool = False  # while the prompt is read, though the cache gets rotated ones
+    lost_row: int | None = None  # a cache row that is not there, for queries from `since`
+    stale_row: int | None = None  # a cache row that holds another row's key and value: `source`, or nothing (-1)
+    source: int = -1
+    since: int = 0
     weights: str | None = None  # probabilities rounded to this format
     scores: str | None = None  # scores rounded to this format
-    sink: bool = False  # one more entry of score 0 in the softmax
+    sink_from: int | None = None  # one more entry in the softmax, of score and value 0, for queries from here
 
 
 class Rounding:
@@ -332,30 +339,61 @@ def attend(
         queries = _rotate(
             core, queries, _places(core, rows.astype(np.float64)) + core.query_offset, how, core.backwards
         )
+    plain = keys
     if core.rotate_keys:
         keys = _rotate(core, keys, _places(core, at), how, False)
     visible = _visible(core, rows, positions)
-    group = core.heads // core.kv_heads
-    out = np.empty((core.heads, len(rows), width))
-    for head in range(core.heads):
-        kv = head // group if core.head_map == "group" else head % core.kv_heads
-        out[head] = _one_head(core, queries[head], keys[kv], values[kv], visible, how)
-    return out.transpose(1, 0, 2).reshape(len(rows), -1)
+    out = np.empty((len(rows), core.heads, width))
+    for part, seen_keys, seen_values in _caches(core, rows, plain, keys, values):
+        sink = core.sink_from is not None and bool(rows[part].min(initial=1 << 62) >= core.sink_from)
+        for head in range(core.heads):
+            kv = head // (core.heads // core.kv_heads) if core.head_map == "group" else head % core.kv_heads
+            heads = queries[head, part], seen_keys[kv], seen_values[kv]
+            out[part, head] = _one_head(core, *heads, visible[part], how, sink)
+    return out.reshape(len(rows), -1)
+
+
+def _caches(
+    core: Core, rows: NDArray[np.int64], plain: Floats, keys: Floats, values: Floats
+) -> list[tuple[NDArray[np.bool_], Floats, Floats]]:
+    """Which queries see which keys and values; all see the same, but for the mistakes that only some see."""
+    since = core.sink_from if core.sink_from is not None else core.since
+    if core.prompt_keys_unrotated:
+        reading = rows < core.prompt
+        parts = [(reading, plain, values), (~reading, keys, values)]
+    elif core.stale_row is not None:
+        parts = [(rows < since, keys, values), (rows >= since, *_stale(core, keys, values))]
+    else:
+        parts = [(rows < since, keys, values), (rows >= since, keys, values)]
+    return [part for part in parts if part[0].any()]
+
+
+def _stale(core: Core, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
+    out = keys.copy(), values.copy()
+    for side in out:
+        side[:, core.stale_row] = side[:, core.source] if core.source >= 0 else 0.0
+    return out
 
 
 def _places(core: Core, positions: Floats) -> Floats:
-    if core.decode_position is None:
+    if core.late_from is None:
         return positions
-    return np.where(positions >= core.decode_position, 0.0, positions)
+    moved = positions + core.late_by if core.late_by is not None else np.zeros_like(positions)
+    return np.where(positions >= core.late_from, moved, positions)
 
 
 def _visible(core: Core, rows: NDArray[np.int64], positions: int) -> NDArray[np.bool_]:
     """Which keys each query sees, [rows, positions]."""
-    behind = rows[:, None] - np.arange(positions)[None, :]
-    reach = {"causal": 0, "none": -positions, "past": 1, "future": -1}[core.mask]
-    seen = behind >= reach
+    at = np.arange(positions)[None, :]
+    behind = rows[:, None] - at
+    reading = (rows[:, None] < core.prompt) & (at < core.prompt)
+    seen = behind >= (1 if core.mask == "past" else 0)
     if core.mask == "past":
         seen |= (rows[:, None] == 0) & (behind == 0)
+    if core.mask in ("open", "future"):
+        seen |= reading & (behind >= (-1 if core.mask == "future" else -positions))
+    if core.lost_row is not None:
+        seen &= (at != core.lost_row) | (rows[:, None] < core.since)
     return seen if core.window is None else seen & (behind < core.window)
 
 
@@ -382,7 +420,9 @@ def _rotate(core: Core, heads: Floats, places: Floats, how: Arithmetic, backward
     return turned
 
 
-def _one_head(core: Core, q: Floats, k: Floats, v: Floats, visible: NDArray[np.bool_], how: Arithmetic) -> Floats:
+def _one_head(
+    core: Core, q: Floats, k: Floats, v: Floats, visible: NDArray[np.bool_], how: Arithmetic, sink: bool
+) -> Floats:
     scores = q @ k.T
     if isinstance(how, Rounding):
         size = np.sqrt(np.square(q) @ np.square(k).T)
@@ -393,9 +433,9 @@ def _one_head(core: Core, q: Floats, k: Floats, v: Floats, visible: NDArray[np.b
     if core.softcap is not None:
         scores = core.softcap * np.tanh(scores / core.softcap)
     scores = np.where(visible, scores, -np.inf)
-    top = np.maximum(scores.max(axis=1, keepdims=True), 0.0 if core.sink else -np.inf)
+    top = np.maximum(scores.max(axis=1, keepdims=True), 0.0 if sink else -np.inf)
     weights = how.float32(np.exp(scores - np.where(np.isfinite(top), top, 0.0)))
-    total = weights.sum(axis=1, keepdims=True) + (np.exp(-top) if core.sink else 0.0)
+    total = weights.sum(axis=1, keepdims=True) + (np.exp(-top) if sink else 0.0)
     weights = how.store(how.float32(weights / np.maximum(total, 1e-290)))
     if core.weights is not None:
         weights = as_stored(weights, core.weights)

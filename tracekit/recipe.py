@@ -1,7 +1,7 @@
 """What each recorded site computes, from which other sites, and with which numbers.
 
 Modules are read from their class and parameters; what lies between modules (residual sums, attention core, gate) from
-the recipe of the Llama family, which also covers Mistral, Qwen2 and the CosyVoice3 language model. The numbers come from
+the recipe of the Llama family, which also covers Mistral, Qwen2 and the CosyVoice3 language model. The numbers are from
 the checkpoint's `config.json` as it declares them, not from what an engine says it used.
 """
 

@@ -119,7 +119,7 @@ def declared_differences(declared: Json, trace: Trace) -> list[Difference]:
 
 
 def as_used(declared: Json) -> Json:
-    """A `config.json` of transformers 4 or 5 in the words that traces use: theta and scaling apart, defaults filled in."""
+    """A `config.json` of transformers 4 or 5 in the words that traces use: theta and scaling apart, defaults there."""
     plain = dict(declared)
     rope = dict(plain.pop("rope_parameters", None) or {})
     if rope:

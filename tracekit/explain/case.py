@@ -1,0 +1,187 @@
+"""A culprit under examination: what it was given, what it gave, and whether a hypothesis accounts for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit import operations
+from tracekit.audit import BIAS_UNITS, Culprit, Statistics, Tally, drawn_width
+from tracekit.divergence import prompt_length
+from tracekit.operations import Floats, Result
+from tracekit.recipe import Recipe, Recipes
+from tracekit.recompute import Recomputation, Window
+from tracekit.trace import Json
+
+ROWS = 256
+"""Rows that a hypothesis is tried on; of longer recordings, those around the first wrong one and the last."""
+NICE_DIGITS = (1, 2, 3, 4)
+"""A fitted number is rounded to the fewest digits with which it still holds."""
+
+Value = float | str | None
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One thing changed. `make` gives the values that the site would then hold, and the fitted number if there is one;
+    None where the change cannot be made here."""
+
+    kind: str
+    complexity: int
+    make: Callable[[], tuple[Floats, Value] | None]
+    said: Callable[[Value], str] | None = None
+    at: Callable[[float], Floats] | None = None  # values at another number, to round the fitted one
+
+
+def plainly(kind: str, text: str, make: Callable[..., Floats | None], *arguments: object) -> Hypothesis:
+    """A hypothesis without a number: the site would hold `make(*arguments)`."""
+
+    def made() -> tuple[Floats, Value] | None:
+        values = make(*arguments)
+        return None if values is None else (values, None)
+
+    return Hypothesis(kind, 1, made, lambda _: text)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A hypothesis that was tried."""
+
+    kind: str
+    value: Value
+    complexity: int
+    residual: float  # root mean square of what is left, over the rounding bound
+    holds: bool
+    text: str
+
+    def to_json(self) -> Json:
+        return {"kind": self.kind, "value": self.value, "residual": self.residual, "text": self.text}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One culprit: its recipe, the rows looked at, their inputs, the recorded and the right values."""
+
+    recipe: Recipe
+    run: Recomputation
+    recipes: Recipes
+    window: Window
+    inputs: list[Floats]
+    recorded: Floats
+    right: Result
+    wrong: NDArray[np.bool_]  # [rows]
+
+    @classmethod
+    def of(cls, culprit: Culprit, run: Recomputation, recipes: Recipes) -> Case:
+        recipe, windows = culprit.own.recipe, culprit.own.windows
+        rows = np.concatenate([window.rows for window in windows])
+        first = int(rows[int(culprit.own.wrong_rows().argmax())])
+        window = _chosen(list(windows), first)
+        inputs = run.inputs(recipe, window)
+        wrong = culprit.own.wrong_rows()[(rows >= window.first) & (rows < window.stop)]
+        recorded, right = run.recorded(recipe.site, window), run.result(recipe, window, inputs, closely=True)
+        return cls(recipe, run, recipes, window, inputs, recorded, right, wrong)
+
+    @cached_property
+    def dtype(self) -> str:
+        return self.run.computed_in(self.recipe)
+
+    @cached_property
+    def prompt(self) -> int:
+        return prompt_length(self.run.sequence)
+
+    @cached_property
+    def base(self) -> Floats:
+        """The right values as the engine would round them."""
+        options = (self.right.values, *self.right.rounded)
+        return min(options, key=lambda values: float(np.sum(np.square(self.recorded - values))))
+
+    @cached_property
+    def region(self) -> NDArray[np.bool_]:
+        """Rows that the mistake acts on: all, or only the prompt's, or only what comes from the first wrong row on,
+        where the others are right."""
+        rows = self.window.rows
+        if self.recipe.site == "logits":
+            return np.ones(len(rows), dtype=bool)
+        for part in (rows < self.prompt, rows >= self.prompt, rows >= rows[int(self.wrong.argmax())]):
+            if self.wrong.any() and part.any() and not self.wrong[~part].any() and self.wrong[part].mean() > 0.5:
+                return np.asarray(part)
+        return np.ones(len(rows), dtype=bool)
+
+    def tried(self, hypothesis: Hypothesis) -> Iterator[Fit]:
+        """The hypothesis on all rows, and where only some rows are wrong, on those alone."""
+        made = hypothesis.make()
+        if made is None:
+            return
+        values, value = made
+        fit = self._fit(hypothesis, values, value)
+        if fit.holds and isinstance(value, float) and hypothesis.at is not None:
+            fit = self._rounded(hypothesis, fit)
+        yield fit
+        if not fit.holds and not self.region.all():
+            part = np.where(self.region[:, None], values, self.base)
+            yield replace(self._fit(hypothesis, part, value), text=self._said(hypothesis, value) + self._where())
+
+    def _where(self) -> str:
+        rows = self.window.rows
+        if np.array_equal(self.region, rows < self.prompt):
+            return ", in the prompt alone"
+        first = int(rows[int(self.region.argmax())])
+        return ", in decoding alone" if first == self.prompt else f", from position {first}"
+
+    def _said(self, hypothesis: Hypothesis, value: Value) -> str:
+        return hypothesis.said(value) if hypothesis.said else hypothesis.kind
+
+    def _fit(self, hypothesis: Hypothesis, values: Floats, value: Value) -> Fit:
+        statistics, worst = self.judge(values)
+        holds = worst <= 1.0
+        return Fit(hypothesis.kind, value, hypothesis.complexity, statistics.size, holds, self._said(hypothesis, value))
+
+    def _rounded(self, hypothesis: Hypothesis, fit: Fit) -> Fit:
+        """The same with the number rounded, if that holds as well."""
+        assert hypothesis.at is not None and isinstance(fit.value, float)
+        for digits in NICE_DIGITS:
+            nice = float(f"{fit.value:.{digits}g}")
+            if abs(nice / fit.value - 1.0) > 0.02 if fit.value else True:
+                continue
+            other = self._fit(hypothesis, hypothesis.at(nice), nice)
+            if other.holds and other.residual <= max(1.0, 1.5 * fit.residual):
+                return other
+        return fit
+
+    def judge(self, values: Floats) -> tuple[Statistics, float]:
+        """Statistics of what is left, and the largest over its limit."""
+        bias = BIAS_UNITS * operations.accumulator(self.dtype)
+        variance = np.maximum(self.right.variance, operations.rounding(values, self.dtype, 2.0))
+        orders = operations.in_16_bits(self.dtype, lambda: [operations.as_stored(values, self.dtype)])
+        tally = Tally(bias)
+        tally.add(self.recorded, Result(values, variance, self.right.shared, orders))
+        statistics = tally.statistics()
+        return statistics, max(statistics.over(self._width).values())
+
+    @cached_property
+    def _width(self) -> dict[str, float]:
+        return drawn_width(self.right, BIAS_UNITS * operations.accumulator(self.dtype))
+
+    def distance(self, values: Floats, rows: NDArray[np.int64] | slice = slice(None)) -> float:
+        """Squared error that is left, over the bound: what fits minimise."""
+        gap = (self.recorded[rows] - values) ** 2 / self.right.variance[rows]
+        total = float(np.mean(gap))
+        return total if math.isfinite(total) else math.inf
+
+
+def _chosen(windows: list[Window], first: int) -> Window:
+    """The rows to look at: the window that holds the first wrong row, around that row where it is long."""
+    window = next(window for window in windows if window.first <= first < window.stop)
+    joined = [part for part in windows if part.first >= window.first]
+    stop = window.stop if not joined else max(part.stop for part in joined)
+    begin = windows[0].first
+    if stop - begin <= ROWS:
+        return Window(begin, stop)
+    begin = max(begin, min(first - ROWS // 4, stop - ROWS))
+    return Window(begin, begin + ROWS)

@@ -1,0 +1,312 @@
+"""Mistakes of linear layers, norms, gates, residual sums and embeddings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit import operations
+from tracekit.explain.case import Case, Hypothesis, Value, plainly
+from tracekit.operations import ACTIVATIONS, Floats, as_stored, unit
+from tracekit.recipe import Recipe
+
+SIBLINGS = {
+    "q_proj": ("k_proj", "v_proj", "o_proj"),
+    "k_proj": ("v_proj", "q_proj"),
+    "v_proj": ("k_proj", "q_proj"),
+    "o_proj": ("q_proj",),
+    "gate_proj": ("up_proj",),
+    "up_proj": ("gate_proj",),
+    "input_layernorm": ("post_attention_layernorm",),
+    "post_attention_layernorm": ("input_layernorm",),
+}
+"""Parameters of the same shape that a loader may mix up."""
+
+
+def module_mistakes(case: Case) -> Iterator[Hypothesis]:
+    """Hypotheses for the culprit's kind of module."""
+    kinds = {
+        "linear": _linear,
+        "rms_norm": _norm,
+        "layer_norm": _norm,
+        "gate": _gate,
+        "residual": _residual,
+        "embedding": _embedding,
+    }
+    yield from kinds[case.recipe.kind](case)
+
+
+def _same(values: Floats) -> Floats:
+    return values
+
+
+# ---------------------------------------------------------------- linear layers
+
+
+def _linear(case: Case) -> Iterator[Hypothesis]:
+    matrix = case.run.parameters.matrix(case.recipe)
+    x, weight, bias = case.inputs[0], matrix.weight, matrix.bias
+    if bias is not None:
+        product = case.right.values - bias
+        yield plainly("bias left out", "bias left out", _same, product)
+        yield plainly("bias added twice", "bias added twice", _same, product + 2.0 * bias)
+        yield Hypothesis("bias times", 2, lambda: _scaled_bias(case, product), lambda times: f"bias times {times:.6g}")
+    if weight.shape[0] == weight.shape[1]:
+        yield plainly("weight transposed", "weight transposed", _product, x, weight.T, bias)
+    yield from _siblings(case)
+    for source in _other_inputs(case):
+        text = f"computed from {source} instead of {case.recipe.inputs[0]}"
+        yield plainly("another input", text, _from_other, case, source, weight, bias)
+    for name, order in _head_orders(case, weight.shape[0]):
+        yield plainly(name, name, _reordered, case.right.values, order)
+    for dtype in ("float16", "bfloat16"):
+        if unit(dtype) > unit(case.dtype) * 1.5:
+            text = f"weight rounded to {dtype}"
+            yield plainly(text, text, _product, x, as_stored(weight, dtype), bias)
+            text = f"input rounded to {dtype}"
+            yield plainly(text, text, _product, as_stored(x, dtype), weight, bias)
+    yield Hypothesis("one weight", 3, lambda: _one_weight(case, x), str)
+
+
+def _product(x: Floats, weight: Floats, bias: Floats | None) -> Floats:
+    values = x @ weight.T
+    return values if bias is None else values + bias
+
+
+def _from_other(case: Case, source: str, weight: Floats, bias: Floats | None) -> Floats:
+    return _product(case.run.recorded(source, case.window), weight, bias)
+
+
+def _reordered(values: Floats, order: NDArray[np.int64]) -> Floats:
+    return np.asarray(values[:, order])
+
+
+def _siblings(case: Case) -> Iterator[Hypothesis]:
+    """This site with the parameters of a sibling of the same shape."""
+    for own, others in SIBLINGS.items():
+        for other in others:
+            names = {role: _swapped(name, own, other) for role, name in case.recipe.parameters.items()}
+            recipe = replace(case.recipe, parameters=names)
+            if names == dict(case.recipe.parameters) or not case.run.parameters.has(recipe):
+                continue
+            text = f"computed with the weight of {names['weight'].removesuffix('.weight')}"
+            yield plainly("another weight", text, _with, case, recipe)
+
+
+def _swapped(name: str, own: str, other: str) -> str:
+    return re.sub(rf"(^|\.){own}(\.|$)", rf"\g<1>{other}\g<2>", name)
+
+
+def _with(case: Case, recipe: Recipe) -> Floats | None:
+    """The site computed with another recipe's parameters, where shapes allow."""
+    checkpoint = case.run.parameters.checkpoint
+    found, own = checkpoint.find(recipe.parameters["weight"]), checkpoint.find(case.recipe.parameters["weight"])
+    if found is None or own is None or checkpoint.shape(found) != checkpoint.shape(own):
+        return None
+    return case.run.result(recipe, case.window, case.inputs).values
+
+
+def _other_inputs(case: Case) -> Iterator[str]:
+    """What the module's input was itself made from: a norm that is skipped."""
+    if case.recipe.site == "logits":
+        return
+    for recipe in case.recipes.known:
+        if recipe.site == case.recipe.inputs[0] and recipe.kind.endswith("norm"):
+            yield recipe.inputs[0]
+
+
+def _head_orders(case: Case, width: int) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Rows of a projection as they lie where the two rotary layouts were mixed up, or heads were miscounted."""
+    cores = [recipe.core for recipe in case.recipes.known if case.recipe.site in recipe.inputs]
+    core = next((core for core in cores if core is not None), None)
+    if core is None:
+        return
+    head = core.head_dim
+    yield "rows in interleaved order instead of half-split", _interleaved(width, head)
+    yield "rows in half-split order instead of interleaved", np.argsort(_interleaved(width, head))
+    for heads in sorted({core.heads, core.kv_heads}):
+        wide = width // heads
+        if width % heads == 0 and wide != head and wide % 2 == 0:
+            yield f"rows interleaved as if there were {heads} heads", _interleaved(width, wide)
+            yield f"rows half-split as if there were {heads} heads", np.argsort(_interleaved(width, wide))
+
+
+def _interleaved(width: int, head: int) -> NDArray[np.int64]:
+    """Columns 0, h/2, 1, h/2 + 1 ... of every head."""
+    pairs = np.arange(head).reshape(2, head // 2).T.reshape(-1)
+    return np.asarray((np.arange(0, width, head)[:, None] + pairs[None, :]).reshape(-1))
+
+
+def _scaled_bias(case: Case, product: Floats) -> tuple[Floats, Value]:
+    bias = case.right.values - product
+    weights = 1.0 / case.right.variance
+    power = max(float(np.sum(weights * np.square(bias))), 1e-290)
+    times = float(np.sum(weights * bias * (case.recorded - product))) / power
+    return product + times * bias, times
+
+
+def _one_weight(case: Case, x: Floats) -> tuple[Floats, Value] | None:
+    """One entry of the weight off: one column's error is one input column times a number."""
+    error = case.recorded - case.right.values
+    column = int(np.sum(np.square(error) / case.right.variance, axis=0).argmax())
+    powers = np.maximum(np.square(x).sum(axis=0), 1e-290)
+    gains = x.T @ error[:, column] / powers
+    row = int((np.square(gains) * powers).argmax())
+    values = case.right.values.copy()
+    values[:, column] += gains[row] * x[:, row]
+    return values, f"weight[{column}, {row}] off by {gains[row]:.4g}"
+
+
+# ---------------------------------------------------------------- norms
+
+
+def _norm(case: Case) -> Iterator[Hypothesis]:
+    x, parameters, recipe = case.inputs[0], case.run.parameters, case.recipe
+    weight, bias = parameters.vector(recipe, "weight"), parameters.vector(recipe, "bias")
+
+    def with_weight(factor: Floats | None) -> Floats:
+        if recipe.kind == "rms_norm":
+            return operations.rms_norm(x, factor, recipe.eps, case.dtype).values
+        return operations.layer_norm(x, factor, bias, recipe.eps, case.dtype).values
+
+    if weight is not None:
+        used = weight + 1.0 if recipe.plus_one else weight
+        yield plainly("norm weight + 1", "weight + 1 used instead of weight", with_weight, used + 1.0)
+        yield plainly("norm weight - 1", "weight - 1 used instead of weight", with_weight, used - 1.0)
+        yield plainly("norm weight left out", "weight left out", with_weight, None)
+    yield from _siblings(case)
+    yield plainly("norm skipped", "the norm is skipped", _same, x)
+    if recipe.kind == "rms_norm":
+        yield plainly("mean subtracted", "the mean is subtracted, as a LayerNorm does", _centred, case, weight)
+    else:
+        yield plainly("mean not subtracted", "the mean is not subtracted", _without_mean, case, weight, bias)
+    yield Hypothesis("norm eps", 2, lambda: _eps(case), partial(_eps_text, case), partial(_with_eps, case))
+
+
+def _eps_text(case: Case, value: Value) -> str:
+    return f"eps {value:.3g} instead of {case.recipe.eps:.3g}"
+
+
+def _centred(case: Case, weight: Floats | None) -> Floats:
+    centred = case.inputs[0] - case.inputs[0].mean(axis=1, keepdims=True)
+    return operations.rms_norm(centred, weight, case.recipe.eps, case.dtype, case.recipe.plus_one).values
+
+
+def _without_mean(case: Case, weight: Floats | None, bias: Floats | None) -> Floats:
+    scaled = operations.rms_norm(case.inputs[0], weight, case.recipe.eps, case.dtype).values
+    return scaled if bias is None else scaled + bias
+
+
+def _with_eps(case: Case, eps: float) -> Floats:
+    recipe = replace(case.recipe, eps=eps)
+    return case.run.result(recipe, case.window, case.inputs).values
+
+
+def _eps(case: Case) -> tuple[Floats, Value] | None:
+    """Every row's scale gives an eps; rows of small mean square, which depend on it, count most."""
+    x = case.inputs[0]
+    if case.recipe.kind == "layer_norm":
+        x = x - x.mean(axis=1, keepdims=True)
+    means = np.mean(np.square(x), axis=1)
+    bias = case.run.parameters.vector(case.recipe, "bias")
+    offset = 0.0 if bias is None else bias
+    right, recorded = case.right.values - offset, case.recorded - offset
+    gains = np.einsum("pc,pc->p", right, recorded) / np.maximum(np.einsum("pc,pc->p", right, right), 1e-290)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = (means + case.recipe.eps) / np.square(gains) - means
+    weights = 1.0 / np.square(means + case.recipe.eps)
+    good = np.isfinite(found)
+    if not good.any():
+        return None
+    eps = float(np.sum((found * weights)[good]) / np.sum(weights[good]))
+    return None if eps <= 0.0 else (_with_eps(case, eps), eps)
+
+
+# ---------------------------------------------------------------- gates, sums, embeddings
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -700.0, 700.0))))
+
+
+FUNCTIONS: dict[str, Callable[[Floats], Floats]] = {
+    "silu": operations.silu,
+    "gelu": operations.gelu,
+    "tanh-gelu": operations.gelu_tanh,
+    "relu": operations.relu,
+    "sigmoid": _sigmoid,
+    "no activation": _same,
+}
+
+
+def _gate(case: Case) -> Iterator[Hypothesis]:
+    gate, up = case.inputs
+    declared = ACTIVATIONS[case.recipe.activation]
+    yield plainly("gate and up swapped", "gate and up swapped", _gated, declared, up, gate)
+    for name, function in FUNCTIONS.items():
+        if function is not declared:
+            yield plainly("activation", f"{name} instead of {case.recipe.activation}", _gated, function, gate, up)
+    yield plainly("up left out", "the up projection is left out", declared, gate)
+    yield plainly("gate left out", "the gate is left out", _same, up)
+
+
+def _gated(function: Callable[[Floats], Floats], gate: Floats, up: Floats) -> Floats:
+    return np.asarray(function(gate) * up)
+
+
+def _residual(case: Case) -> Iterator[Hypothesis]:
+    stream, branch = case.inputs
+    source, added = case.recipe.inputs
+    yield plainly("branch left out", f"{added} is not added", _same, stream)
+    yield plainly("residual dropped", f"the residual {source} is dropped", _same, branch)
+    yield plainly("branch added twice", f"{added} is added twice", _same, stream + 2.0 * branch)
+    for other in _before(case):
+        before = case.run.recorded(other, case.window)
+        yield plainly("layer skipped", f"it is {other} unchanged: what lies between is skipped", _same, before)
+        text = f"{added} is added to {other} instead of {source}"
+        yield plainly("another stream", text, _same, before + branch)
+    yield Hypothesis(
+        "branch times",
+        2,
+        lambda: _scaled_branch(case, stream, branch),
+        lambda times: f"{added} is added times {times:.6g}",
+        lambda times: stream + times * branch,
+    )
+
+
+def _before(case: Case) -> list[str]:
+    """What the stream that goes into the sum was made from."""
+    return [recipe.inputs[0] for recipe in case.recipes.known if recipe.site == case.recipe.inputs[0] and recipe.inputs]
+
+
+def _scaled_branch(case: Case, stream: Floats, branch: Floats) -> tuple[Floats, Value]:
+    weights = 1.0 / case.right.variance
+    power = max(float(np.sum(weights * np.square(branch))), 1e-290)
+    times = float(np.sum(weights * branch * (case.recorded - stream))) / power
+    return stream + times * branch, times
+
+
+def _embedding(case: Case) -> Iterator[Hypothesis]:
+    width = case.right.values.shape[1]
+    scaled = case.right.values * float(np.sqrt(width))
+    yield plainly("embedding scale", f"scaled by sqrt({width})", _same, scaled)
+    yield Hypothesis("other tokens", 3, lambda: _looked_up(case), str)
+
+
+def _looked_up(case: Case) -> tuple[Floats, Value] | None:
+    """Rows of the table that are what was recorded, though not of the recorded token ids."""
+    table = case.run.parameters.table(case.recipe)
+    first = int(case.wrong.argmax())
+    found = np.flatnonzero(np.abs(table[:, 0] - case.recorded[first, 0]) <= 1e-6 * np.abs(case.recorded[first, 0]))
+    ids = [int(row) for row in found if np.array_equal(table[row].astype(np.float64), case.recorded[first])]
+    if not ids:
+        return None
+    values = case.right.values.copy()
+    values[first] = case.recorded[first]
+    position = int(case.window.rows[first])
+    return values, f"token {ids[0]} at position {position} instead of {int(case.run.ids[position])}"
