@@ -179,6 +179,7 @@ class Culprit:
     def to_json(self) -> Json:
         statistics = self.own.statistics
         return {
+            "side": "candidate",
             "sequence": self.sequence,
             "step": self.step,
             "position": self.position,
@@ -249,7 +250,7 @@ def audit(
     seen: set[str] = set()
     values = 0
     runs = [(sequence, Recomputation(sequence, parameters)) for sequence in trace.sequences]
-    for order, recipe in enumerate(known):  # sites outside, sequences inside: a matrix is made once
+    for recipe in known:  # sites outside, sequences inside: a matrix is made once
         progress(recipe.site)
         for sequence, run in runs:
             stop = (stops or {}).get(sequence.index, 1 << 62)
@@ -259,7 +260,7 @@ def audit(
             seen.add(recipe.site)
             values += sum(window.stop - window.first for window in own.windows) * len(own.statistics.columns)
             if own.wrong and recipe.site not in culprits:
-                culprits[recipe.site] = _culprit(sequence, run, recipe, order, own)
+                culprits[recipe.site] = _culprit(sequence, run, recipe, _order(trace, recipe.site), own)
     for recipe in known:
         if recipe.site not in seen:
             unknown[recipe.site] = "its inputs are not recorded at the same positions"
@@ -316,6 +317,11 @@ def drawn_width(result: Result, bias: float) -> dict[str, float]:
         for kind, peak in tally.statistics().peaks().items():
             out[kind] = max(out.get(kind, 1.0), peak / INDEPENDENT_PEAK)
     return out
+
+
+def _order(trace: Trace, site: str) -> int:
+    row = trace.sites.get(site)
+    return 1 << 20 if row is None else row.order
 
 
 def _culprit(sequence: Sequence, run: Recomputation, recipe: Recipe, order: int, own: Own) -> Culprit:

@@ -23,6 +23,7 @@ class Ruling:
     evidence: list[str]
     finding: Finding | None
     margins: Json = field(default_factory=dict)
+    explanation: Json | None = None
 
 
 def rule_filter(reference: Trace, candidate: Trace, found: Search, first: Finding) -> Ruling:

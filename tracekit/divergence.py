@@ -100,7 +100,7 @@ def _compare_sequence(result: Search, pair: SequencePair, yardstick: Yardstick) 
     result.compared["steps"] += steps
     result.compared["steps_after_divergence"] += max(one.step_count, other.step_count) - steps
     prompt = prompt_length(one)
-    stop = min(one.positions, other.positions, prompt + max(steps - 1, 0) if steps else one.positions)
+    stop = compared_positions(pair)
     _compare_sites(result, pair, yardstick, stop, prompt)
     _compare_logits(result, pair, yardstick, steps, prompt)
     for index in range(steps):
@@ -115,6 +115,17 @@ def _compare_sequence(result: Search, pair: SequencePair, yardstick: Yardstick) 
         result.findings.append(result.token)
     elif _stopped_apart(one, other):
         result.findings.append(_stop_finding(pair, common))
+
+
+def compared_positions(pair: SequencePair) -> int:
+    """Positions that both sides computed from the same tokens; none where their inputs differ."""
+    one, other = pair.reference, pair.candidate
+    if _input_difference(pair) is not None:
+        return 0
+    split = first_token_difference(one, other)
+    steps = min(one.step_count, other.step_count) if split is None else split + 1
+    behind = prompt_length(one) + max(steps - 1, 0) if steps else one.positions
+    return min(one.positions, other.positions, behind)
 
 
 def prompt_length(sequence: Sequence) -> int:

@@ -7,10 +7,13 @@ places here (`culprits`, `explanation`, `margins`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tracekit.align import align_sequences
+from tracekit.audit import Culprit
 from tracekit.counterfactual import Ruling, rule_draw, rule_filter, rule_stop, rule_token
+from tracekit.culprits import Examination, checkpoint_of, examine, settle
 from tracekit.divergence import Finding, Search, Stage, search
 from tracekit.rounding import Noise, Oracle, Uncalibrated, Yardstick
 from tracekit.settings import FILTER_SETTINGS, STOP_SETTINGS, Difference, config_differences, weight_differences
@@ -18,6 +21,15 @@ from tracekit.trace import Json, Trace, resolve
 from tracekit.unexercised import unexercised
 
 FORMAT = 1
+EXPLAINED_BY = {
+    "model.rope_theta": ("rotary theta",),
+    "model.rope_scaling": ("rotary scaling left out", "rotary positions divided", "rotary theta"),
+    "model.rms_norm_eps": ("norm eps",),
+    "model.hidden_act": ("activation",),
+    "model.num_key_value_heads": ("KV-head map",),
+    "model.sliding_window": ("window", "window ignored"),
+}
+"""Settings of the model, and the mistakes that they are the cause of."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,7 @@ class Verdict:
     calibration: str
     differences: tuple[Difference, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
+    audit: Json | None = None
 
     @property
     def exit_code(self) -> int:
@@ -68,19 +81,47 @@ class Verdict:
             "calibration": self.calibration,
             "differences": [vars(difference) for difference in self.differences],
             "notes": list(self.notes),
+            "audit": self.audit,
         }
 
 
-def diff(reference: Trace, candidate: Trace, oracle: Trace | None = None, noise: list[Trace] | None = None) -> Verdict:
+def diff(
+    reference: Trace,
+    candidate: Trace,
+    oracle: Trace | None = None,
+    noise: list[Trace] | None = None,
+    *,
+    weights: str | None = None,
+    audited: bool = True,
+) -> Verdict:
     """Compare a candidate with a reference. `oracle`: the reference in higher precision, forced onto its tokens;
-    `noise`: more references under harmless variation. Raises TraceError where the traces cannot be compared.
+    `noise`: more references under harmless variation; `weights`: the checkpoint, if it is not where the traces say;
+    `audited=False` leaves the audit out. Raises TraceError where the traces cannot be compared.
     """
     yardstick: Yardstick = Oracle(oracle) if oracle else Noise(noise) if noise else Uncalibrated()
-    return reach(reference, candidate, search(reference, candidate, yardstick), yardstick.calibration)
+    found = search(reference, candidate, yardstick)
+    examination, note = None, None
+    if audited and _differs(found):
+        checkpoint, note = checkpoint_of(reference, candidate, weights)
+        if checkpoint is not None:
+            examination = examine(reference, candidate, checkpoint)
+    verdict = reach(reference, candidate, found, yardstick.calibration, examination)
+    return verdict if note is None else replace(verdict, notes=(*verdict.notes, note))
 
 
-def reach(reference: Trace, candidate: Trace, found: Search, calibration: str) -> Verdict:
-    """Name the cause of what the search found."""
+def _differs(found: Search) -> bool:
+    """Whether any compared value did: of two equal runs neither is wrong by the other."""
+    return bool(found.findings) or found.worst[1] is not None
+
+
+def reach(
+    reference: Trace, candidate: Trace, found: Search, calibration: str, examination: Examination | None = None
+) -> Verdict:
+    """Name the cause of what the search found and the audit made of it."""
+    rounding: list[str] = []
+    if examination is not None:
+        pairs, _ = align_sequences(reference, candidate)
+        found.findings, rounding = settle(found, examination, pairs)
     differences = config_differences(reference, candidate)
     weights = weight_differences(reference, candidate)
     ruling = _rule(reference, candidate, found, differences, weights)
@@ -90,7 +131,6 @@ def reach(reference: Trace, candidate: Trace, found: Search, calibration: str) -
         "candidate": list(found.alignment.unmatched_candidate),
         "sequences": found.left_sequences,
     }
-    culprit = {"site": finding.site, "step": finding.step, "position": finding.position} if finding else None
     return Verdict(
         verdict="divergence" if ruling else "parity",
         cause=ruling.cause if ruling else None,
@@ -99,8 +139,8 @@ def reach(reference: Trace, candidate: Trace, found: Search, calibration: str) -
         position=finding.position if finding else None,
         site=finding.site if finding else None,
         evidence=tuple(ruling.evidence if ruling else _parity_evidence(found)),
-        explanation=None,
-        culprits=(culprit,) if culprit and finding and finding.stage in (Stage.SITE, Stage.LOGITS) else (),
+        explanation=ruling.explanation if ruling else None,
+        culprits=_culprits(finding, examination),
         token=_token_json(found.token),
         margins=ruling.margins if ruling else {},
         compared=found.compared,
@@ -108,8 +148,31 @@ def reach(reference: Trace, candidate: Trace, found: Search, calibration: str) -
         unmatched=unmatched,
         calibration=calibration,
         differences=tuple(differences),
-        notes=tuple(_notes(reference, candidate, found, ruling.cause if ruling else None)),
+        notes=tuple(_notes(reference, candidate, found, ruling.cause if ruling else None) + rounding),
+        audit=_audit_json(examination),
     )
+
+
+def _culprits(finding: Finding | None, examination: Examination | None) -> tuple[Json, ...]:
+    """All culprits, not only the first; without an audit, the site that the search found."""
+    if examination is not None and (examination.culprits or examination.reference_culprits):
+        rows = [culprit.to_json() for culprit in examination.culprits]
+        return (*rows, *(culprit.to_json() | {"side": "reference"} for culprit in examination.reference_culprits))
+    if finding is None or finding.stage not in (Stage.SITE, Stage.LOGITS):
+        return ()
+    return ({"site": finding.site, "step": finding.step, "position": finding.position},)
+
+
+def _audit_json(examination: Examination | None) -> Json | None:
+    if examination is None:
+        return None
+    return {
+        "checkpoint": examination.checkpoint.path,
+        "sites": len(examination.clean) + len(examination.culprits),
+        "values": examination.values,
+        "not_audited": dict(examination.unknown),
+        "recipe_not_followed": list(examination.shared),
+    }
 
 
 def _parity_evidence(found: Search) -> list[str]:
@@ -166,13 +229,16 @@ def _blame_config(ruling: Ruling, first: Finding, differences: list[Difference])
     }
     rule = acts.get(first.stage)
     blamed = [difference for difference in differences if rule and rule(difference.name)]
+    if ruling.explanation is not None and first.stage in (Stage.SITE, Stage.LOGITS):
+        kind = str(ruling.explanation["kind"])
+        blamed = [difference for difference in blamed if kind in EXPLAINED_BY.get(difference.name, ())]
     if not blamed:
         return ruling
     stated = [
         f"{item.name}: {_show(item.reference)} in the reference, {_show(item.candidate)} in the candidate"
         for item in blamed
     ]
-    return Ruling("config", stated + ruling.evidence, ruling.finding, ruling.margins)
+    return replace(ruling, cause="config", evidence=stated + ruling.evidence)
 
 
 def _show(value: Any) -> str:
@@ -189,13 +255,30 @@ def _rule_input(reference: Trace, candidate: Trace, found: Search, first: Findin
 
 
 def _rule_layer(reference: Trace, candidate: Trace, found: Search, first: Finding) -> Ruling:
+    culprit = first.facts.get("culprit")
+    if isinstance(culprit, Culprit):
+        return _rule_culprit(reference, found, first, culprit)
     evidence = [f"error {first.ratio:.3g}x its yardstick (relative {first.error:.1e})"]
     if "positions" in first.facts:
         evidence[0] += f", at {first.facts['wrong_positions']} of {first.facts['positions']} positions"
+    return Ruling("layer", evidence + _inputs_agree(reference, found, first), first)
+
+
+def _rule_culprit(reference: Trace, found: Search, first: Finding, culprit: Culprit) -> Ruling:
+    evidence = [culprit.evidence(), *_inputs_agree(reference, found, first)]
+    explanation = culprit.explanation
+    if explanation is not None:
+        evidence.append(f"explained: {explanation['text']} (residual {explanation['residual']:.1f}x)")
+    if first.facts["side"] == "reference":
+        evidence.insert(0, "it is the reference that departs from its checkpoint here, not the candidate")
+    return Ruling("layer", evidence, first, explanation=explanation)
+
+
+def _inputs_agree(reference: Trace, found: Search, first: Finding) -> list[str]:
     source = _input_of(reference, first.site or "")
-    if source is not None and source in found.ratios:
-        evidence.append(f"its input {source} agrees ({found.ratios[source]:.1f}x)")
-    return Ruling("layer", evidence, first)
+    if source is None or source not in found.ratios:
+        return []
+    return [f"its input {source} agrees ({found.ratios[source]:.1f}x)"]
 
 
 def _input_of(trace: Trace, site: str) -> str | None:

@@ -20,10 +20,19 @@ from tracekit.trace import TraceError
 @click.option(
     "--noise", type=click.Path(), multiple=True, help="Another reference under harmless variation; repeatable."
 )
+@click.option("--weights", type=click.Path(), help="The checkpoint, if it is not where the traces say.")
+@click.option("--no-audit", is_flag=True, help="Compare only; do not recompute sites from the checkpoint.")
 @click.option("--strict", is_flag=True, help="Sites that only one side recorded are trouble (exit 2).")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole verdict as JSON.")
 def command(
-    reference: str, candidate: str, oracle: str | None, noise: tuple[str, ...], strict: bool, as_json: bool
+    reference: str,
+    candidate: str,
+    oracle: str | None,
+    noise: tuple[str, ...],
+    weights: str | None,
+    no_audit: bool,
+    strict: bool,
+    as_json: bool,
 ) -> None:
     """Compare CANDIDATE with REFERENCE and name the first divergence.
 
@@ -33,7 +42,7 @@ def command(
         one, other = (stack.enter_context(tracekit.open(path)) for path in (reference, candidate))
         truth = stack.enter_context(tracekit.open(oracle)) if oracle else None
         more = [stack.enter_context(tracekit.open(path)) for path in noise]
-        verdict = tracekit.diff(one, other, truth, more)
+        verdict = tracekit.diff(one, other, truth, more, weights=weights, audited=not no_audit)
         if strict:
             _refuse_unmatched(candidate, verdict)
         if as_json:

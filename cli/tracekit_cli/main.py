@@ -15,6 +15,7 @@ COMMANDS = {
     "import": "tracekit_cli.import_log",
     "show": "tracekit_cli.show",
     "diff": "tracekit_cli.diff",
+    "audit": "tracekit_cli.audit",
 }
 """Command name -> module that defines `command`, in the order of the help."""
 

@@ -11,6 +11,7 @@ def verdict_text(verdict: Verdict, reference: Trace, candidate: Trace, oracle: T
     lines = _heads([("reference", reference), ("candidate", candidate), *([("oracle", oracle)] if oracle else [])])
     lines.append(_headline(verdict))
     lines += [f"  {line}" for line in verdict.evidence]
+    lines += [f"  {line}" for line in _more_culprits(verdict)]
     if verdict.token is not None:
         lines.append("  " + _tokens(verdict.token))
     if verdict.verdict == "parity":
@@ -19,7 +20,9 @@ def verdict_text(verdict: Verdict, reference: Trace, candidate: Trace, oracle: T
             lines.append(f"  not exercised: {'; '.join(verdict.unexercised)}")
     lines += [f"  {line}" for line in _unmatched(verdict.unmatched)]
     lines += [f"  note: {note}" for note in verdict.notes]
-    if verdict.calibration == "uncalibrated":
+    if verdict.audit is not None:
+        lines += [f"  {line}" for line in _audited(verdict.audit)]
+    elif verdict.calibration == "uncalibrated":
         lines.append("  uncalibrated: no oracle was given, so small errors may be missed (tracekit oracle makes one)")
     return "\n".join(lines)
 
@@ -67,6 +70,34 @@ def _tokens(token: Json) -> str:
 
 def _quoted(text: str | None) -> str:
     return "" if text is None else '"' + text.replace("\n", "\\n") + '"'
+
+
+def _more_culprits(verdict: Verdict) -> list[str]:
+    """The culprits behind the first, those with the same mistake together."""
+    groups: dict[str, list[str]] = {}
+    for culprit in verdict.culprits:
+        if (culprit.get("site"), culprit.get("step")) != (verdict.site, verdict.step):
+            explanation = culprit.get("explanation")
+            groups.setdefault(explanation["text"] if explanation else "not explained", []).append(culprit["site"])
+    out = []
+    for text, sites in groups.items():
+        more = f" and {len(sites) - 2} more" if len(sites) > 2 else ""
+        out.append(f"also at fault: {', '.join(sites[:2])}{more}: {text}")
+    return out
+
+
+def _audited(audit: Json) -> list[str]:
+    """How much of the candidate was recomputed, and what was not."""
+    lines = [
+        f"audited against {audit['checkpoint']}: {audit['sites']} sites, {audit['values'] / 1e6:.1f} million values"
+    ]
+    missing = audit["not_audited"]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        lines.append(f"not audited: {', '.join(list(missing)[:3])}{more}")
+    if audit["recipe_not_followed"]:
+        lines.append(f"both sides depart from the recipe alike at {', '.join(audit['recipe_not_followed'][:3])}")
+    return lines
 
 
 def _compared(compared: Json) -> str:

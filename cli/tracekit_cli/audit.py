@@ -1,0 +1,39 @@
+"""`tracekit audit`: one trace against its checkpoint, without a reference run."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+import tracekit
+from tracekit.audit import audit
+from tracekit.culprits import explained_audit
+from tracekit.report.audit import audit_json, audit_text
+from tracekit.trace import TraceError
+from tracekit.weights import Checkpoint, find_checkpoint
+
+
+@click.command("audit")
+@click.argument("trace", type=click.Path())
+@click.option("--weights", type=click.Path(), help="The checkpoint: a Hugging Face folder or a .safetensors file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole audit as JSON.")
+def command(trace: str, weights: str | None, as_json: bool) -> None:
+    """Recompute every site of TRACE from its recorded input and the checkpoint, and name those that are wrong.
+
+    Exit code 0: every site is within its rounding bound, 1: some are not, 2: trouble.
+    """
+    with tracekit.open(trace) as run:
+        path = weights or find_checkpoint(run)
+        if path is None:
+            raise TraceError(f"{trace}: its checkpoint is not where the trace says; give --weights FOLDER")
+        checkpoint = Checkpoint(path)
+        found = audit(run, checkpoint)
+        if not (found.clean or found.culprits):
+            raise TraceError(f"{trace}: holds no site that can be audited; record with --level all")
+        found = explained_audit(run, checkpoint, found)
+        click.echo(
+            json.dumps(audit_json(found, run, checkpoint), indent=2) if as_json else audit_text(found, run, checkpoint)
+        )
+    sys.exit(found.exit_code)

@@ -1,0 +1,68 @@
+"""The audit as a person reads it."""
+
+from __future__ import annotations
+
+from tracekit.audit import Audit
+from tracekit.settings import Difference
+from tracekit.trace import Json, Trace
+from tracekit.weights import Checkpoint
+
+SHOWN = 5
+
+
+def audit_text(found: Audit, trace: Trace, checkpoint: Checkpoint) -> str:
+    """The culprits with their explanations, what the engine says it used, and what was not audited."""
+    config = trace.config
+    steps = sum(sequence.step_count for sequence in trace.sequences)
+    lines = [f"audited    {trace.path}  {trace.implementation}  {config.get('dtype') or ''}  {steps} steps"]
+    lines.append(f"against    {checkpoint.path}")
+    lines.append("DEPARTS FROM ITS CHECKPOINT" if found.exit_code else "WITHIN ITS ROUNDING BOUNDS")
+    lines += [f"  {_stated(difference)}" for difference in found.differences]
+    if found.weights:
+        more = f" and {len(found.weights) - 1} more" if len(found.weights) > 1 else ""
+        lines.append(f"  parameter {found.weights[0]}{more}: other bytes than the checkpoint holds")
+    for culprit in found.culprits[:SHOWN]:
+        place = f"sequence {culprit.sequence}, " if culprit.sequence else ""
+        lines.append(f"  {culprit.site} at {place}step {culprit.step}, position {culprit.position}")
+        lines.append(f"    {culprit.evidence()}")
+        if culprit.explanation is not None:
+            explanation = culprit.explanation
+            lines.append(f"    explained: {explanation['text']} (residual {explanation['residual']:.1f}x)")
+    if len(found.culprits) > SHOWN:
+        lines.append(f"  and {len(found.culprits) - SHOWN} more culprits")
+    sites = len(found.clean) + len(found.culprits)
+    lines.append(f"  audited: {sites} sites, {found.values / 1e6:.1f} million values")
+    lines += _not_audited(found)
+    return "\n".join(lines)
+
+
+def _stated(difference: Difference) -> str:
+    name = difference.name.removeprefix("model.")
+    return f"your engine says {name} {difference.candidate}; the checkpoint declares {difference.reference}"
+
+
+def _not_audited(found: Audit) -> list[str]:
+    """Sites by the reason that they were not audited."""
+    reasons: dict[str, list[str]] = {}
+    for site, reason in found.unknown.items():
+        reasons.setdefault(reason, []).append(site)
+    return [
+        f"  not audited: {', '.join(sites[:2])}{f' and {len(sites) - 2} more' if len(sites) > 2 else ''}: {reason}"
+        for reason, sites in reasons.items()
+    ]
+
+
+def audit_json(found: Audit, trace: Trace, checkpoint: Checkpoint) -> Json:
+    """The whole audit, ready for `json.dumps`."""
+    return {
+        "format": 1,
+        "verdict": "departs" if found.exit_code else "within bounds",
+        "trace": trace.path,
+        "checkpoint": checkpoint.path,
+        "culprits": [culprit.to_json() for culprit in found.culprits],
+        "weights": list(found.weights),
+        "differences": [vars(difference) for difference in found.differences],
+        "sites": len(found.clean) + len(found.culprits),
+        "values": found.values,
+        "not_audited": dict(found.unknown),
+    }
