@@ -282,13 +282,20 @@ def test_flags_decide_over_the_generation_config(engine: Engine, folder_of: Fold
     assert engine.tokens(folder, *flags(1, **given)) == engine.tokens(folder_of(QWEN2), *flags(1, **given))
 
 
-def test_a_window_longer_than_the_run_changes_nothing(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
-    positions = len(PROMPT) + LIMIT - 1
-    window = {"use_sliding_window": True, "max_window_layers": 1, "layer_types": None}
-    folder = edited(folder_of(QWEN2), tmp_path / "w", "config.json", **window, sliding_window=positions)
-    assert engine.tokens(folder, "--seed", "0") == Reference(folder).tokens(0)
-    short = edited(folder_of(QWEN2), tmp_path / "s", "config.json", **window, sliding_window=positions - 1)
-    assert "sliding_window = 45" in engine.refusal(short, "--prompt-ids", ",".join(map(str, PROMPT)))
+SLIDING = {"use_sliding_window": True, "max_window_layers": 1, "layer_types": None}
+ALTERNATING = {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+
+
+@pytest.mark.parametrize("window", [2, 5, len(PROMPT), len(PROMPT) + LIMIT - 1])
+@pytest.mark.parametrize("layers", [SLIDING, ALTERNATING], ids=["upper", "alternating"])
+def test_a_sliding_window_is_that_of_transformers(
+    engine: Engine, folder_of: FolderOf, tmp_path: Path, window: int, layers: dict[str, Any]
+) -> None:
+    folder = edited(folder_of(QWEN2), tmp_path / "model", "config.json", **layers, sliding_window=window)
+    expected = Reference(folder).tokens(0)
+    assert engine.tokens(folder, "--seed", "0") == expected
+    assert engine.tokens(folder, "--seed", "0", "--prefill-chunk", "3") == expected
+    assert (expected == engine.tokens(folder_of(QWEN2), "--seed", "0")) == (window == len(PROMPT) + LIMIT - 1)
 
 
 # ---------------------------------------------------------------- recording
@@ -545,6 +552,31 @@ def test_a_fault_that_wants_another_model(
     engine: Engine, folder_of: FolderOf, tmp_path: Path, model: str, fault: str, position: int, site: str
 ) -> None:
     assert place(engine, folder_of(MODELS[model]), tmp_path, fault) == (position, site)
+
+
+@pytest.mark.parametrize(
+    ("fault", "position", "layer"),
+    [
+        ("window-off-by-one", 5, 0),
+        ("window-off-by-one:2", 5, 2),
+        ("window-ignored", 5, 0),
+        ("window-ignored:2", 5, 2),
+        ("window-everywhere", 5, 1),
+        ("window-inverted", 5, 0),
+    ],
+)
+def test_a_window_can_be_wrong(
+    engine: Engine, folder_of: FolderOf, tmp_path: Path, fault: str, position: int, layer: int
+) -> None:
+    folder = edited(folder_of(QWEN2), tmp_path / "model", "config.json", **ALTERNATING, sliding_window=5)
+    assert place(engine, folder, tmp_path, fault) == (position, f"model.layers.{layer}.self_attn.o_proj:in")
+    assert "slide" in engine.refusal(folder_of(QWEN2), "--fault", fault)
+
+
+def test_the_trace_says_which_layers_slide(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    folder = edited(folder_of(QWEN2), tmp_path / "model", "config.json", **ALTERNATING, sliding_window=5)
+    words = engine.record(folder, tmp_path / "run.tklog", "--greedy").config["model"]
+    assert {name: words[name] for name in ALTERNATING} == ALTERNATING and words["sliding_window"] == 5
 
 
 @pytest.mark.parametrize(
@@ -993,6 +1025,8 @@ def test_variants_go_together(engine: Engine, folder_of: FolderOf) -> None:
         ("config.json", {"head_dim": 2**62}, "heads"),
         ("config.json", {"head_dim": 15}, "head_dim 15"),
         ("config.json", {"num_hidden_layers": "many"}, "num_hidden_layers"),
+        ("config.json", {"use_sliding_window": True, "sliding_window": 0}, "sliding_window is 0"),
+        ("config.json", {"use_sliding_window": True, "layer_types": ["full_attention"]}, "layer_types has 1"),
         ("generation_config.json", {"num_beams": 4}, "num_beams = 4"),
         ("generation_config.json", {"suppress_tokens": [3]}, "suppress_tokens"),
         ("generation_config.json", {"temperature": "hot"}, "temperature"),

@@ -4,7 +4,7 @@ use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
 use tracekit::nn::{linear_b, Linear};
 
-use crate::attention_core::Core;
+use crate::attention_core::{window_mask, Core};
 use crate::config::Config;
 use crate::faults::Faults;
 use crate::projections::Projections;
@@ -19,6 +19,7 @@ pub struct Attention<'a> {
     kv_heads: usize,
     head_dim: usize,
     rotary: Rotary,
+    window: Option<usize>,
     core: Core<'a>,
     cache: Option<(Tensor, Tensor)>,
 }
@@ -53,6 +54,7 @@ impl<'a> Attention<'a> {
             kv_heads,
             head_dim,
             rotary: faults.rotary(index, &config.rope, head_dim, rotary)?,
+            window: faults.window(index, &config.windows),
             core: Core {
                 index,
                 scale: faults.attention_scale(index, 1.0 / (head_dim as f64).sqrt()),
@@ -63,12 +65,17 @@ impl<'a> Attention<'a> {
         })
     }
 
+    /// `mask` is that of a layer that sees all positions.
     pub fn forward(&mut self, xs: &Tensor, cached: usize, mask: Option<&Tensor>) -> Result<Tensor> {
         let (faults, index) = (self.core.faults, self.core.index);
         let (q, k, v) = self.project(xs)?;
         let (q, turned) = self.turn(&q, &k, cached)?;
         let (keys, values) = self.remember(turned, v)?;
         let keys = faults.attended_keys(index, keys, &k)?;
+        let mask = match self.window {
+            Some(window) => window_mask(cached, xs.dim(1)?, window)?,
+            None => mask.cloned(),
+        };
         let mask = faults.mask(index, cached, xs.dim(1)?, mask)?;
         let core = self.core.attend(&q, &keys, &values, mask.as_ref())?;
         let core = faults.input(self.o_proj.name(), core)?;

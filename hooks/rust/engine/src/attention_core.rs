@@ -26,6 +26,14 @@ pub fn causal_mask(cached: usize, rows: usize) -> Result<Option<Tensor>> {
     }
 }
 
+/// Each query sees itself and the `window - 1` before it; none where no more than these are there for any of them.
+pub fn window_mask(cached: usize, rows: usize, window: usize) -> Result<Option<Tensor>> {
+    match cached + rows <= window {
+        true => causal_mask(cached, rows),
+        false => mask(cached, rows, |query, key| key <= query && query < key + window).map(Some),
+    }
+}
+
 /// The core of one layer.
 pub struct Core<'a> {
     pub index: usize,

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde_json::{json, Map, Value};
 
-use crate::fields::{count, flag, is_neutral, number, optional_count, optional_number, read_object};
+use crate::fields::{count, flag, is_neutral, optional_count, optional_number, read_object};
+use crate::rope::Rope;
 use crate::trouble::{trouble, Result};
 
 /// What the model is built from. A field of the file that is not understood and could change the result is an error.
@@ -26,23 +27,8 @@ pub struct Config {
     pub qkv_bias: bool,
     pub output_bias: bool,
     pub mlp_bias: bool,
-    /// Positions that the attention of some layer would look back on; this engine always looks back on all.
-    pub sliding_window: Option<usize>,
-}
-
-/// Rotary embedding: base and how its frequencies are scaled.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rope {
-    pub theta: f64,
-    pub scaling: Scaling,
-}
-
-/// Scaling of the rotary frequencies.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Scaling {
-    None,
-    Linear { factor: f64 },
-    Llama3 { factor: f64, low: f64, high: f64, original: f64 },
+    /// For each layer the positions that a token sees, itself among them; `None`: all before it.
+    pub windows: Vec<Option<usize>>,
 }
 
 /// Fields that are read below.
@@ -136,7 +122,7 @@ impl Config {
             qkv_bias,
             output_bias,
             mlp_bias,
-            sliding_window: sliding_window(fields, num_hidden_layers)?,
+            windows: windows(fields, &model_type, num_hidden_layers)?,
             model_type,
         };
         config.check()?;
@@ -176,6 +162,12 @@ impl Config {
             "tie_word_embeddings": self.tie_word_embeddings,
             "max_position_embeddings": self.max_position_embeddings,
         });
+        if self.model_type == "qwen2" {
+            let kind = |window: &Option<usize>| if window.is_some() { "sliding_attention" } else { "full_attention" };
+            words["sliding_window"] = self.windows.iter().flatten().next().copied().into();
+            words["use_sliding_window"] = self.windows.iter().any(Option::is_some).into();
+            words["layer_types"] = self.windows.iter().map(kind).collect();
+        }
         if self.model_type == "llama" {
             words["attention_bias"] = self.qkv_bias.into();
             words["mlp_bias"] = self.mlp_bias.into();
@@ -184,71 +176,28 @@ impl Config {
     }
 }
 
-impl Rope {
-    fn parse(fields: &Map<String, Value>) -> Result<Self> {
-        // transformers 5 keeps all of it in `rope_parameters`; 4 had `rope_theta` and `rope_scaling` at the top.
-        let new = fields.get("rope_parameters").and_then(Value::as_object);
-        let old = fields.get("rope_scaling").and_then(Value::as_object);
-        let empty = Map::new();
-        let scaling = new.or(old).unwrap_or(&empty);
-        let theta = scaling.get("rope_theta").or_else(|| fields.get("rope_theta"));
-        let theta = match theta {
-            None | Some(Value::Null) => 10_000.0,
-            Some(value) => value.as_f64().ok_or_else(|| trouble(format!("rope_theta is {value}, not a number")))?,
-        };
-        let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str);
-        let known: &[&str] = match kind {
-            None | Some("default") => &[],
-            Some("linear") => &["factor"],
-            Some("llama3") => &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
-            Some(other) => {
-                return Err(trouble(format!("rope_type {other:?} is not known; default, linear and llama3 are")))
-            }
-        };
-        for (name, value) in scaling {
-            let neutral = name == "partial_rotary_factor" && value.as_f64() == Some(1.0);
-            let read = ["rope_type", "type", "rope_theta"].contains(&name.as_str()) || known.contains(&name.as_str());
-            if !read && !neutral && !value.is_null() {
-                return Err(trouble(format!("the rotary setting {name} = {value} is not known")));
-            }
-        }
-        let scaling = match kind {
-            Some("linear") => Scaling::Linear { factor: number(scaling, "factor")? },
-            Some("llama3") => Scaling::Llama3 {
-                factor: number(scaling, "factor")?,
-                low: number(scaling, "low_freq_factor")?,
-                high: number(scaling, "high_freq_factor")?,
-                original: number(scaling, "original_max_position_embeddings")?,
-            },
-            _ => Scaling::None,
-        };
-        Ok(Self { theta, scaling })
+/// Only Qwen2 slides, and only where `use_sliding_window` says so.
+fn windows(fields: &Map<String, Value>, model_type: &str, layers: usize) -> Result<Vec<Option<usize>>> {
+    if model_type != "qwen2" || !flag(fields, "use_sliding_window", false)? {
+        return Ok(vec![None; layers]);
     }
-}
-
-impl Scaling {
-    fn to_json(&self) -> Value {
-        match self {
-            Self::None => Value::Null,
-            Self::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
-            Self::Llama3 { factor, low, high, original } => json!({
-                "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
-                "original_max_position_embeddings": original,
-            }),
-        }
-    }
-}
-
-/// The window of the layers that slide, if any does. Only Qwen2 slides, and only where `use_sliding_window` says so.
-fn sliding_window(fields: &Map<String, Value>, layers: usize) -> Result<Option<usize>> {
-    if !flag(fields, "use_sliding_window", false)? {
-        return Ok(None);
-    }
-    let slides = match fields.get("layer_types").and_then(Value::as_array) {
-        Some(kinds) => kinds.iter().any(|kind| kind.as_str() == Some("sliding_attention")),
-        None => optional_count(fields, "max_window_layers")?.unwrap_or(28) < layers,
+    // transformers' own defaults; a window that is null slides nowhere.
+    let window = match fields.get("sliding_window") {
+        None => Some(4096),
+        Some(_) => optional_count(fields, "sliding_window")?,
     };
-    Ok(if slides { Some(optional_count(fields, "sliding_window")?.unwrap_or(4096)) } else { None })
+    if window == Some(0) {
+        return Err(trouble("sliding_window is 0, and no token would see itself"));
+    }
+    let first = optional_count(fields, "max_window_layers")?.unwrap_or(28);
+    let slides = match fields.get("layer_types").and_then(Value::as_array) {
+        Some(kinds) if kinds.len() != layers => {
+            return Err(trouble(format!("layer_types has {} entries for {layers} layers", kinds.len())));
+        }
+        Some(kinds) => kinds.iter().map(|kind| kind.as_str() == Some("sliding_attention")).collect(),
+        None => (0..layers).map(|layer| layer >= first).collect::<Vec<bool>>(),
+    };
+    Ok(slides.into_iter().map(|slides| window.filter(|_| slides)).collect())
 }
 
 fn refuse_unknown(fields: &Map<String, Value>) -> Result<()> {
@@ -288,18 +237,6 @@ mod tests {
     }
 
     #[test]
-    fn rotary_settings_of_both_versions_mean_the_same() {
-        let mut old = llama();
-        old["rope_theta"] = json!(500_000.0);
-        old["rope_scaling"] = json!({"type": "linear", "factor": 2.0});
-        let mut new = llama();
-        new["rope_parameters"] = json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 500_000.0});
-        let rope = |fields: &Value| Config::parse(fields.as_object().expect("an object")).expect("known").rope;
-        assert_eq!(rope(&old), rope(&new));
-        assert_eq!(rope(&old).scaling, Scaling::Linear { factor: 2.0 });
-    }
-
-    #[test]
     fn an_unknown_field_is_named_with_its_value_unless_it_is_off() {
         assert!(parse_with("logit_scale", json!(null)).is_ok());
         assert!(parse_with("qk_norm", json!(false)).is_ok());
@@ -312,17 +249,26 @@ mod tests {
 
     #[test]
     fn a_window_counts_only_where_a_layer_slides() {
-        let window = |more: Value| {
+        let windows = |more: Value| {
             let mut fields = llama();
+            fields["model_type"] = json!("qwen2");
             fields["sliding_window"] = json!(16);
             for (name, value) in more.as_object().expect("an object") {
                 fields[name] = value.clone();
             }
-            Config::parse(fields.as_object().expect("an object")).expect("known").sliding_window
+            Config::parse(fields.as_object().expect("an object")).map(|config| config.windows).ok()
         };
-        assert_eq!(window(json!({"use_sliding_window": false})), None);
-        assert_eq!(window(json!({"use_sliding_window": true, "max_window_layers": 2})), None);
-        assert_eq!(window(json!({"use_sliding_window": true, "max_window_layers": 1})), Some(16));
+        let slides = json!({"use_sliding_window": true, "max_window_layers": 1});
+        assert_eq!(windows(slides), Some(vec![None, Some(16)]));
+        assert_eq!(windows(json!({"use_sliding_window": false})), Some(vec![None, None]));
+        assert_eq!(windows(json!({"use_sliding_window": true, "max_window_layers": 2})), Some(vec![None, None]));
+        assert_eq!(windows(json!({"use_sliding_window": true, "sliding_window": null})), Some(vec![None, None]));
+        let kinds = json!({"use_sliding_window": true, "layer_types": ["sliding_attention", "full_attention"]});
+        assert_eq!(windows(kinds), Some(vec![Some(16), None]));
+        assert_eq!(windows(json!({"use_sliding_window": true, "layer_types": ["full_attention"]})), None);
+        assert_eq!(windows(json!({"use_sliding_window": true, "sliding_window": 0})), None);
+        let theirs = parse_with("use_sliding_window", json!(true)).expect("known").windows;
+        assert_eq!(theirs, [None, None], "transformers' Llama has no window");
     }
 
     #[test]

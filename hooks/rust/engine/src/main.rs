@@ -13,6 +13,7 @@ mod model;
 mod norm;
 mod options;
 mod projections;
+mod rope;
 mod rotary;
 mod sampler;
 mod trouble;
@@ -59,6 +60,7 @@ fn run(options: &Options) -> Result<()> {
     let run = Run {
         limit: options.max_new_tokens,
         prompt: prompt_ids.len(),
+        windows: &config.windows,
         settings: &settings,
         stop: &defaults.eos_token_ids,
     };
@@ -137,12 +139,6 @@ fn check_prompt(ids: &[u32], limit: usize, config: &Config) -> Result<()> {
     }
     // The last new token is never fed back.
     let positions = ids.len().saturating_add(limit - 1);
-    if let Some(window) = config.sliding_window.filter(|&window| window < positions) {
-        return Err(trouble(format!(
-            "sliding_window = {window} is shorter than the {positions} positions of this run, and this engine does not \
-             slide; use a shorter prompt or fewer new tokens"
-        )));
-    }
     if let Some(most) = config.max_position_embeddings.filter(|&most| most < positions) {
         eprintln!("tracekit-native: note: up to {positions} positions, but the model was trained on {most}");
     }

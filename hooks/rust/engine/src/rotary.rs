@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::rotary_emb;
 
-use crate::config::{Rope, Scaling};
+use crate::rope::{Rope, Scaling};
 
 /// Which numbers of a head are turned together.
 #[derive(Clone, Copy, Debug, PartialEq)]

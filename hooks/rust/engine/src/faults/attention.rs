@@ -12,6 +12,10 @@ pub const TABLE: &[Row] = &[
     ("mask-future[:LAYER]", "In the prefill each token sees the one behind it too"),
     ("mask-past[:LAYER]", "No token but the first sees itself"),
     ("window[:N[:LAYER]]", "Each token sees itself and the N - 1 before it alone; 8"),
+    ("window-off-by-one[:LAYER]", "A layer that slides sees one position more than its window"),
+    ("window-ignored[:LAYER]", "A layer that slides sees all positions"),
+    ("window-everywhere", "All layers slide"),
+    ("window-inverted", "The layers that slide are those that should not, and the reverse"),
     ("kv-head-map[:LAYER]", "Query head h reads KV head h % KV heads in place of h / group"),
     ("swap-qk[:LAYER]", "Queries and keys are swapped; a KV head a head"),
     ("swap-kv[:LAYER]", "Keys and values are swapped"),
@@ -33,6 +37,10 @@ enum What {
     MaskFuture,
     MaskPast,
     Window { keys: usize },
+    WindowOneMore,
+    WindowIgnored,
+    WindowEverywhere,
+    WindowInverted,
     KvHeadMap,
     SwapQk,
     SwapKv,
@@ -48,6 +56,13 @@ pub fn parse(name: &str, words: &mut Words) -> Option<Kind> {
         "mask-future" => What::MaskFuture,
         "mask-past" => What::MaskPast,
         "window" => What::Window { keys: words.count(8).filter(|&keys| keys > 0)? },
+        "window-off-by-one" => What::WindowOneMore,
+        "window-ignored" => What::WindowIgnored,
+        "window-everywhere" | "window-inverted" => {
+            let everywhere = name == "window-everywhere";
+            let what = if everywhere { What::WindowEverywhere } else { What::WindowInverted };
+            return Some(Kind { what, layer: None });
+        }
         "kv-head-map" => What::KvHeadMap,
         "swap-qk" => What::SwapQk,
         "swap-kv" => What::SwapKv,
@@ -68,6 +83,12 @@ impl Kind {
             What::Window { keys } if keys >= positions => {
                 Some(format!("the run's {positions} positions fit into the window"))
             }
+            What::WindowOneMore | What::WindowIgnored | What::WindowEverywhere | What::WindowInverted => {
+                let short = run.windows.iter().flatten().any(|&window| window < positions);
+                let full = run.windows.iter().any(Option::is_none);
+                let wanted = short && (full || self.what != What::WindowEverywhere);
+                (!wanted).then(|| "wants a model of which some layers slide, on windows shorter than the run".into())
+            }
             _ => None,
         }
     }
@@ -83,6 +104,20 @@ impl Faults {
 
     fn has_attention(&self, index: usize, what: What) -> bool {
         self.find_attention(index, |found| (found == what).then_some(())).is_some()
+    }
+
+    /// The window of a layer, of those of all layers.
+    pub fn window(&self, index: usize, windows: &[Option<usize>]) -> Option<usize> {
+        let any = windows.iter().flatten().next().copied();
+        let own = windows[index];
+        self.find_attention(index, |what| match what {
+            What::WindowOneMore => own.map(|window| Some(window + 1)),
+            What::WindowIgnored => own.map(|_| None),
+            What::WindowEverywhere => Some(any),
+            What::WindowInverted => Some(if own.is_some() { None } else { any }),
+            _ => None,
+        })
+        .unwrap_or(own)
     }
 
     /// A layer's softmax scale.
@@ -144,7 +179,7 @@ impl Faults {
     }
 
     /// The mask of this call, [rows, positions]; none where every row sees all.
-    pub fn mask(&self, index: usize, cached: usize, rows: usize, plain: Option<&Tensor>) -> Result<Option<Tensor>> {
+    pub fn mask(&self, index: usize, cached: usize, rows: usize, plain: Option<Tensor>) -> Result<Option<Tensor>> {
         let shape = self.find_attention(index, |what| match what {
             What::Window { .. } | What::MaskPast => Some(what),
             What::MaskFuture if rows > 1 => Some(what),
@@ -157,7 +192,7 @@ impl Faults {
             Some(What::Window { keys }) => {
                 mask(cached, rows, |query, key| key <= query && query < key + keys).map(Some)
             }
-            _ => Ok(plain.cloned()),
+            _ => Ok(plain),
         }
     }
 

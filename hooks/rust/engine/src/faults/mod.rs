@@ -67,6 +67,8 @@ pub struct Run<'a> {
     pub limit: usize,
     /// Tokens of the prompt.
     pub prompt: usize,
+    /// Of each layer.
+    pub windows: &'a [Option<usize>],
     pub settings: &'a Sampling,
     /// Stop tokens.
     pub stop: &'a [u32],

@@ -3,8 +3,8 @@
 use candle_core::{bail, DType, Result, Tensor};
 
 use super::{here, Faults, Kind as Any, Row, Run};
-use crate::config::{Rope, Scaling};
 use crate::faults::words::Words;
+use crate::rope::{Rope, Scaling};
 use crate::rotary::{Pairs, Rotary};
 
 pub const TABLE: &[Row] = &[

@@ -147,10 +147,11 @@ impl Faults {
             What::Rounded { to } => Some(to),
             _ => None,
         }) {
-            if weight.dtype() == to {
-                bail!("--fault weights-f16 or weights-bf16: the weights are {to:?} already");
+            let rounded = weight.to_dtype(to)?.to_dtype(weight.dtype())?;
+            if weight.ne(&rounded)?.flatten_all()?.max(0)?.to_scalar::<u8>()? == 0 {
+                bail!("--fault weights-f16 or weights-bf16: the weights of {name} are numbers of {to:?} already");
             }
-            weight = weight.to_dtype(to)?.to_dtype(weight.dtype())?;
+            weight = rounded;
         }
         if self.has_weights(name, What::Transposed) {
             if weight.dim(0)? != weight.dim(1)? {
