@@ -13,7 +13,6 @@ from tracekit.divergence import Stage, prompt_length, step_of
 from tracekit.dtypes import UNIT_ROUNDOFF, to_float
 from tracekit.trace import Sequence, Trace, resolve
 
-
 ROUNDING_UNITS = 4.0
 """torch's and candle's RMS norms, both correct, lie up to 2.5 units apart (SmolLM2, layer 0)."""
 
