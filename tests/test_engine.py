@@ -432,6 +432,8 @@ PLACES = [
     ("overwritten-cache-row:2:1", len(PROMPT) + 1, "model.layers.1.self_attn.o_proj:in"),
     ("cache-hole", len(PROMPT), "model.layers.0.self_attn.o_proj:in"),
     ("cache-hole:3:2", len(PROMPT) + 2, "model.layers.2.self_attn.o_proj:in"),
+    ("cache-f16", 0, "model.layers.0.self_attn.o_proj:in"),
+    ("cache-f16:1", 0, "model.layers.1.self_attn.o_proj:in"),
     ("rope-angles-bf16", 1, "model.layers.0.self_attn.o_proj:in"),
     ("rope-linear", 1, "model.layers.0.self_attn.o_proj:in"),
     ("rope-linear:8:2", 1, "model.layers.2.self_attn.o_proj:in"),
@@ -607,6 +609,18 @@ def test_a_quiet_run_reports_what_the_checkpoint_says(
     name = "model.layers.2.post_attention_layernorm"
     assert quiet.sites[name].attributes == sound.sites[name].attributes
     assert first_difference(loud, quiet) is None
+
+
+def test_a_head_can_be_tied_where_it_is_not(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    folder = folder_of(QWEN2)
+    plain = engine.record(folder, tmp_path / "a.tklog", "--greedy", "--max-new-tokens", "1")
+    faulty = engine.record(folder, tmp_path / "b.tklog", "--greedy", "--max-new-tokens", "1", "--fault", "tied-head")
+    assert first_difference(plain, faulty) is None
+    # Here the parameter is another one already as it is loaded.
+    changed = {name for name, weight in faulty.weights.items() if weight.digest != plain.weights[name].digest}
+    assert changed == {"lm_head.weight"}
+    assert not np.array_equal(faulty.sequences[0].logits(0, 1), plain.sequences[0].logits(0, 1))
+    assert "tied-head" in engine.refusal(folder_of(LLAMA), "--fault", "tied-head")
 
 
 def test_a_layer_can_be_left_out(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:

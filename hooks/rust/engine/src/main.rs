@@ -55,7 +55,7 @@ fn run(options: &Options) -> Result<()> {
     let settings = options.sampling(&defaults)?;
     let follow = Follow::from_env()?;
     let tokenizer = checkpoint::tokenizer(folder)?;
-    let prompt_ids = faults.prompt(prompt_ids(options, &tokenizer, follow.as_ref())?);
+    let prompt_ids = prompt_ids(options, &tokenizer, follow.as_ref(), &faults)?;
     check_prompt(&prompt_ids, options.max_new_tokens, &config)?;
     let run = Run {
         limit: options.max_new_tokens,
@@ -115,16 +115,17 @@ fn describe(
 }
 
 /// The ids given, the text's ids, or with TRACEKIT_FOLLOW_INPUTS=1 those of the trace that is followed.
-fn prompt_ids(options: &Options, tokenizer: &Tokenizer, follow: Option<&Follow>) -> Result<Vec<u32>> {
+fn prompt_ids(options: &Options, tokenizer: &Tokenizer, follow: Option<&Follow>, faults: &Faults) -> Result<Vec<u32>> {
     let follows_inputs = std::env::var("TRACEKIT_FOLLOW_INPUTS").is_ok_and(|value| value == "1");
     if let Some(ids) = follow.filter(|_| follows_inputs).and_then(|follow| follow.prompt_ids(0)) {
         return Ok(ids.to_vec());
     }
     match (&options.prompt_ids, &options.prompt) {
-        (Some(ids), _) => Ok(ids.clone()),
+        (Some(ids), _) => Ok(faults.prompt(ids.clone())),
         (None, Some(text)) => {
             let encoding = tokenizer.encode(text.as_str(), true);
-            Ok(encoding.map_err(|error| trouble(format!("the prompt cannot be encoded: {error}")))?.get_ids().to_vec())
+            let encoding = encoding.map_err(|error| trouble(format!("the prompt cannot be encoded: {error}")))?;
+            Ok(faults.prompt(encoding.get_ids().to_vec()))
         }
         (None, None) => Ok(Vec::new()),
     }

@@ -33,7 +33,7 @@ impl<'a> Model<'a> {
             .map(|index| Layer::load(config, index, root.pp("layers").pp(index), faults, variants))
             .collect::<Result<_>>()?;
         let norm = norm(config, root.pp("norm"), faults, variants)?;
-        let lm_head = variants.linear(faults.linear(head(config, &vb, &embed_tokens)?)?)?;
+        let lm_head = variants.linear(faults.linear(head(config, &vb, &embed_tokens, faults)?)?)?;
         let lm_head = if variants.has(Variant::UpcastHead) { upcast(&lm_head)? } else { lm_head };
         Ok(Self { embed_tokens: faults.embedding(embed_tokens)?, layers, norm, lm_head, cached: 0, faults })
     }
@@ -63,9 +63,9 @@ impl<'a> Model<'a> {
 }
 
 /// The logits head; its output is recorded with each step.
-fn head(config: &Config, vb: &VarBuilder, embed_tokens: &Embedding) -> Result<Linear> {
+fn head(config: &Config, vb: &VarBuilder, embed_tokens: &Embedding, faults: &Faults) -> Result<Linear> {
     tracekit::logits_site("lm_head").map_err(|error| candle_core::Error::Msg(error.to_string()))?;
-    if config.tie_word_embeddings {
+    if faults.ties_head(config.tie_word_embeddings) {
         return Linear::tied("lm_head", embed_tokens.embeddings());
     }
     linear_b(config.hidden_size, config.vocab_size, false, vb.pp("lm_head"))

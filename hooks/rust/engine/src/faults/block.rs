@@ -15,6 +15,7 @@ pub const TABLE: &[Row] = &[
     ("parallel-residual[:LAYER]", "In a layer, 0, attention and MLP read the same input"),
     ("residual-f16[:LAYER]", "A layer's, or all layers', sum of input and attention is rounded to float16"),
     ("embed-scale[:FACTOR]", "Embeddings are scaled, by the root of their width, after the table"),
+    ("tied-head", "The logits head is the embedding table in a model that has a head of its own"),
     ("head-scale[:FACTOR]", "Logits times FACTOR, 0.5, after the head"),
     ("final-softcap[:VALUE]", "Logits s become VALUE * tanh(s / VALUE); 30"),
     ("logits-f16", "Logits are rounded to float16"),
@@ -36,6 +37,7 @@ pub enum Kind {
     ParallelResidual { layer: usize },
     ResidualF16 { layer: Option<usize> },
     EmbedScale { factor: Option<f64> },
+    TiedHead,
     HeadScale { factor: f64 },
     FinalSoftcap { value: f64 },
     LogitsF16,
@@ -54,6 +56,7 @@ pub fn parse(name: &str, words: &mut Words) -> Option<Kind> {
             factor if factor.is_nan() => Kind::EmbedScale { factor: None },
             factor => Kind::EmbedScale { factor: Some(factor) },
         },
+        "tied-head" => Kind::TiedHead,
         "head-scale" => Kind::HeadScale { factor: words.number(0.5)? },
         "final-softcap" => Kind::FinalSoftcap { value: words.positive(30.0)? },
         "logits-f16" => Kind::LogitsF16,
@@ -135,6 +138,11 @@ impl Faults {
             Some(factor) => &value * factor.unwrap_or((value.dim(D::Minus1)? as f64).sqrt()),
             None => Ok(value),
         }
+    }
+
+    /// Whether the logits head is the embedding table.
+    pub fn ties_head(&self, tied: bool) -> bool {
+        tied || self.has_block(Kind::TiedHead)
     }
 
     /// The logits, [vocabulary], behind the head.

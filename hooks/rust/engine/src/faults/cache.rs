@@ -1,6 +1,6 @@
 //! Seam: the KV cache after a call's rows went in.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::{here, Faults, Kind as Any, Row, Run};
 use crate::faults::words::Words;
@@ -9,6 +9,7 @@ pub const TABLE: &[Row] = &[
     ("stale-cache-row[:STEP[:LAYER]]", "At STEP, 4, of LAYER, 0, the new row holds what the row before it holds"),
     ("overwritten-cache-row[:STEP[:LAYER]]", "At STEP, 4, the new keys and values are written over the last ones"),
     ("cache-hole[:STEP[:LAYER]]", "At STEP, 1, an empty row is left before the new one, and attended from then on"),
+    ("cache-f16[:LAYER]", "Keys and values are rounded to float16 as they go in"),
 ];
 
 #[derive(Debug)]
@@ -23,6 +24,8 @@ enum What {
     Stale,
     Overwritten,
     Hole,
+    /// At every step.
+    Rounded,
 }
 
 pub fn parse(name: &str, words: &mut Words) -> Option<Kind> {
@@ -36,6 +39,7 @@ pub fn parse(name: &str, words: &mut Words) -> Option<Kind> {
             Kind { what: What::Overwritten, step: decode(words.count(4)?)?, layer: words.layer()? }
         }
         "cache-hole" => Kind { what: What::Hole, step: decode(words.count(1)?)?, layer: words.layer()? },
+        "cache-f16" => Kind { what: What::Rounded, step: 0, layer: words.layer()? },
         _ => return None,
     })
 }
@@ -54,7 +58,9 @@ impl Faults {
             _ => None,
         });
         match hit {
-            Some((what, step)) if step == self.step() => Ok((change(what, k)?, change(what, v)?)),
+            Some((what, step)) if step == self.step() || what == What::Rounded => {
+                Ok((change(what, k)?, change(what, v)?))
+            }
             _ => Ok((k, v)),
         }
     }
@@ -62,11 +68,10 @@ impl Faults {
 
 fn change(what: What, rows: Tensor) -> Result<Tensor> {
     let last = rows.dim(2)? - 1;
-    if last == 0 {
-        return Ok(rows);
-    }
     let new = rows.narrow(2, last, 1)?;
     match what {
+        What::Rounded => rows.to_dtype(DType::F16)?.to_dtype(rows.dtype()),
+        _ if last == 0 => Ok(rows),
         What::Stale => Tensor::cat(&[&rows.narrow(2, 0, last)?, &rows.narrow(2, last - 1, 1)?], 2),
         What::Overwritten => Tensor::cat(&[&rows.narrow(2, 0, last - 1)?, &new], 2),
         What::Hole => Tensor::cat(&[&rows.narrow(2, 0, last)?, &new.zeros_like()?, &new], 2),
