@@ -7,6 +7,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,7 @@ class LogSequence:
             ),
         )
 
-    @property
+    @cached_property
     def sites(self) -> Mapping[str, SiteData]:
         return {
             name: SiteData(name, column.dtype, column.width, column.ranges()) for name, column in self._columns.items()
@@ -239,7 +240,7 @@ class LogTrace:
         self._rows: dict[str, Site] = {}
         self._read()
 
-    @property
+    @cached_property
     def sites(self) -> Mapping[str, Site]:
         return dict(sorted(self._rows.items(), key=lambda item: item[1].order))
 
