@@ -46,6 +46,19 @@ def make(key: str, folder: Path) -> None:
     draw_weights(model)
     model.save_pretrained(folder)
     tiny_models().tokenizer().save_pretrained(folder)
+    if key == "qwen2":
+        lay_out(model, folder)
+
+
+def lay_out(model: Any, folder: Path) -> None:
+    """The same weights in other files: several shards, and one that torch wrote."""
+    shards, binary = (folder.with_name(f"{folder.name}-{word}") for word in ("shards", "bin"))
+    model.save_pretrained(shards, max_shard_size="200KB")
+    model.config.save_pretrained(binary)
+    model.generation_config.save_pretrained(binary)
+    torch.save(model.state_dict(), binary / "pytorch_model.bin")
+    for other in (shards, binary):
+        tiny_models().tokenizer().save_pretrained(other)
 
 
 def draw_weights(model: nn.Module) -> None:

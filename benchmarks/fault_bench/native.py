@@ -32,9 +32,7 @@ def command(engine: Path, folder: Path, setup: Setup, prompt: list[int], seed: i
 def record(words: list[str], log: Path) -> None:
     """Run the engine with its log at `log`. Raises Refused where it does not succeed."""
     log.unlink(missing_ok=True)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRACEKIT_FOLLOW")}
-    done = subprocess.run(
-        words, env=environment | {"TRACEKIT_LOG": str(log)}, capture_output=True, text=True, check=False
-    )
+    environment = os.environ | {"TRACEKIT_LOG": str(log)}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Refused(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}")

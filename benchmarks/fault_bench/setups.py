@@ -44,6 +44,10 @@ class Setup:
     """Token ids, one row each; empty: the model's own prompt."""
     prompt: str = ""
     """For a model with a real tokenizer."""
+    copies: int = 1
+    """How often the batch holds the prompt."""
+    beside: tuple[int, ...] = ()
+    """A shorter prompt that shares the batch."""
 
     @property
     def native(self) -> bool:
@@ -66,6 +70,15 @@ ALL = [
         settings={**SAMPLED, "repetition_penalty": 1.3, "temperature": 1.3, "top_p": 0.8},
         prompts=(TINY_PROMPT,),
     ),
+    Setup(
+        "smollm2-hot-bf16",
+        "smollm2",
+        "bfloat16",
+        settings={"do_sample": True, "temperature": 1.5, "top_k": 0},
+        prompt=ROME,
+    ),
+    Setup("smollm2-ties-bf16", "smollm2", "bfloat16", settings={"do_sample": True, "top_k": 4}, prompt=ROME),
+    Setup("qwen2-long", "qwen2", tokens=80, settings=GREEDY, prompts=(TINY_PROMPT,)),
     Setup("mistral", "mistral", tokens=24, prompts=(TINY_PROMPT,)),
     Setup("encoder", "encoder", prompts=(TINY_PROMPT, tuple(reversed(TINY_PROMPT)))),
 ]

@@ -42,7 +42,7 @@ class Studio:
         """Record the reference, its oracle and, where faults of the engine are compared with it, the healthy engine."""
         which = SETUPS[setup]
         reference = self.trace(setup, "reference")
-        self._record(which, reference, [])
+        self.torch_run(which, reference, [])
         model = models.load(self.folder(which.model), which.dtype)
         dtype = "float64" if which.dtype == "float32" else "float32"
         run = self.run(which)
@@ -60,7 +60,7 @@ class Studio:
         if fault.side == "native":
             self.native(setup, path, [fault.kind])
         else:
-            self._record(setup, path, [(fault.kind, fault.parameters)])
+            self.torch_run(setup, path, [(fault.kind, fault.parameters)])
 
     def healthy(self, fault: Fault, path: Path) -> Path:
         """The trace that the faulty one is compared with bit by bit."""
@@ -68,23 +68,25 @@ class Studio:
             return self.trace(fault.setup, "native").with_suffix(".tklog")
         if fault.twin is None:
             return self.trace(fault.setup, "reference")
-        self._record(SETUPS[fault.setup], path, [(fault.kind, fault.twin)])
+        self.torch_run(SETUPS[fault.setup], path, [(fault.kind, fault.twin)])
         return path
 
-    def native(self, setup: Setup, path: Path, faults: list[str], *more: str) -> None:
-        """A run of the engine."""
+    def native(self, setup: Setup, path: Path, faults: list[str], *more: str, folder: str | None = None) -> None:
+        """A run of the engine. `folder`: another layout of the same weights."""
         prompt = self.run(setup).ids[0]
-        words = native.command(self.engine, self.folder(setup.model), setup, prompt, self.seed)
+        words = native.command(self.engine, self.folder(folder or setup.model), setup, prompt, self.seed)
         native.record([*words, *more, *(word for fault in faults for word in ("--fault", fault))], path)
 
-    def torch_run(self, setup: Setup, path: Path, injections: list[tuple[str, Json]], **options: Any) -> None:
+    def torch_run(
+        self,
+        setup: Setup,
+        path: Path,
+        injections: list[tuple[str, Json]],
+        folder: str | None = None,
+        **options: Any,
+    ) -> None:
         """A run of the PyTorch model with injections, harmful or not."""
-        self._record(setup, path, injections, **options)
-
-    # ---------------------------------------------------------------- inside
-
-    def _record(self, setup: Setup, path: Path, injections: list[tuple[str, Json]], **options: Any) -> None:
-        model = _loaded(self.folder(setup.model), setup.dtype)
+        model = _loaded(self.folder(folder or setup.model), setup.dtype)
         run = self.run(setup)
         with ExitStack() as stack:
             for kind, parameters in injections:
@@ -97,7 +99,8 @@ class Studio:
 
     def run(self, setup: Setup) -> Run:
         """What a run begins with."""
-        ids = [list(row) for row in setup.prompts] or [_encoded(self.folder(setup.model), setup.prompt)]
+        ids = [list(row) for row in setup.prompts] or [_encoded(self.folder(setup.model), setup.prompt)[:]]
+        ids = ids * setup.copies + ([list(setup.beside)] if setup.beside else [])
         return Run(ids, dict(setup.settings), self.seed, setup.tokens)
 
 

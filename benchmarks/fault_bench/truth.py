@@ -13,8 +13,9 @@ from tracekit.divergence import Stage, prompt_length, step_of
 from tracekit.dtypes import UNIT_ROUNDOFF, to_float
 from tracekit.trace import Sequence, Trace, resolve
 
-ROUNDING_UNITS = 4.0
-"""torch's and candle's RMS norms, both correct, lie up to 2.5 units apart (SmolLM2, layer 0)."""
+ROUNDING_UNITS = {"float32": 4.0}
+"""In float32, torch's and candle's RMS norms, both correct, lie up to 2.5 units apart (SmolLM2, layer 0). In 16 bits
+sums are kept in float32, and only the rounding of the result itself is left: one unit."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,14 @@ class Change:
     step: int
     position: int | None
     site: str
-    units: float | None
+    dtype: str = ""
+    units: float | None = None
     """Of a site: the relative change over all of its rows, in units of roundoff of its number format."""
 
     @property
     def rounds_away(self) -> bool:
         """Smaller than what two correct implementations may differ by: nobody could tell it from rounding."""
-        return self.units is not None and self.units < ROUNDING_UNITS
+        return self.units is not None and self.units < ROUNDING_UNITS.get(self.dtype, 1.0)
 
 
 def first_change(healthy: Trace, faulty: Trace) -> Change | None:
@@ -42,13 +44,13 @@ def first_change(healthy: Trace, faulty: Trace) -> Change | None:
         if found is not None:
             return found
     weights = [name for name, weight in healthy.weights.items() if faulty.weights[name].digest != weight.digest]
-    return Change(0, "WEIGHTS", 0, None, weights[0], None) if weights else None
+    return Change(0, "WEIGHTS", 0, None, weights[0]) if weights else None
 
 
 def _change_in_sequence(healthy: Trace, faulty: Trace, one: Sequence, other: Sequence) -> Change | None:
     for name, values in one.inputs.items():
         if name in other.inputs and not np.array_equal(values, other.inputs[name]):
-            return Change(one.index, Stage.INPUT.name, 0, None, f"prompt/{name}", None)
+            return Change(one.index, Stage.INPUT.name, 0, None, f"prompt/{name}")
     prompt = prompt_length(one)
     common = min(one.step_count, other.step_count)
     apart = np.flatnonzero(one.tokens[:common] != other.tokens[:common])
@@ -56,7 +58,7 @@ def _change_in_sequence(healthy: Trace, faulty: Trace, one: Sequence, other: Seq
     limit = min(one.positions, other.positions, prompt + max(steps - 1, 0) if steps else one.positions)
     changes = [*_site_changes(healthy, faulty, one, other, prompt, limit), *_step_changes(one, other, steps)]
     if not apart.size and one.step_count != other.step_count:
-        changes.append((common, 9, 0, Change(one.index, Stage.STOP.name, common, None, "stop", None)))
+        changes.append((common, 9, 0, Change(one.index, Stage.STOP.name, common, None, "stop")))
     return min(changes, key=lambda item: item[:3])[3] if changes else None
 
 
@@ -85,7 +87,12 @@ def _site_changes(
         step = step_of(position, prompt)
         units = _units(to_float(healthy, data.dtype), to_float(faulty, data.dtype), data.dtype)
         found.append(
-            (step, 1, trace.sites[name].order, Change(one.index, Stage.SITE.name, step, position, name, units))
+            (
+                step,
+                1,
+                trace.sites[name].order,
+                Change(one.index, Stage.SITE.name, step, position, name, data.dtype, units),
+            )
         )
     return found
 
@@ -123,7 +130,7 @@ def _step_changes(one: Sequence, other: Sequence, steps: int) -> list[Ranked]:
                 if stage is Stage.LOGITS and ours.logits is not None and theirs.logits is not None:
                     dtype = one.logits_dtype or "float32"
                     units = _units(to_float(ours.logits, dtype), to_float(theirs.logits, dtype), dtype)
-                change = Change(one.index, stage.name, index, ours.position, site, units)
+                change = Change(one.index, stage.name, index, ours.position, site, one.logits_dtype or "", units)
                 found.append((index, 1 + int(stage), 0, change))
         if found:
             break
@@ -136,5 +143,5 @@ def _drawn(draw: object) -> tuple[object, ...]:
 
 def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
     if one is None or other is None:
-        return one is None and other is None
+        return True  # one that draws in its own way does not say what it drew from
     return bool(np.array_equal(one, other))
