@@ -72,6 +72,11 @@ def embedding(table: NDArray[Any], ids: NDArray[np.int64], dtype: str) -> Result
     return Result(values, np.full_like(values, SMALLEST.get(dtype, 0.0) ** 2 + 1e-290))
 
 
+def identity(x: Floats, dtype: str) -> Result:
+    """What is passed on as it is, at most in a narrower format."""
+    return Result(x, rounding(x, dtype), rounded=(x,))
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A linear layer's weight in float64, [outputs, inputs], and the sums that its bound needs."""
@@ -173,6 +178,11 @@ def gelu_tanh(x: Floats) -> Floats:
     return np.asarray(0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))))
 
 
+def cancelled(gate: Floats, up: Floats) -> Floats:
+    """Variance of GELU's `1 + tanh` and `1 + erf` in float32, which cancel where the gate is negative."""
+    return np.asarray(np.square(2.0 * ACCUMULATOR * gate * up) / 3.0)
+
+
 def relu(x: Floats) -> Floats:
     return np.maximum(x, 0.0)
 
@@ -192,12 +202,20 @@ ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {
 """`hidden_act` -> function."""
 
 
+UNDERFLOW = 1e-36
+"""Size of activations that float32 may lose: 88 * exp(-88)."""
+
+
 def gated(gate: Floats, up: Floats, activation: str, dtype: str) -> Result:
     """act(gate) * up, the activation rounded before the product."""
     active = ACTIVATIONS[activation](gate)
     values = active * up
     # exp, sum, quotient in float32; then the activation and the product in the model's dtype.
     variance = rounding(values, dtype, 2.0) + rounding(values, "float32", 4.0)
+    # exp(-gate) overflows float32 behind 88, and what is left of the activation becomes 0.
+    variance += np.square(UNDERFLOW * up)
+    if activation.startswith("gelu"):
+        variance += cancelled(gate, up)
 
     def orders() -> list[Floats]:
         return [as_stored(values, dtype), as_stored(as_stored(active, dtype) * up, dtype)]
@@ -279,6 +297,7 @@ class Core:
     since: int = 0
     weights: str | None = None  # probabilities rounded to this format
     scores: str | None = None  # scores rounded to this format
+    softmax: str | None = None  # the whole softmax in this format, its sum taken one by one
     sink_from: int | None = None  # one more entry in the softmax, of score and value 0, for queries from here
 
 
@@ -433,6 +452,8 @@ def _one_head(
     if core.softcap is not None:
         scores = core.softcap * np.tanh(scores / core.softcap)
     scores = np.where(visible, scores, -np.inf)
+    if core.softmax is not None:
+        return _narrow_softmax(scores, core.softmax) @ v
     top = np.maximum(scores.max(axis=1, keepdims=True), 0.0 if sink else -np.inf)
     weights = how.float32(np.exp(scores - np.where(np.isfinite(top), top, 0.0)))
     total = weights.sum(axis=1, keepdims=True) + (np.exp(-top) if sink else 0.0)
@@ -444,3 +465,13 @@ def _one_head(
         size = np.sqrt(np.square(weights) @ np.square(v))
         out = how.store(how.walk(out, v.shape[0], size))
     return out
+
+
+def _narrow_softmax(scores: Floats, dtype: str) -> Floats:
+    """Every operation rounded, and the sum added up in the same format (candle's `softmax_last_dim` in 16 bits)."""
+    rounded = np.where(np.isfinite(scores), as_stored(np.where(np.isfinite(scores), scores, 0.0), dtype), -np.inf)
+    weights = as_stored(np.exp(as_stored(rounded - rounded.max(axis=1, keepdims=True), dtype)), dtype)
+    total = np.zeros(len(weights))
+    for column in weights.T:
+        total = as_stored(total + column, dtype)
+    return as_stored(weights / total[:, None], dtype)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tracekit.operations import ACTIVATIONS, Core, Rotary
 from tracekit.trace import INPUT_SUFFIX, Json, Site, Trace, resolve
@@ -19,15 +19,17 @@ DECODERS = ("llama", "mistral", "qwen2", "smollm3", "cosyvoice3")
 """`model_type` of the decoders whose layers are built as the recipe says."""
 TOKEN_TABLES = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings")
 """Last name of an embedding that is looked up by token ids."""
-LAYER = re.compile(r"(?P<layer>(?:.*\.)?layers\.(?P<index>\d+))\.input_layernorm$")
+LAYER = re.compile(r"(?P<layer>(?P<stem>(?:.*\.)?)layers\.(?P<index>\d+))\.input_layernorm$")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one stored site computes."""
+    """What one site computes. `stored` is where its value is: another site's where the run passed that very tensor on,
+    which is how a residual that is dropped, or a layer that is skipped, shows."""
 
     site: str
-    kind: str  # embedding, linear, rms_norm, layer_norm, residual, gate, attention
+    stored: str
+    kind: str  # identity, embedding, linear, rms_norm, layer_norm, residual, gate, attention
     inputs: tuple[str, ...] = ()  # stored sites
     parameters: Mapping[str, str] = field(default_factory=dict)  # role -> name
     eps: float = 0.0
@@ -51,13 +53,20 @@ def recipes(trace: Trace, declared: Json, wiring: Trace | None = None) -> Recipe
     for site in trace.sites.values():
         book.add_module(site, declared)
     if book.is_decoder(declared):
-        for name in trace.sites:
-            found = LAYER.match(name)
-            if found:
-                book.add_layer(found["layer"], int(found["index"]), declared)
-    order = {name: site.order for name, site in trace.sites.items()}
-    known = sorted(book.known.values(), key=lambda recipe: order.get(recipe.site, 1 << 30))
+        found = [match for match in map(LAYER.match, trace.sites) if match]
+        for match in found:
+            book.add_layer(match["layer"], match["stem"], int(match["index"]), declared)
+        for stem in {match["stem"] for match in found}:
+            last = max(int(match["index"]) for match in found if match["stem"] == stem)
+            book.add_passing(f"{stem}norm:in", f"{stem}layers.{last}")
+    known = sorted(book.known.values(), key=lambda recipe: order_of(trace, recipe.site))
     return Recipes(tuple(known), book.reasons())
+
+
+def order_of(trace: Trace, name: str) -> int:
+    """Where in a forward call a site comes; an input that is no row of the site table comes with its module."""
+    row = trace.sites.get(name) or trace.sites.get(name.removesuffix(INPUT_SUFFIX))
+    return 1 << 20 if row is None else row.order
 
 
 class _Book:
@@ -81,11 +90,13 @@ class _Book:
         return declared.get("model_type") in (None, *DECODERS)
 
     def reasons(self) -> dict[str, str]:
-        out = {}
-        for name in sorted(self.stored - self.known.keys()):
+        """Sites that no recipe covers, and why."""
+        covered = {recipe.stored for recipe in self.known.values()}
+        out = {name: why for name, why in self.why.items() if name not in self.known}
+        for name in sorted(self.stored - covered - out.keys()):
             site = self.trace.sites.get(name)
             kind = "input of a module" if name.endswith(INPUT_SUFFIX) else site.module_class if site else "site"
-            out[name] = self.why.get(name, f"no recipe covers this {kind}")
+            out[name] = f"no recipe covers this {kind}"
         return out
 
     def add_module(self, site: Site, declared: Json) -> None:
@@ -94,47 +105,58 @@ class _Book:
         kind = _kind(site.module_class)
         if stored is None or kind is None or site.same_as is not None or "weight" not in site.parameters:
             return
+        name = "logits" if stored == "logits" else site.name
         if kind == "embedding":
             if site.name.rsplit(".", 1)[-1] in TOKEN_TABLES:
-                self.known[stored] = Recipe(stored, kind, (), site.parameters)
+                self.known[name] = Recipe(name, stored, kind, (), site.parameters)
             else:
-                self.why[stored] = "what it looks up is not recorded"
+                self.why[name] = "what it looks up is not recorded"
             return
         source = self.resolve(site.name + INPUT_SUFFIX)
         if source is None or source == "logits":
-            self.why[stored] = "its input is not recorded"
+            self.why[name] = "its input is not recorded"
             return
         eps = _declared_eps(kind, site, declared)
         plus_one = site.module_class.startswith("Gemma")
-        self.known[stored] = Recipe(stored, kind, (source,), site.parameters, eps=eps, plus_one=plus_one)
+        self.known[name] = Recipe(name, stored, kind, (source,), site.parameters, eps=eps, plus_one=plus_one)
 
-    def add_layer(self, layer: str, index: int, declared: Json) -> None:
-        """Attention core, gate and the two sums of one decoder layer."""
-        self._sum(f"{layer}.post_attention_layernorm:in", f"{layer}.input_layernorm:in", f"{layer}.self_attn.o_proj")
-        self._sum(layer, f"{layer}.post_attention_layernorm:in", f"{layer}.mlp.down_proj")
+    def add_layer(self, layer: str, stem: str, index: int, declared: Json) -> None:
+        """Attention core, gate, the two sums of one decoder layer, and what is passed on between modules."""
+        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+        self.add_passing(f"{layer}.input_layernorm:in", f"{stem}layers.{index - 1}" if index else f"{stem}embed_tokens")
+        for part in ("q_proj", "k_proj", "v_proj"):
+            self.add_passing(f"{attention}.{part}:in", f"{layer}.input_layernorm")
+        for part in ("gate_proj", "up_proj"):
+            self.add_passing(f"{mlp}.{part}:in", f"{layer}.post_attention_layernorm")
+        stream = f"{layer}.post_attention_layernorm:in"
+        self._add(stream, Recipe("", "", "residual"), f"{layer}.input_layernorm:in", f"{attention}.o_proj")
+        self._add(layer, Recipe("", "", "residual"), stream, f"{mlp}.down_proj")
         activation = str(declared.get("hidden_act") or "silu")
-        gate = Recipe("", "gate", activation=activation)
         if activation in ACTIVATIONS:
-            self._add(f"{layer}.mlp.down_proj:in", gate, f"{layer}.mlp.gate_proj", f"{layer}.mlp.up_proj")
+            gate = Recipe("", "", "gate", activation=activation)
+            self._add(f"{mlp}.down_proj:in", gate, f"{mlp}.gate_proj", f"{mlp}.up_proj")
         core = declared_core(declared, index)
-        parts = [f"{layer}.self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj")]
         if core is None:
-            self.why[f"{layer}.self_attn.o_proj:in"] = "the checkpoint declares a rotary embedding that is not known"
-        elif resolve(self.trace, f"{layer}.self_attn.q_norm") is None:
-            self._add(f"{layer}.self_attn.o_proj:in", Recipe("", "attention", core=core), *parts)
+            self.why[f"{attention}.o_proj:in"] = "the checkpoint declares a rotary embedding that is not known"
+        elif resolve(self.trace, f"{attention}.q_norm") is None:
+            parts = [f"{attention}.{part}" for part in ("q_proj", "k_proj", "v_proj")]
+            self._add(f"{attention}.o_proj:in", Recipe("", "", "attention", core=core), *parts)
 
-    def _sum(self, name: str, stream: str, branch: str) -> None:
-        self._add(name, Recipe("", "residual"), stream, branch)
+    def add_passing(self, name: str, source: str) -> None:
+        """A module's input that the run holds apart from what it should be."""
+        stored, expected = self.resolve(name), self.resolve(source)
+        if stored is not None and expected is not None and stored != expected:
+            self.known[name] = Recipe(name, stored, "identity", (expected,))
 
     def _add(self, name: str, recipe: Recipe, *inputs: str) -> None:
         stored, sources = self.resolve(name), [self.resolve(source) for source in inputs]
-        if stored is None or stored == "logits" or stored in self.known:
+        if stored is None or stored == "logits":
             return
         found = tuple(source for source in sources if source is not None)
         if len(found) < len(inputs):
-            self.why[stored] = "not all of its inputs are recorded"
+            self.why[name] = "not all of its inputs are recorded"
             return
-        self.known[stored] = Recipe(stored, recipe.kind, found, activation=recipe.activation, core=recipe.core)
+        self.known[name] = replace(recipe, site=name, stored=stored, inputs=found)
 
 
 def _kind(module_class: str) -> str | None:

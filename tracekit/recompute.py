@@ -97,7 +97,7 @@ class Recomputation:
             read = self._covers(recipe.inputs[0], self.first_step, self.first_step + steps)
             return [Window(0, steps)] if steps and read else []
         out = []
-        for first, last in self.sequence.sites[recipe.site].ranges:
+        for first, last in self.sequence.sites[recipe.stored].ranges:
             begin, end = first, min(last, stop)
             needed = 0 if recipe.kind == "attention" else begin
             if recipe.kind == "embedding":
@@ -130,6 +130,8 @@ class Recomputation:
         dtype, parameters = self.computed_in(recipe), self.parameters
         if recipe.kind == "embedding":
             return operations.embedding(parameters.table(recipe), self.ids[window.first : window.stop], dtype)
+        if recipe.kind == "identity":
+            return operations.identity(inputs[0], dtype)
         if recipe.kind == "linear":
             return operations.linear(parameters.matrix(recipe), inputs[0], dtype, closely)
         if recipe.kind == "rms_norm":
@@ -147,7 +149,7 @@ class Recomputation:
 
     def computed_in(self, recipe: Recipe) -> str:
         """The coarser format of a site and its inputs: 16-bit logits are often handed over in float32."""
-        dtypes = [self.dtype(name) for name in (recipe.site, *recipe.inputs)]
+        dtypes = [self.dtype(name) for name in (recipe.stored, *recipe.inputs)]
         return max(dtypes, key=operations.unit)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tracekit.align import align_sequences
 from tracekit.audit import Culprit
 from tracekit.counterfactual import Ruling, rule_draw, rule_filter, rule_stop, rule_token
 from tracekit.culprits import Examination, checkpoint_of, examine, settle
@@ -104,7 +103,7 @@ def diff(
     if audited and _differs(found):
         checkpoint, note = checkpoint_of(reference, candidate, weights)
         if checkpoint is not None:
-            examination = examine(reference, candidate, checkpoint)
+            examination = examine(reference, candidate, checkpoint, found)
     verdict = reach(reference, candidate, found, yardstick.calibration, examination)
     return verdict if note is None else replace(verdict, notes=(*verdict.notes, note))
 
@@ -120,8 +119,7 @@ def reach(
     """Name the cause of what the search found and the audit made of it."""
     rounding: list[str] = []
     if examination is not None:
-        pairs, _ = align_sequences(reference, candidate)
-        found.findings, rounding = settle(found, examination, pairs)
+        found.findings, rounding = settle(found, examination, reference, candidate)
     differences = config_differences(reference, candidate)
     weights = weight_differences(reference, candidate)
     ruling = _rule(reference, candidate, found, differences, weights)
@@ -261,7 +259,21 @@ def _rule_layer(reference: Trace, candidate: Trace, found: Search, first: Findin
     evidence = [f"error {first.ratio:.3g}x its yardstick (relative {first.error:.1e})"]
     if "positions" in first.facts:
         evidence[0] += f", at {first.facts['wrong_positions']} of {first.facts['positions']} positions"
-    return Ruling("layer", evidence + _inputs_agree(reference, found, first), first)
+    evidence += _inputs_agree(reference, found, first)
+    skipped = _passed_on(candidate, first)
+    if skipped is not None:
+        evidence.append(f"explained: {skipped['text']}")
+    return Ruling("layer", evidence, first, explanation=skipped)
+
+
+def _passed_on(candidate: Trace, first: Finding) -> Json | None:
+    """The candidate gave the very tensor of an earlier site where the reference computed something."""
+    row = candidate.sites.get(first.site or "")
+    source = first.facts.get("candidate_site")
+    if row is None or row.same_as is None or source is None or source == first.site:
+        return None
+    text = f"it is {source} unchanged: what lies between is skipped"
+    return {"kind": "layer skipped", "value": source, "residual": 0.0, "text": text}
 
 
 def _rule_culprit(reference: Trace, found: Search, first: Finding, culprit: Culprit) -> Ruling:

@@ -24,7 +24,8 @@ def attention_mistakes(case: Case) -> Iterator[Hypothesis]:
     assert case.recipe.core is not None
     core = case.recipe.core
     for kind, text, changed in _switches(case, core):
-        yield plainly(kind, text, _attended, case, changed)
+        flips = bool(changed.scores or changed.weights or changed.softmax or changed.table or changed.angles)
+        yield replace(plainly(kind, text, _attended, case, changed), flips=flips)
     yield from _cache(case, core)
     yield from _swapped(case, core)
     yield _theta(case, core)
@@ -100,7 +101,8 @@ def _precisions(case: Case, core: Core) -> Iterator[tuple[str, str, Core]]:
             yield "scores rounded", f"attention scores rounded to {dtype}", replace(core, scores=dtype)
             yield "softmax rounded", f"softmax rounded to {dtype}", replace(core, weights=dtype)
             both = replace(core, scores=dtype, weights=dtype)
-            yield "scores and softmax rounded", f"scores and softmax in {dtype}", both
+            yield "scores and softmax rounded", f"scores and softmax rounded to {dtype}", both
+            yield "softmax narrow", f"the whole softmax in {dtype}", replace(core, softmax=dtype)
         yield "rotary angles rounded", f"rotary angles rounded to {dtype}", replace(core, angles=dtype)
 
 
@@ -133,12 +135,12 @@ def _stale(case: Case, core: Core, row: int, since: int) -> tuple[Floats, Value]
 
 
 def _swapped(case: Case, core: Core) -> Iterator[Hypothesis]:
-    """Queries and keys the wrong way round, where their widths allow it."""
+    """Queries and keys the wrong way round, where their widths allow it; keys and values."""
     q, k, v = case.inputs
+    rows = case.window.rows
     if core.heads == core.kv_heads and len(q) == len(k):
-        rows = case.window.rows
         yield plainly("queries and keys swapped", "queries and keys swapped", operations.attend, core, k, q, v, rows)
-        yield plainly("keys and values swapped", "keys and values swapped", operations.attend, core, q, v, k, rows)
+    yield plainly("keys and values swapped", "keys and values swapped", operations.attend, core, q, v, k, rows)
 
 
 def _fitted(

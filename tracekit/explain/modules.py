@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit import operations
-from tracekit.explain.case import Case, Hypothesis, Value, plainly
+from tracekit.explain.case import Case, Hypothesis, Value, narrowed, plainly
 from tracekit.operations import ACTIVATIONS, Floats, as_stored, unit
 from tracekit.recipe import Recipe
 
@@ -37,8 +37,15 @@ def module_mistakes(case: Case) -> Iterator[Hypothesis]:
         "gate": _gate,
         "residual": _residual,
         "embedding": _embedding,
+        "identity": _passed,
     }
     yield from kinds[case.recipe.kind](case)
+
+
+def _passed(case: Case) -> Iterator[Hypothesis]:
+    width = case.right.values.shape[1]
+    scaled = case.right.values * float(np.sqrt(width))
+    yield plainly("embedding scale", f"scaled by sqrt({width})", _same, scaled)
 
 
 def _same(values: Floats) -> Floats:
@@ -116,13 +123,13 @@ def _other_inputs(case: Case) -> Iterator[str]:
     if case.recipe.site == "logits":
         return
     for recipe in case.recipes.known:
-        if recipe.site == case.recipe.inputs[0] and recipe.kind.endswith("norm"):
+        if recipe.stored == case.recipe.inputs[0] and recipe.kind.endswith("norm"):
             yield recipe.inputs[0]
 
 
 def _head_orders(case: Case, width: int) -> Iterator[tuple[str, NDArray[np.int64]]]:
     """Rows of a projection as they lie where the two rotary layouts were mixed up, or heads were miscounted."""
-    cores = [recipe.core for recipe in case.recipes.known if case.recipe.site in recipe.inputs]
+    cores = [recipe.core for recipe in case.recipes.known if case.recipe.stored in recipe.inputs]
     core = next((core for core in cores if core is not None), None)
     if core is None:
         return
@@ -250,7 +257,9 @@ def _gate(case: Case) -> Iterator[Hypothesis]:
     yield plainly("gate and up swapped", "gate and up swapped", _gated, declared, up, gate)
     for name, function in FUNCTIONS.items():
         if function is not declared:
-            yield plainly("activation", f"{name} instead of {case.recipe.activation}", _gated, function, gate, up)
+            text = f"{name} instead of {case.recipe.activation}"
+            made = plainly("activation", text, _gated, function, gate, up)
+            yield replace(made, variance=operations.cancelled(gate, up))
     yield plainly("up left out", "the up projection is left out", declared, gate)
     yield plainly("gate left out", "the gate is left out", _same, up)
 
@@ -270,6 +279,14 @@ def _residual(case: Case) -> Iterator[Hypothesis]:
         yield plainly("layer skipped", f"it is {other} unchanged: what lies between is skipped", _same, before)
         text = f"{added} is added to {other} instead of {source}"
         yield plainly("another stream", text, _same, before + branch)
+    for other in _beside(case):
+        text = f"{other} is added as well"
+        yield plainly("another branch", text, _same, stream + branch + case.run.recorded(other, case.window))
+    for dtype in ("float16", "bfloat16"):
+        if unit(dtype) > unit(case.dtype) * 1.5:
+            text = f"sum taken in {dtype}"
+            parts = as_stored(stream, dtype) + as_stored(branch, dtype)
+            yield plainly("sum rounded", text, narrowed, case, parts, dtype)
     yield Hypothesis(
         "branch times",
         2,
@@ -279,9 +296,19 @@ def _residual(case: Case) -> Iterator[Hypothesis]:
     )
 
 
+def _beside(case: Case) -> list[str]:
+    """The layer's other branch."""
+    layer = case.recipe.site.removesuffix(".post_attention_layernorm:in")
+    names = (f"{layer}.self_attn.o_proj", f"{layer}.mlp.down_proj")
+    stored = {recipe.stored for recipe in case.recipes.known if recipe.site in names}
+    return sorted(stored - set(case.recipe.inputs))
+
+
 def _before(case: Case) -> list[str]:
     """What the stream that goes into the sum was made from."""
-    return [recipe.inputs[0] for recipe in case.recipes.known if recipe.site == case.recipe.inputs[0] and recipe.inputs]
+    return [
+        recipe.inputs[0] for recipe in case.recipes.known if recipe.stored == case.recipe.inputs[0] and recipe.inputs
+    ]
 
 
 def _scaled_branch(case: Case, stream: Floats, branch: Floats) -> tuple[Floats, Value]:

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tracekit import operations
-from tracekit.explain.case import Case, Hypothesis, Value, plainly
+from tracekit.explain.case import Case, Hypothesis, Value, narrowed, plainly
 from tracekit.explain.fitting import best_on_grid, logarithmic
 from tracekit.operations import Floats, unit
 
@@ -20,7 +19,7 @@ def output_mistakes(case: Case) -> Iterator[Hypothesis]:
     for dtype in ("float16", "bfloat16"):
         if unit(dtype) > unit(case.dtype) * 1.5:
             text = f"output rounded to {dtype}"
-            yield plainly(text, text, operations.as_stored, case.right.values, dtype)
+            yield plainly(text, text, narrowed, case, case.right.values, dtype)
     yield plainly("rows shifted", "every position holds the row of the position before", _shifted, case, 1)
     yield plainly("all zero", "all zero", np.zeros_like, case.right.values)
     yield Hypothesis("gain", 2, lambda: _gain(case), _gain_text, lambda gain: case.base * gain)
