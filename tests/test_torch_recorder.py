@@ -304,7 +304,7 @@ def test_follow_forces_the_tokens_row_by_row_and_stops_with_them(tmp_path, model
             assert ours.tokens.tolist() == theirs.tokens.tolist()
             assert ours.end_reason == ("stop" if theirs.end_reason == "stop" else "left")
         forced = [event for index in range(5) for event in followed.sequences[1].step(index).events]
-        assert forced and {event.kind for event in forced} == {"forced"}
+        assert {event.kind for event in forced} == {"forced"} | ({"processor"} if settings is SAMPLING else set())
     # A forced run uses the generator as it would have without.
     generate(model, batch, seed=99, tokens=9, **SAMPLING)
     state = torch.get_rng_state()

@@ -24,6 +24,7 @@ from tracekit.trace import Json
 from tracekit_torch import describe
 from tracekit_torch.adapters import transformers_causal
 from tracekit_torch.adapters.any_module import AnyModule
+from tracekit_torch.adapters.processors import watched_chain
 from tracekit_torch.adapters.transformers_causal import TransformersCausal
 from tracekit_torch.recorder import Adapter, Recorder
 from tracekit_torch.texts import TOKENIZER_MODULE
@@ -247,11 +248,15 @@ class Watch:
 
     def _processors(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def process(processors: Any, *args: Any, **kwargs: Any) -> Any:
-            scores = original(processors, *args, **kwargs)
             adapter = self._recorder.adapter
-            generation = adapter.generation if isinstance(adapter, TransformersCausal) else None
-            if generation is not None and processors is generation.processors and self._recorder.active:
-                generation.processed(scores)
+            if not isinstance(adapter, TransformersCausal) or not self._recorder.active or not adapter.listening():
+                return original(processors, *args, **kwargs)
+            with watched_chain(processors) as chain:
+                scores = original(processors, *args, **kwargs)
+            try:
+                adapter.processed(processors, scores, chain)
+            except Exception as error:
+                self._recorder.fail(error)
             return scores
 
         return process

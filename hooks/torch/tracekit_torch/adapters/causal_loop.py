@@ -21,6 +21,7 @@ from tracekit.log import Tensor, TensorLike
 from tracekit.trace import Json
 from tracekit_torch import describe
 from tracekit_torch.adapters.causal_calls import cache_length, left_padding, output_logits, write_call
+from tracekit_torch.adapters.processors import Stage
 from tracekit_torch.draws import Drawn
 from tracekit_torch.recorder import Choice, Recorder, Row, as_tensor, generator_state, survivors
 
@@ -43,6 +44,8 @@ class Waiting:
     drawn: list[Drawn] = field(default_factory=list)
     survivors: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     """What each row's token was drawn from; copied as it was drawn, since the program may go on with its tensor."""
+    chain: list[Stage] = field(default_factory=list)
+    """What each logits processor left."""
     natural: list[int] | None = None
     """What would have been chosen, where another trace is followed."""
 
@@ -146,6 +149,12 @@ class CausalLoop:
 
     # ---------------------------------------------------------------- between two calls
 
+    def processed(self, chain: list[Stage]) -> None:
+        """A list of logits processors was called between two calls."""
+        waiting, begun = self._waiting, self._begun
+        if waiting is not None and begun is not None:
+            waiting.chain = [stage for stage in chain if len(stage.survivors) == len(begun.rows)]
+
     def drew(self, drawn: Drawn) -> torch.Tensor | None:
         """Something was drawn between two calls."""
         waiting, begun = self._waiting, self._begun
@@ -247,6 +256,7 @@ class CausalLoop:
 
     def _choice(self, waiting: Waiting, index: int, token: int) -> Choice:
         choice = Choice(token)
+        choice.events += [stage.event(index) for stage in waiting.chain]
         if waiting.logits is not None and self._recorder.keeps_logits:
             choice.logits = waiting.logits[index]
         if waiting.survivors is not None:

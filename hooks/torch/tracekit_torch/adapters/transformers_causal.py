@@ -16,6 +16,7 @@ from tracekit.trace import Json
 from tracekit_torch import describe
 from tracekit_torch.adapters.causal_calls import cache_length, left_padding, output_logits, write_call
 from tracekit_torch.adapters.causal_loop import CausalLoop
+from tracekit_torch.adapters.processors import Stage
 from tracekit_torch.draws import Drawn
 from tracekit_torch.recorder import Choice, Recorder, Row, generator_state, rows_of, survivors
 
@@ -49,6 +50,7 @@ class Generation:
         self._settings = settings
         self._logits: torch.Tensor | None = None
         self._scores: torch.Tensor | None = None
+        self._chain: list[Stage] = []
         self._drawn: list[Drawn] = []
         self._natural: list[int] | None = None
         self._call_first = 0
@@ -124,9 +126,10 @@ class Generation:
 
     # ---------------------------------------------------------------- the step between two calls
 
-    def processed(self, scores: torch.Tensor) -> None:
-        """The logits processors gave these scores [batch, vocabulary]."""
+    def processed(self, scores: torch.Tensor, chain: list[Stage] | None = None) -> None:
+        """The logits processors gave these scores [batch, vocabulary]; `chain` is what each of them left."""
         self._scores = scores
+        self._chain = chain or []
         self._drawn = []
         self._natural = None
 
@@ -163,7 +166,7 @@ class Generation:
                 ends[index] = True
                 self._recorder.end_row(row, "left", "the followed trace ends")
         self._logits = self._scores = None
-        self._drawn = []
+        self._drawn, self._chain = [], []
         if self._recorder.follow is None:
             return done
         return torch.tensor(ends, dtype=done.dtype, device=done.device)
@@ -184,6 +187,7 @@ class Generation:
 
     def _choice(self, index: int, token: int) -> Choice:
         choice = Choice(token)
+        choice.events += [stage.event(index) for stage in self._chain]
         if self._logits is not None:
             choice.logits = self._logits[index]
         for drawn in self._drawn:
@@ -284,6 +288,13 @@ class TransformersCausal:
         self._loop.finish(reason, detail)
 
     # ---------------------------------------------------------------- told by the watch on transformers
+
+    def processed(self, processors: Any, scores: torch.Tensor, chain: list[Stage]) -> None:
+        """A list of logits processors was called between two calls of the model; `chain` is what each of them left."""
+        if self._generation is None:
+            self._loop.processed(chain)
+        elif processors is self._generation.processors:
+            self._generation.processed(scores, chain)
 
     @property
     def generation(self) -> Generation | None:
