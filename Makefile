@@ -14,7 +14,7 @@ export TRACEKIT_MODEL = $(abspath $(MODEL))
 export TRACEKIT_NATIVE = $(abspath $(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test lint parity bench faults bench-faults traces clean native
+.PHONY: help setup model demo test lint parity bench faults bench-faults museum traces clean native
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ faults: setup model ## Twelve planted faults at three places each, and harmless 
 
 bench-faults: setup model ## Faults drawn at random, on both sides, and harmless rewrites; SEED=n (about 6 minutes)
 	$(BIN)/python -m benchmarks.fault_bench --seed $(or $(SEED),0) --model $(MODEL) --native $(NATIVE)
+
+museum: setup model ## Faults that were reported in public, staged one by one: writes docs/museum.md
+	$(BIN)/python -m benchmarks.fault_bench --museum docs/museum.md --model $(MODEL) --native $(NATIVE)
 
 traces: setup ## Make the checked-in sample traces again
 	$(BIN)/python scripts/make_sample_traces.py --native $(NATIVE)

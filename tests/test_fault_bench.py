@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tracekit
-from benchmarks.fault_bench import benign, inject_torch, kinds_native, kinds_torch, models, run
+from benchmarks.fault_bench import benign, inject_torch, kinds_native, kinds_torch, models, museum, museum_page, run
 from benchmarks.fault_bench.fault import Fault, layer
 from benchmarks.fault_bench.judge import judge, misplaced
 from benchmarks.fault_bench.kinds import SLOTS, Dice
@@ -118,3 +118,21 @@ def test_a_run_starts_from_its_own_copy(studio: Studio) -> None:
     first.settings["top_k"] = 1
     assert studio.run(run.SETUPS[SETUP]).ids != first.ids
     assert studio.run(run.SETUPS[SETUP]).settings != first.settings
+
+
+def test_the_museum_names_what_exists() -> None:
+    threads = [item.thread for item in museum.EXHIBITS]
+    assert len(threads) == len(set(threads)) >= 50
+    assert not set(threads) & set(museum.ABSENT)
+    assert {item.setup for item in museum.EXHIBITS} <= set(run.SETUPS)
+    assert all(thread.count("/") == 1 and "#" in thread for thread in [*threads, *museum.ABSENT])
+
+
+def test_the_museums_page_has_every_thread(studio: Studio) -> None:
+    index = next(at for at, item in enumerate(museum.EXHIBITS) if item.setup == SETUP and "prompt" in str(item.stage))
+    row = run.try_exhibit(studio, index)
+    assert row["ok"], row["said"]
+    text = museum_page.page([row], [])
+    assert museum.EXHIBITS[index].thread in text
+    assert "**1 of 1**" in text
+    assert all(thread in text for thread in museum.ABSENT)

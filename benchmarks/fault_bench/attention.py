@@ -74,7 +74,7 @@ def _per_query_head(rows: torch.Tensor, groups: int, heads: str) -> torch.Tensor
         "grouped": index // groups,
         "repeated": index % count,
         "one-late": (index // groups + 1) % count,
-        "stride": (index // groups) % groups % count,
+        "stride": (index % groups) % count,
     }[heads]
     return rows[:, chosen]
 

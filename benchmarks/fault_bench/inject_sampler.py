@@ -278,19 +278,21 @@ def penalty_rule(model: Any, run: Run, which: str, window: int = 0) -> Iterator[
 
 @injection("minimum-masks")
 @contextmanager
-def minimum_masks(model: Any, run: Run, tokens: list[int], length: int | None = None) -> Iterator[None]:
+def minimum_masks(model: Any, run: Run, tokens: list[int]) -> Iterator[None]:
     """During the minimum length these ids are forbidden in place of the stop ids."""
-    prompt = len(run.ids[0])
+    first = len(run.ids[0]) + run.settings["min_new_tokens"]
 
     def rule(processor: Any, ids: torch.Tensor, scores: Scores) -> Scores:
-        due = processor.min_new_tokens if length is None else length
-        if ids.shape[1] - prompt >= due:
+        if ids.shape[1] >= first:
             return scores
         scores = scores.clone()
         scores[:, tokens] = GONE
         return scores
 
-    with _ruled(model, "MinNewTokens", rule):
+    def change(processors: list[Any]) -> list[Any]:
+        return [_with_rule(item, rule) if "Length" in type(item).__name__ else item for item in processors]
+
+    with _chain(model, change):
         yield
 
 

@@ -184,13 +184,15 @@ def eps_everywhere(model: Any, run: Run, value: float) -> Iterator[None]:
 def norm_plus_one(model: Any, run: Run, site: str, amount: float = 1.0) -> Iterator[None]:
     """A norm's scale is 1 + w where w is meant (or, with -1, the reverse)."""
     module = model.get_submodule(site)
-    scale = module.weight.detach() + amount
+    gemma = type(module).__name__.startswith("Gemma")  # its weight is stored less 1
+    scale = module.weight.detach() + amount + (1.0 if gemma else 0.0)
+    small = module.eps if hasattr(module, "eps") else module.variance_epsilon
 
     def norm(x: torch.Tensor) -> torch.Tensor:
         if isinstance(module, nn.LayerNorm):
             return functional.layer_norm(x, module.normalized_shape, scale, module.bias, module.eps)
         wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + small)
         return scale * wide.to(x.dtype)
 
     with forward(module, lambda _: norm):
@@ -340,7 +342,9 @@ def rope_frequencies(model: Any, run: Run, layer: int | None = None, **settings:
     """Frequencies of another scaling: `factor` divides them all; `plain` drops the scaling that is configured."""
     rotary = model.model.rotary_emb
     plain = _frequencies(model, model.config.rope_parameters["rope_theta"])
-    wrong = plain if settings.get("plain") else rotary.inv_freq / settings["factor"]
+    wrong = plain if settings.get("plain") else rotary.inv_freq / torch.tensor(settings.get("factor", 1.0))
+    if "divide" in settings:  # by frequency, as LongRoPE does
+        wrong = plain / torch.tensor(settings["divide"])
 
     def change(_: Any, given: dict[str, Any]) -> dict[str, Any]:
         return {"position_embeddings": _tables(model, wrong, given["position_ids"], given["position_embeddings"][0])}
@@ -430,6 +434,25 @@ def rope_layout(model: Any, run: Run, layout: str, layer: int | None = None, cal
 # -------------------------------------------------------------------- attention core and cache
 
 
+@injection("rope-whole")
+@contextmanager
+def rope_whole(model: Any, run: Run) -> Iterator[None]:
+    """The whole of each head is rotated where only a part should be."""
+    attentions = _attentions(model)
+    theta, size = model.config.rope_parameters["rope_theta"], attentions[0].head_dim
+    frequencies = 1.0 / (theta ** (torch.arange(0, size, 2, dtype=torch.float) / size))
+
+    def change(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+        like = given["position_embeddings"][0]
+        return {"position_embeddings": _tables(model, frequencies, given["position_ids"], like)}
+
+    with ExitStack() as stack:
+        for module in attentions:
+            stack.enter_context(attribute(module, "rotary_ndims", size))
+        stack.enter_context(_at_attention(model, None, change))
+        yield
+
+
 @injection("core")
 @contextmanager
 def attention_core(model: Any, run: Run, layer: int | None = None, **options: Any) -> Iterator[None]:
@@ -498,6 +521,52 @@ def cache_blank(model: Any, run: Run, layer: int, step: int, rows: int = 1) -> I
             values[:, :, :rows] = 0
 
     with _spoilt(model, layer, spoil):
+        yield
+
+
+@injection("cache-window-row")
+@contextmanager
+def cache_window_row(model: Any, run: Run, layer: int, step: int) -> Iterator[None]:
+    """From a step on, the oldest row of a sliding window is the newest one."""
+    calls = [0]
+
+    def spoil(rows: torch.Tensor) -> None:
+        calls[0] += 1
+        if calls[0] > 2 * step:  # keys and values, once a call
+            rows[:, :, 0] = rows[:, :, -1]
+
+    with _spoilt(model, layer, spoil):
+        yield
+
+
+@injection("shared-positions")
+@contextmanager
+def shared_positions(model: Any, run: Run) -> Iterator[None]:
+    """All rows of a left-padded batch count their positions from the batch's first column."""
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def run_all(*args: Any, **kwargs: Any) -> Any:
+            ids, cache = (*args, kwargs.get("input_ids"))[0], kwargs.get("past_key_values")
+            first = cache.get_seq_length() if cache is not None else 0
+            positions = torch.arange(first, first + ids.shape[1])[None].expand(ids.shape[0], -1)
+            return original(*args, **(kwargs | {"position_ids": positions}))
+
+        return run_all
+
+    with forward(model.base_model, make):
+        yield
+
+
+@injection("alibi-slopes")
+@contextmanager
+def alibi_slopes(model: Any, run: Run) -> Iterator[None]:
+    """One geometric series also where the number of heads is no power of two."""
+    modeling = sys.modules[type(model).__module__]
+
+    def slopes(heads: int, device: Any) -> torch.Tensor:
+        return torch.tensor([2.0 ** (-8.0 * (index + 1) / heads) for index in range(heads)], device=device)
+
+    with attribute(modeling, "_get_alibi_slopes", slopes):
         yield
 
 
@@ -626,6 +695,45 @@ def _block(block: Any, wrong: str) -> Callable[..., torch.Tensor]:
 def logits_cast(model: Any, run: Run, dtype: str) -> Iterator[None]:
     low: torch.dtype = getattr(torch, dtype)
     with forward(model.get_output_embeddings(), lambda original: lambda x: original(x).to(low).to(x.dtype)):
+        yield
+
+
+@injection("head-row")
+@contextmanager
+def head_row(model: Any, run: Run) -> Iterator[None]:
+    """In the prefill the head reads the hidden state one row too early."""
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def run_all(*args: Any, **kwargs: Any) -> Any:
+            out = original(*args, **kwargs)
+            if out.last_hidden_state.shape[1] > 1:
+                out.last_hidden_state = out.last_hidden_state.roll(1, dims=1)
+            return out
+
+        return run_all
+
+    with forward(model.base_model, make):
+        yield
+
+
+@injection("linear-in")
+@contextmanager
+def linear_in(model: Any, run: Run, site: str, dtype: str) -> Iterator[None]:
+    """A matmul ignores the precision that was asked for."""
+    module, low = model.get_submodule(site), getattr(torch, dtype)
+    bias = None if module.bias is None else module.bias.to(low)
+    matrix = module.weight.detach().to(low)
+    with forward(module, lambda _: lambda x: functional.linear(x.to(low), matrix, bias).to(x.dtype)):
+        yield
+
+
+@injection("zero-point")
+@contextmanager
+def zero_point(model: Any, run: Run, site: str) -> Iterator[None]:
+    """Every weight is one quantisation step too large."""
+    module = model.get_submodule(site)
+    matrix = module.weight.detach() + module.weight.detach().abs().amax(dim=1, keepdim=True) / 7
+    with forward(module, lambda _: lambda x: functional.linear(x, matrix, module.bias)):
         yield
 
 

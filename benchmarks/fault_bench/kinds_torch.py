@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.fault_bench.fault import Expected, Fault, layer
 from benchmarks.fault_bench.kinds import Dice, core, gated, kind
+from benchmarks.fault_bench.setups import SETUPS
 
 FLOAT32 = ("smollm2", "qwen2")
 DECODERS = ("smollm2", "qwen2", "smollm2-bf16")
@@ -292,12 +293,19 @@ def temperature_last(dice: Dice) -> Fault:
     return planted(dice, "order", FILTER, words=["TopK", "TopP", "Temperature"])
 
 
-@kind("top-k off by one", "torch", *FLOAT32)
+@kind("top-k off by one", "torch", "smollm2-top-k", "qwen2")
 def top_k_off(dice: Dice) -> Fault:
-    return planted(dice, "value", FILTER, word="TopK", name="top_k", to=dice.rng.choice([5, 12, 51]))
+    return planted(
+        dice,
+        "value",
+        FILTER,
+        word="TopK",
+        name="top_k",
+        to=dice.studio.run(SETUPS[dice.setup]).settings["top_k"] + dice.rng.choice([1, -1]),
+    )
 
 
-@kind("top-k strict", "torch", *FLOAT32)
+@kind("top-k strict", "torch", "smollm2-top-k", "smollm2-ties-bf16")
 def top_k_strict(dice: Dice) -> Fault:
     return planted(dice, "top-k-strict", FILTER)
 
@@ -356,8 +364,6 @@ def stated_eos(dice: Dice) -> Fault:
 @kind("prompt", "torch", *FLOAT32)
 def other_prompt(dice: Dice) -> Fault:
     with_bos = dice.rng.choice([True, False])
-    from benchmarks.fault_bench.setups import SETUPS
-
     ids = dice.studio.run(SETUPS[dice.setup]).ids[0]
     wrong = [ids[0], *ids] if with_bos else [*ids[:3], *ids[4:]]
     return planted(dice, "prompt", Expected(("input",), ("prompt/token_ids",)), ids=wrong)

@@ -11,9 +11,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from tabulate import tabulate
 
 import tracekit
-from benchmarks.fault_bench import benign, kinds_native, kinds_torch, models
+from benchmarks.fault_bench import benign, kinds_native, kinds_torch, models, museum, museum_page
 from benchmarks.fault_bench.fault import Fault, Json
 from benchmarks.fault_bench.judge import explanation_of, judge, margin_of, misplaced
 from benchmarks.fault_bench.kinds import SLOTS, Dice
@@ -45,6 +45,8 @@ def main() -> None:
         studio = Studio(Path(scratch), options.model.resolve(), options.native.resolve(), options.seed)
         faults, controls = measure(studio, options)
     report(faults, controls, options, time.monotonic() - began)
+    if options.museum:
+        options.museum.write_text(museum_page.page(faults, controls))
     if options.json:
         figures = {"seed": options.seed, "faults": faults, "benign": controls, "summary": summary(faults, controls)}
         options.json.write_text(json.dumps(figures, indent=2, default=str))
@@ -57,6 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=66, help="how many; default 66")
     parser.add_argument("--only", metavar="REGEX", default="", help="kinds of faults and harmless rewrites to run")
     parser.add_argument("--jobs", type=int, default=2, help="processes; default 2")
+    parser.add_argument("--museum", type=Path, metavar="PAGE", help="stage the reported faults instead, and write PAGE")
     parser.add_argument("--json", type=Path, help="write every verdict here")
     parser.add_argument("--model", type=Path, default=ROOT / ".cache/smollm2-135m", help="SmolLM2's folder")
     parser.add_argument("--native", type=Path, default=ROOT / "hooks/rust/target/release/tracekit-native")
@@ -65,23 +68,47 @@ def parse_arguments() -> argparse.Namespace:
 
 def measure(studio: Studio, options: argparse.Namespace) -> tuple[list[Json], list[Json]]:
     """Run everything; rows for faults, and for harmless rewrites."""
-    plan = [(name, setup) for name, setup in plan_of(options.seed, options.faults) if re.search(options.only, name)]
-    controls = [name for name in benign.REWRITES if re.search(options.only, name)]
-    setups = sorted({setup for _, setup in plan} | {benign.REWRITES[name].setup for name in controls})
+    tasks: list[Task] = []
+    if options.museum:
+        chosen = [item for item in museum.EXHIBITS if re.search(options.only, f"{item.thread} {item.words}")]
+        tasks = [Task(item.setup, try_exhibit, (museum.EXHIBITS.index(item),)) for item in chosen]
+    else:
+        plan = [
+            item for item in enumerate(plan_of(options.seed, options.faults)) if re.search(options.only, item[1][0])
+        ]
+        tasks = [Task(setup, try_fault, (name, setup, f"{options.seed}/{index}")) for index, (name, setup) in plan]
+    false_alarms = [name for name, rewrite in benign.REWRITES.items() if rewrite.thread or not options.museum]
+    controls = [name for name in false_alarms if re.search(options.only, name)]
+    tasks += [Task(benign.REWRITES[name].setup, try_rewrite, (name,)) for name in controls]
+    rows = run_all(studio, tasks, options.jobs)
+    return [row for row in rows if row["what"] == "fault"], [row for row in rows if row["what"] == "benign"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One candidate to record and to diff."""
+
+    setup: str
+    run: Callable[..., Json]
+    arguments: tuple[Any, ...]
+
+
+def run_all(studio: Studio, tasks: list[Task], jobs: int) -> list[Json]:
+    """The tasks' rows, in their order. Models, references and oracles are made first, once for all."""
+    setups = sorted({task.setup for task in tasks} | {also for task in tasks for also in _others(task)})
     _one_thread()
     for key in sorted({SETUPS[name].model for name in setups} - {"smollm2"}):
         models.make(key, studio.folder(key))
-    context = get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         list(pool.map(studio.prepare, setups, [SETUPS[name].native for name in setups]))
-        tasks: dict[Future[Json], int] = {}
-        for index, (name, setup) in enumerate(plan):
-            tasks[pool.submit(try_fault, studio, name, setup, f"{options.seed}/{index}")] = index
-        for index, name in enumerate(controls):
-            tasks[pool.submit(try_rewrite, studio, name)] = 10000 + index
-        rows = dict(_shown(tasks))
-    ordered = [rows[index] for index in sorted(rows)]
-    return [row for row in ordered if row["what"] == "fault"], [row for row in ordered if row["what"] == "benign"]
+        futures = {pool.submit(task.run, studio, *task.arguments): index for index, task in enumerate(tasks)}
+        rows = dict(_shown(futures))
+    return [rows[index] for index in sorted(rows)]
+
+
+def _others(task: Task) -> tuple[str, ...]:
+    """Runs that a kind is planted in when it cannot show in the first."""
+    return SLOTS[task.arguments[0]].setups if task.run is try_fault else ()
 
 
 def _one_thread() -> None:
@@ -126,7 +153,9 @@ def try_fault(studio: Studio, name: str, setup: str, stream: str) -> Json:
     redrawn: list[str] = []
     slot = SLOTS[name]
     for attempt in range(ATTEMPTS):
-        fault = slot.draw(Dice(random.Random(f"{stream}/{attempt}"), studio, setup))
+        rng = random.Random(f"{stream}/{attempt}")
+        setup = setup if attempt < ATTEMPTS // 2 else rng.choice(slot.setups)
+        fault = slot.draw(Dice(rng, studio, setup))
         row = plant(studio, fault, stream.replace("/", "-"))
         if "hidden" not in row:
             break
@@ -141,6 +170,21 @@ def try_fault(studio: Studio, name: str, setup: str, stream: str) -> Json:
         }
         row |= {"what": "fault", "said": "; ".join(redrawn), "expected": None, "found": None}
     return row | {"kind": name, "redrawn": redrawn, "seconds": time.monotonic() - began}
+
+
+def try_exhibit(studio: Studio, index: int) -> Json:
+    """Stage one row of the museum."""
+    began = time.monotonic()
+    item = museum.EXHIBITS[index]
+    try:
+        fault = item.fault(Dice(random.Random(index), studio, item.setup))
+        row = plant(studio, fault, f"museum-{index}")
+    except Exception as error:
+        row = {"what": "fault", "said": f"{type(error).__name__}: {error}", "ok": False, "found": "", "expected": ""}
+    if "hidden" in row:
+        row |= {"what": "fault", "said": row["hidden"], "ok": False, "found": f"cannot show: {row['hidden']}"}
+    named = {"name": item.words, "thread": item.thread, "setup": item.setup, "side": row.get("side", "")}
+    return row | named | {"redrawn": [], "seconds": time.monotonic() - began}
 
 
 def plant(studio: Studio, fault: Fault, scratch: str) -> Json:
@@ -218,6 +262,7 @@ def try_rewrite(studio: Studio, name: str) -> Json:
     except Exception as error:  # as in `plant`
         said = f"{type(error).__name__}: {error}"
         row = {"what": "benign", "name": name, "setup": rewrite.setup, "said": said, "found": said, "ok": False}
+        row["thread"] = rewrite.thread
         return row | {"margin": "", "verdict": None, "seconds": time.monotonic() - began}
     finally:
         path.unlink(missing_ok=True)
@@ -226,6 +271,7 @@ def try_rewrite(studio: Studio, name: str) -> Json:
     return {
         "what": "benign",
         "name": name,
+        "thread": rewrite.thread,
         "setup": rewrite.setup,
         "said": f"{said}: {margin_of(verdict)}",
         "found": said,

@@ -14,7 +14,7 @@ import tracekit_torch
 from benchmarks.fault_bench import inject_sampler, inject_torch, models, native
 from benchmarks.fault_bench.fault import Fault, Json
 from benchmarks.fault_bench.patching import Run
-from benchmarks.fault_bench.setups import SETUPS, Setup
+from benchmarks.fault_bench.setups import ENCODERS, SETUPS, Setup
 
 assert inject_sampler  # registers its injections
 
@@ -58,7 +58,7 @@ class Studio:
         """Record the run that a fault spoils."""
         setup = SETUPS[fault.setup]
         if fault.side == "native":
-            self.native(setup, path, [fault.kind])
+            self.native(setup, path, [fault.kind], *fault.parameters.get("words", ()))
         else:
             self.torch_run(setup, path, [(fault.kind, fault.parameters)])
 
@@ -101,13 +101,32 @@ class Studio:
         """What a run begins with."""
         ids = [list(row) for row in setup.prompts] or [_encoded(self.folder(setup.model), setup.prompt)[:]]
         ids = ids * setup.copies + ([list(setup.beside)] if setup.beside else [])
-        return Run(ids, dict(setup.settings), self.seed, setup.tokens)
+        settings = dict(setup.settings)
+        if setup.stop_at is not None:
+            settings["eos_token_id"] = [318, self.stop_token(setup)]
+        return Run(ids, settings, self.seed, setup.tokens)
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        """Token ids of SmolLM2's tokenizer."""
+        return _encoded(self.smollm2, text, **options)[:]
+
+    def stop_token(self, setup: Setup) -> int:
+        """The token that is to stop a run with `stop_at`: read off the run without stop ids and minimum length."""
+        model = _loaded(self.folder(setup.model), setup.dtype)
+        settings = {name: value for name, value in setup.settings.items() if name != "min_new_tokens"}
+        prompt = list(setup.prompts[0])
+        torch.manual_seed(self.seed)
+        with torch.no_grad():
+            given = {"max_new_tokens": setup.tokens, "pad_token_id": 0, "eos_token_id": None, **settings}
+            tokens = model.generate(input_ids=torch.tensor([prompt]), **given)[0, len(prompt) :].tolist()
+        first = setup.stop_at or 0
+        return int(next(tokens[step] for step in range(first, len(tokens)) if tokens[step] not in tokens[:step]))
 
 
 def _generate(model: Any, setup: Setup, run: Run) -> None:
     ids = torch.tensor(_padded(run.ids))
     with torch.no_grad():
-        if setup.model == "encoder":
+        if setup.model in ENCODERS:
             model(input_ids=ids)
             return
         given = {"max_new_tokens": run.tokens, "pad_token_id": 0, **run.settings}
@@ -128,7 +147,7 @@ def _loaded(folder: Path, dtype: str) -> Any:
 
 
 @cache
-def _encoded(folder: Path, text: str) -> list[int]:
+def _encoded(folder: Path, text: str, **options: Any) -> list[int]:
     from transformers import AutoTokenizer
 
-    return list(AutoTokenizer.from_pretrained(folder)(text).input_ids)
+    return list(AutoTokenizer.from_pretrained(folder)(text, **options).input_ids)

@@ -11,7 +11,7 @@ import numpy as np
 
 from tracekit.divergence import Stage, prompt_length, step_of
 from tracekit.dtypes import UNIT_ROUNDOFF, to_float
-from tracekit.trace import Sequence, Trace, resolve
+from tracekit.trace import INPUT_SUFFIX, Sequence, Trace, resolve
 
 ROUNDING_UNITS = {"float32": 4.0}
 """In float32, torch's and candle's RMS norms, both correct, lie up to 2.5 units apart (SmolLM2, layer 0). In 16 bits
@@ -62,7 +62,7 @@ def _change_in_sequence(healthy: Trace, faulty: Trace, one: Sequence, other: Seq
     return min(changes, key=lambda item: item[:3])[3] if changes else None
 
 
-Ranked = tuple[int, int, int, Change]
+Ranked = tuple[int, int, float, Change]
 """Step, stage, order of the site, change."""
 
 
@@ -70,16 +70,16 @@ def _site_changes(
     trace: Trace, against: Trace, one: Sequence, other: Sequence, prompt: int, limit: int
 ) -> list[Ranked]:
     found = []
-    for name, data in one.sites.items():
-        # A block that is skipped gives its input: the very tensor that another site recorded.
-        theirs = other.sites.get(resolve(against, name) or "")
-        if theirs is None or theirs.width != data.width or theirs.dtype != data.dtype:
+    for name in dict.fromkeys([*one.sites, *(name for name in other.sites if name.endswith(INPUT_SUFFIX))]):
+        # A value may be a site of its own on one side and, by the wiring, another site's value on the other.
+        data, theirs = one.sites.get(resolve(trace, name) or ""), other.sites.get(resolve(against, name) or "")
+        if data is None or theirs is None or theirs.width != data.width or theirs.dtype != data.dtype:
             continue
         stop = min(limit, data.ranges[-1][1], theirs.ranges[-1][1])
         first = max(data.ranges[0][0], theirs.ranges[0][0])
         if first >= stop:
             continue
-        healthy, faulty = one.read(name, first, stop), other.read(theirs.name, first, stop)
+        healthy, faulty = one.read(data.name, first, stop), other.read(theirs.name, first, stop)
         rows = np.flatnonzero((_bits(healthy) != _bits(faulty)).any(axis=1))
         if not rows.size:
             continue
@@ -90,11 +90,17 @@ def _site_changes(
             (
                 step,
                 1,
-                trace.sites[name].order,
+                _order(trace, name),
                 Change(one.index, Stage.SITE.name, step, position, name, data.dtype, units),
             )
         )
     return found
+
+
+def _order(trace: Trace, name: str) -> float:
+    """Where a site stands in the healthy run; an input that is none there, right before its module."""
+    site = trace.sites.get(name)
+    return site.order if site is not None else trace.sites[name.removesuffix(INPUT_SUFFIX)].order - 0.5
 
 
 def _bits(values: np.ndarray) -> np.ndarray:
