@@ -1,18 +1,29 @@
-"""Did the sampler do it? Filter, draw, token and stop, worked out again from what was recorded."""
+"""Did the sampler do it? Filter, draw, token and stop, worked out again from what was recorded.
+
+At the step where the sides part, the token is worked out from either side's logits with either side's draws: the
+ingredient that flips it is the cause. What a side did otherwise than it states is looked for among the mistakes of
+`filter_rules` and `draw_rules`, and named only if it reproduces every step.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from tracekit.align import align_sequences
-from tracekit.divergence import Finding, Search
-from tracekit.rng import TorchGenerator
-from tracekit.trace import Json, Sequence, Step, Trace
+from tracekit import draw_rules, filter_rules, sampling
+from tracekit.align import SequencePair, align_sequences
+from tracekit.divergence import Finding, Search, first_token_difference
+from tracekit.draw_rules import Trial, Way
+from tracekit.observed import Observed, Streams, Tape, observations, observe
+from tracekit.trace import Json, Sequence, Trace
 
 NEAR = 2.0
 """A margin is crossed by rounding if it is at most this many times the measured error: both tokens may move."""
+MARGIN_STEPS = 256
+"""Steps that margins are measured on; the first ones, of each pair of traces."""
+SIDES = ("reference", "candidate")
 
 
 @dataclass
@@ -26,87 +37,466 @@ class Ruling:
     explanation: Json | None = None
 
 
+# -------------------------------------------------------------------- filter
+
+
 def rule_filter(reference: Trace, candidate: Trace, found: Search, first: Finding) -> Ruling:
-    counts, lost, gained = first.facts["counts"], first.facts["lost"], first.facts["gained"]
-    evidence = [f"{counts[0]} tokens survive in the reference, {counts[1]} in the candidate"]
-    for ids, side in ((lost, "reference"), (gained, "candidate")):
-        if ids:
-            shown = ", ".join(str(token) for token in ids[:5])
-            evidence.append(f"only in the {side}: {shown}" + (f" and {len(ids) - 5} more" if len(ids) > 5 else ""))
+    """Other survivors, or other probabilities of the same ones, than the logits' error allows."""
+    pair = _pair(reference, candidate, first)
+    seen = [observe(side, first.step or 0) for side in (pair.reference, pair.candidate)]
+    evidence = _survivors_said(first.facts)
     if "cut_distance" in first.facts:
         distance, error = first.facts["cut_distance"], first.facts["logit_error"]
         evidence.append(f"distance to the cut {distance:.2g}, logit error {error:.1e}: rounding cannot have moved them")
+    evidence += _processors_said(seen)
+    side, explanation = _explain_filter(pair, first.step or 0)
+    if side == 0:
+        evidence.append("it is the reference that departs from its stated settings here, not the candidate")
+    if explanation is not None:
+        evidence.append(f"explained: {explanation['text']} (at {explanation['steps']} steps)")
+    evidence += _unknown_said((pair.reference, pair.candidate), seen)
     margins: Json = {key: first.facts[key] for key in ("cut_distance", "logit_error") if key in first.facts}
-    return Ruling("filter", evidence, first, margins)
+    margins |= combinations(pair, first.step or 0)
+    return Ruling("filter", evidence, first, margins, explanation)
+
+
+def _survivors_said(facts: Json) -> list[str]:
+    counts = facts["counts"]
+    if "log_ratio" in facts:
+        said = f"the same {counts[0]} tokens survive, with other probabilities: up to {facts['log_ratio']:.2g} nats"
+        return [f"{said}, where the logits allow {facts['allowed']:.1e}"]
+    out = [f"{counts[0]} tokens survive in the reference, {counts[1]} in the candidate"]
+    for ids, side in ((facts["lost"], "reference"), (facts["gained"], "candidate")):
+        if ids:
+            shown = ", ".join(str(token) for token in ids[:5])
+            out.append(f"only in the {side}: {shown}" + (f" and {len(ids) - 5} more" if len(ids) > 5 else ""))
+    return out
+
+
+def _processors_said(seen: list[Observed]) -> list[str]:
+    """The first processor that ran on one side alone, or left another number of tokens."""
+    ours, theirs = seen[0].processors, seen[1].processors
+    if not ours or not theirs:
+        return []
+    for one, other in zip(ours, theirs, strict=False):
+        if one.get("class") != other.get("class"):
+            said = f"{_spelt(one)} runs in the reference where {_spelt(other)} runs in the candidate"
+            return [said]
+        if one.get("survivors") != other.get("survivors"):
+            numbers = f"{one.get('survivors')} tokens in the reference, {other.get('survivors')} in the candidate"
+            name = _spelt(one) if _spelt(one) == _spelt(other) else f"{_spelt(one)} | {_spelt(other)}"
+            return [f"{name} leaves {numbers}"]
+    if len(ours) != len(theirs):
+        longer = 0 if len(ours) > len(theirs) else 1
+        extra = (ours, theirs)[longer][min(len(ours), len(theirs))]
+        return [f"{_spelt(extra)} runs in the {SIDES[longer]} alone"]
+    return []
+
+
+def _spelt(row: Json) -> str:
+    numbers = ", ".join(f"{name}={value}" for name, value in (row.get("settings") or {}).items())
+    return f"{row.get('class')}({numbers})"
+
+
+def _unknown_said(sides: tuple[Sequence, Sequence], seen: list[Observed]) -> list[str]:
+    out = []
+    for name, side, one in zip(SIDES, sides, seen, strict=True):
+        unknown = sampling.unknown_settings(side.sampling)
+        unknown += sampling.recorded_chain(one.processors, side.sampling)[1]
+        if unknown:
+            out.append(f"not worked out again, unknown: {', '.join(unknown)} of the {name}")
+    return out
+
+
+def _explain_filter(pair: SequencePair, step: int) -> tuple[int, Json | None]:
+    """Which side departs from what it states (0 the reference, 1 the candidate), and how.
+
+    The reference's settings are what both should do; a candidate that states others is measured against them.
+    """
+    ours, theirs = pair.reference, pair.candidate
+    first = observe(ours, step), observe(theirs, step)
+    fits = [
+        filter_rules.misfit(sampling.chain(ours.sampling), one) <= filter_rules.TOLERANCE and one.ids is not None
+        for one in first
+    ]
+    side = 0 if fits[1] and not fits[0] else 1
+    sequence = (ours, theirs)[side]
+    if not sequence.sampling and not ours.sampling:
+        return side, None
+    answer = filter_rules.explain(ours.sampling, observations(sequence, step), first[side])
+    return side, None if answer is None else answer.explanation()
+
+
+# -------------------------------------------------------------------- draws and tokens
 
 
 def rule_draw(reference: Trace, candidate: Trace, found: Search, first: Finding) -> Ruling:
+    """Another draw from the same survivors."""
+    pair = _pair(reference, candidate, first)
     name, values = first.facts["field"], first.facts["values"]
     said = f"{name} {values[0]} in the reference, {values[1]} in the candidate"
+    margins = combinations(pair, first.step or 0)
+    way = _explain_way(pair, first.step or 0)
+    if way is not None:
+        evidence = [f"same survivors, another way of drawing: {said}", f"explained: {way['text']}"]
+        return Ruling("sampler", evidence, first, margins, way)
     if name == "op":
-        return Ruling("sampler", [f"same generator, seed and offset, another draw: {said}"], first)
-    return Ruling("rng", [f"same survivors, another draw: {said}"], first)
+        return Ruling("sampler", [f"same generator, seed and offset, another draw: {said}"], first, margins)
+    evidence = [f"same survivors, another draw: {said}"]
+    moved = _explain_position(pair, first)
+    if moved is not None:
+        evidence.append(f"explained: {moved['text']}")
+    return Ruling("rng", evidence, first, margins, moved)
+
+
+def _explain_way(pair: SequencePair, step: int) -> Json | None:
+    """A way of drawing, other than the stated one, that gives back every token of the candidate."""
+    stated = pair.reference.sampling or pair.candidate.sampling
+    steps = observations(pair.candidate, step)
+    among = draw_rules.trials(steps, stated, Streams(pair.candidate))
+    if draw_rules.tried(draw_rules.own_way(stated), among).all:
+        return None
+    answer = draw_rules.explain(among, stated)
+    if answer is None:
+        return None
+    way, tried = answer
+    text = f"{way.text} ({tried.right} of {tried.of} tokens)"
+    return {"kind": way.kind, "value": None, "residual": 0, "text": text, "steps": tried.of}
+
+
+def _explain_position(pair: SequencePair, first: Finding) -> Json | None:
+    """Where the candidate's generator stood: another seed, seeded anew, or words drawn besides."""
+    step = first.step or 0
+    rows = [
+        (one.draws[-1], other.draws[-1])
+        for index in range(step, min(pair.reference.step_count, pair.candidate.step_count))
+        if (one := pair.reference.step(index)).draws and (other := pair.candidate.step(index)).draws
+    ]
+    if first.facts["field"] == "seed" or not rows:
+        return _seed_moved(rows)
+    ours, theirs = rows[0]
+    if ours.offset is None or theirs.offset is None or ours.seed != theirs.seed:
+        return None
+    if theirs.offset == 0 and step > 0:
+        again = all(other.offset == 0 for _, other in rows)
+        text = "the generator is seeded anew at each step" if again else f"the generator is seeded anew at step {step}"
+        return {"kind": "seeded anew", "value": theirs.seed, "residual": 0, "text": text}
+    shift = theirs.offset - ours.offset
+    steady = all(
+        one.offset is not None and other.offset is not None and other.offset - one.offset == shift
+        for one, other in rows
+    )
+    what = "more" if shift > 0 else "fewer"
+    text = f"{abs(shift)} {'word' if abs(shift) == 1 else 'words'} {what} drawn before step {step}"
+    text += "" if steady else ", and the distance changes later"
+    return {"kind": "extra draw" if shift > 0 else "missing draw", "value": shift, "residual": 0, "text": text}
+
+
+def _seed_moved(rows: list[tuple[Any, Any]]) -> Json | None:
+    deltas = {other.seed - one.seed for one, other in rows if one.seed is not None and other.seed is not None}
+    if len(deltas) != 1:
+        return None
+    delta = deltas.pop()
+    text = f"the generator was seeded with the reference's seed {'+' if delta >= 0 else '-'} {abs(delta)}"
+    return {"kind": "seed", "value": delta, "residual": 0, "text": text}
 
 
 def rule_token(reference: Trace, candidate: Trace, found: Search, first: Finding) -> Ruling:
-    one, other = _steps(reference, candidate, found, first)
-    margins = token_margins(_sequence(reference, first), one, other)
-    margin, error = margins.get("margin"), margins.get("error")
-    if margin is not None and error is not None and margin <= NEAR * error:
-        said = f"margin {margin:.2g} nats, measured error {error:.2g}: rounding decided"
-        return Ruling("near-tie", [said], first, margins)
-    evidence = ["same survivors and draws, another token"]
+    """Another token from the same survivors and draws: a near-tie where that can be proved, else the sampler."""
+    pair = _pair(reference, candidate, first)
+    step = first.step or 0
+    margins = token_margins(pair, step) | combinations(pair, step)
+    margin, error, flips = margins.get("margin"), margins.get("error"), margins.get("flips")
     if margin is not None and error is not None:
-        evidence.append(f"margin {margin:.2g} nats, measured error only {error:.1e}: not a near-tie")
-    return Ruling("sampler", evidence, first, margins)
+        near = abs(margin) <= NEAR * error
+        if near and flips == "logits":
+            said = f"margin {margin:.2g} nats, measured error {error:.2g}: rounding decided"
+            proof = "each side's own logits give its token, with either side's draws"
+            return Ruling("near-tie", [said, proof], first, margins)
+    evidence = ["same survivors and draws, another token"]
+    way = _explain_way(pair, step)
+    if way is None and flips is None:
+        way = _explain_seed(pair, step)
+    if margin is not None and error is not None:
+        verdict = "the logits do not flip it" if abs(margin) <= NEAR * error else "not a near-tie"
+        evidence.append(f"margin {margin:.2g} nats, measured error only {error:.1e}: {verdict}")
+    elif flips is None:
+        evidence.append(
+            "the draws cannot be made again from what was recorded: a near-tie is neither shown nor excluded"
+        )
+    if way is not None:
+        evidence.append(f"explained: {way['text']}")
+    cause = "rng" if way is not None and way["kind"] == "seed" else "sampler"
+    return Ruling(cause, evidence, first, margins, way)
+
+
+def _explain_seed(pair: SequencePair, step: int) -> Json | None:
+    """Of a candidate that does not say where its generator was: the seed whose draws give back all of its tokens."""
+    stated = pair.reference.seed
+    if stated is None or pair.reference.sampling.get("do_sample") is False:
+        return None
+    streams = Streams(pair.candidate)
+    among = draw_rules.trials(observations(pair.candidate, step), pair.reference.sampling, streams)
+    if not among or among[0].seen.index != 0 or any(trial.words is not None for trial in among):
+        return None
+    seed = draw_rules.near_seed(among, streams, stated)
+    if seed is None or seed == stated:
+        return None
+    text = f"seed {seed} in place of {stated} gives back all {len(among)} tokens"
+    return {"kind": "seed", "value": seed - stated, "residual": 0, "text": text, "steps": len(among)}
+
+
+# -------------------------------------------------------------------- the four combinations
+
+
+def combinations(pair: SequencePair, step: int) -> Json:
+    """The step's token from either side's logits with either side's draws, and which ingredient flips it.
+
+    `combinations`: rows of `logits`, `draws`, `token`. `flips`: `logits`, `filter`, `draws`, `sampler` (a side does
+    not give its own token under the stated way of drawing) or None where no token flips or nothing can be drawn again.
+    """
+    stated = pair.reference.sampling or pair.candidate.sampling
+    seen = [observe(side, step) for side in (pair.reference, pair.candidate)]
+    both = [draw_rules.trials([one], stated, Streams(side)) for one, side in zip(seen, _sides(pair), strict=True)]
+    if not both[0] or not both[1]:
+        return {}
+    way = draw_rules.own_way(stated)
+    ours, theirs = both[0][0], both[1][0]
+    tokens: dict[tuple[int, int], int | None] = {}
+    for row, distribution in enumerate((ours, theirs)):
+        for column, draws in enumerate((ours, theirs)):
+            tokens[row, column] = _token_of(way, distribution, draws)
+    if None in tokens.values():
+        return {}
+    rows = [{"logits": SIDES[row], "draws": SIDES[column], "token": token} for (row, column), token in tokens.items()]
+    return {"combinations": rows, "flips": _flips(tokens, seen, stated, way, (ours, theirs))}
+
+
+def _token_of(way: Way, distribution: Trial, draws: Trial) -> int | None:
+    if draws.words is None and way.kind != "argmax":
+        return None
+    words = draws.words if draws.words is not None else np.zeros(0, np.uint32)
+    return draw_rules.gives(way, Trial(distribution.seen, distribution.chance, words, draws.seed, draws.offset))
+
+
+def _flips(
+    tokens: dict[tuple[int, int], int | None], seen: list[Observed], stated: Json, way: Way, trials: tuple[Trial, Trial]
+) -> str | None:
+    if tokens[0, 0] != seen[0].token or tokens[1, 1] != seen[1].token:
+        return "sampler"
+    if tokens[0, 0] == tokens[1, 1]:
+        return None
+    if tokens[0, 1] == tokens[1, 1] and tokens[1, 0] == tokens[0, 0]:
+        return "draws"
+    if not (tokens[1, 0] == tokens[1, 1] and tokens[0, 1] == tokens[0, 0]):
+        return "logits and draws"
+    # The distribution flips it: does the stated filter, on the candidate's logits, give the candidate's token too?
+    if seen[1].logits is None or seen[1].ids is None or filter_rules.misfit(sampling.chain(stated), seen[0]) > 1e-2:
+        return "logits"  # no filter that could be worked out again stands between the logits and the token
+    plain = Observed(seen[1].index, seen[1].logits, seen[1].context, None, None, seen[1].token, (), ())
+    chance = draw_rules.chance_of(plain, stated)
+    if chance is None:
+        return "logits"
+    given = _token_of(way, Trial(plain, chance, None, None, None), trials[0])
+    return "logits" if given == tokens[1, 1] else "filter"
+
+
+# -------------------------------------------------------------------- stop
 
 
 def rule_stop(reference: Trace, candidate: Trace, found: Search, first: Finding) -> Ruling:
+    """The same tokens, of which one side has more."""
+    pair = _pair(reference, candidate, first)
     steps, reasons = first.facts["steps"], first.facts["reasons"]
     said = [f"{count} tokens, end: {reason or 'none recorded'}" for count, reason in zip(steps, reasons, strict=True)]
-    return Ruling("stop", [f"all common tokens agree; reference {said[0]} | candidate {said[1]}"], first)
+    evidence = [f"all common tokens agree; reference {said[0]} | candidate {said[1]}"]
+    explanation = _explain_stop(pair, candidate, reference)
+    if explanation is not None:
+        evidence.append(f"explained: {explanation['text']}")
+    return Ruling("stop", evidence, first, explanation=explanation)
 
 
-def _sequence(trace: Trace, finding: Finding) -> Sequence:
-    return trace.sequences[finding.sequence]
+def _explain_stop(pair: SequencePair, candidate: Trace, reference: Trace) -> Json | None:
+    counts = [side.step_count for side in _sides(pair)]
+    shorter = 0 if counts[0] < counts[1] else 1
+    longer = 1 - shorter
+    lists = [_stop_list(trace, side) for trace, side in zip((reference, candidate), _sides(pair), strict=True)]
+    last = int(_sides(pair)[shorter].tokens[-1]) if counts[shorter] else None
+    following = int(_sides(pair)[longer].tokens[counts[shorter]])
+    ended = _sides(pair)[shorter].end_reason
+    if ended == "stop" and last is not None and last in lists[shorter]:
+        return _ignored(SIDES[longer], last, lists[longer])
+    if counts[longer] == counts[shorter] + 1 and (following in lists[shorter] or ended == "length"):
+        return _one_apart(pair, shorter, following in lists[shorter])
+    if ended == "stop" and last is not None:
+        return _unlisted(SIDES[shorter], last, lists[shorter], _sides(pair)[shorter])
+    for side in (1, 0):
+        limit = _sides(pair)[side].sampling.get("max_new_tokens")
+        if limit is not None and _sides(pair)[side].end_reason == "length" and counts[side] != limit:
+            text = f"the {SIDES[side]} ends by length after {counts[side]} tokens, where {limit} are stated"
+            return {"kind": "length", "value": counts[side] - int(limit), "residual": 0, "text": text}
+    return None
 
 
-def _steps(reference: Trace, candidate: Trace, found: Search, finding: Finding) -> tuple[Step, Step]:
+def _stop_list(trace: Trace, sequence: Sequence) -> list[int]:
+    eos = sequence.sampling.get("eos_token_id", (trace.config.get("model") or {}).get("eos_token_id"))
+    return [int(token) for token in eos] if isinstance(eos, list) else [] if eos is None else [int(eos)]
+
+
+def _ignored(side: str, token: int, its: list[int]) -> Json:
+    if token in its:
+        text = f"the {side} goes on behind {token}, which its own stop list {its} has"
+        return {"kind": "stop token ignored", "value": token, "residual": 0, "text": text}
+    text = f"the {side} goes on behind {token}: its stop list {its} does not have it"
+    return {"kind": "stop list", "value": token, "residual": 0, "text": text}
+
+
+def _one_apart(pair: SequencePair, shorter: int, stop_follows: bool) -> Json:
+    if stop_follows:
+        text = f"the {SIDES[shorter]} does not give out its last token, the stop token"
+        return {"kind": "last token left out", "value": -1, "residual": 0, "text": text}
+    counts = [side.step_count for side in _sides(pair)]
+    limit = pair.reference.sampling.get("max_new_tokens")
+    wrong = shorter if limit == counts[1 - shorter] else 1 - shorter
+    delta = counts[wrong] - counts[1 - wrong]
+    text = f"the {SIDES[wrong]} gives one token {'more' if delta > 0 else 'fewer'} than the limit of {limit}"
+    return {"kind": "length", "value": delta, "residual": 0, "text": text}
+
+
+def _unlisted(side: str, token: int, its: list[int], sequence: Sequence) -> Json:
+    earlier = int((sequence.tokens[:-1] == token).sum())
+    if earlier:
+        text = (
+            f"the {side} stops after {sequence.step_count} tokens, on {token}, behind which it went on {earlier} times"
+        )
+        return {"kind": "stopped early", "value": sequence.step_count, "residual": 0, "text": text}
+    text = f"the {side} stops on {token}, which its stop list {its} does not have"
+    return {"kind": "stopped on another token", "value": token, "residual": 0, "text": text}
+
+
+# -------------------------------------------------------------------- margins
+
+
+def _pair(reference: Trace, candidate: Trace, finding: Finding) -> SequencePair:
     pairs, _ = align_sequences(reference, candidate)
-    pair = next(pair for pair in pairs if pair.index == finding.sequence)
-    return pair.reference.step(finding.step or 0), pair.candidate.step(finding.step or 0)
+    return next(pair for pair in pairs if pair.index == finding.sequence)
 
 
-def token_margins(sequence: Sequence, one: Step, other: Step) -> Json:
+def _sides(pair: SequencePair) -> tuple[Sequence, Sequence]:
+    return pair.reference, pair.candidate
+
+
+def token_margins(pair: SequencePair, step: int) -> Json:
     """How narrowly the reference chose its token over the candidate's, in nats, and how far the sides are apart.
 
-    Greedy: the gap of the two logits. Sampled: the gap of the two in the exponential race, its draws made again from
-    seed and offset. `error` is how far the sides' log-probabilities of the two tokens are apart, added up.
+    Greedy: the gap of the two scores. Sampled: the gap of the two in the exponential race, its draws made again from
+    seed and offset. `error` is how far the sides' values of the two tokens are apart, added up.
     """
-    if one.survivors_id is None or one.survivors_prob is None:
-        return _greedy_margins(one, other)
-    draw = one.draws[0] if one.draws else None
-    size = one.logits.size if one.logits is not None else None
-    if draw is None or draw.op != "multinomial" or draw.seed is None or draw.offset is None or size is None:
+    one, other = observe(pair.reference, step), observe(pair.candidate, step)
+    if one.ids is None or one.probs is None:
+        return _greedy_margins(one, other, pair.reference.sampling)
+    if other.ids is None or other.probs is None or not one.draws or one.draws[-1].op != "multinomial":
         return {}
-    if other.survivors_id is None or other.survivors_prob is None:
+    if one.logits is None:
         return {}
-    ours = dict(zip(one.survivors_id.tolist(), one.survivors_prob.tolist(), strict=True))
-    theirs = dict(zip(other.survivors_id.tolist(), other.survivors_prob.tolist(), strict=True))
+    ours = dict(zip(one.ids.tolist(), one.probs.tolist(), strict=True))
+    theirs = dict(zip(other.ids.tolist(), other.probs.tolist(), strict=True))
     if not all(token in side for token in (one.token, other.token) for side in (ours, theirs)):
         return {}
-    generator = TorchGenerator(draw.seed)
-    generator.skip(draw.offset)
-    draws = generator.exponential(size)
+    words = Streams(pair.reference).at(one.draws[-1], 2 * one.logits.size)
+    if words is None:
+        return {}
+    draws = Tape(words).exponential(one.logits.size)
     winner, runner = (np.log(ours[token]) - np.log(draws[token]) for token in (one.token, other.token))
     error = sum(abs(np.log(ours[token]) - np.log(theirs[token])) for token in (one.token, other.token))
     return {"kind": "race", "margin": float(winner - runner), "error": float(error)}
 
 
-def _greedy_margins(one: Step, other: Step) -> Json:
+def _greedy_margins(one: Observed, other: Observed, stated: Json) -> Json:
     if one.logits is None or other.logits is None or one.logits.shape != other.logits.shape:
         return {}
-    ours, theirs = one.logits.astype(np.float64), other.logits.astype(np.float64)
+    processors = sampling.chain(stated | {"do_sample": False})
+    ours, theirs = (
+        sampling.run(processors, side.logits, side.context).astype(np.float64)  # type: ignore[arg-type]
+        for side in (one, other)
+    )
     tokens = [one.token, other.token]
+    if not np.isfinite(ours[tokens]).all() or not np.isfinite(theirs[tokens]).all():
+        return {}
     error = float(np.abs(ours[tokens] - theirs[tokens]).sum())
     return {"kind": "logits", "margin": float(ours[one.token] - ours[other.token]), "error": error}
+
+
+def run_margins(reference: Trace, candidate: Trace) -> Json:
+    """How narrowly the compared steps went: what a parity rests on, and what a divergence has to be measured by.
+
+    `logit_gap`: the smallest gap between the two largest logits of the reference, with its step and the logits' error
+    there. `cut`: the smallest distance of a token from a cut, with the processor. `race`: the smallest margin, in
+    nats, by which the race was won. `error`: the largest difference of a logit.
+    """
+    out: Json = {}
+    left = MARGIN_STEPS
+    pairs, _ = align_sequences(reference, candidate)
+    for pair in pairs:
+        if left <= 0:
+            break
+        left -= _pair_margins(out, pair, left)
+    return {"steps": MARGIN_STEPS - left, **out} if out else {}
+
+
+def _pair_margins(out: Json, pair: SequencePair, most: int) -> int:
+    split = first_token_difference(pair.reference, pair.candidate)
+    common = min(pair.reference.step_count, pair.candidate.step_count)
+    steps = min(most, common if split is None else split + 1)
+    streams = Streams(pair.reference)
+    processors = sampling.chain(pair.reference.sampling)
+    tokens = [side.tokens for side in _sides(pair)]
+    for index in range(steps):
+        one, other = observe(pair.reference, index, tokens[0]), observe(pair.candidate, index, tokens[1])
+        if one.logits is None or one.logits.size < 2:
+            continue
+        place = {"sequence": pair.index, "step": index}
+        error = _logit_error(one, other)
+        if error is not None:
+            out["error"] = max(float(out.get("error", 0.0)), error)
+        top = np.sort(np.partition(one.logits, one.logits.size - 2)[-2:]).astype(np.float64)
+        _keep_least(out, "logit_gap", float(top[1] - top[0]), place | {"error": error})
+        for cut in sampling.cuts(processors, one.logits, one.context):
+            distance, token = cut.nearest
+            if np.isfinite(distance):
+                said = {"processor": str(cut.processor), "unit": cut.unit, "token": token, "error": error}
+                _keep_least(out, "cut", distance, place | said)
+        race = _race_margin(one, streams)
+        if race is not None:
+            _keep_least(out, "race", race, place)
+    return steps
+
+
+def _keep_least(out: Json, name: str, value: float, more: Json) -> None:
+    if np.isfinite(value) and (name not in out or value < out[name]["value"]):
+        out[name] = {"value": value, **more}
+
+
+def _logit_error(one: Observed, other: Observed) -> float | None:
+    if one.logits is None or other.logits is None or one.logits.shape != other.logits.shape:
+        return None
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(one.logits.astype(np.float64) - other.logits.astype(np.float64))
+    return float(np.nanmax(apart, initial=0.0))
+
+
+def _race_margin(seen: Observed, streams: Streams) -> float | None:
+    """Nats by which the race's winner beat the runner-up."""
+    if seen.ids is None or seen.probs is None or seen.logits is None or seen.ids.size < 2 or not seen.draws:
+        return None
+    draw = seen.draws[-1]
+    words = streams.at(draw, 2 * seen.logits.size) if draw.op == "multinomial" else None
+    if words is None:
+        return None
+    draws = Tape(words).exponential(seen.logits.size)[seen.ids]
+    alive = (seen.probs > 0) & (draws > 0)
+    scores = np.log(seen.probs[alive].astype(np.float64)) - np.log(draws[alive])
+    if scores.size < 2:
+        return None
+    best = np.partition(scores, scores.size - 2)[-2:]
+    return float(abs(best[1] - best[0]))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tracekit.align import Alignment, SequencePair, SitePair, align_sequences, align_sites, check_same_model
+from tracekit.observed import Observed, observe
 from tracekit.rounding import Judged, Yardstick
 from tracekit.sampling import cut_distance
 from tracekit.trace import Json, Sequence, Step, Trace
@@ -103,10 +104,12 @@ def _compare_sequence(result: Search, pair: SequencePair, yardstick: Yardstick) 
     stop = compared_positions(pair)
     _compare_sites(result, pair, yardstick, stop, prompt)
     _compare_logits(result, pair, yardstick, steps, prompt)
+    tokens = one.tokens, other.tokens
     for index in range(steps):
-        ours, theirs = one.step(index), other.step(index)
-        _note_logits_gap(result, ours, theirs)
-        finding = _survivor_difference(result, pair, ours, theirs) or _draw_finding(pair, ours, theirs)
+        seen = observe(one, index, tokens[0]), observe(other, index, tokens[1])
+        _note_logits_gap(result, *seen)
+        finding = _survivor_difference(result, pair, *seen)
+        finding = finding or _draw_finding(pair, one.step(index), other.step(index))
         if finding is not None:
             result.findings.append(finding)
             break
@@ -226,35 +229,61 @@ def _compare_logits(result: Search, pair: SequencePair, yardstick: Yardstick, st
         result.worst = (judged.site_ratio, "logits")
 
 
-def _note_logits_gap(result: Search, one: Step, other: Step) -> None:
+def _note_logits_gap(result: Search, one: Observed, other: Observed) -> None:
     if one.logits is not None and other.logits is not None and one.logits.shape == other.logits.shape:
         gap = np.max(np.abs(one.logits.astype(np.float64) - other.logits.astype(np.float64)), initial=0.0)
         result.logits_gap = max(result.logits_gap or 0.0, float(gap))
 
 
-def _survivor_difference(result: Search, pair: SequencePair, one: Step, other: Step) -> Finding | None:
+def _survivor_difference(result: Search, pair: SequencePair, one: Observed, other: Observed) -> Finding | None:
     """Other survivors at a step, unless the tokens that differ lie closer to the cut than the logits agree."""
-    if one.survivors_id is None or other.survivors_id is None:
+    if one.ids is None or other.ids is None:
         return None
-    apart = np.setxor1d(one.survivors_id, other.survivors_id)
-    if not apart.size:
-        return None
-    lost = np.setdiff1d(one.survivors_id, other.survivors_id)
-    gained = np.setdiff1d(other.survivors_id, one.survivors_id)
-    facts: Json = {
-        "lost": lost.tolist(),
-        "gained": gained.tolist(),
-        "counts": [int(one.survivors_id.size), int(other.survivors_id.size)],
-    }
+    # Both sides of a cut move by at most the logits' error, as the processors stretch it; doubled, since each moves.
     sampling = pair.reference.sampling
-    if one.logits is not None and result.logits_gap is not None and not sampling.get("repetition_penalty"):
-        distance = cut_distance(one.logits, sampling, apart.tolist())
-        facts["cut_distance"], facts["logit_error"] = distance, result.logits_gap
-        # Both sides of a cut move by at most the logits' error, over the temperature; doubled, since each side moves.
-        if distance <= 2 * result.logits_gap / float(sampling.get("temperature") or 1.0):
-            result.ties.append((pair.index, one.index))
-            return None
-    return Finding(pair.index, Stage.SURVIVORS, one.index, one.position, "survivors", facts=facts)
+    stretch = max(1.0, float(sampling.get("repetition_penalty") or 1.0)) / float(sampling.get("temperature") or 1.0)
+    allowed = None if result.logits_gap is None else 2 * result.logits_gap * stretch
+    apart = np.setxor1d(one.ids, other.ids)
+    facts: Json | None
+    if apart.size:
+        facts = {
+            "lost": np.setdiff1d(one.ids, other.ids).tolist(),
+            "gained": np.setdiff1d(other.ids, one.ids).tolist(),
+            "counts": [int(one.ids.size), int(other.ids.size)],
+        }
+        if one.logits is not None and allowed is not None:
+            context = one.context
+            distance = cut_distance(one.logits, sampling, apart.tolist(), context.history, context.prompt)
+            facts["cut_distance"], facts["logit_error"] = distance, result.logits_gap
+            if distance <= allowed:
+                result.ties.append((pair.index, one.index))
+                return None
+    else:
+        facts = _probability_difference(pair, one, other, allowed)
+    if facts is None:
+        return None
+    return Finding(
+        pair.index, Stage.SURVIVORS, one.index, pair.reference.step(one.index).position, "survivors", facts=facts
+    )
+
+
+SAME_PROBABILITY = {True: 1e-3, False: 2e-2}
+"""Nats by which correct filters may differ on equal logits, by whether both sides' logits are of 32 bits or more."""
+
+
+def _probability_difference(pair: SequencePair, one: Observed, other: Observed, allowed: float | None) -> Json | None:
+    """The same survivors with probabilities that differ by more than the logits do."""
+    if allowed is None or one.ids is None or one.probs is None or other.ids is None or other.probs is None:
+        return None
+    ours, theirs = (side.probs[np.argsort(side.ids)].astype(np.float64) for side in (one, other))  # type: ignore[index, arg-type]
+    sound = (ours > 1e-30) & (theirs > 1e-30)
+    ratio = float(np.abs(np.log(ours[sound]) - np.log(theirs[sound])).max(initial=0.0))
+    wide = all(side.logits_dtype in ("float32", "float64") for side in (pair.reference, pair.candidate))
+    allowed += SAME_PROBABILITY[wide]
+    if ratio <= allowed:
+        return None
+    counts = [int(one.ids.size), int(other.ids.size)]
+    return {"lost": [], "gained": [], "counts": counts, "log_ratio": ratio, "allowed": allowed}
 
 
 def _draw_finding(pair: SequencePair, one: Step, other: Step) -> Finding | None:

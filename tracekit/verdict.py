@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tracekit.audit import Culprit
-from tracekit.counterfactual import Ruling, rule_draw, rule_filter, rule_stop, rule_token
+from tracekit.counterfactual import Ruling, rule_draw, rule_filter, rule_stop, rule_token, run_margins
 from tracekit.culprits import Examination, checkpoint_of, examine, settle
 from tracekit.divergence import Finding, Search, Stage, search
 from tracekit.rounding import Noise, Oracle, Uncalibrated, Yardstick
@@ -140,7 +140,7 @@ def reach(
         explanation=ruling.explanation if ruling else None,
         culprits=_culprits(finding, examination),
         token=_token_json(found.token),
-        margins=ruling.margins if ruling else {},
+        margins=run_margins(reference, candidate) | (ruling.margins if ruling else {}),
         compared=found.compared,
         unexercised=tuple(unexercised(reference)),
         unmatched=unmatched,

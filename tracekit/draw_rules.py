@@ -1,0 +1,352 @@
+"""How was this token drawn? torch's way and the ways of ports, tried on the recorded distribution and generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit import sampling
+from tracekit.observed import Observed, Streams, Tape
+from tracekit.sampling import GONE, RAS
+from tracekit.trace import Draw, Json
+
+Floats = NDArray[Any]
+NEAR_SEEDS = 64
+"""Seeds on either side of the stated one that are tried."""
+RACE_TOLERANCE = 2e-5
+"""Nats within which a race run again on probabilities that were worked out again may end otherwise."""
+ENOUGH = 3
+"""Tokens that a way of drawing must give back before it is named: one may come out by chance."""
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What a step's token was drawn from."""
+
+    probs: Floats  # [vocabulary]: f32 as recorded, f64 where worked out again
+    ids: NDArray[np.int64]  # what can be drawn, descending
+    index: int
+    recorded: bool
+    """Whether the probabilities are the recorded ones, not worked out again."""
+    seen: Observed
+
+    @property
+    def kept(self) -> Floats:
+        """Probabilities of `ids`."""
+        return self.probs[self.ids]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of drawing. `words` is how many it takes of a vocabulary."""
+
+    kind: str
+    text: str
+    choose: Callable[[Tape, Chance], int]
+
+
+def chance_of(seen: Observed, stated: Json) -> Chance | None:
+    """The distribution of a step: as recorded, else worked out from the logits under the stated settings."""
+    if seen.ids is not None and seen.probs is not None:
+        size = seen.logits.size if seen.logits is not None else int(seen.ids.max(initial=0)) + 1
+        if seen.logits is None:
+            return None  # the vocabulary's size decides which words a token gets
+        return _chance(seen.ids, seen.probs, size, seen, recorded=True)
+    if seen.logits is None:
+        return None
+    ids, probs = sampling.survivors(sampling.run(sampling.chain(stated), seen.logits, seen.context))
+    return _chance(ids, probs, seen.logits.size, seen, recorded=False)
+
+
+def _chance(ids: NDArray[np.int64], kept: Floats, size: int, seen: Observed, *, recorded: bool) -> Chance:
+    # What was worked out again keeps its precision: near-equal scores must not become equal probabilities.
+    probs = np.zeros(size, dtype=np.float32 if recorded else np.float64)
+    probs[ids] = kept
+    return Chance(probs, ids, seen.index, recorded, seen)
+
+
+# -------------------------------------------------------------------- ways of drawing
+
+
+def race(tape: Tape, chance: Chance) -> int:
+    """torch's: the largest of p / q, q exponential, over the whole vocabulary."""
+    return int(np.argmax(tape.race(chance.probs)))
+
+
+def _uniform_race(tape: Tape, chance: Chance) -> int:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return int(np.nanargmax(chance.probs / tape.rand(chance.probs.size, "float64").astype(np.float32)))
+
+
+def _uniform_race_of_words(tape: Tape, chance: Chance) -> int:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return int(np.nanargmax(chance.probs / tape.rand(chance.probs.size)))
+
+
+def _normal_race(tape: Tape, chance: Chance) -> int:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return int(np.nanargmax(chance.probs / np.abs(tape.normal(chance.probs.size))))
+
+
+def _compact_race(tape: Tape, chance: Chance) -> int:
+    ids = np.sort(chance.ids)
+    return int(ids[np.argmax(tape.race(chance.probs[ids]))])
+
+
+def _compact_race_descending(tape: Tape, chance: Chance) -> int:
+    return int(chance.ids[np.argmax(tape.race(chance.kept))])
+
+
+def _gumbel(tape: Tape, chance: Chance) -> int:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        noise = -np.log(-np.log(tape.rand(chance.probs.size).astype(np.float64)))
+        return int(np.nanargmax(np.log(chance.probs.astype(np.float64)) + noise))
+
+
+def _inverse(ids: NDArray[np.int64], chance: Chance, goal: float) -> int:
+    kept = chance.probs[ids].astype(np.float64)
+    sums = np.cumsum(kept)
+    place = int(np.searchsorted(sums, goal * sums[-1], side="right"))
+    return int(ids[min(place, ids.size - 1)])
+
+
+def _inverse_by(order: str, dtype: str) -> Callable[[Tape, Chance], int]:
+    def choose(tape: Tape, chance: Chance) -> int:
+        ids = np.sort(chance.ids) if order == "id" else chance.ids
+        return _inverse(ids, chance, float(tape.rand(1, dtype)[0]))
+
+    return choose
+
+
+def largest(tape: Tape, chance: Chance) -> int:
+    """The largest probability, the lowest id where several are equal."""
+    return int(np.argmax(chance.probs))
+
+
+def _largest_first(tape: Tape, chance: Chance) -> int:
+    return largest(tape, chance) if chance.index == 0 else race(tape, chance)
+
+
+RACE = Way("race", "torch's exponential race", race)
+WAYS = (
+    Way("argmax at the first step", "the first token is the largest, the others are drawn", _largest_first),
+    Way("argmax", "the largest is taken, nothing is drawn", largest),
+    *(
+        Way(
+            "inverse CDF",
+            f"one uniform number ({dtype}) against the cumulative sum by {order}, in place of the exponential race",
+            _inverse_by(order, dtype),
+        )
+        for order in ("id", "descending probability")
+        for dtype in ("float32", "float64")
+    ),
+    Way("uniform for exponential", "the race divides by uniform numbers in place of exponential ones", _uniform_race),
+    Way(
+        "uniform for exponential",
+        "the race divides by uniform float32 numbers in place of exponential ones",
+        _uniform_race_of_words,
+    ),
+    Way("normal for exponential", "the race divides by normal numbers in place of exponential ones", _normal_race),
+    Way("race among survivors", "the race draws for the survivors alone, in order of id", _compact_race),
+    Way(
+        "race among survivors",
+        "the race draws for the survivors alone, in descending order of probability",
+        _compact_race_descending,
+    ),
+    Way("Gumbel noise", "the largest of log p plus Gumbel noise, in place of the exponential race", _gumbel),
+)
+
+
+# -------------------------------------------------------------------- trying them
+
+
+@dataclass(frozen=True)
+class Tried:
+    """How many of the recorded tokens a way of drawing gives back."""
+
+    right: int
+    of: int
+
+    @property
+    def all(self) -> bool:
+        """Every one, and not none."""
+        return self.of > 0 and self.right == self.of
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A step with its distribution and the words that its draw began with."""
+
+    seen: Observed
+    chance: Chance
+    words: NDArray[np.uint32] | None
+    seed: int | None
+    offset: int | None
+
+
+def words_needed(chance: Chance) -> int:
+    """Words that the hungriest way takes: two races over the vocabulary, and a ragged end."""
+    return 4 * chance.probs.size + 64
+
+
+def trials(steps: Sequence[Observed], stated: Json, streams: Streams) -> list[Trial]:
+    """The steps that can be drawn again."""
+    out = []
+    for seen in steps:
+        chance = chance_of(seen, stated)
+        if chance is None:
+            continue
+        draw = _token_draw(seen, stated)
+        words = None if draw is None else streams.at(draw, words_needed(chance))
+        out.append(Trial(seen, chance, words, draw.seed if draw else None, draw.offset if draw else None))
+    return out
+
+
+def _token_draw(seen: Observed, stated: Json) -> Draw | None:
+    """The draw that gave the token; of a sampler that may draw twice, the first."""
+    if not seen.draws:
+        return None
+    return seen.draws[0] if stated.get("sampler") == RAS else seen.draws[-1]
+
+
+def gives(way: Way, trial: Trial) -> int | None:
+    """The token that a way gives; None where the generator's words are not known and it needs them."""
+    if trial.words is None:
+        return way.choose(Tape(np.zeros(0, np.uint32)), trial.chance) if _needs_none(way, trial) else None
+    return way.choose(Tape(trial.words), trial.chance)
+
+
+def _needs_none(way: Way, trial: Trial) -> bool:
+    return way.kind in ("argmax", "last of equal logits") or (
+        way.kind == "argmax at the first step" and trial.chance.index == 0
+    )
+
+
+def reproduces(way: Way, trial: Trial) -> bool:
+    """Whether a way gives the recorded token, or loses it by a last bit of probabilities that were worked out again."""
+    token = gives(way, trial)
+    if token == trial.seen.token or token is None or trial.words is None:
+        return token == trial.seen.token
+    if trial.chance.recorded or way is not RACE or trial.seen.token >= trial.chance.probs.size:
+        return False
+    scores = Tape(trial.words).race(trial.chance.probs)
+    lag = float(scores[trial.seen.token]) / float(scores[token])
+    return lag > 1.0 - RACE_TOLERANCE
+
+
+def tried(way: Way, among: Sequence[Trial]) -> Tried:
+    """How many steps a way reproduces, of those that it can be tried on; stops at the second failure."""
+    right, of = 0, 0
+    for trial in among:
+        if trial.words is None and not _needs_none(way, trial):
+            continue
+        of += 1
+        right += reproduces(way, trial)
+        if of - right > 1:
+            break
+    return Tried(right, of)
+
+
+def own_way(stated: Json) -> Way:
+    """How a side says that it draws."""
+    if stated.get("do_sample") is False:
+        return Way("argmax", "the largest is taken", largest)
+    if stated.get("sampler") == RAS:
+        return _ras_way(Ras("ras", "repetition-aware sampling"), stated)
+    return RACE
+
+
+def other_ways(stated: Json) -> tuple[Way, ...]:
+    """How it may draw in truth."""
+    if stated.get("do_sample") is False:
+        return (Way("last of equal logits", "of equal logits the last is taken, not the first", _last_largest), RACE)
+    if stated.get("sampler") == RAS:
+        return (*(_ras_way(rule, stated) for rule in RAS_RULES), RACE, *WAYS)
+    return WAYS
+
+
+def _last_largest(tape: Tape, chance: Chance) -> int:
+    return int(chance.probs.size - 1 - np.argmax(chance.probs[::-1]))
+
+
+def explain(among: Sequence[Trial], stated: Json) -> tuple[Way, Tried] | None:
+    """The first way, other than the stated one, that gives back the token of every step."""
+    for way in other_ways(stated):
+        result = tried(way, among)
+        enough = result.of >= min(ENOUGH, len(among))
+        if result.all and enough and _can_tell(way, among):
+            return way, result
+    return None
+
+
+def _can_tell(way: Way, among: Sequence[Trial]) -> bool:
+    """Whether the steps could show that it is this way: a sure token comes out of any."""
+    return any(float(trial.chance.probs.max()) < 0.999 for trial in among)
+
+
+def near_seed(among: Sequence[Trial], streams: Streams, stated: int) -> int | None:
+    """The seed nearest to the stated one whose race gives back every token, drawn one after the other from its start.
+
+    For sides that do not record where their generator was.
+    """
+    if len(among) < ENOUGH:
+        return None
+    size = 2 * among[0].chance.probs.size
+    for seed in sorted(range(max(0, stated - NEAR_SEEDS), stated + NEAR_SEEDS + 1), key=lambda s: abs(s - stated)):
+        if all(
+            reproduces(RACE, replace(trial, words=streams.words(seed, size * trial.seen.index, size)))
+            for trial in among
+        ):
+            return seed
+    return None
+
+
+# -------------------------------------------------------------------- CosyVoice's sampler
+
+
+@dataclass(frozen=True)
+class Ras:
+    """Repetition-aware sampling with its numbers, and how it may be miswritten."""
+
+    kind: str
+    text: str
+    strict: bool = False
+    """The rule has > for >=."""
+    window_from_start: bool = False
+    fallback: bool = True
+
+
+RAS_RULES = (
+    Ras("repetition rule with >", "the repetition rule has > in place of >=", strict=True),
+    Ras("repetition window from the start", "the repetition window is the first tokens", window_from_start=True),
+    Ras("no repetition rule", "tokens that repeat are not drawn again", fallback=False),
+)
+
+
+def ras(rule: Ras, tape: Tape, seen: Observed, stated: Json) -> int:
+    """A token as CosyVoice's `ras_sampling` chooses it, written anew.
+
+    The nucleus is drawn from with numbers for its survivors alone; a token that repeats is drawn again from everything.
+    """
+    if seen.logits is None:
+        raise ValueError("repetition-aware sampling needs logits")
+    values = sampling.run(sampling.chain(stated | {"sampler": RAS}), seen.logits, seen.context)
+    probs = sampling.softmax(sampling.working(seen.logits)).astype(np.float32)
+    order = np.argsort(-probs, kind="stable")
+    ids = order[values[order] > GONE]
+    token = int(ids[np.argmax(tape.race(probs[ids]))])
+    window, share = int(stated.get("win_size", 10)), float(stated.get("tau_r", 0.1))
+    decoded = list(seen.context.generated)
+    recent = decoded[:window] if rule.window_from_start else decoded[-window:]
+    count, least = recent.count(token), window * share
+    if rule.fallback and (count > least if rule.strict else count >= least):
+        token = int(np.argmax(tape.race(probs)))
+    return token
+
+
+def _ras_way(rule: Ras, stated: Json) -> Way:
+    return Way(rule.kind, rule.text, lambda tape, chance: ras(rule, tape, chance.seen, stated))

@@ -1,0 +1,111 @@
+"""Steps as they were recorded, made ready to be worked out again: logits, history, survivors, draws, token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.dtypes import to_float
+from tracekit.rng import TorchGenerator
+from tracekit.sampling import Context
+from tracekit.trace import Draw, Json, Sequence
+
+MOST_STEPS = 64
+"""Steps of a sequence that a hypothesis is tried on."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One step of one side."""
+
+    index: int
+    logits: NDArray[Any] | None  # f32 or f64 [vocabulary]
+    context: Context
+    ids: NDArray[np.int64] | None  # survivors, descending probability
+    probs: NDArray[Any] | None
+    token: int
+    """What this side chose by itself, also where another token was forced on it."""
+    draws: tuple[Draw, ...]
+    processors: tuple[Json, ...]
+    """Details of the recorded `processor` events, in the order in which they ran."""
+
+
+def observe(sequence: Sequence, index: int, tokens: NDArray[Any] | None = None) -> Observed:
+    """A step of a sequence, whose `tokens` may be at hand. Raises IndexError."""
+    tokens = sequence.tokens if tokens is None else tokens
+    step = sequence.step(index)
+    logits = step.logits
+    if logits is not None and sequence.logits_dtype is not None:
+        logits = to_float(logits, sequence.logits_dtype)
+    prompt = [] if sequence.prompt_ids is None else [int(token) for token in sequence.prompt_ids]
+    forced = [event.detail for event in step.events if event.kind == "forced" and isinstance(event.detail, dict)]
+    token = int(forced[0]["instead_of"]) if forced and "instead_of" in forced[0] else step.token
+    results = [draw.result for draw in step.draws if draw.result is not None]
+    return Observed(
+        step.index,
+        logits,
+        Context(prompt + [int(token) for token in tokens[:index]], len(prompt)),
+        step.survivors_id,
+        step.survivors_prob,
+        results[-1] if len(results) == len(step.draws) and results and _is_token(step.draws[-1]) else token,
+        step.draws,
+        tuple(event.detail for event in step.events if event.kind == "processor" and isinstance(event.detail, dict)),
+    )
+
+
+def _is_token(draw: Draw) -> bool:
+    """Whether a draw's result is a token id: a race's is, a uniform number's need not be."""
+    return draw.op == "multinomial"
+
+
+def observations(sequence: Sequence, around: int = 0) -> list[Observed]:
+    """Steps of a sequence, `MOST_STEPS` at most; `around` is among them."""
+    first = max(0, min(around - MOST_STEPS // 2, sequence.step_count - MOST_STEPS))
+    tokens = sequence.tokens
+    return [observe(sequence, index, tokens) for index in range(first, min(sequence.step_count, first + MOST_STEPS))]
+
+
+class Tape(TorchGenerator):
+    """A generator that plays given words, so that many rules can be tried on the same ones."""
+
+    def __init__(self, words: NDArray[np.uint32]) -> None:
+        super().__init__(0)
+        self._tape = words
+        self.offset: int | None = 0
+
+    def words(self, count: int) -> NDArray[np.uint32]:
+        """The next words; zeros behind the end of the tape."""
+        first = self.offset or 0
+        self.offset = first + count
+        given = self._tape[first : first + count]
+        return np.pad(given, (0, count - given.size))
+
+
+class Streams:
+    """Words of one side's generator at its recorded draws. Going forward is cheap: the generator is kept."""
+
+    def __init__(self, sequence: Sequence) -> None:
+        self._state = sequence.rng_state
+        self._seed = sequence.seed
+        self._generator: TorchGenerator | None = None
+
+    def at(self, draw: Draw, count: int) -> NDArray[np.uint32] | None:
+        """`count` words from where a draw began; None where that is not known or the generator is none of ours."""
+        if draw.generator != "mt19937" or draw.seed is None or draw.offset is None or draw.offset < 0:
+            return None
+        return self.words(draw.seed, draw.offset, count)
+
+    def words(self, seed: int, offset: int, count: int) -> NDArray[np.uint32]:
+        """`count` words of a seed's stream from `offset` on."""
+        generator = self._generator
+        known = generator is not None and generator.seed == seed % 2**64 and (generator.offset or 0) <= offset
+        if generator is None or not known:
+            generator = TorchGenerator(seed)
+        generator.skip(offset - (generator.offset or 0))
+        ahead = TorchGenerator(seed)
+        ahead._bits.state = generator._bits.state
+        self._generator = generator
+        return ahead.words(count)
