@@ -54,6 +54,7 @@ def rule_filter(reference: Trace, candidate: Trace, found: Search, first: Findin
         evidence.append("it is the reference that departs from its stated settings here, not the candidate")
     if explanation is not None:
         evidence.append(f"explained: {explanation['text']} (at {explanation['steps']} steps)")
+        evidence += [f"what would leave the same: {other}" for other in explanation.get("also", [])[:2]]
     evidence += _unknown_said((pair.reference, pair.candidate), seen)
     margins: Json = {key: first.facts[key] for key in ("cut_distance", "logit_error") if key in first.facts}
     margins |= combinations(pair, first.step or 0)
@@ -108,23 +109,39 @@ def _unknown_said(sides: tuple[Sequence, Sequence], seen: list[Observed]) -> lis
     return out
 
 
-def _explain_filter(pair: SequencePair, step: int) -> tuple[int, Json | None]:
-    """Which side departs from what it states (0 the reference, 1 the candidate), and how.
+AS_STATED = "settings as stated"
+"""Kind of the explanation that a side did just what it states, which is not what the other one states."""
 
-    The reference's settings are what both should do; a candidate that states others is measured against them.
-    """
-    ours, theirs = pair.reference, pair.candidate
-    first = observe(ours, step), observe(theirs, step)
-    fits = [
-        filter_rules.misfit(sampling.chain(ours.sampling), one) <= filter_rules.TOLERANCE and one.ids is not None
-        for one in first
-    ]
-    side = 0 if fits[1] and not fits[0] else 1
-    sequence = (ours, theirs)[side]
-    if not sequence.sampling and not ours.sampling:
+
+def _explain_filter(pair: SequencePair, step: int) -> tuple[int, Json | None]:
+    """Which side departs (0 the reference, 1 the candidate), and how: from what it states itself, if it does."""
+    departs = [not _does_as_stated(side, step) for side in _sides(pair)]
+    side = 0 if departs[0] and not departs[1] else 1
+    sequence = _sides(pair)[side]
+    stated = sequence.sampling or pair.reference.sampling
+    if not stated:
         return side, None
-    answer = filter_rules.explain(ours.sampling, observations(sequence, step), first[side])
+    if not departs[side]:
+        return 1, _as_stated(pair)
+    answer = filter_rules.explain(stated, observations(sequence, step), observe(sequence, step))
     return side, None if answer is None else answer.explanation()
+
+
+def _does_as_stated(sequence: Sequence, step: int) -> bool:
+    seen = observe(sequence, step)
+    known = bool(sequence.sampling) and seen.ids is not None and seen.logits is not None
+    return known and filter_rules.misfit(sampling.chain(sequence.sampling), seen) <= filter_rules.TOLERANCE
+
+
+def _as_stated(pair: SequencePair) -> Json | None:
+    one, other = (sampling.chain(side.sampling) for side in _sides(pair))
+    ours, theirs = [str(each) for each in one], [str(each) for each in other]
+    if ours == theirs:
+        return None
+    extra = ", ".join(each for each in theirs if each not in ours) or "nothing"
+    missing = ", ".join(each for each in ours if each not in theirs) or "nothing"
+    text = f"the candidate does as it states: {extra} in place of {missing}"
+    return {"kind": AS_STATED, "value": theirs, "residual": 0.0, "text": text, "steps": 1}
 
 
 # -------------------------------------------------------------------- draws and tokens
@@ -154,7 +171,7 @@ def _explain_way(pair: SequencePair, step: int) -> Json | None:
     stated = pair.reference.sampling or pair.candidate.sampling
     steps = observations(pair.candidate, step)
     among = draw_rules.trials(steps, stated, Streams(pair.candidate))
-    if draw_rules.tried(draw_rules.own_way(stated), among).all:
+    if draw_rules.as_stated(among, stated):
         return None
     answer = draw_rules.explain(among, stated)
     if answer is None:
@@ -351,12 +368,15 @@ def _ignored(side: str, token: int, its: list[int]) -> Json:
     return {"kind": "stop list", "value": token, "residual": 0, "text": text}
 
 
-def _one_apart(pair: SequencePair, shorter: int, stop_follows: bool) -> Json:
+def _one_apart(pair: SequencePair, shorter: int, stop_follows: bool) -> Json | None:
     if stop_follows:
         text = f"the {SIDES[shorter]} does not give out its last token, the stop token"
         return {"kind": "last token left out", "value": -1, "residual": 0, "text": text}
     counts = [side.step_count for side in _sides(pair)]
-    limit = pair.reference.sampling.get("max_new_tokens")
+    limits = [side.sampling.get("max_new_tokens") for side in _sides(pair)]
+    limit = limits[0]
+    if limit is None or limit != limits[1]:
+        return None
     wrong = shorter if limit == counts[1 - shorter] else 1 - shorter
     delta = counts[wrong] - counts[1 - wrong]
     text = f"the {SIDES[wrong]} gives one token {'more' if delta > 0 else 'fewer'} than the limit of {limit}"

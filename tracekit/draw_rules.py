@@ -273,6 +273,13 @@ def _last_largest(tape: Tape, chance: Chance) -> int:
     return int(chance.probs.size - 1 - np.argmax(chance.probs[::-1]))
 
 
+def as_stated(among: Sequence[Trial], stated: Json) -> bool:
+    """Whether the stated way of drawing gives back the token of every step, and none was chosen without a draw."""
+    way = own_way(stated)
+    undrawn = any(not trial.seen.draws for trial in among) and any(trial.seen.draws for trial in among)
+    return tried(way, among).all and (way.kind == "argmax" or not undrawn)
+
+
 def explain(among: Sequence[Trial], stated: Json) -> tuple[Way, Tried] | None:
     """The first way, other than the stated one, that gives back the token of every step."""
     for way in other_ways(stated):

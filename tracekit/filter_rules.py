@@ -108,8 +108,18 @@ def explain(stated: Json, steps: Sequence[Observed], first: Observed) -> Search 
     usable = [seen for seen in steps if seen.logits is not None and seen.ids is not None]
     if first.logits is None or first.ids is None:
         return None
-    found: list[tuple[Rule, float]] = []
-    for rule in [*rules(stated), *fitted(stated, usable, first)]:
+    found = _fitting(rules(stated), usable, first) or _fitting(fitted(stated, usable, first), usable, first)
+    if not found:
+        return None
+    rule, residual = found[0]
+    kinds = dict.fromkeys(other.text for other, _ in found[1:] if other.kind != rule.kind)
+    return Search(rule, residual, len(usable), tuple(kinds))
+
+
+def _fitting(among: Iterator[Rule], usable: list[Observed], first: Observed) -> list[tuple[Rule, float]]:
+    """The rules that left the survivors of all steps, with their largest misfit."""
+    found = []
+    for rule in among:
         if misfit(rule.chain, first) > TOLERANCE:
             continue
         residual = 0.0
@@ -119,11 +129,7 @@ def explain(stated: Json, steps: Sequence[Observed], first: Observed) -> Search 
                 break
         else:
             found.append((rule, residual))
-    if not found:
-        return None
-    rule, residual = found[0]
-    kinds = dict.fromkeys(other.text for other, _ in found[1:] if other.kind != rule.kind)
-    return Search(rule, residual, len(usable), tuple(kinds))
+    return found
 
 
 # -------------------------------------------------------------------- the stated chain with one thing changed

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tracekit.audit import Culprit
-from tracekit.counterfactual import Ruling, rule_draw, rule_filter, rule_stop, rule_token, run_margins
+from tracekit.counterfactual import AS_STATED, Ruling, rule_draw, rule_filter, rule_stop, rule_token, run_margins
 from tracekit.culprits import Examination, checkpoint_of, examine, settle
 from tracekit.divergence import Finding, Search, Stage, search
 from tracekit.rounding import Noise, Oracle, Uncalibrated, Yardstick
@@ -27,8 +27,11 @@ EXPLAINED_BY = {
     "model.hidden_act": ("activation",),
     "model.num_key_value_heads": ("KV-head map",),
     "model.sliding_window": ("window", "window ignored"),
+    **dict.fromkeys(FILTER_SETTINGS, (AS_STATED,)),
+    **dict.fromkeys(("eos_token_id", "model.eos_token_id"), ("stop list",)),
+    **dict.fromkeys(("max_new_tokens", "min_new_tokens", "max_length", "min_length"), ("length",)),
 }
-"""Settings of the model, and the mistakes that they are the cause of."""
+"""Settings, and the mistakes that they are the cause of."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +230,7 @@ def _blame_config(ruling: Ruling, first: Finding, differences: list[Difference])
     }
     rule = acts.get(first.stage)
     blamed = [difference for difference in differences if rule and rule(difference.name)]
-    if ruling.explanation is not None and first.stage in (Stage.SITE, Stage.LOGITS):
+    if ruling.explanation is not None and first.stage in (Stage.SITE, Stage.LOGITS, Stage.SURVIVORS, Stage.STOP):
         kind = str(ruling.explanation["kind"])
         blamed = [difference for difference in blamed if kind in EXPLAINED_BY.get(difference.name, ())]
     if not blamed:
