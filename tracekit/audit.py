@@ -8,6 +8,7 @@ statistics, which see in 16 bits what size cannot: a gain, the gain of a row, th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,7 @@ from tracekit.operations import Floats, Result
 from tracekit.recipe import Recipe, order_of, recipes
 from tracekit.recompute import Parameters, Recomputation, Window
 from tracekit.settings import Difference, declared_differences
-from tracekit.trace import Json, Sequence, Trace
+from tracekit.trace import Json, Trace
 from tracekit.weights import Checkpoint
 
 BLOCK_ROWS = 1024
@@ -37,6 +38,23 @@ errors come from few rows."""
 DEVIATIONS_LIMIT = 9.0
 """Standard deviations of a gain or an offset. Healthy sites stay below 4.5 over some 600,000 rows and columns tested at
 once; of independent errors, 9 would be exceeded once in 1e18."""
+ODD = 0.05
+"""Error over its bound from which a value is another than the emulated one: in 16 bits the next number is 1 away."""
+EXACT_PEERS = 0.02
+"""Size of error below which an engine's 16-bit arithmetic is emulated exactly: what is left are sums that lay next to a
+tie. Then a site that is off is off by itself, though its error be within the bound of other engines' arithmetic."""
+INEXACT = 0.05
+"""Size of error from which it is not."""
+PEER_RATIO, PEER_FLOOR = 10.0, 0.2
+"""How much larger than three quarters of its peers', and how large at least, the error of such a site is. SmolLM2's
+sites in bfloat16, emulated, reach 0.04."""
+PEERS = 4
+"""Sites of the same name in other layers that it takes to speak of peers."""
+ODD_COLUMN, ODD_ROWS = 0.15, 4
+"""Share, and number, of rows in which a column of such a site differs. Of SmolLM2's half a million columns none
+differs in more than 2 of 21; a weight that is 0.01 off shows in 8."""
+STANDS_OUT = 4.0
+"""Times the median that a row's error must be to say that the mistake is in such rows alone."""
 BIAS_UNITS = 2.0
 """Roundoff units of the sums by which a whole site may be off to one side: exp, rsqrt and tanh of real libraries are
 good to one unit in the last place, not unbiased."""
@@ -50,7 +68,7 @@ class Tally:
         self.rows: list[Floats] = []  # mean square of each row
         self.row_gains: list[Floats] = []
         self.row_spreads: list[Floats] = []
-        self.columns: Floats = np.zeros(0)  # [squares, offsets, products, powers] of each column
+        self.columns: Floats = np.zeros(0)  # [squares, offsets, products, powers, weights, odd rows] of each column
         self.count = 0
 
     def add(self, recorded: Floats, result: Result) -> None:
@@ -58,7 +76,7 @@ class Tally:
         spread = np.sqrt(result.variance)
         with np.errstate(invalid="ignore", over="ignore"):
             gaps = [recorded - values for values in (result.values, *result.rounded)]
-            error = min(gaps, key=lambda gap: float(np.einsum("pc,pc->", gap, gap))) / spread
+            error = min(gaps, key=operations.typical) / spread
             error = np.where(np.abs(error) < 1e100, error, 1e100)
             signal = np.minimum(np.abs(result.values / spread), 1e100) * np.sign(result.values)
         powers = np.einsum("pc,pc->p", signal, signal)
@@ -70,7 +88,8 @@ class Tally:
         # A row's shared error is no column's fault.
         loose = 1.0 / (1.0 + common * np.square(signal))
         sums = [loose * np.square(error), loose * error, loose * error * signal, loose * np.square(signal)]
-        block = np.stack([part.sum(axis=0) for part in sums] + [loose.sum(axis=0)])
+        odd = np.abs(error) > ODD
+        block = np.stack([part.sum(axis=0) for part in (*sums, loose, odd)])
         self.columns = block if not self.count else self.columns + block
         self.count += len(error)
 
@@ -81,7 +100,7 @@ class Tally:
         weights = 1.0 / np.maximum(np.square(spreads) - self.bias**2, 1e-290)
         gain = float((gains * weights).sum() / weights.sum())
         spread = float(np.sqrt(1.0 / weights.sum() + self.bias**2))
-        squares, offsets, products, powers, loose = self.columns
+        squares, offsets, products, powers, loose, odd = self.columns
         column_spread = np.sqrt(np.maximum(powers, 1e-290) + np.square(self.bias * powers))
         return Statistics(
             size=float(np.sqrt(np.mean(np.square(rows)))),
@@ -92,6 +111,7 @@ class Tally:
             columns=np.sqrt(squares / self.count),
             column_offsets=offsets / np.sqrt(np.maximum(loose, 1e-290) + np.square(self.bias) * powers * self.count),
             column_gains=products / column_spread,
+            odd=odd / self.count,
         )
 
 
@@ -107,6 +127,7 @@ class Statistics:
     columns: Floats  # [width]
     column_offsets: Floats  # [width]
     column_gains: Floats  # [width]
+    odd: Floats  # [width], share of rows that are not the emulated value
 
     def peaks(self) -> dict[str, float]:
         """The largest of each kind."""
@@ -148,10 +169,12 @@ class Own:
     windows: tuple[Window, ...]
     statistics: Statistics
     over: Mapping[str, float]  # each statistic over its limit
+    width: Mapping[str, float]  # how much wider than independent errors the drawn ones spread
+    beside: str | None = None  # what tells it from its peers, where its error is within its bound
 
     @property
     def wrong(self) -> bool:
-        return max(self.over.values()) > 1.0
+        return self.beside is not None or max(self.over.values()) > 1.0
 
     @property
     def statistic(self) -> str:
@@ -160,9 +183,17 @@ class Own:
 
     def wrong_rows(self) -> NDArray[np.bool_]:
         """Rows that are wrong by themselves; where only an average over all of them is, every row."""
+        rows = self.statistics.rows
+        if self.beside is not None:
+            return np.asarray(rows > ODD if (rows > ODD).any() else np.ones(len(rows), dtype=bool))
         limit = SIZE_LIMIT if self.over["size"] > 1.0 else ROW_LIMIT
-        wrong = (self.statistics.rows > limit) | (np.abs(self.statistics.row_gains) > DEVIATIONS_LIMIT)
-        return np.asarray(wrong if wrong.any() else np.ones_like(wrong))
+        deviations = DEVIATIONS_LIMIT * max(1.0, self.width.get("row gain", 1.0))
+        wrong = (rows > limit) | (np.abs(self.statistics.row_gains) > deviations)
+        if wrong.any():
+            return np.asarray(wrong)
+        top = float(rows.max(initial=0.0))
+        late = top > STANDS_OUT * float(np.median(rows))
+        return np.asarray(rows > top / 2.0 if late else np.ones_like(wrong))
 
 
 @dataclass(frozen=True)
@@ -196,6 +227,8 @@ class Culprit:
         statistics, kind = self.own.statistics, self.own.statistic
         wrong, rows = int(self.own.wrong_rows().sum()), len(statistics.rows)
         where = "" if wrong == rows else f", at {wrong} of {rows} positions"
+        if self.own.beside is not None:
+            return self.own.beside
         if kind == "size":
             return f"own error {statistics.size:.3g}x its rounding bound{where}"
         if kind == "row":
@@ -220,6 +253,9 @@ class Audit:
     weights: tuple[str, ...]  # parameters whose bytes are not the checkpoint's
     differences: tuple[Difference, ...]  # what the checkpoint declares and the engine says it used
     values: int  # values recomputed
+    inexact: tuple[tuple[Culprit, ...], ...] = ()
+    """16-bit sites of the same name in every layer, within their bounds, whose engine's arithmetic is not emulated: it
+    is another one, or each of them makes the same mistake. Only an explanation that leaves nothing tells."""
 
     @property
     def exit_code(self) -> int:
@@ -249,19 +285,22 @@ def audit(
             known.append(recipe)
     culprits: dict[str, Culprit] = {}
     seen: set[str] = set()
+    peers = _Peers()
     values = 0
-    runs = [(sequence, Recomputation(sequence, parameters)) for sequence in trace.sequences]
+    runs = [Recomputation(sequence, parameters) for sequence in trace.sequences]
     for recipe in known:  # sites outside, sequences inside: a matrix is made once
         progress(recipe.site)
-        for sequence, run in runs:
-            stop = (stops or {}).get(sequence.index, 1 << 62)
-            own = own_error(run, recipe, stop)
+        for run in runs:
+            own = own_error(run, recipe, (stops or {}).get(run.sequence.index, 1 << 62))
             if own is None:
                 continue
             seen.add(recipe.site)
             values += sum(window.stop - window.first for window in own.windows) * len(own.statistics.columns)
             if own.wrong and recipe.site not in culprits:
-                culprits[recipe.site] = _culprit(sequence, run, recipe, order_of(trace, recipe.site), own)
+                culprits[recipe.site] = _culprit(trace, run, own)
+            peers.add(run, own)
+    for run, own in peers.outliers():
+        culprits.setdefault(own.recipe.site, _culprit(trace, run, own))
     for recipe in known:
         if recipe.site not in seen:
             unknown[recipe.site] = "its inputs are not recorded at the same positions"
@@ -273,7 +312,53 @@ def audit(
         tuple(changed_weights(trace, checkpoint)) if only is None else (),
         tuple(declared_differences(checkpoint.config, trace)),
         values,
+        tuple(tuple(_culprit(trace, run, own) for run, own in group) for group in peers.inexact()),
     )
+
+
+class _Peers:
+    """Sites of the same name in every layer, of a run whose 16-bit arithmetic may be emulated exactly."""
+
+    def __init__(self) -> None:
+        self._by_role: dict[str, list[tuple[Recomputation, Own]]] = {}
+
+    def add(self, run: Recomputation, own: Own) -> None:
+        if operations.unit(run.computed_in(own.recipe)) <= operations.ACCUMULATOR:
+            return
+        role = re.sub(r"\d+", "*", own.recipe.site)
+        self._by_role.setdefault(f"{run.sequence.index}:{role}", []).append((run, own))
+
+    def inexact(self) -> list[list[tuple[Recomputation, Own]]]:
+        """Groups of which none is wrong and none is exact."""
+        groups = []
+        for peers in self._by_role.values():
+            sound = [(run, own) for run, own in peers if not own.wrong and own.statistics.size > INEXACT]
+            if len(sound) >= PEERS and len(sound) > len(peers) / 2:
+                groups.append(sound)
+        return groups
+
+    def outliers(self) -> list[tuple[Recomputation, Own]]:
+        """Those that are off where their peers are exact."""
+        out = []
+        for peers in self._by_role.values():
+            sizes = np.array([own.statistics.size for _, own in peers])
+            usual = float(np.quantile(sizes, 0.75))
+            if len(peers) < PEERS or usual > EXACT_PEERS:
+                continue
+            out += [(run, replace(own, beside=said)) for run, own in peers if (said := _outlier(own, usual))]
+        return out
+
+
+def _outlier(own: Own, usual: float) -> str | None:
+    statistics = own.statistics
+    odd = np.flatnonzero((statistics.odd >= ODD_COLUMN) & (statistics.odd * len(statistics.rows) >= ODD_ROWS))
+    if statistics.size > max(PEER_FLOOR, PEER_RATIO * usual):
+        return f"own error {statistics.size:.2g}x its rounding bound, where the same site of other layers is exact"
+    if odd.size and statistics.size <= EXACT_PEERS + float(np.sqrt(odd.size / len(statistics.odd))):
+        more = f" and {odd.size - 1} more" if odd.size > 1 else ""
+        share = statistics.odd[odd[0]]
+        return f"column {odd[0]}{more} is off at {share:.0%} of the positions, where the rest of the site is exact"
+    return None
 
 
 def own_error(run: Recomputation, recipe: Recipe, stop: int = 1 << 62) -> Own | None:
@@ -299,12 +384,13 @@ def _judged(run: Recomputation, recipe: Recipe, windows: list[Window], closely: 
     tally = Tally(bias)
     width: dict[str, float] = {}
     for window in windows:
-        result = run.result(recipe, window, run.inputs(recipe, window), closely)
-        tally.add(run.recorded(recipe.stored, window), result)
+        recorded = run.recorded(recipe.stored, window)
+        result = run.result(recipe, window, run.inputs(recipe, window), closely).closest(recorded)
+        tally.add(recorded, result)
         for kind, factor in drawn_width(result, bias).items():
             width[kind] = max(width.get(kind, 1.0), factor)
     statistics = tally.statistics()
-    return Own(recipe, tuple(windows), statistics, statistics.over(width))
+    return Own(recipe, tuple(windows), statistics, statistics.over(width), width)
 
 
 def drawn_width(result: Result, bias: float) -> dict[str, float]:
@@ -320,11 +406,13 @@ def drawn_width(result: Result, bias: float) -> dict[str, float]:
     return out
 
 
-def _culprit(sequence: Sequence, run: Recomputation, recipe: Recipe, order: int, own: Own) -> Culprit:
+def _culprit(trace: Trace, run: Recomputation, own: Own) -> Culprit:
+    recipe, sequence = own.recipe, run.sequence
     rows = np.concatenate([window.rows for window in own.windows])
     row = int(rows[int(own.wrong_rows().argmax())])
     position = row + run.first_step if recipe.site == "logits" else row
-    return Culprit(sequence.index, step_of(position, prompt_length(sequence)), position, recipe.site, order, own)
+    step = step_of(position, prompt_length(sequence))
+    return Culprit(sequence.index, step, position, recipe.site, order_of(trace, recipe.site), own)
 
 
 def explained(culprit: Culprit, explanation: Json | None) -> Culprit:

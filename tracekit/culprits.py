@@ -69,6 +69,7 @@ def examine(reference: Trace, candidate: Trace, checkpoint: Checkpoint, found: S
     ours = {pair.reference.index: compared_positions(pair) for pair in pairs}
     audited = audit(candidate, checkpoint, stops=_all(candidate, stops), wiring=reference)
     suspects = {culprit.site for culprit in audited.culprits}
+    alike = [] if suspects else _alike(candidate, checkpoint, audited, reference)
     others: tuple[Culprit, ...] = ()
     if suspects or found.findings:
         others = audit(reference, checkpoint, stops=_all(reference, ours), only=suspects or None).culprits
@@ -76,9 +77,9 @@ def examine(reference: Trace, candidate: Trace, checkpoint: Checkpoint, found: S
     culprits = [culprit for culprit in audited.culprits if culprit.site not in also]
     return Examination(
         checkpoint,
-        tuple(_explained(candidate, checkpoint, culprits, reference)),
+        tuple(_explained(candidate, checkpoint, culprits, reference) + alike),
         tuple(_explained(reference, checkpoint, list(others), None)) if not suspects else (),
-        audited.clean,
+        audited.clean - {culprit.site for culprit in alike},
         audited.unknown,
         tuple(sorted(suspects & also)),
         audited.values,
@@ -92,17 +93,40 @@ def _all(trace: Trace, stops: Mapping[int, int]) -> dict[int, int]:
 
 def _explained(trace: Trace, checkpoint: Checkpoint, culprits: list[Culprit], wiring: Trace | None) -> list[Culprit]:
     book, parameters = recipes(trace, checkpoint.config, wiring), Parameters(trace, checkpoint)
-    out = []
+    out: list[Culprit] = []
     for index, culprit in enumerate(culprits):
         if index < EXPLAINED:
-            culprit = explain(culprit, Recomputation(trace.sequences[culprit.sequence], parameters), book)
+            run = Recomputation(trace.sequences[culprit.sequence], parameters)
+            same = [one for one in out if one.own.recipe.kind == culprit.own.recipe.kind]
+            known = tuple(one.explanation for one in same[-1:] if one.explanation is not None)
+            culprit = explain(culprit, run, book, known)
         out.append(culprit)
+    return out
+
+
+def _alike(trace: Trace, checkpoint: Checkpoint, found: Audit, wiring: Trace | None) -> list[Culprit]:
+    """Sites that make the same mistake in every layer, each within its bound: the mistake accounts for all of it."""
+    book, parameters = recipes(trace, checkpoint.config, wiring), Parameters(trace, checkpoint)
+    out: list[Culprit] = []
+    for group in found.inexact:
+        tried: list[Culprit] = []
+        for site in group:
+            run = Recomputation(trace.sequences[site.sequence], parameters)
+            known = tuple(one.explanation for one in tried[-1:] if one.explanation is not None)
+            tried.append(explain(site, run, book, known))
+            if tried[-1].explanation is None and len(tried) <= 2:
+                break  # the first two layers have nothing to say: another arithmetic
+        out += [one for one in tried if one.explanation is not None]
     return out
 
 
 def explained_audit(trace: Trace, checkpoint: Checkpoint, found: Audit) -> Audit:
     """The audit of one trace with its culprits explained."""
-    return replace(found, culprits=tuple(_explained(trace, checkpoint, list(found.culprits), None)))
+    culprits = _explained(trace, checkpoint, list(found.culprits), None)
+    if not culprits:
+        culprits = _alike(trace, checkpoint, found, None)
+    alike = {culprit.site for culprit in culprits}
+    return replace(found, culprits=tuple(culprits), clean=found.clean - alike)
 
 
 def settle(

@@ -40,6 +40,24 @@ class Result:
     draws: tuple[Floats, ...] = ()
     """Errors of whole runs with drawn roundings at the rows `drawn_rows`, where no closed form gives their spread."""
     drawn_rows: NDArray[np.int64] | None = None
+    hows: tuple[Emulated, ...] = ()
+    """The arithmetics that an attention core is emulated in, where it is."""
+    others: tuple[Result, ...] = ()
+    """The same in other precisions that engines use, with their own bounds; the closest is what the engine did."""
+
+    def closest(self, recorded: Floats) -> Result:
+        """Itself or one of the others, whichever is nearest to what was recorded."""
+
+        def distance(option: Result) -> tuple[float, float]:
+            return min(typical(recorded - values) for values in (option.values, *option.rounded))
+
+        return min((self, *self.others), key=distance)
+
+
+def typical(gap: Floats) -> tuple[float, float]:
+    """Median and sum of the rows' squared lengths: a few rows that are wrong do not decide what the others are near."""
+    squares = np.einsum("pc,pc->p", gap, gap)
+    return float(np.median(squares)), float(squares.sum())
 
 
 def unit(dtype: str) -> float:
@@ -302,12 +320,17 @@ class Core:
 
 
 class Rounding:
-    """Multiplies by 1 + u * uniform(-1, 1) where an implementation rounds; one draw of a whole run."""
+    """Multiplies by 1 + u * uniform(-1, 1) where an implementation rounds; one draw of a whole run. With `wide` scores,
+    they stay in float32 up to the softmax, as fused kernels keep them."""
 
-    def __init__(self, dtype: str, seed: int) -> None:
+    def __init__(self, dtype: str, seed: int, wide: bool = False) -> None:
         self.stored = unit(dtype)
         self.sums = accumulator(dtype)
+        self.wide = wide
         self._random = np.random.default_rng(seed)
+
+    def score(self, values: Floats) -> Floats:
+        return self.float32(values) if self.wide else self.store(values)
 
     def store(self, values: Floats) -> Floats:
         return self._times(values, self.stored)
@@ -324,8 +347,30 @@ class Rounding:
         return values * (1.0 + roundoff * self._random.uniform(-1.0, 1.0, values.shape))
 
 
+class Emulated:
+    """Rounds to the model's format where an implementation does, in its order."""
+
+    def __init__(self, dtype: str, wide: bool = False) -> None:
+        self.dtype, self.wide = dtype, wide
+
+    def store(self, values: Floats) -> Floats:
+        return as_stored(values, self.dtype)
+
+    def score(self, values: Floats) -> Floats:
+        return values if self.wide else self.store(values)
+
+    def float32(self, values: Floats) -> Floats:
+        return values
+
+    def walk(self, values: Floats, terms: int, size: Floats) -> Floats:
+        return values
+
+
 class Exact:
     """The same without rounding."""
+
+    def score(self, values: Floats) -> Floats:
+        return values
 
     def store(self, values: Floats) -> Floats:
         return values
@@ -337,7 +382,7 @@ class Exact:
         return values
 
 
-Arithmetic = Rounding | Exact
+Arithmetic = Rounding | Emulated | Exact
 
 
 def attend(
@@ -445,15 +490,15 @@ def _one_head(
     scores = q @ k.T
     if isinstance(how, Rounding):
         size = np.sqrt(np.square(q) @ np.square(k).T)
-        scores = how.store(how.walk(scores, q.shape[1], size))
-    scores = how.store(scores * core.scale)
+        scores = how.walk(scores, q.shape[1], size)
+    scores = how.score(how.score(scores) * core.scale)
     if core.scores is not None:
         scores = as_stored(scores, core.scores)
     if core.softcap is not None:
         scores = core.softcap * np.tanh(scores / core.softcap)
     scores = np.where(visible, scores, -np.inf)
     if core.softmax is not None:
-        return _narrow_softmax(scores, core.softmax) @ v
+        return how.store(how.store(_narrow_softmax(scores, core.softmax)) @ v)
     top = np.maximum(scores.max(axis=1, keepdims=True), 0.0 if sink else -np.inf)
     weights = how.float32(np.exp(scores - np.where(np.isfinite(top), top, 0.0)))
     total = weights.sum(axis=1, keepdims=True) + (np.exp(-top) if sink else 0.0)
@@ -462,9 +507,8 @@ def _one_head(
         weights = as_stored(weights, core.weights)
     out = weights @ v
     if isinstance(how, Rounding):
-        size = np.sqrt(np.square(weights) @ np.square(v))
-        out = how.store(how.walk(out, v.shape[0], size))
-    return out
+        out = how.walk(out, v.shape[0], np.sqrt(np.square(weights) @ np.square(v)))
+    return how.store(out)
 
 
 def _narrow_softmax(scores: Floats, dtype: str) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tracekit import operations
 from tracekit.dtypes import is_float
 from tracekit.metrics import site_reader
-from tracekit.operations import Core, Floats, Matrix, Result, Rounding
+from tracekit.operations import Core, Emulated, Floats, Matrix, Result, Rounding
 from tracekit.recipe import Recipe
 from tracekit.rounding import logits_reader
 from tracekit.trace import Sequence, Trace
@@ -154,13 +154,28 @@ class Recomputation:
 
 
 def attention(core: Core, inputs: list[Floats], window: Window, dtype: str) -> Result:
-    """The attention core, and its spread from drawn rounding errors, per row and head."""
+    """The attention core, and its spread from drawn rounding errors, per row and head. In 16 bits also as fused kernels
+    compute it, with scores in float32, and as eager ones do, each emulated and with its own spread."""
     q, k, v = inputs
     values = operations.attend(core, q, k, v, window.rows)
+    if dtype not in ("bfloat16", "float16"):
+        return _spread(core, inputs, window, dtype, values, wide=False)
+    hows = (Emulated(dtype, wide=True), Emulated(dtype, wide=False))
+    options = []
+    for how in hows:
+        emulated = operations.attend(core, q, k, v, window.rows, how)
+        option = _spread(core, inputs, window, dtype, values, how.wide)
+        options.append(replace(option, rounded=(emulated,), hows=hows))
+    return replace(options[0], others=(options[1],))
+
+
+def _spread(core: Core, inputs: list[Floats], window: Window, dtype: str, values: Floats, wide: bool) -> Result:
+    """The exact values with the spread of one kind of arithmetic."""
+    q, k, v = inputs
     picked = np.unique(np.linspace(0, len(values) - 1, min(DRAWN_ROWS, len(values))).astype(np.int64))
     draws = []
     for seed in range(DRAWN_ROUNDINGS):
-        how = Rounding(dtype, seed)
+        how = Rounding(dtype, seed, wide)
         draws.append(operations.attend(core, q[picked], k, v, window.rows[picked], how) - values[picked])
     return Result(values, _drawn_variance(core, dtype, values, draws, picked), draws=tuple(draws), drawn_rows=picked)
 

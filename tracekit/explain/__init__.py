@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from tracekit.audit import Culprit, explained
 from tracekit.explain.attention import attention_mistakes
-from tracekit.explain.case import Case, Fit
+from tracekit.explain.case import Case, Fit, Hypothesis
 from tracekit.explain.modules import module_mistakes
 from tracekit.explain.outputs import output_mistakes
 from tracekit.recipe import Recipes
@@ -20,32 +20,43 @@ from tracekit.trace import Json
 __all__ = ["explain"]
 
 
-def explain(culprit: Culprit, run: Recomputation, recipes: Recipes) -> Culprit:
-    """The culprit with its explanation, where one holds on all of its recorded positions."""
-    return explained(culprit, explanation_of(Case.of(culprit, run, recipes)))
+NEARLY = 1.3
+"""A simpler hypothesis is taken if it leaves at most this many times what the best one leaves."""
+ROUNDED_AWAY = 0.05
+"""Residuals below this are the same: next to nothing."""
 
 
-def explanation_of(case: Case) -> Json | None:
+def explain(culprit: Culprit, run: Recomputation, recipes: Recipes, known: tuple[Json, ...] = ()) -> Culprit:
+    """The culprit with its explanation, where one holds on all of its recorded positions. `known`: explanations of
+    other culprits, which are tried first: a mistake made in every layer is one mistake."""
+    return explained(culprit, explanation_of(Case.of(culprit, run, recipes), known))
+
+
+def explanation_of(case: Case, known: tuple[Json, ...] = ()) -> Json | None:
     """`kind`, `value`, `residual` (the error that is left, over its rounding bound) and `text`; None where no
     hypothesis fits."""
-    best: dict[int, Fit] = {}
-    for fit in _mistakes(case):
-        known = best.get(fit.complexity)
-        simpler = min(best, default=fit.complexity)
-        if simpler < fit.complexity:
-            break
-        if fit.holds and (known is None or fit.residual < known.residual):
-            best[fit.complexity] = fit
-    return best[min(best)].to_json() if best else None
+    hypotheses = list(_mistakes(case))
+    kinds = {explanation["kind"] for explanation in known}
+    for explanation in known:
+        same = [fit for fit in _held(case, hypotheses, kinds) if fit.text == explanation["text"]]
+        if same:
+            return same[0].to_json()
+    best: list[Fit] = []
+    for complexities in ((1, 2), (3,)):
+        best = best or _held(case, [one for one in hypotheses if one.complexity in complexities])
+    if not best:
+        return None
+    least = min(fit.residual for fit in best)
+    near = [fit for fit in best if fit.residual <= max(NEARLY * least, ROUNDED_AWAY)]
+    return min(near, key=lambda fit: (fit.complexity, fit.residual)).to_json()
 
 
-def _mistakes(case: Case) -> Iterator[Fit]:
-    """Hypotheses, the simplest first: what is left out or swapped, then one number fitted, then many."""
-    families = [attention_mistakes(case) if case.recipe.kind == "attention" else module_mistakes(case)]
-    families.append(output_mistakes(case))
-    made = [list(family) for family in families]
-    for complexity in (1, 2, 3):
-        for family in made:
-            for hypothesis in family:
-                if hypothesis.complexity == complexity:
-                    yield from case.tried(hypothesis)
+def _held(case: Case, hypotheses: list[Hypothesis], kinds: set[str] | None = None) -> list[Fit]:
+    chosen = [one for one in hypotheses if kinds is None or one.kind in kinds]
+    return [fit for hypothesis in chosen for fit in case.tried(hypothesis) if fit.holds]
+
+
+def _mistakes(case: Case) -> Iterator[Hypothesis]:
+    """What a module of this kind gets wrong, and what any module does."""
+    yield from attention_mistakes(case) if case.recipe.kind == "attention" else module_mistakes(case)
+    yield from output_mistakes(case)

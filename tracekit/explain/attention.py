@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tracekit import operations
 from tracekit.explain.case import Case, Hypothesis, Value, plainly
 from tracekit.explain.fitting import best_on_grid, logarithmic
-from tracekit.operations import Core, Floats, Rotary, unit
+from tracekit.operations import Core, Floats, Result, Rotary
 
 FITTED_ROWS = 12
 """Query positions that a fitted number is searched on."""
@@ -35,11 +35,22 @@ def attention_mistakes(case: Case) -> Iterator[Hypothesis]:
     yield _linear_factor(case, core)
 
 
-def _attended(case: Case, core: Core, rows: NDArray[np.int64] | None = None) -> Floats:
-    """The core at all rows of the case, or at some (indexes into them)."""
+def _exactly(case: Case, core: Core, rows: NDArray[np.int64]) -> Floats:
+    """The core in float64 at some rows (indexes into the case's): what numbers are fitted on."""
     q, k, v = case.inputs
-    picked = np.arange(len(q)) if rows is None else rows
-    return operations.attend(core, q[picked], k, v, case.window.rows[picked])
+    return operations.attend(core, q[rows], k, v, case.window.rows[rows])
+
+
+def _attended(case: Case, core: Core) -> Result:
+    """The core at all rows, also as the engines that are emulated round it."""
+    return _with_inputs(case, core, *case.inputs)
+
+
+def _with_inputs(case: Case, core: Core, q: Floats, k: Floats, v: Floats) -> Result:
+    rows = case.window.rows
+    values = operations.attend(core, q, k, v, rows)
+    emulated = tuple(operations.attend(core, q, k, v, rows, how) for how in case.right.hows)
+    return Result(values, case.right.variance, rounded=emulated)
 
 
 def _switches(case: Case, core: Core) -> Iterator[tuple[str, str, Core]]:
@@ -96,7 +107,7 @@ def _positions(case: Case, core: Core) -> Iterator[tuple[str, str, Core]]:
 
 def _precisions(case: Case, core: Core) -> Iterator[tuple[str, str, Core]]:
     for dtype in ("float16", "bfloat16"):
-        if unit(dtype) > unit(case.dtype) * 1.5:
+        if dtype != case.dtype:
             yield "rotary table rounded", f"rotary table rounded to {dtype}", replace(core, table=dtype)
             yield "scores rounded", f"attention scores rounded to {dtype}", replace(core, scores=dtype)
             yield "softmax rounded", f"softmax rounded to {dtype}", replace(core, weights=dtype)
@@ -124,34 +135,33 @@ def _stale_text(row: int, value: Value) -> str:
     return f"cache row {row} holds {value}"
 
 
-def _stale(case: Case, core: Core, row: int, since: int) -> tuple[Floats, Value] | None:
+def _stale(case: Case, core: Core, row: int, since: int) -> tuple[Result, Value] | None:
     """The row whose key and value stand in `row`'s place, found at the first wrong position."""
     if row == 0:
         return None
     first = np.array([int(case.wrong.argmax())])
     changed = [replace(core, stale_row=row, source=source, since=since) for source in range(-1, row)]
-    best = min(changed, key=lambda option: case.distance(_attended(case, option, first), first))
+    best = min(changed, key=lambda option: case.distance(_exactly(case, option, first), first))
     return _attended(case, best), "nothing" if best.source < 0 else f"row {best.source}"
 
 
 def _swapped(case: Case, core: Core) -> Iterator[Hypothesis]:
     """Queries and keys the wrong way round, where their widths allow it; keys and values."""
     q, k, v = case.inputs
-    rows = case.window.rows
     if core.heads == core.kv_heads and len(q) == len(k):
-        yield plainly("queries and keys swapped", "queries and keys swapped", operations.attend, core, k, q, v, rows)
-    yield plainly("keys and values swapped", "keys and values swapped", operations.attend, core, q, v, k, rows)
+        yield plainly("queries and keys swapped", "queries and keys swapped", _with_inputs, case, core, k, q, v)
+    yield plainly("keys and values swapped", "keys and values swapped", _with_inputs, case, core, q, v, k)
 
 
 def _fitted(
     case: Case, change: Callable[[float], Core], grid: list[float]
-) -> tuple[Callable[[], tuple[Floats, Value]], Callable[[float], Floats]]:
+) -> tuple[Callable[[], tuple[Result, Value]], Callable[[float], Result]]:
     """A number fitted on the last rows, where most keys are seen, and the values at any number."""
 
-    def make() -> tuple[Floats, Value]:
+    def make() -> tuple[Result, Value]:
         wrong = np.flatnonzero(case.wrong & case.region)
         rows = np.unique(np.concatenate([wrong[:3], wrong[-FITTED_ROWS:]])).astype(np.int64)
-        number = best_on_grid(lambda at: case.distance(_attended(case, change(at), rows), rows), grid)
+        number = best_on_grid(lambda at: case.distance(_exactly(case, change(at), rows), rows), grid)
         return _attended(case, change(number)), number
 
     return make, lambda number: _attended(case, change(number))
@@ -189,13 +199,13 @@ def _linear_factor(case: Case, core: Core) -> Hypothesis:
 def _window(case: Case, core: Core) -> Hypothesis:
     """The window whose edge lies where the last wrong row says."""
 
-    def make() -> tuple[Floats, Value] | None:
+    def make() -> tuple[Result, Value] | None:
         last = np.flatnonzero(case.wrong)[-1:]
         longest = int(case.window.rows[last[0]]) + 1
         if longest > 2048:
             return None
         options = range(1, longest + 1)
-        best = min(options, key=lambda window: case.distance(_attended(case, replace(core, window=window), last), last))
+        best = min(options, key=lambda window: case.distance(_exactly(case, replace(core, window=window), last), last))
         return _attended(case, replace(core, window=best)), float(best)
 
     declared = "no window" if core.window is None else f"{core.window}"

@@ -20,6 +20,7 @@ from tracekit.trace import Json
 
 ROWS = 256
 """Rows that a hypothesis is tried on; of longer recordings, those around the first wrong one and the last."""
+SHARE_LEFT = 0.1
 MOSTLY = 0.85
 """Share of heads and positions that a mistake of rounding must account for. One score in 500 lies so near a tie of
 float16 that float32's error decides it; a head at 20 positions has 20 of them."""
@@ -27,6 +28,8 @@ NICE_DIGITS = (1, 2, 3, 4)
 """A fitted number is rounded to the fewest digits with which it still holds."""
 
 Value = float | str | None
+Values = Floats | Result
+"""What a site would hold; a Result where the orders of rounding are known."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,9 @@ class Hypothesis:
 
     kind: str
     complexity: int
-    make: Callable[[], tuple[Floats, Value] | None]
+    make: Callable[[], tuple[Values, Value] | None]
     said: Callable[[Value], str] | None = None
-    at: Callable[[float], Floats] | None = None  # values at another number, to round the fitted one
+    at: Callable[[float], Values] | None = None  # values at another number, to round the fitted one
     variance: Floats | None = None  # of rounding errors that come with the change
     flips: bool = False  # it rounds on the way: what lies next to a tie may fall to the other side
 
@@ -50,10 +53,10 @@ def narrowed(case: Case, values: Floats, dtype: str) -> Floats:
     return np.clip(case.recorded, low, high)
 
 
-def plainly(kind: str, text: str, make: Callable[..., Floats | None], *arguments: object) -> Hypothesis:
+def plainly(kind: str, text: str, make: Callable[..., Values | None], *arguments: object) -> Hypothesis:
     """A hypothesis without a number: the site would hold `make(*arguments)`."""
 
-    def made() -> tuple[Floats, Value] | None:
+    def made() -> tuple[Values, Value] | None:
         values = make(*arguments)
         return None if values is None else (values, None)
 
@@ -87,6 +90,7 @@ class Case:
     recorded: Floats
     right: Result
     wrong: NDArray[np.bool_]  # [rows]
+    needed: float  # residual that a hypothesis must come down to
 
     @classmethod
     def of(cls, culprit: Culprit, run: Recomputation, recipes: Recipes) -> Case:
@@ -96,8 +100,12 @@ class Case:
         window = _chosen(list(windows), first)
         inputs = run.inputs(recipe, window)
         wrong = culprit.own.wrong_rows()[(rows >= window.first) & (rows < window.stop)]
-        recorded, right = run.recorded(recipe.stored, window), run.result(recipe, window, inputs, closely=True)
-        return cls(recipe, run, recipes, window, inputs, recorded, right, wrong)
+        recorded = run.recorded(recipe.stored, window)
+        right = run.result(recipe, window, inputs, closely=True).closest(recorded)
+        # An error within its bound was found by comparing with the site's peers: next to nothing may be left of it.
+        own = culprit.own
+        needed = np.inf if max(own.over.values()) > 1.0 else SHARE_LEFT * own.statistics.size
+        return cls(recipe, run, recipes, window, inputs, recorded, right, wrong, needed)
 
     @cached_property
     def dtype(self) -> str:
@@ -111,7 +119,7 @@ class Case:
     def base(self) -> Floats:
         """The right values as the engine would round them."""
         options = (self.right.values, *self.right.rounded)
-        return min(options, key=lambda values: float(np.sum(np.square(self.recorded - values))))
+        return min(options, key=lambda values: operations.typical(self.recorded - values))
 
     @cached_property
     def region(self) -> NDArray[np.bool_]:
@@ -132,11 +140,12 @@ class Case:
             return
         values, value = made
         fit = self._fit(hypothesis, values, value)
-        if fit.holds and isinstance(value, float) and hypothesis.at is not None:
+        if isinstance(value, float) and hypothesis.at is not None and (fit.holds or len(self.right.rounded) > 0):
             fit = self._rounded(hypothesis, fit)
         yield fit
         if not fit.holds and not self.region.all():
-            part = np.where(self.region[:, None], values, self.base)
+            plain = values.values if isinstance(values, Result) else values
+            part = np.where(self.region[:, None], plain, self.base)
             yield replace(self._fit(hypothesis, part, value), text=self._said(hypothesis, value) + self._where())
 
     def _where(self) -> str:
@@ -149,11 +158,12 @@ class Case:
     def _said(self, hypothesis: Hypothesis, value: Value) -> str:
         return hypothesis.said(value) if hypothesis.said else hypothesis.kind
 
-    def _fit(self, hypothesis: Hypothesis, values: Floats, value: Value) -> Fit:
+    def _fit(self, hypothesis: Hypothesis, values: Values, value: Value) -> Fit:
         statistics, worst = self.judge(values, hypothesis.variance)
-        holds, residual = worst <= 1.0, statistics.size
-        if not holds and hypothesis.flips:
-            holds, residual = self._mostly(values)
+        holds, residual = worst <= 1.0 and statistics.size <= self.needed, statistics.size
+        wide = operations.unit(self.dtype) <= operations.ACCUMULATOR
+        if wide and not holds and hypothesis.flips:
+            holds, residual = self._mostly(values.values if isinstance(values, Result) else values)
         return Fit(hypothesis.kind, value, hypothesis.complexity, residual, holds, self._said(hypothesis, value))
 
     def _mostly(self, values: Floats) -> tuple[bool, float]:
@@ -166,25 +176,28 @@ class Case:
         return median <= 2.0 and float(np.mean(blocks <= ROW_LIMIT)) >= MOSTLY, median
 
     def _rounded(self, hypothesis: Hypothesis, fit: Fit) -> Fit:
-        """The same with the number rounded, if that holds as well."""
+        """The same with the number rounded, if that holds as well: of 16-bit values a number is fitted to some three
+        digits, and the one that was meant may be the only one that holds."""
         assert hypothesis.at is not None and isinstance(fit.value, float)
         for digits in NICE_DIGITS:
             nice = float(f"{fit.value:.{digits}g}")
             if abs(nice / fit.value - 1.0) > 0.02 if fit.value else True:
                 continue
             other = self._fit(hypothesis, hypothesis.at(nice), nice)
-            if other.holds and other.residual <= max(1.0, 1.5 * fit.residual):
+            if other.holds and (not fit.holds or other.residual <= max(1.0, 1.5 * fit.residual)):
                 return other
         return fit
 
-    def judge(self, values: Floats, more: Floats | None = None) -> tuple[Statistics, float]:
+    def judge(self, values: Values, more: Floats | None = None) -> tuple[Statistics, float]:
         """Statistics of what is left, and the largest over its limit."""
         bias = BIAS_UNITS * operations.accumulator(self.dtype)
-        variance = np.maximum(self.right.variance, operations.rounding(values, self.dtype, 2.0))
+        plain = values.values if isinstance(values, Result) else values
+        variance = np.maximum(self.right.variance, operations.rounding(plain, self.dtype, 2.0))
         variance = variance if more is None else variance + more
-        orders = operations.in_16_bits(self.dtype, lambda: [operations.as_stored(values, self.dtype)])
+        orders = operations.in_16_bits(self.dtype, lambda: [operations.as_stored(plain, self.dtype)])
+        orders = (*orders, *(values.rounded if isinstance(values, Result) else ()))
         tally = Tally(bias)
-        tally.add(self.recorded, Result(values, variance, self.right.shared, orders))
+        tally.add(self.recorded, Result(plain, variance, self.right.shared, orders))
         statistics = tally.statistics()
         return statistics, max(statistics.over(self._width).values())
 

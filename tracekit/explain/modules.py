@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tracekit import operations
 from tracekit.explain.case import Case, Hypothesis, Value, narrowed, plainly
-from tracekit.operations import ACTIVATIONS, Floats, as_stored, unit
+from tracekit.operations import ACTIVATIONS, Floats, Result, as_stored, unit
 from tracekit.recipe import Recipe
 
 SIBLINGS = {
@@ -26,6 +26,9 @@ SIBLINGS = {
     "post_attention_layernorm": ("input_layernorm",),
 }
 """Parameters of the same shape that a loader may mix up."""
+
+
+COMMON_EPS = (1e-12, 1e-8, 1e-6, 1e-5, 1e-3)
 
 
 def module_mistakes(case: Case) -> Iterator[Hypothesis]:
@@ -109,13 +112,13 @@ def _swapped(name: str, own: str, other: str) -> str:
     return re.sub(rf"(^|\.){own}(\.|$)", rf"\g<1>{other}\g<2>", name)
 
 
-def _with(case: Case, recipe: Recipe) -> Floats | None:
+def _with(case: Case, recipe: Recipe) -> Result | None:
     """The site computed with another recipe's parameters, where shapes allow."""
     checkpoint = case.run.parameters.checkpoint
     found, own = checkpoint.find(recipe.parameters["weight"]), checkpoint.find(case.recipe.parameters["weight"])
     if found is None or own is None or checkpoint.shape(found) != checkpoint.shape(own):
         return None
-    return case.run.result(recipe, case.window, case.inputs).values
+    return case.run.result(recipe, case.window, case.inputs)
 
 
 def _other_inputs(case: Case) -> Iterator[str]:
@@ -176,10 +179,10 @@ def _norm(case: Case) -> Iterator[Hypothesis]:
     x, parameters, recipe = case.inputs[0], case.run.parameters, case.recipe
     weight, bias = parameters.vector(recipe, "weight"), parameters.vector(recipe, "bias")
 
-    def with_weight(factor: Floats | None) -> Floats:
+    def with_weight(factor: Floats | None) -> Result:
         if recipe.kind == "rms_norm":
-            return operations.rms_norm(x, factor, recipe.eps, case.dtype).values
-        return operations.layer_norm(x, factor, bias, recipe.eps, case.dtype).values
+            return operations.rms_norm(x, factor, recipe.eps, case.dtype)
+        return operations.layer_norm(x, factor, bias, recipe.eps, case.dtype)
 
     if weight is not None:
         used = weight + 1.0 if recipe.plus_one else weight
@@ -199,9 +202,9 @@ def _eps_text(case: Case, value: Value) -> str:
     return f"eps {value:.3g} instead of {case.recipe.eps:.3g}"
 
 
-def _centred(case: Case, weight: Floats | None) -> Floats:
+def _centred(case: Case, weight: Floats | None) -> Result:
     centred = case.inputs[0] - case.inputs[0].mean(axis=1, keepdims=True)
-    return operations.rms_norm(centred, weight, case.recipe.eps, case.dtype, case.recipe.plus_one).values
+    return operations.rms_norm(centred, weight, case.recipe.eps, case.dtype, case.recipe.plus_one)
 
 
 def _without_mean(case: Case, weight: Floats | None, bias: Floats | None) -> Floats:
@@ -209,12 +212,12 @@ def _without_mean(case: Case, weight: Floats | None, bias: Floats | None) -> Flo
     return scaled if bias is None else scaled + bias
 
 
-def _with_eps(case: Case, eps: float) -> Floats:
+def _with_eps(case: Case, eps: float) -> Result:
     recipe = replace(case.recipe, eps=eps)
-    return case.run.result(recipe, case.window, case.inputs).values
+    return case.run.result(recipe, case.window, case.inputs)
 
 
-def _eps(case: Case) -> tuple[Floats, Value] | None:
+def _eps(case: Case) -> tuple[Result, Value] | None:
     """Every row's scale gives an eps; rows of small mean square, which depend on it, count most."""
     x = case.inputs[0]
     if case.recipe.kind == "layer_norm":
@@ -230,8 +233,11 @@ def _eps(case: Case) -> tuple[Floats, Value] | None:
     good = np.isfinite(found)
     if not good.any():
         return None
-    eps = float(np.sum((found * weights)[good]) / np.sum(weights[good]))
-    return None if eps <= 0.0 else (_with_eps(case, eps), eps)
+    fitted = float(np.sum((found * weights)[good]) / np.sum(weights[good]))
+    # In 16 bits a scale is known to three digits, and a usual eps may be the better one.
+    options = [eps for eps in (fitted, *COMMON_EPS) if eps > 0.0]
+    best = min(options, key=lambda eps: case.judge(_with_eps(case, eps))[0].size)
+    return _with_eps(case, best), best
 
 
 # ---------------------------------------------------------------- gates, sums, embeddings
