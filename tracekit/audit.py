@@ -281,6 +281,8 @@ def audit(
     for recipe in found.known:
         if not parameters.has(recipe):
             unknown[recipe.site] = "the checkpoint has no parameter of that name"
+        elif not _fits(trace, parameters, recipe):
+            unknown[recipe.site] = "its shape is not that of the checkpoint's parameter"
         elif only is None or recipe.site in only:
             known.append(recipe)
     culprits: dict[str, Culprit] = {}
@@ -314,6 +316,26 @@ def audit(
         values,
         tuple(tuple(_culprit(trace, run, own) for run, own in group) for group in peers.inexact()),
     )
+
+
+def _fits(trace: Trace, parameters: Parameters, recipe: Recipe) -> bool:
+    """Whether what is recorded has the shape that the recipe wants."""
+    for sequence in trace.sequences:
+        sites = sequence.sites
+        widths = [sites[name].width for name in recipe.inputs if name in sites]
+        if recipe.stored == "logits" or recipe.stored not in sites:
+            continue
+        width = sites[recipe.stored].width
+        if recipe.parameters and not parameters.fits(recipe, width, widths[0] if widths else width):
+            return False
+        if recipe.kind in ("residual", "gate", "identity") and any(other != width for other in widths):
+            return False
+        if recipe.core is not None:
+            core = recipe.core
+            wanted = [core.heads * core.head_dim, *[core.kv_heads * core.head_dim] * 2]
+            if widths != wanted or width != wanted[0]:
+                return False
+    return True
 
 
 class _Peers:

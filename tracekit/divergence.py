@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from tracekit.align import Alignment, SequencePair, SitePair, align_sequences, align_sites, check_same_model
+from tracekit.dtypes import UNIT_ROUNDOFF
+from tracekit.metrics import row_bytes, row_errors, site_reader
 from tracekit.observed import Observed, observe
 from tracekit.rounding import Judged, Yardstick
 from tracekit.sampling import cut_distance
@@ -103,13 +105,15 @@ def _compare_sequence(result: Search, pair: SequencePair, yardstick: Yardstick) 
     prompt = prompt_length(one)
     stop = compared_positions(pair)
     _compare_sites(result, pair, yardstick, stop, prompt)
+    result.findings += _passed_on(result.alignment, pair, stop, prompt)
     _compare_logits(result, pair, yardstick, steps, prompt)
     tokens = one.tokens, other.tokens
+    tell = _tells_draws(one) and _tells_draws(other)
     for index in range(steps):
         seen = observe(one, index, tokens[0]), observe(other, index, tokens[1])
         _note_logits_gap(result, *seen)
         finding = _survivor_difference(result, pair, *seen)
-        finding = finding or _draw_finding(pair, one.step(index), other.step(index))
+        finding = finding or (_draw_finding(pair, one.step(index), other.step(index)) if tell else None)
         if finding is not None:
             result.findings.append(finding)
             break
@@ -177,6 +181,34 @@ def _compare_sites(result: Search, pair: SequencePair, yardstick: Yardstick, sto
             result.compared["values"] += (last - first) * pair.reference.sites[site.name].width
             _note(result, pair, site, judged, first, prompt)
         result.compared["sites"] += 1
+
+
+PASSED_ON_UNITS = 16.0
+"""Roundoff units that two sites of the reference must be apart to be two values, not one in two roundings."""
+
+
+def _passed_on(alignment: Alignment, pair: SequencePair, stop: int, prompt: int) -> list[Finding]:
+    """Sites at which the candidate passes an earlier site's tensor on where the reference has another value: a layer
+    that is skipped, a sum that is not taken. In 16 bits what is missing may be smaller than rounding adds up to."""
+    partner = {site.candidate: site for site in alignment.pairs if site.candidate == site.name}
+    out = []
+    for site in alignment.pairs:
+        other = partner.get(site.candidate)
+        if other is None or other.name == site.name or other.name not in pair.reference.sites:
+            continue
+        for first, last in _common_ranges(pair, site, stop):
+            one, two = site_reader(pair.reference, site.name), site_reader(pair.reference, other.name)
+            apart = row_errors(two, one, first, last, row_bytes(pair.reference, site.name)).relative
+            dtypes = pair.reference.sites[site.name].dtype, pair.candidate.sites[site.candidate].dtype
+            units = apart / max(UNIT_ROUNDOFF.get(dtype, 1.0) for dtype in dtypes)
+            wrong = np.flatnonzero(units > PASSED_ON_UNITS)
+            if wrong.size:
+                at, facts = int(wrong[0]), {"candidate_site": site.candidate, "passed_on": True}
+                place = step_of(first, prompt), first, site.name, site.order  # none of the rows is computed
+                found = float(units[at]), float(apart[at]), facts
+                out.append(Finding(pair.index, Stage.SITE, *place, *found))
+                break
+    return out
 
 
 def _common_ranges(pair: SequencePair, site: SitePair, stop: int) -> Iterator[tuple[int, int]]:
@@ -289,6 +321,11 @@ def _probability_difference(pair: SequencePair, one: Observed, other: Observed, 
 def _draw_finding(pair: SequencePair, one: Step, other: Step) -> Finding | None:
     facts = _draw_difference(one, other)
     return None if facts is None else Finding(pair.index, Stage.DRAW, one.index, one.position, "draws", facts=facts)
+
+
+def _tells_draws(sequence: Sequence) -> bool:
+    """Whether any draw was recorded: a side that says nothing of them may have made them all the same."""
+    return any(sequence.step(index).draws for index in range(sequence.step_count))
 
 
 DRAW_FIELDS = ("generator", "seed", "offset", "op", "words")

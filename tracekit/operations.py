@@ -143,7 +143,14 @@ def in_16_bits(dtype: str, orders: Callable[[], list[Floats]]) -> tuple[Floats, 
 
 
 def rms_norm(x: Floats, weight: Floats | None, eps: float, dtype: str, plus_one: bool = False) -> Result:
-    """x / sqrt(mean(x^2) + eps) * w (Zhang and Sennrich 2019); the mean is taken in float32."""
+    """x / sqrt(mean(x^2) + eps) * w (Zhang and Sennrich 2019); the mean is taken in float32. A weight that is shorter
+    than a row is that of each head."""
+    if weight is not None and weight.size < x.shape[1]:
+        heads = rms_norm(x.reshape(-1, weight.size), weight, eps, dtype, plus_one)
+        rounded = tuple(values.reshape(x.shape) for values in heads.rounded)
+        return replace(
+            heads, values=heads.values.reshape(x.shape), variance=heads.variance.reshape(x.shape), rounded=rounded
+        )
     scale = 1.0 / np.sqrt(np.mean(np.square(x), axis=1, keepdims=True) + eps)
     return _scaled(x * scale, weight, None, dtype, plus_one)
 
@@ -329,7 +336,7 @@ class Rounding:
         self.wide = wide
         self._random = np.random.default_rng(seed)
 
-    def score(self, values: Floats) -> Floats:
+    def score(self, values: Floats, times: int) -> Floats:
         return self.float32(values) if self.wide else self.store(values)
 
     def store(self, values: Floats) -> Floats:
@@ -350,14 +357,15 @@ class Rounding:
 class Emulated:
     """Rounds to the model's format where an implementation does, in its order."""
 
-    def __init__(self, dtype: str, wide: bool = False) -> None:
-        self.dtype, self.wide = dtype, wide
+    def __init__(self, dtype: str, scores: int) -> None:
+        self.dtype = dtype
+        self.scores = scores  # how often a score is rounded: not, as a product, or again when it is scaled
 
     def store(self, values: Floats) -> Floats:
         return as_stored(values, self.dtype)
 
-    def score(self, values: Floats) -> Floats:
-        return values if self.wide else self.store(values)
+    def score(self, values: Floats, times: int) -> Floats:
+        return self.store(values) if times <= self.scores else values
 
     def float32(self, values: Floats) -> Floats:
         return values
@@ -369,7 +377,7 @@ class Emulated:
 class Exact:
     """The same without rounding."""
 
-    def score(self, values: Floats) -> Floats:
+    def score(self, values: Floats, times: int) -> Floats:
         return values
 
     def store(self, values: Floats) -> Floats:
@@ -491,7 +499,7 @@ def _one_head(
     if isinstance(how, Rounding):
         size = np.sqrt(np.square(q) @ np.square(k).T)
         scores = how.walk(scores, q.shape[1], size)
-    scores = how.score(how.score(scores) * core.scale)
+    scores = how.score(how.score(scores, 1) * core.scale, 2)
     if core.scores is not None:
         scores = as_stored(scores, core.scores)
     if core.softcap is not None:

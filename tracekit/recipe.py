@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from tracekit.operations import ACTIVATIONS, Core, Rotary
 from tracekit.trace import INPUT_SUFFIX, Json, Site, Trace, resolve
 
-DECODERS = ("llama", "mistral", "qwen2", "smollm3", "cosyvoice3")
+DECODERS = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "cosyvoice3")
 """`model_type` of the decoders whose layers are built as the recipe says."""
 TOKEN_TABLES = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings")
 """Last name of an embedding that is looked up by token ids."""
@@ -138,8 +138,10 @@ class _Book:
         core = declared_core(declared, index)
         if core is None:
             self.why[f"{attention}.o_proj:in"] = "the checkpoint declares a rotary embedding that is not known"
-        elif resolve(self.trace, f"{attention}.q_norm") is None:
-            parts = [f"{attention}.{part}" for part in ("q_proj", "k_proj", "v_proj")]
+        else:
+            normed = resolve(self.trace, f"{attention}.q_norm") is not None
+            names = ("q_norm", "k_norm", "v_proj") if normed else ("q_proj", "k_proj", "v_proj")
+            parts = [f"{attention}.{part}" for part in names]
             self._add(f"{attention}.o_proj:in", Recipe("", "", "attention", core=core), *parts)
 
     def add_passing(self, name: str, source: str) -> None:

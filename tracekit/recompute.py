@@ -43,7 +43,20 @@ class Parameters:
         self._matrix: tuple[tuple[str, ...], Matrix] | None = None
 
     def has(self, recipe: Recipe) -> bool:
+        """Whether the checkpoint holds the module's parameters."""
         return all(self.checkpoint.find(name) is not None for name in recipe.parameters.values())
+
+    def fits(self, recipe: Recipe, width: int, inputs: int) -> bool:
+        """Whether their shapes are those of a module from `inputs` to `width` columns."""
+        found = self.checkpoint.find(recipe.parameters.get("weight", ""))
+        if found is None:
+            return not recipe.parameters
+        shape = self.checkpoint.shape(found)
+        if recipe.kind == "linear":
+            return shape == (width, inputs)
+        if recipe.kind == "embedding":
+            return len(shape) == 2 and shape[1] == width
+        return len(shape) == 1 and width == inputs and width % shape[0] == 0
 
     def vector(self, recipe: Recipe, role: str) -> Floats | None:
         """A parameter by its role, or None where the module has none of that role."""
@@ -160,13 +173,13 @@ def attention(core: Core, inputs: list[Floats], window: Window, dtype: str) -> R
     values = operations.attend(core, q, k, v, window.rows)
     if dtype not in ("bfloat16", "float16"):
         return _spread(core, inputs, window, dtype, values, wide=False)
-    hows = (Emulated(dtype, wide=True), Emulated(dtype, wide=False))
+    hows = tuple(Emulated(dtype, scores) for scores in (0, 1, 2))
     options = []
     for how in hows:
         emulated = operations.attend(core, q, k, v, window.rows, how)
-        option = _spread(core, inputs, window, dtype, values, how.wide)
+        option = _spread(core, inputs, window, dtype, values, wide=how.scores == 0)
         options.append(replace(option, rounded=(emulated,), hows=hows))
-    return replace(options[0], others=(options[1],))
+    return replace(options[0], others=tuple(options[1:]))
 
 
 def _spread(core: Core, inputs: list[Floats], window: Window, dtype: str, values: Floats, wide: bool) -> Result:

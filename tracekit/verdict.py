@@ -260,6 +260,10 @@ def _rule_layer(reference: Trace, candidate: Trace, found: Search, first: Findin
     if isinstance(culprit, Culprit):
         return _rule_culprit(reference, found, first, culprit)
     evidence = [f"error {first.ratio:.3g}x its yardstick (relative {first.error:.1e})"]
+    if first.facts.get("passed_on"):
+        evidence = [
+            f"not computed in the candidate; in the reference it is {first.error:.1e} away from what is passed on"
+        ]
     if "positions" in first.facts:
         evidence[0] += f", at {first.facts['wrong_positions']} of {first.facts['positions']} positions"
     evidence += _inputs_agree(reference, found, first)
