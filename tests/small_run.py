@@ -19,6 +19,10 @@ from tracekit.rng import TorchGenerator
 WIDTH, VOCABULARY, PROMPT, STEPS = 32, 50, 4, 6
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 20, "top_p": 0.9, "max_new_tokens": STEPS}
 Change = Callable[[str, int, np.ndarray], np.ndarray]
+Filter = Callable[[np.ndarray, list[int], int], np.ndarray]
+"""(logits f64 [vocabulary], prompt and tokens so far, step) -> scores."""
+Draw = Callable[[TorchGenerator, np.ndarray, int], int]
+"""(generator, probabilities f32 [vocabulary], step) -> token."""
 
 
 def write_run(
@@ -37,11 +41,20 @@ def write_run(
     steps: int = STEPS,
     reason: str = "length",
     pick: Callable[[int, int, np.ndarray], int] = lambda step, token, ids: token,
+    filtered: Filter | None = None,
+    draw: Draw | None = None,
+    words: int = 2 * VOCABULARY,
+    stops: tuple[int, ...] = (),
+    tell: bool = True,
     op: str = "multinomial",
     digest: int = 1,
     close: bool = True,
 ) -> Path:
-    """Write a log. `change` alters a row of a site; `used` are the sampler's numbers where not those `stated`."""
+    """Write a log. `change` alters a row of a site; `used` are the sampler's numbers where not those `stated`.
+
+    `filtered` makes the scores in place of the stated filter, `draw` the token in place of the race; `words` is what it
+    takes. The run ends behind a token of `stops`. Without `tell` the draws and survivors are not recorded.
+    """
     log = LogWriter(path)
     settings = {**SAMPLING, **(stated or {})}
     log.open(
@@ -64,16 +77,28 @@ def write_run(
         rows = [_rows(context, position, rounding, change, dtype) for position in range(first, len(context))]
         log.call(0, first, len(rows), {name: np.stack([row[name] for row in rows]) for name in ("up", "down")})
         logits = rows[-1]["logits"]
-        ids, probs = sampling.survivors(sampling.scores(logits, {**settings, **(used or {})}, context))
+        numbers = {**settings, **(used or {})}
+        if filtered is None:
+            scores = sampling.scores(logits, numbers, context, len(prompt))
+        else:
+            scores = filtered(logits.astype(np.float64), context, step)
+        ids, probs = sampling.survivors(scores)
         full = np.zeros(VOCABULARY, dtype=np.float32)
         full[ids] = probs
         generator.skip(words_between_draws if step else 0)
         offset = generator.offset
-        token = pick(step, int(generator.multinomial(full)[0]), ids)
-        draw = {"op": op, "generator": "mt19937", "seed": generator.seed, "offset": offset, "words": 2 * VOCABULARY}
-        tensors = {"logits": logits, "survivors/id": ids, "survivors/prob": probs.astype(np.float32)}
-        log.step(0, step, len(context) - 1, token, tensors, text=f"<{token}>", draws=[{**draw, "result": token}])
+        drawn = int(generator.multinomial(full)[0]) if draw is None else draw(generator, full, step)
+        token = pick(step, drawn, ids)
+        row = {"op": op, "generator": "mt19937", "seed": generator.seed, "offset": offset, "words": words}
+        tensors = {"logits": logits}
+        if tell:
+            tensors |= {"survivors/id": ids, "survivors/prob": probs.astype(np.float32)}
+        draws = [{**row, "result": token if op == "multinomial" else None}] if tell else None
+        log.step(0, step, len(context) - 1, token, tensors, text=f"<{token}>", draws=draws)
         context.append(token)
+        if token in stops:
+            steps, reason = step + 1, "stop"
+            break
     if close:
         log.end_sequence(0, steps, reason)
         log.close()

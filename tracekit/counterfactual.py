@@ -199,6 +199,8 @@ def _explain_position(pair: SequencePair, first: Finding) -> Json | None:
         text = "the generator is seeded anew at each step" if again else f"the generator is seeded anew at step {step}"
         return {"kind": "seeded anew", "value": theirs.seed, "residual": 0, "text": text}
     shift = theirs.offset - ours.offset
+    if shift == 0:
+        return None
     steady = all(
         one.offset is not None and other.offset is not None and other.offset - one.offset == shift
         for one, other in rows

@@ -328,6 +328,11 @@ def _tells_draws(sequence: Sequence) -> bool:
     return any(sequence.step(index).draws for index in range(sequence.step_count))
 
 
+def _tells_draws(sequence: Sequence) -> bool:
+    """Whether any draw was recorded: a side that says nothing of them may have made them all the same."""
+    return any(sequence.step(index).draws for index in range(sequence.step_count))
+
+
 DRAW_FIELDS = ("generator", "seed", "offset", "op", "words")
 
 

@@ -6,7 +6,7 @@ with their probabilities, at all steps that were recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +108,8 @@ def explain(stated: Json, steps: Sequence[Observed], first: Observed) -> Search 
     usable = [seen for seen in steps if seen.logits is not None and seen.ids is not None]
     if first.logits is None or first.ids is None:
         return None
-    found = _fitting(rules(stated), usable, first) or _fitting(fitted(stated, usable, first), usable, first)
+    found = _fitting(rules(stated), usable, first)
+    found += _fitting((rule for rule in fitted(stated, usable, first) if not _named(rule, found)), usable, first)
     if not found:
         return None
     rule, residual = found[0]
@@ -116,7 +117,13 @@ def explain(stated: Json, steps: Sequence[Observed], first: Observed) -> Search 
     return Search(rule, residual, len(usable), tuple(kinds))
 
 
-def _fitting(among: Iterator[Rule], usable: list[Observed], first: Observed) -> list[tuple[Rule, float]]:
+def _named(rule: Rule, found: list[tuple[Rule, float]]) -> bool:
+    """Whether a fitted number only says again what a rule without one has said."""
+    words = rule.kind.removeprefix("repetition ")
+    return any(words in other.kind for other, _ in found) or (bool(found) and " and " in rule.kind)
+
+
+def _fitting(among: Iterable[Rule], usable: list[Observed], first: Observed) -> list[tuple[Rule, float]]:
     """The rules that left the survivors of all steps, with their largest misfit."""
     found = []
     for rule in among:

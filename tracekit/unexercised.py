@@ -1,45 +1,177 @@
-"""What a parity does not prove: what these runs could not show."""
+"""What a parity does not prove: what these runs could not show, each with its numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tracekit import sampling
 from tracekit.divergence import prompt_length
+from tracekit.observed import Observed, observe
 from tracekit.settings import NEUTRAL
-from tracekit.trace import Json, Trace
+from tracekit.trace import Json, Sequence, Trace
+
+MOST_STEPS = 128
+"""Steps that are looked at."""
 
 
 def unexercised(reference: Trace) -> list[str]:
     """What these runs could not show, from settings and data of the reference."""
-    out: list[str] = []
     sequences = [sequence for sequence in reference.sequences if sequence.step_count]
     model = reference.config.get("model") or {}
     if not sequences:
         return ["generation (no steps recorded)"]
-    positions = max(sequence.positions for sequence in sequences)
+    settings = sequences[0].sampling
+    done = _look(sequences)
+    return [
+        *_positions(sequences, model),
+        *_calls(sequences),
+        *_heads(model),
+        *_numbers(reference),
+        *_sampler(settings, done),
+        *_ends(sequences, settings),
+        *([f"batches (one sequence of {sequences[0].step_count} steps)"] if len(reference.sequences) == 1 else []),
+    ]
+
+
+def _positions(sequences: list[Sequence], model: Json) -> Iterator[str]:
+    positions = max(sequence.positions or prompt_length(sequence) + sequence.step_count - 1 for sequence in sequences)
+    if positions <= 1:
+        yield "positions behind the first (one position)"
     window = model.get("sliding_window")
     if isinstance(window, int) and window > positions:
-        out.append(f"sliding window ({window} > {positions} positions)")
-    sampling = sequences[0].sampling
-    if sampling.get("do_sample") is False:
-        out.append("sampling (greedy)")
-    else:
-        out += _unexercised_sampling(sampling)
-    if all(sequence.end_reason != "stop" for sequence in sequences):
-        out.append("stop tokens (none sampled)")
-    if len(reference.sequences) == 1:
-        out.append("batches (one sequence)")
-    if all(prompt_length(sequence) == 1 for sequence in sequences):
-        out.append("prefill (prompts of one token)")
-    if model.get("num_key_value_heads") == 1:
-        out.append("KV-head mapping (one KV head)")
-    return out
+        yield f"sliding window ({window} > {positions} positions)"
+    scaling = model.get("rope_scaling")
+    if isinstance(scaling, dict):
+        limit = scaling.get("original_max_position_embeddings")
+        if isinstance(limit, int) and limit > positions:
+            yield f"positions beyond the rope scaling's original length ({limit} > {positions} positions)"
 
 
-def _unexercised_sampling(sampling: Json) -> list[str]:
-    neutral = {
-        "temperature": "temperature (1)",
-        "top_k": "top-k (off)",
-        "top_p": "top-p (off)",
-        "min_p": "min-p (off)",
-        "repetition_penalty": "repetition penalty (off)",
-    }
-    return [said for name, said in neutral.items() if sampling.get(name) in (None, NEUTRAL[name])]
+def _calls(sequences: list[Sequence]) -> Iterator[str]:
+    lengths = [prompt_length(sequence) for sequence in sequences]
+    if max(lengths) == 1:
+        yield "prefill (prompts of one token)"
+    if max(sequence.step_count for sequence in sequences) == 1:
+        yield "decoding from the KV cache (one step)"
+
+
+def _heads(model: Json) -> Iterator[str]:
+    heads, shared = model.get("num_attention_heads"), model.get("num_key_value_heads")
+    if shared == 1:
+        yield f"KV-head mapping (one KV head for {heads} heads)" if heads else "KV-head mapping (one KV head)"
+    elif shared is not None and shared == heads:
+        yield f"KV-head mapping ({shared} KV heads for {heads} heads)"
+
+
+def _numbers(reference: Trace) -> Iterator[str]:
+    dtype = reference.config.get("dtype")
+    if dtype in ("float32", "float64"):
+        yield f"16-bit numbers (a run in {dtype})"
+
+
+# -------------------------------------------------------------------- what the sampler had to do
+
+
+@dataclass
+class Done:
+    """What the sampler's parts did at the steps that were looked at."""
+
+    steps: int = 0
+    filtered: int = 0  # steps whose processors could be worked out
+    removed: dict[str, int] = field(default_factory=dict)  # processor -> tokens removed
+    ties_at_cut: int = 0
+    ties_at_top: int = 0
+    repeats: int = 0  # steps whose history holds a token twice
+    sure: int = 0  # steps with one survivor
+    drawn: int = 0
+
+
+def _look(sequences: list[Sequence]) -> Done:
+    done = Done()
+    for sequence in sequences:
+        tokens = sequence.tokens
+        for index in range(min(sequence.step_count, MOST_STEPS - done.steps)):
+            _look_at(done, observe(sequence, index, tokens), sequence.sampling)
+        if done.steps >= MOST_STEPS:
+            break
+    return done
+
+
+def _look_at(done: Done, seen: Observed, settings: Json) -> None:
+    done.steps += 1
+    done.repeats += len(set(seen.context.history)) < len(seen.context.history)
+    if seen.ids is not None:
+        done.drawn += 1
+        done.sure += seen.ids.size == 1
+    if seen.logits is None:
+        return
+    done.filtered += 1
+    top = np.partition(seen.logits, seen.logits.size - 2)[-2:] if seen.logits.size > 1 else np.array([0.0, 1.0])
+    done.ties_at_top += bool(top[0] == top[1])
+    before = sampling.working(seen.logits)
+    for each in sampling.chain(settings):
+        after = each.apply(before, seen.context)
+        gone = (after == sampling.GONE) & (before > sampling.GONE)
+        done.removed[each.name] = done.removed.get(each.name, 0) + int(gone.sum())
+        if gone.any() and (after > sampling.GONE).any():
+            done.ties_at_cut += bool(before[gone].max() == before[after > sampling.GONE].min())
+        before = after
+
+
+def _sampler(settings: Json, done: Done) -> Iterator[str]:
+    if settings.get("do_sample") is False:
+        yield f"sampling (greedy, {done.steps} steps)"
+        if done.filtered and not done.ties_at_top:
+            yield f"ties of the largest logits (none at {done.filtered} steps)"
+        yield from _penalty(settings, done)
+        return
+    yield from _off(settings)
+    yield from _without_effect(settings, done)
+    yield from _penalty(settings, done)
+    if settings.get("temperature") in (None, 1.0) and settings.get("top_p") not in (None, 1.0):
+        yield "order of temperature and top-p (temperature 1)"
+    cut = any(settings.get(name) not in (None, NEUTRAL[name]) for name in ("top_k", "top_p", "min_p"))
+    if cut and done.filtered and not done.ties_at_cut:
+        yield f"ties at a cut (none at {done.filtered} steps)"
+    if done.drawn and done.sure == done.drawn:
+        yield f"draws (one survivor at all {done.drawn} steps)"
+
+
+def _off(settings: Json) -> Iterator[str]:
+    if settings.get("temperature") in (None, 1.0):
+        yield "temperature (1)"
+    for name, spoken in (("top_k", "top-k"), ("top_p", "top-p"), ("min_p", "min-p")):
+        if settings.get(name) in (None, NEUTRAL[name]):
+            yield f"{spoken} (off)"
+
+
+def _without_effect(settings: Json, done: Done) -> Iterator[str]:
+    shown = {sampling.TOP_K: "top-k", sampling.TOP_P: "top-p", sampling.MIN_P: "min-p"}
+    for each in sampling.chain(settings):
+        if each.name in shown and done.filtered and not done.removed.get(each.name):
+            number = next(iter(each.settings.values()))
+            yield f"{shown[each.name]} {number} (removed nothing at {done.filtered} steps)"
+
+
+def _penalty(settings: Json, done: Done) -> Iterator[str]:
+    if settings.get("repetition_penalty") in (None, NEUTRAL["repetition_penalty"]):
+        yield "repetition penalty (off)"
+    elif not done.repeats:
+        yield f"repetition penalty on repeats (no token stood twice before any of {done.steps} steps)"
+
+
+def _ends(sequences: list[Sequence], settings: Json) -> Iterator[str]:
+    reasons = [sequence.end_reason for sequence in sequences]
+    stops = settings.get("eos_token_id")
+    steps = sum(sequence.step_count for sequence in sequences)
+    if "stop" not in reasons:
+        yield f"stop tokens (none sampled in {steps} steps)"
+    elif isinstance(stops, list) and len(stops) > 1:
+        met = {int(sequence.tokens[-1]) for sequence in sequences} & set(stops)
+        if len(met) < len(stops):
+            yield f"all stop tokens ({len(met)} of {len(stops)} sampled)"
+    if "length" not in reasons and settings.get("max_new_tokens") is not None:
+        yield f"length limit ({settings['max_new_tokens']} never reached)"

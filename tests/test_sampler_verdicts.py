@@ -1,0 +1,550 @@
+"""What the sampler did: every mistake is named with its number, and what is none is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers.generation import logits_process as theirs
+
+import tracekit
+from tests.small_run import PROMPT, VOCABULARY, write_run
+from tests.test_engine import QWEN2, Engine, FolderOf, engine, flags, folder_of, native  # noqa: F401
+from tracekit import sampling
+from tracekit.filter_rules import simplest
+from tracekit.log import LogWriter
+from tracekit.rng import TorchGenerator
+from tracekit.verdict import Verdict
+
+STEPS = 14
+
+
+@pytest.fixture
+def runs(tmp_path: Path):
+    """Write a run under a name and open it."""
+
+    def make(name: str, **changes: Any) -> tracekit.Trace:
+        changes.setdefault("steps", STEPS)
+        changes["stated"] = {"max_new_tokens": changes["steps"], **(changes.get("stated") or {})}
+        return tracekit.open(write_run(tmp_path / f"{name}.tklog", **changes))
+
+    return make
+
+
+def kind_of(verdict: Verdict) -> Any:
+    return None if verdict.explanation is None else verdict.explanation["kind"]
+
+
+# -------------------------------------------------------------------- the chain against transformers
+
+CHAINS: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.3},
+    {"no_repeat_ngram_size": 2},
+    {"no_repeat_ngram_size": 1},
+    {"bad_words_ids": [[3], [5], [7, 9]]},
+    {"min_length": 14, "eos_token_id": [4, 8]},
+    {"min_new_tokens": 9, "eos_token_id": [4, 8]},
+    {"suppress_tokens": [1, 2, 30]},
+    {"begin_suppress_tokens": [1, 2, 30]},
+    {"temperature": 0.7},
+    {"top_k": 7},
+    {"top_k": 500},
+    {"top_p": 0.8},
+    {"top_p": 0.01},
+    {"min_p": 0.1},
+    {"typical_p": 0.6},
+    {"typical_p": 0.2},
+    {"epsilon_cutoff": 0.02},
+    {"eta_cutoff": 0.05},
+    {"repetition_penalty": 1.2, "temperature": 0.9, "top_k": 20, "top_p": 0.9, "min_p": 0.02, "typical_p": 0.9},
+    {"min_new_tokens": 20, "eos_token_id": [4], "suppress_tokens": [9], "temperature": 1.4, "top_k": 30, "top_p": 0.7},
+]
+
+
+def processors_of(settings: dict[str, Any], prompt: int) -> list[Any]:
+    """transformers' own."""
+    eos = settings.get("eos_token_id")
+    make: dict[str, Callable[[Any], Any]] = {
+        "repetition_penalty": theirs.RepetitionPenaltyLogitsProcessor,
+        "no_repeat_ngram_size": theirs.NoRepeatNGramLogitsProcessor,
+        "bad_words_ids": theirs.NoBadWordsLogitsProcessor,
+        "min_length": lambda length: theirs.MinLengthLogitsProcessor(length, eos),
+        "min_new_tokens": lambda length: theirs.MinNewTokensLengthLogitsProcessor(prompt, length, eos),
+        "suppress_tokens": theirs.SuppressTokensLogitsProcessor,
+        "begin_suppress_tokens": lambda ids: theirs.SuppressTokensAtBeginLogitsProcessor(ids, prompt),
+        "temperature": theirs.TemperatureLogitsWarper,
+        "top_k": theirs.TopKLogitsWarper,
+        "top_p": theirs.TopPLogitsWarper,
+        "min_p": theirs.MinPLogitsWarper,
+        "typical_p": theirs.TypicalLogitsWarper,
+        "epsilon_cutoff": theirs.EpsilonLogitsWarper,
+        "eta_cutoff": theirs.EtaLogitsWarper,
+    }
+    return [make[name](settings[name]) for name in make if name in settings]
+
+
+@pytest.mark.parametrize("settings", CHAINS, ids=str)
+@pytest.mark.parametrize("generated", [0, 8])
+def test_the_chain_is_transformers(settings: dict[str, Any], generated: int) -> None:
+    prompt = 6
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(60, generator=generator) * 3
+        history = torch.randint(20, (prompt + generated,), generator=generator)
+        chain = theirs.LogitsProcessorList(processors_of(settings, prompt))
+        expected = torch.softmax(chain(history[None], logits[None].clone()), dim=-1)[0].numpy()
+        ours = sampling.softmax(sampling.scores(logits.numpy(), settings, history.tolist(), prompt))
+        assert np.array_equal(ours > 0, expected > 0), seed
+        np.testing.assert_allclose(ours, expected, rtol=3e-6, atol=1e-12)
+
+
+def test_a_chain_is_in_the_order_of_generate_and_names_its_processors() -> None:
+    settings = {"top_p": 0.9, "temperature": 0.8, "repetition_penalty": 1.1, "top_k": 5}
+    shown = [str(each) for each in sampling.chain(settings)]
+    assert shown == [
+        "RepetitionPenaltyLogitsProcessor(penalty=1.1)",
+        "TemperatureLogitsWarper(temperature=0.8)",
+        "TopKLogitsWarper(top_k=5)",
+        "TopPLogitsWarper(top_p=0.9)",
+    ]
+    greedy = sampling.chain(settings | {"do_sample": False})
+    assert [each.name for each in greedy] == ["RepetitionPenaltyLogitsProcessor"]
+    logits = np.array([5.0, 4.0, 1.0, 0.0, 0.0, 0.0, -1.0])
+    removed_by = sampling.remover(sampling.chain(settings), logits, sampling.Context(), 6)
+    assert removed_by is not None and removed_by.name == "TopKLogitsWarper"
+
+
+def test_an_unknown_setting_is_said_and_not_passed_over() -> None:
+    settings = {"do_sample": True, "top_k": 5, "max_new_tokens": 4, "dry_multiplier": 0.8, "guidance_scale": None}
+    assert sampling.unknown_settings(settings) == ["dry_multiplier"]
+    known, unknown = sampling.recorded_chain(
+        [{"class": "TopKLogitsWarper", "settings": {"top_k": 5}}, {"class": "Watermark", "settings": {}}], settings
+    )
+    assert ([str(each) for each in known], unknown) == (["TopKLogitsWarper(top_k=5)"], ["Watermark"])
+
+
+def test_cosyvoices_nucleus_and_its_rule() -> None:
+    settings = {"sampler": "ras", "top_p": 0.8, "top_k": 3}
+    logits = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05]))
+    assert sampling.survivors(sampling.scores(logits, settings))[0].tolist() == [0, 1, 2]  # 2 crosses 0.8 and stays
+    assert sampling.survivors(sampling.scores(logits, settings | {"top_k": 2}))[0].tolist() == [0, 1]
+    assert sampling.survivors(sampling.scores(logits, settings | {"top_p": 0.7}))[0].tolist() == [0, 1]
+    assert sampling.repeats_too_often(7, [7, *range(10, 19)], 10, 0.1)
+    assert not sampling.repeats_too_often(7, [7, *range(10, 20)], 10, 0.1)
+
+
+# -------------------------------------------------------------------- filters
+
+NUCLEUS = {"temperature": 0.8, "top_k": 0, "top_p": 0.8}
+PENALISED = {"temperature": 0.8, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.4}
+
+
+def cut(scores: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    return np.where(keep, scores, -np.inf)
+
+
+def nucleus(scores: np.ndarray, p: float, *, crossing: bool = True) -> np.ndarray:
+    """Written from the definition, sorted descending."""
+    probs = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+    keep, mass = np.zeros(scores.size, dtype=bool), 0.0
+    for token in np.argsort(-probs, kind="stable"):
+        if mass >= p or (not crossing and keep.any() and mass + probs[token] > p):
+            break
+        keep[token] = True
+        mass += probs[token]
+    return cut(scores, keep)
+
+
+def best(scores: np.ndarray, k: int) -> np.ndarray:
+    return cut(scores, scores >= np.sort(scores)[-k])
+
+
+def penalty(scores: np.ndarray, history: list[int], by: float, *, divides: bool = False) -> np.ndarray:
+    out = scores.copy()
+    for token in set(history):
+        out[token] = out[token] * by if out[token] < 0 and not divides else out[token] / by
+    return out
+
+
+def finish(scores: np.ndarray) -> np.ndarray:
+    """What follows the penalty in `PENALISED`."""
+    return nucleus(best(scores / 0.8, 20), 0.95)
+
+
+FILTERS: list[tuple[str, dict[str, Any], Any, Any]] = [
+    (
+        "top-p drops the token that crosses p",
+        NUCLEUS,
+        lambda scores, history, step: nucleus(scores / 0.8, 0.8, crossing=False),
+        0.8,
+    ),
+    ("temperature after top-p", NUCLEUS, lambda scores, history, step: nucleus(scores, 0.8) / 0.8, 0.8),
+    ("top-p", NUCLEUS, lambda scores, history, step: nucleus(scores / 0.8, 0.5), 0.5),
+    ("top-p ignored", NUCLEUS, lambda scores, history, step: scores / 0.8, 0.8),
+    ("temperature ignored", NUCLEUS, lambda scores, history, step: nucleus(scores, 0.8), 0.8),
+    ("temperature", {"top_k": 9, "top_p": 1.0}, lambda scores, history, step: best(scores / 1.25, 9), 1.25),
+    (
+        "temperature and top-p swapped",
+        {"temperature": 0.6, "top_k": 0, "top_p": 0.9},
+        lambda scores, history, step: nucleus(scores / 0.9, 0.6),
+        [0.9, 0.6],
+    ),
+    ("top-k keeps k + 1", {"top_p": 1.0, "top_k": 5}, lambda scores, history, step: best(scores / 0.8, 6), 6),
+    ("top-k drops the k-th", {"top_p": 1.0, "top_k": 5}, lambda scores, history, step: best(scores / 0.8, 4), 5),
+    ("top-k", {"top_p": 1.0, "top_k": 5}, lambda scores, history, step: best(scores / 0.8, 11), 11),
+    (
+        "min-p on logits",
+        {"top_p": 1.0, "top_k": 0, "min_p": 0.3},
+        lambda scores, history, step: cut(scores / 0.8, scores >= 0.3 * scores.max()),
+        0.3,
+    ),
+    (
+        "penalty squared",
+        PENALISED,
+        lambda scores, history, step: finish(penalty(scores, history, 1.4 * 1.4)),
+        1.4 * 1.4,
+    ),
+    (
+        "penalty divides negative logits",
+        PENALISED | {"top_k": 0, "top_p": 1.0},
+        lambda scores, history, step: penalty(scores, history, 1.4, divides=True) / 0.8,
+        1.4,
+    ),
+    (
+        "penalty of generated tokens only",
+        PENALISED,
+        lambda scores, history, step: finish(penalty(scores, history[PROMPT:], 1.4)),
+        1.4,
+    ),
+    (
+        "penalty stale by one token",
+        PENALISED,
+        lambda scores, history, step: finish(penalty(scores, history[: max(PROMPT, len(history) - 1)], 1.4)),
+        1,
+    ),
+    ("penalty inverted", PENALISED, lambda scores, history, step: finish(penalty(scores, history, 1 / 1.4)), 1 / 1.4),
+    ("penalty window", PENALISED, lambda scores, history, step: finish(penalty(scores, history[-3:], 1.4)), 3),
+    ("repetition penalty", PENALISED, lambda scores, history, step: finish(penalty(scores, history, 1.1)), 1.1),
+    ("repetition penalty ignored", PENALISED, lambda scores, history, step: finish(scores), 1.4),
+]
+
+
+@pytest.mark.parametrize(("kind", "stated", "wrong", "value"), FILTERS, ids=[row[0] for row in FILTERS])
+def test_a_wrong_filter_is_named_with_its_number(runs, kind: str, stated: Any, wrong: Any, value: Any) -> None:
+    verdict = tracekit.diff(runs("reference", stated=stated), runs("candidate", stated=stated, filtered=wrong))
+    assert verdict.cause == "filter", verdict.evidence
+    explanation = verdict.explanation
+    assert explanation is not None, verdict.evidence
+    assert explanation["kind"] == kind, explanation
+    assert explanation["value"] == pytest.approx(value)
+    assert explanation["residual"] < 1e-5 and explanation["steps"] == STEPS
+    assert any(line.startswith("explained: ") for line in verdict.evidence)
+    # With rounding between the sides, too.
+    noisy = tracekit.diff(runs("again", stated=stated), runs("noisy", stated=stated, filtered=wrong, noise=1))
+    assert (noisy.cause, kind_of(noisy)) == ("filter", kind)
+
+
+@pytest.mark.parametrize("stated", [NUCLEUS, PENALISED, {"top_p": 1.0, "top_k": 5}], ids=str)
+def test_the_same_filter_written_anew_is_parity(runs, stated: Any) -> None:
+    settings = {"temperature": 0.8, "top_k": 20, "top_p": 0.9, **stated}
+
+    def anew(scores: np.ndarray, history: list[int], step: int) -> np.ndarray:
+        scores = penalty(scores, history, settings.get("repetition_penalty", 1.0)) / settings["temperature"]
+        scores = best(scores, settings["top_k"]) if settings["top_k"] else scores
+        return nucleus(scores, settings["top_p"]) if settings["top_p"] < 1 else scores
+
+    for noise in range(6):
+        candidate = runs(f"candidate{noise}", stated=stated, filtered=anew, noise=noise)
+        verdict = tracekit.diff(runs(f"reference{noise}", stated=stated), candidate)
+        assert verdict.verdict == "parity", verdict.evidence
+        assert verdict.explanation is None
+        assert {"logit_gap", "cut", "race", "error", "steps"} <= set(verdict.margins)
+        assert verdict.margins["cut"]["processor"].startswith("Top")
+
+
+def test_a_reference_that_departs_from_what_it_states_is_said(runs) -> None:
+    def wrong(scores: np.ndarray, history: list[int], step: int) -> np.ndarray:
+        return nucleus(scores / 0.8, 0.8, crossing=False)
+
+    verdict = tracekit.diff(runs("reference", stated=NUCLEUS, filtered=wrong), runs("candidate", stated=NUCLEUS))
+    assert (verdict.cause, kind_of(verdict)) == ("filter", "top-p drops the token that crosses p")
+    assert any("it is the reference" in line for line in verdict.evidence)
+
+
+def test_a_stated_setting_is_blamed_only_where_it_explains(runs) -> None:
+    reference = runs("reference", stated=NUCLEUS)
+    other = NUCLEUS | {"top_p": 0.5}
+    told = tracekit.diff(reference, runs("told", stated=other))
+    assert (told.cause, kind_of(told)) == ("config", "settings as stated")
+    assert "top_p: 0.8 in the reference, 0.5 in the candidate" in told.evidence[0]
+    untrue = runs("untrue", stated=other, filtered=lambda scores, history, step: nucleus(scores / 0.8, 0.95))
+    verdict = tracekit.diff(reference, untrue)
+    assert (verdict.cause, kind_of(verdict)) == ("filter", "top-p")
+    assert verdict.explanation is not None and verdict.explanation["value"] == pytest.approx(0.95)
+
+
+def test_a_filter_that_no_rule_explains_gets_no_explanation(runs) -> None:
+    def odd(scores: np.ndarray, history: list[int], step: int) -> np.ndarray:
+        return cut(scores / 0.8, np.arange(scores.size) % 3 == step % 3)
+
+    verdict = tracekit.diff(runs("reference", stated=NUCLEUS), runs("candidate", stated=NUCLEUS, filtered=odd))
+    assert (verdict.cause, verdict.explanation) == ("filter", None)
+
+
+def test_an_unknown_setting_stands_in_the_evidence(runs) -> None:
+    stated = NUCLEUS | {"dry_multiplier": 0.8}
+    wrong = runs("candidate", stated=stated, filtered=lambda scores, history, step: nucleus(scores / 0.8, 0.3))
+    verdict = tracekit.diff(runs("reference", stated=stated), wrong)
+    assert any("unknown: dry_multiplier of the reference" in line for line in verdict.evidence)
+
+
+def test_stop_tokens_that_are_barred_are_named(runs) -> None:
+    stated = {"top_k": 0, "top_p": 1.0, "eos_token_id": [31]}
+
+    def barred(scores: np.ndarray, history: list[int], step: int) -> np.ndarray:
+        return cut(scores / 0.8, np.arange(scores.size) != 31) if step < 5 else scores / 0.8
+
+    verdict = tracekit.diff(runs("reference", stated=stated), runs("candidate", stated=stated, filtered=barred))
+    assert (verdict.cause, kind_of(verdict)) == ("filter", "stop tokens barred")
+    assert verdict.explanation is not None and verdict.explanation["value"] == 5
+
+
+def test_simplest_numbers() -> None:
+    assert simplest(0.899, 0.903) == 0.9
+    assert simplest(0.4999, 0.5001) == 0.5
+    assert simplest(0.81234, 0.81236) == 0.81236
+    assert simplest(1.2, 7.9) == 7.0
+
+
+# -------------------------------------------------------------------- draws
+
+
+def inverse_cdf(generator: TorchGenerator, probs: np.ndarray, step: int) -> int:
+    goal, mass = float(generator.rand(1)[0]), 0.0
+    for token in np.flatnonzero(probs):
+        mass += float(probs[token])
+        if mass > goal:
+            return int(token)
+    return int(np.flatnonzero(probs)[-1])
+
+
+def uniform_race(generator: TorchGenerator, probs: np.ndarray, step: int) -> int:
+    return int(np.argmax(probs / generator.rand(probs.size, "float64")))
+
+
+def compact_race(generator: TorchGenerator, probs: np.ndarray, step: int) -> int:
+    ids = np.flatnonzero(probs)
+    return int(ids[np.argmax(probs[ids] / generator.exponential(ids.size))])
+
+
+def gumbel(generator: TorchGenerator, probs: np.ndarray, step: int) -> int:
+    with np.errstate(divide="ignore"):
+        return int(np.argmax(np.log(probs.astype(np.float64)) - np.log(-np.log(generator.rand(probs.size)))))
+
+
+def greedy_first(generator: TorchGenerator, probs: np.ndarray, step: int) -> int:
+    drawn = int(generator.multinomial(probs)[0])
+    return drawn if step else int(np.argmax(probs))
+
+
+DRAWS = [
+    ("inverse CDF", inverse_cdf, {"op": "rand", "words": 1}, True),
+    ("uniform for exponential", uniform_race, {}, True),
+    ("race among survivors", compact_race, {"words": 20}, True),
+    ("Gumbel noise", gumbel, {"words": VOCABULARY}, True),
+    ("argmax", lambda generator, probs, step: int(np.argmax(probs)), {}, True),
+    ("argmax at the first step", greedy_first, {}, True),
+    ("argmax", lambda generator, probs, step: int(np.argmax(probs)), {}, False),
+]
+
+
+@pytest.mark.parametrize(("kind", "way", "more", "tell"), DRAWS)
+def test_another_way_of_drawing_is_named(runs, kind: str, way: Any, more: Any, tell: bool) -> None:
+    stated = {"temperature": 1.3, "top_k": 20, "top_p": 1.0}
+    candidate = runs("candidate", stated=stated, draw=way, tell=tell, **more)
+    verdict = tracekit.diff(runs("reference", stated=stated), candidate)
+    assert verdict.cause == "sampler", verdict.evidence
+    assert kind_of(verdict) == kind
+
+
+def test_a_seed_that_was_moved_is_counted(runs) -> None:
+    verdict = tracekit.diff(runs("reference"), runs("candidate", generator_seed=8))
+    assert (verdict.cause, verdict.explanation["kind"], verdict.explanation["value"]) == ("rng", "seed", 5)
+    assert verdict.site == "draws" and verdict.step == 0
+
+
+def test_a_seed_is_found_where_the_side_does_not_tell_it(runs) -> None:
+    stated = {"temperature": 1.3, "top_k": 0, "top_p": 1.0}
+    reference = runs("reference", stated=stated)
+    verdict = tracekit.diff(reference, runs("candidate", stated=stated, generator_seed=9, tell=False))
+    assert (verdict.cause, kind_of(verdict)) == ("rng", "seed"), verdict.evidence
+    assert verdict.explanation["value"] == 6
+    silent = runs("silent", stated=stated, generator_seed=987654, tell=False)
+    verdict = tracekit.diff(reference, silent)
+    assert verdict.explanation is None
+    assert tracekit.diff(reference, runs("same", stated=stated, tell=False)).verdict == "parity"
+
+
+def test_words_between_draws_are_counted(runs) -> None:
+    verdict = tracekit.diff(runs("reference"), runs("candidate", words_between_draws=3))
+    assert (verdict.cause, verdict.step) == ("rng", 1)
+    assert (verdict.explanation["kind"], verdict.explanation["value"]) == ("extra draw", 3)
+    assert "the distance changes later" in verdict.explanation["text"]
+
+
+def test_the_four_combinations_say_what_flips_the_token(runs) -> None:
+    stated = {"temperature": 1.3, "top_k": 0, "top_p": 1.0}
+    verdict = tracekit.diff(runs("reference", stated=stated), runs("candidate", stated=stated, generator_seed=4))
+    rows = {(row["logits"], row["draws"]): row["token"] for row in verdict.margins["combinations"]}
+    reference, candidate = (verdict.token[side]["id"] for side in ("reference", "candidate"))
+    assert rows["reference", "reference"] == rows["candidate", "reference"] == reference
+    assert rows["reference", "candidate"] == rows["candidate", "candidate"] == candidate
+    assert verdict.margins["flips"] == "draws"
+
+
+# -------------------------------------------------------------------- near-ties
+
+
+def two_steps(folder: Path, name: str, logits: np.ndarray, token: int, dtype: str = "float32") -> tracekit.Trace:
+    log = LogWriter(folder / f"{name}.tklog")
+    log.open("python", dtype=dtype)
+    log.sequence(0, {"prompt/token_ids": np.array([1])}, sampling={"do_sample": False})
+    log.step(0, 0, 0, token, {"logits": logits})
+    log.end_sequence(0, 1, "length")
+    log.close()
+    return tracekit.open(log.path)
+
+
+def test_a_greedy_near_tie_needs_the_logits_to_flip_it(tmp_path: Path) -> None:
+    reference = np.array([1.0, 3.0, 3.0 - 2e-6, 0.0], dtype=np.float32)
+    flipped = np.array([1.0, 3.0 - 2e-6, 3.0, 0.0], dtype=np.float32)
+    first = two_steps(tmp_path, "reference", reference, 1)
+    verdict = tracekit.diff(first, two_steps(tmp_path, "flipped", flipped, 2))
+    assert (verdict.cause, verdict.margins["flips"]) == ("near-tie", "logits")
+    # The same narrow margin, but the candidate's own logits do not give its token: its rule does.
+    against = tracekit.diff(first, two_steps(tmp_path, "against", reference, 2))
+    assert (against.cause, against.margins["flips"]) == ("sampler", "sampler")
+
+
+def test_equal_logits_are_the_sides_rule_not_rounding(tmp_path: Path) -> None:
+    tied = np.array([1.0, 3.0, 3.0, 0.0], dtype=np.float32)
+    verdict = tracekit.diff(two_steps(tmp_path, "first", tied, 1), two_steps(tmp_path, "last", tied, 2))
+    assert (verdict.cause, kind_of(verdict)) == ("sampler", "last of equal logits")
+
+
+# -------------------------------------------------------------------- stops
+
+
+def stop_run(runs, name: str, stops: tuple[int, ...], listed: list[int], **more: Any) -> tracekit.Trace:
+    return runs(name, stops=stops, stated={"eos_token_id": listed, **more.pop("stated", {})}, **more)
+
+
+def test_stops_are_told_apart(runs) -> None:
+    tokens = runs("tokens").sequences[0].tokens.tolist()
+    at = next(index for index in range(4, STEPS) if tokens[index] not in tokens[:index])
+    stop, reference = tokens[at], None
+    reference = stop_run(runs, "reference", (stop,), [stop])
+    whole = stop_run(runs, "whole", (), [stop])
+
+    ignored = tracekit.diff(reference, whole)
+    assert (ignored.cause, ignored.step, kind_of(ignored)) == ("stop", at + 1, "stop token ignored")
+    assert ignored.explanation["value"] == stop
+
+    other = tracekit.diff(reference, stop_run(runs, "other", (), [0]))
+    assert (other.cause, kind_of(other)) == ("config", "stop list")
+    assert "its stop list [0] does not have it" in " ".join(other.evidence)
+
+    wrong = tracekit.diff(whole, stop_run(runs, "wrong", (stop,), [49]))
+    assert wrong.cause in ("stop", "config")
+    unlisted = tracekit.diff(stop_run(runs, "w", (), [49]), stop_run(runs, "u", (stop,), [49]))
+    assert (unlisted.cause, kind_of(unlisted), unlisted.explanation["value"]) == (
+        "stop",
+        "stopped on another token",
+        stop,
+    )
+
+    left_out = tracekit.diff(reference, stop_run(runs, "left", (), [stop], steps=at, reason="stop"))
+    assert (left_out.cause, kind_of(left_out)) == ("stop", "last token left out")
+
+
+def test_one_token_more_or_fewer_than_the_limit(runs) -> None:
+    limit = {"max_new_tokens": STEPS}
+    reference = runs("reference")
+    for steps, delta in ((STEPS + 1, 1), (STEPS - 1, -1)):
+        verdict = tracekit.diff(reference, runs(f"by{delta}", steps=steps, stated=limit))
+        assert (verdict.cause, kind_of(verdict), verdict.explanation["value"]) == ("stop", "length", delta)
+
+
+# -------------------------------------------------------------------- what was not exercised
+
+
+def test_what_the_run_could_not_show_is_listed_with_numbers(runs) -> None:
+    plain = {"temperature": 1.0, "top_k": 49, "top_p": 0.9, "repetition_penalty": 1.2}
+    model = {"num_key_value_heads": 1, "num_attention_heads": 4, "sliding_window": 4096}
+    model |= {"rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 8192}}
+    traces = [runs(name, stated=plain, model=model, noise=index) for index, name in enumerate("ab")]
+    said = "; ".join(tracekit.diff(*traces).unexercised)
+    for words in (
+        f"sliding window (4096 > {PROMPT + STEPS - 1} positions)",
+        f"original length (8192 > {PROMPT + STEPS - 1} positions)",
+        "KV-head mapping (one KV head for 4 heads)",
+        "16-bit numbers (a run in float32)",
+        "order of temperature and top-p (temperature 1)",
+        "min-p (off)",
+        f"ties at a cut (none at {STEPS} steps)",
+        f"stop tokens (none sampled in {STEPS} steps)",
+        f"batches (one sequence of {STEPS} steps)",
+    ):
+        assert words in said, words
+    assert "top-p (off)" not in said and "top-k" not in said
+    idle = {"temperature": 0.8, "top_k": 50, "top_p": 1.0}
+    said = "; ".join(tracekit.diff(runs("c", stated=idle), runs("d", stated=idle, noise=1)).unexercised)
+    assert f"top-k 50 (removed nothing at {STEPS} steps)" in said
+
+
+# -------------------------------------------------------------------- a real engine
+
+SAMPLED = {"temperature": 0.8, "top_k": 50, "top_p": 0.95}
+ENGINE = [
+    ("top-p:0.6", SAMPLED, "filter", "top-p", 0.6),
+    ("temperature-ignored", SAMPLED, "filter", "temperature ignored", 0.8),
+    ("temperature-after-top-p", {"temperature": 0.6, "top_p": 0.8}, "filter", "temperature after top-p", 0.6),
+    ("top-k-off-by-one", {"top_k": 5}, "filter", "top-k keeps k + 1", 6),
+    ("top-p-drops-crossing", {"top_p": 0.8}, "filter", "top-p drops the token that crosses p", 0.8),
+    ("eos-escapes-filter", {"top_k": 5}, "filter", "stop tokens escape the filter", [319]),
+    ("inverse-cdf", SAMPLED, "sampler", "inverse CDF", None),
+    ("uniform-for-exponential", SAMPLED, "sampler", "uniform for exponential", None),
+    ("compact-draw", SAMPLED, "sampler", "race among survivors", None),
+    ("seed:-3", SAMPLED, "rng", "seed", -3),
+    ("seed-each-step", SAMPLED, "rng", "seeded anew", 5),
+    ("extra-draw", SAMPLED, "rng", "extra draw", 1),
+    ("first-token-greedy", SAMPLED, "sampler", "argmax at the first step", None),
+    ("max-tokens-off-by-one", SAMPLED, "stop", "length", 1),
+]
+
+
+@pytest.mark.parametrize(("fault", "settings", "cause", "kind", "value"), ENGINE, ids=[row[0] for row in ENGINE])
+def test_an_engines_fault_is_named(
+    engine: Engine,  # noqa: F811
+    folder_of: FolderOf,  # noqa: F811
+    tmp_path: Path,
+    fault: str,
+    settings: dict[str, Any],
+    cause: str,
+    kind: str,
+    value: Any,
+) -> None:
+    run = flags(5, **settings)
+    plain = engine.record(folder_of(QWEN2), tmp_path / "plain.tklog", *run)
+    faulty = engine.record(folder_of(QWEN2), tmp_path / "faulty.tklog", *run, "--fault", fault)
+    verdict = tracekit.diff(plain, faulty, audited=False)
+    assert (verdict.cause, kind_of(verdict)) == (cause, kind), verdict.evidence
+    assert verdict.explanation is not None and verdict.explanation["value"] == (
+        value if value is None else pytest.approx(value)
+    )
+    if cause == "filter":
+        assert any("leaves" in line or " runs in the " in line for line in verdict.evidence), verdict.evidence
