@@ -48,7 +48,7 @@ def explanation_of(case: Case, known: tuple[Json, ...] = ()) -> Json | None:
         return None
     least = min(fit.residual for fit in best)
     near = [fit for fit in best if fit.residual <= max(NEARLY * least, ROUNDED_AWAY)]
-    return min(near, key=lambda fit: (fit.complexity, fit.residual)).to_json()
+    return min(near, key=lambda fit: (fit.complexity, fit.partial, fit.residual)).to_json()
 
 
 def _held(case: Case, hypotheses: list[Hypothesis], kinds: set[str] | None = None) -> list[Fit]:

@@ -73,6 +73,7 @@ class Fit:
     residual: float  # root mean square of what is left, over the rounding bound
     holds: bool
     text: str
+    partial: bool = False  # on some rows alone
 
     def to_json(self) -> Json:
         return {"kind": self.kind, "value": self.value, "residual": self.residual, "text": self.text}
@@ -146,7 +147,8 @@ class Case:
         if not fit.holds and not self.region.all():
             plain = values.values if isinstance(values, Result) else values
             part = np.where(self.region[:, None], plain, self.base)
-            yield replace(self._fit(hypothesis, part, value), text=self._said(hypothesis, value) + self._where())
+            text = self._said(hypothesis, value) + self._where()
+            yield replace(self._fit(hypothesis, part, value), text=text, partial=True)
 
     def _where(self) -> str:
         rows = self.window.rows

@@ -29,6 +29,8 @@ SIBLINGS = {
 
 
 COMMON_EPS = (1e-12, 1e-8, 1e-6, 1e-5, 1e-3)
+USUAL = 1.5
+"""Times what the fitted eps leaves that a usual one may leave, to be the one that was meant."""
 
 
 def module_mistakes(case: Case) -> Iterator[Hypothesis]:
@@ -80,6 +82,8 @@ def _linear(case: Case) -> Iterator[Hypothesis]:
             yield plainly(text, text, _product, x, as_stored(weight, dtype), bias)
             text = f"input rounded to {dtype}"
             yield plainly(text, text, _product, as_stored(x, dtype), weight, bias)
+    if case.dtype in ("float16", "bfloat16"):
+        yield Hypothesis("gain", 2, lambda: _weight_gain(case), lambda gain: f"weight times {gain:.6g}")
     yield Hypothesis("one weight", 3, lambda: _one_weight(case, x), str)
 
 
@@ -160,6 +164,22 @@ def _scaled_bias(case: Case, product: Floats) -> tuple[Floats, Value]:
     return product + times * bias, times
 
 
+def _weight_gain(case: Case) -> tuple[Result, Value]:
+    """The weight multiplied, and rounded again, before it is used."""
+    matrix, dtype = case.run.parameters.matrix(case.recipe), case.dtype
+    power = max(float(np.sum(np.square(case.right.values) / case.right.variance)), 1e-290)
+    fitted = float(np.sum(case.right.values * case.recorded / case.right.variance)) / power
+    steps = fitted * (1.0 + 2.0 * unit(dtype) * np.arange(-3, 4))
+    gains = [float(gain) for gain in np.unique(as_stored(steps, dtype)) if gain != 1.0]
+
+    def changed(gain: float) -> Result:
+        matrix_then = operations.Matrix(as_stored(matrix.weight * gain, dtype), matrix.bias)
+        return operations.linear(matrix_then, case.inputs[0], dtype, closely=True)
+
+    best = min(gains, key=lambda gain: case.distance(changed(gain).values))
+    return changed(best), best
+
+
 def _one_weight(case: Case, x: Floats) -> tuple[Floats, Value] | None:
     """One entry of the weight off: one column's error is one input column times a number."""
     error = case.recorded - case.right.values
@@ -236,7 +256,10 @@ def _eps(case: Case) -> tuple[Result, Value] | None:
     fitted = float(np.sum((found * weights)[good]) / np.sum(weights[good]))
     # In 16 bits a scale is known to three digits, and a usual eps may be the better one.
     options = [eps for eps in (fitted, *COMMON_EPS) if eps > 0.0]
-    best = min(options, key=lambda eps: case.judge(_with_eps(case, eps))[0].size)
+    sizes = {eps: case.judge(_with_eps(case, eps))[0].size for eps in options}
+    best = min(options, key=sizes.__getitem__)
+    usual = [eps for eps in COMMON_EPS if sizes[eps] <= max(1.0, USUAL * sizes[best])]
+    best = min(usual, key=sizes.__getitem__, default=best)
     return _with_eps(case, best), best
 
 
