@@ -169,7 +169,7 @@ def _weight_gain(case: Case) -> tuple[Result, Value]:
     matrix, dtype = case.run.parameters.matrix(case.recipe), case.dtype
     power = max(float(np.sum(np.square(case.right.values) / case.right.variance)), 1e-290)
     fitted = float(np.sum(case.right.values * case.recorded / case.right.variance)) / power
-    steps = fitted * (1.0 + 2.0 * unit(dtype) * np.arange(-3, 4))
+    steps: Floats = fitted * (1.0 + 2.0 * unit(dtype) * np.arange(-3.0, 4.0))
     gains = [float(gain) for gain in np.unique(as_stored(steps, dtype)) if gain != 1.0]
 
     def changed(gain: float) -> Result:
