@@ -47,7 +47,10 @@ def rule_filter(reference: Trace, candidate: Trace, found: Search, first: Findin
     evidence = _survivors_said(first.facts)
     if "cut_distance" in first.facts:
         distance, error = first.facts["cut_distance"], first.facts["logit_error"]
-        evidence.append(f"distance to the cut {distance:.2g}, logit error {error:.1e}: rounding cannot have moved them")
+        moved = "rounding cannot have moved them" if distance > NEAR * error else "rounding alone might have moved them"
+        evidence.append(f"distance to the cut {distance:.2g}, logit error {error:.1e}: {moved}")
+    if "departs" in first.facts:
+        evidence.append(f"the {first.facts['departs']} does not give its own survivors from its own logits as stated")
     evidence += _processors_said(seen)
     side, explanation = _explain_filter(pair, first.step or 0)
     if side == 0:
@@ -65,7 +68,7 @@ def _survivors_said(facts: Json) -> list[str]:
     counts = facts["counts"]
     if "log_ratio" in facts:
         said = f"the same {counts[0]} tokens survive, with other probabilities: up to {facts['log_ratio']:.2g} nats"
-        return [f"{said}, where the logits allow {facts['allowed']:.1e}"]
+        return [f"{said}, where the logits alone could make {facts['allowed']:.1e}"]
     out = [f"{counts[0]} tokens survive in the reference, {counts[1]} in the candidate"]
     for ids, side in ((facts["lost"], "reference"), (facts["gained"], "candidate")):
         if ids:

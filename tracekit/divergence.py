@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from tracekit import survivors
 from tracekit.align import Alignment, SequencePair, SitePair, align_sequences, align_sites, check_same_model
 from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.metrics import row_bytes, row_errors, site_reader
 from tracekit.observed import Observed, observe
 from tracekit.rounding import Judged, Yardstick
-from tracekit.sampling import cut_distance
 from tracekit.trace import Json, Sequence, Step, Trace
 
 
@@ -268,64 +268,19 @@ def _note_logits_gap(result: Search, one: Observed, other: Observed) -> None:
 
 
 def _survivor_difference(result: Search, pair: SequencePair, one: Observed, other: Observed) -> Finding | None:
-    """Other survivors at a step, unless the tokens that differ lie closer to the cut than the logits agree."""
-    if one.ids is None or other.ids is None:
-        return None
-    # Both sides of a cut move by at most the logits' error, as the processors stretch it; doubled, since each moves.
-    sampling = pair.reference.sampling
-    stretch = max(1.0, float(sampling.get("repetition_penalty") or 1.0)) / float(sampling.get("temperature") or 1.0)
-    allowed = None if result.logits_gap is None else 2 * result.logits_gap * stretch
-    apart = np.setxor1d(one.ids, other.ids)
-    facts: Json | None
-    if apart.size:
-        facts = {
-            "lost": np.setdiff1d(one.ids, other.ids).tolist(),
-            "gained": np.setdiff1d(other.ids, one.ids).tolist(),
-            "counts": [int(one.ids.size), int(other.ids.size)],
-        }
-        if one.logits is not None and allowed is not None:
-            context = one.context
-            distance = cut_distance(one.logits, sampling, apart.tolist(), context.history, context.prompt)
-            facts["cut_distance"], facts["logit_error"] = distance, result.logits_gap
-            if distance <= allowed:
-                result.ties.append((pair.index, one.index))
-                return None
-    else:
-        facts = _probability_difference(pair, one, other, allowed)
+    """Other survivors at a step than rounding of the logits explains."""
+    facts, tied = survivors.difference(pair, one, other, result.logits_gap)
+    if tied:
+        result.ties.append((pair.index, one.index))
     if facts is None:
         return None
-    return Finding(
-        pair.index, Stage.SURVIVORS, one.index, pair.reference.step(one.index).position, "survivors", facts=facts
-    )
-
-
-SAME_PROBABILITY = {True: 1e-3, False: 2e-2}
-"""Nats by which correct filters may differ on equal logits, by whether both sides' logits are of 32 bits or more."""
-
-
-def _probability_difference(pair: SequencePair, one: Observed, other: Observed, allowed: float | None) -> Json | None:
-    """The same survivors with probabilities that differ by more than the logits do."""
-    if allowed is None or one.ids is None or one.probs is None or other.ids is None or other.probs is None:
-        return None
-    ours, theirs = (side.probs[np.argsort(side.ids)].astype(np.float64) for side in (one, other))  # type: ignore[index, arg-type]
-    sound = (ours > 1e-30) & (theirs > 1e-30)
-    ratio = float(np.abs(np.log(ours[sound]) - np.log(theirs[sound])).max(initial=0.0))
-    wide = all(side.logits_dtype in ("float32", "float64") for side in (pair.reference, pair.candidate))
-    allowed += SAME_PROBABILITY[wide]
-    if ratio <= allowed:
-        return None
-    counts = [int(one.ids.size), int(other.ids.size)]
-    return {"lost": [], "gained": [], "counts": counts, "log_ratio": ratio, "allowed": allowed}
+    position = pair.reference.step(one.index).position
+    return Finding(pair.index, Stage.SURVIVORS, one.index, position, "survivors", facts=facts)
 
 
 def _draw_finding(pair: SequencePair, one: Step, other: Step) -> Finding | None:
     facts = _draw_difference(one, other)
     return None if facts is None else Finding(pair.index, Stage.DRAW, one.index, one.position, "draws", facts=facts)
-
-
-def _tells_draws(sequence: Sequence) -> bool:
-    """Whether any draw was recorded: a side that says nothing of them may have made them all the same."""
-    return any(sequence.step(index).draws for index in range(sequence.step_count))
 
 
 def _tells_draws(sequence: Sequence) -> bool:

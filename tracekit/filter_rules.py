@@ -22,6 +22,8 @@ TOLERANCE = 3e-4
 """Nats by which two correct filters' probabilities differ in float32, with room."""
 CUT_TOLERANCE = 2e-5
 """Probability mass (or nats of score) within which float32 sums decide a cut either way."""
+LOOSE_TOLERANCE, LOOSE_CUT = 0.03, 0.01
+"""The same for a sampler that computes in 16 bits: what its probabilities, and their sums, may be off by."""
 SMALLEST = 1e-36
 """Probabilities below this are zero in float32."""
 Floats = NDArray[Any]
@@ -66,10 +68,25 @@ class Search:
         return self.rule.explanation(self.residual) | more
 
 
-def misfit(processors: Sequence[Processor], seen: Observed) -> float:
-    """Largest difference of a survivor's log-probability from the recorded one; infinity for other survivors."""
+@dataclass(frozen=True)
+class Fit:
+    """How well a chain gives the recorded survivors."""
+
+    strict: bool  # the same tokens, but for what a last bit of float32 decides
+    loose: bool  # the same tokens, but for what 16-bit sums decide
+    apart: float
+    """Largest difference, in nats, of the probability of a token that both have."""
+
+    @property
+    def misfit(self) -> float:
+        """`apart`, or infinity for other survivors."""
+        return self.apart if self.strict else float("inf")
+
+
+def fit(processors: Sequence[Processor], seen: Observed) -> Fit:
+    """Run a chain on a step's logits and compare what is left with what was recorded."""
     if seen.logits is None or seen.ids is None or seen.probs is None:
-        return 0.0
+        return Fit(strict=True, loose=True, apart=0.0)
     with np.errstate(all="ignore"):
         values = sampling.run(processors, seen.logits, seen.context)
         probs = sampling.softmax(values)
@@ -79,28 +96,47 @@ def misfit(processors: Sequence[Processor], seen: Observed) -> float:
     apart = np.flatnonzero(ours != theirs)
     common = ours & theirs
     if not common.any() or not np.isfinite(probs).all():
-        return float("inf")
+        return Fit(strict=False, loose=False, apart=float("inf"))
+    strict = loose = True
     if apart.size:
-        if not _on_a_cut(processors, seen, values, apart, ours):
-            return float("inf")
+        same, distance = _distance(processors, seen, values.size, apart, ours)
+        strict, loose = same or distance <= CUT_TOLERANCE, same or distance <= LOOSE_CUT
         probs, recorded = probs / probs[common].sum(), recorded / recorded[common].sum()
-    return float(np.abs(np.log(probs[common]) - np.log(recorded[common])).max())
+    ratios = np.abs(np.log(probs[common]) - np.log(recorded[common]))
+    return Fit(strict, loose, float(ratios.max()))
 
 
-def _on_a_cut(
-    processors: Sequence[Processor], seen: Observed, values: Floats, apart: NDArray[np.int64], ours: NDArray[np.bool_]
-) -> bool:
-    """Whether the tokens that differ lie on a cut: a last bit decides, or which of equal scores stays."""
+def misfit(processors: Sequence[Processor], seen: Observed) -> float:
+    """Largest difference of a survivor's log-probability from the recorded one; infinity for other survivors."""
+    return fit(processors, seen).misfit
+
+
+def departs(processors: Sequence[Processor], seen: Observed, *, half: bool) -> bool | None:
+    """Whether a step's survivors are not those of a chain on its own logits; None where that cannot be worked out.
+
+    What reached the logits is no matter here, so this tells a fault of the filter from rounding in any precision.
+    `half`: the sampler may have computed in 16 bits.
+    """
+    if seen.logits is None or seen.ids is None or seen.probs is None:
+        return None
+    found = fit(processors, seen)
+    if found.apart <= TOLERANCE:
+        return not found.strict
+    return not (half and found.apart <= LOOSE_TOLERANCE and found.loose)
+
+
+def _distance(
+    processors: Sequence[Processor], seen: Observed, size: int, apart: NDArray[np.int64], ours: NDArray[np.bool_]
+) -> tuple[bool, float]:
+    """Whether the tokens that differ have equal logits; and the farthest of them from its nearest cut."""
     if seen.logits is None:
-        return False
-    nearest = np.full(values.size, np.inf)
+        return False, float("inf")
+    nearest = np.full(size, np.inf)
     for cut in sampling.cuts(processors, seen.logits, seen.context):
         nearest = np.minimum(nearest, cut.distances)
-    if (nearest[apart] <= CUT_TOLERANCE).all():
-        return True
     gained, lost = apart[ours[apart]], apart[~ours[apart]]
-    same = np.sort(seen.logits[gained]), np.sort(seen.logits[lost])
-    return gained.size == lost.size and bool(np.array_equal(*same))
+    same = gained.size == lost.size and np.array_equal(np.sort(seen.logits[gained]), np.sort(seen.logits[lost]))
+    return bool(same), float(nearest[apart].max())
 
 
 def explain(stated: Json, steps: Sequence[Observed], first: Observed) -> Search | None:
