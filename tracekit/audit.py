@@ -26,6 +26,10 @@ from tracekit.weights import Checkpoint
 
 BLOCK_ROWS = 1024
 """Positions recomputed at a time."""
+CACHED = 64 << 10
+"""Elements whose statistics are taken at a time: their dozen arrays stay in the cache."""
+LARGEST = np.float32(1e15)
+"""Error over its bound that stands for all larger ones, and for what is not finite; its square fits float32."""
 
 SIZE_LIMIT = 5.0
 """Root mean square of a site's own error over its bound. Healthy sites of SmolLM2 stay below 1.9 in PyTorch and candle,
@@ -73,23 +77,30 @@ class Tally:
 
     def add(self, recorded: Floats, result: Result) -> None:
         """One block of rows, [rows, width]."""
-        spread = np.sqrt(result.variance)
+        gaps = [recorded - values for values in (result.values, *result.rounded)]
+        gap = gaps[0] if len(gaps) == 1 else min(gaps, key=operations.typical)
+        few = max(1, CACHED // gap.shape[1])
+        for first in range(0, len(gap), few):
+            rows = slice(first, first + few)
+            self._add_few(gap[rows], result.values[rows], result.variance[rows], result.shared)
+
+    def _add_few(self, gap: Floats, values: Floats, variance: Floats, shared: float) -> None:
+        """As many rows as stay in the cache; statistics need no more than float32."""
+        inverse = 1.0 / np.sqrt(variance)
         with np.errstate(invalid="ignore", over="ignore"):
-            gaps = [recorded - values for values in (result.values, *result.rounded)]
-            error = min(gaps, key=operations.typical) / spread
-            error = np.where(np.abs(error) < 1e100, error, 1e100)
-            signal = np.minimum(np.abs(result.values / spread), 1e100) * np.sign(result.values)
-        powers = np.einsum("pc,pc->p", signal, signal)
-        safe = np.maximum(powers, 1e-290)
-        common = result.shared**2 + self.bias**2
-        self.rows.append(np.einsum("pc,pc->p", error, error) / (error.shape[1] + common * powers))
-        self.row_gains.append(np.einsum("pc,pc->p", error, signal) / safe)
+            error = (gap * inverse).astype(np.float32)
+            error = np.where(np.abs(error) < LARGEST, error, LARGEST)
+            signal = np.clip(values * inverse, -float(LARGEST), float(LARGEST)).astype(np.float32)
+        squares, products, powers = np.square(error), error * signal, np.square(signal)
+        power = powers.sum(axis=1, dtype=np.float64)
+        safe, common = np.maximum(power, 1e-290), shared**2 + self.bias**2
+        self.rows.append(squares.sum(axis=1, dtype=np.float64) / (error.shape[1] + common * power))
+        self.row_gains.append(products.sum(axis=1, dtype=np.float64) / safe)
         self.row_spreads.append(np.sqrt(1.0 / safe + common))
         # A row's shared error is no column's fault.
-        loose = 1.0 / (1.0 + common * np.square(signal))
-        sums = [loose * np.square(error), loose * error, loose * error * signal, loose * np.square(signal)]
-        odd = np.abs(error) > ODD
-        block = np.stack([part.sum(axis=0) for part in (*sums, loose, odd)])
+        loose = 1.0 / (1.0 + np.float32(common) * powers)
+        parts = (loose * squares, loose * error, loose * products, loose * powers, loose, np.abs(error) > ODD)
+        block = np.stack([part.sum(axis=0, dtype=np.float64) for part in parts])
         self.columns = block if not self.count else self.columns + block
         self.count += len(error)
 
