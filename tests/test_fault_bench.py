@@ -11,6 +11,7 @@ import torch
 
 import tracekit
 from benchmarks.fault_bench import benign, inject_torch, kinds_native, kinds_torch, models, museum, museum_page, run
+from benchmarks.fault_bench.explained import explained_otherwise
 from benchmarks.fault_bench.fault import Fault, layer
 from benchmarks.fault_bench.judge import judge, misplaced
 from benchmarks.fault_bench.kinds import SLOTS, Dice
@@ -136,3 +137,17 @@ def test_the_museums_page_has_every_thread(studio: Studio) -> None:
     assert museum.EXHIBITS[index].thread in text
     assert "**1 of 1**" in text
     assert all(thread in text for thread in museum.ABSENT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "otherwise"),
+    [
+        ("cache-stale", "stale cache row row 10", False),
+        ("cache-stale", "rotary angles rounded", True),
+        ("stale-cache-row:4:2", "rotary angles rounded", True),
+        ("cache-stale", "", False),
+        ("core", "KV-head map", False),  # its options may mean many things
+    ],
+)
+def test_a_wrong_explanation_is_noticed(kind: str, said: str, otherwise: bool) -> None:
+    assert explained_otherwise(Fault("torch", SETUP, kind, {}, layer("x")), said) is otherwise

@@ -18,8 +18,6 @@ class Expected:
     """None: the step at which the faulty run first parts from the healthy one."""
     at_position: bool = False
     """The position is part of what is expected: the fault strikes at a single one, or begins at a certain one."""
-    explanations: tuple[str, ...] = ()
-    """Kinds of explanation that would be right; none of them has to be given."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,6 @@ class Fault:
         return f"{self.kind} {given}".strip()
 
 
-def layer(*sites: str, step: int | None = 0, at_position: bool = False, explained: tuple[str, ...] = ()) -> Expected:
+def layer(*sites: str, step: int | None = 0, at_position: bool = False) -> Expected:
     """Expected of a fault in what a site computes."""
-    return Expected(("layer",), sites, step, at_position, explained)
+    return Expected(("layer",), sites, step, at_position)

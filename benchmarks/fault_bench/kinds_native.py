@@ -23,26 +23,26 @@ def at_core(dice: Dice, name: str, *words: object, **more: object) -> Fault:
 @kind("native: gain of a linear layer", "native", *FLOAT32)
 def gain_linear(dice: Dice) -> Fault:
     site = dice.linear()
-    return planted(dice, layer(site, explained=("gain",)), "gain", site, dice.rng.choice([1.01, 1.001, 1.0001]))
+    return planted(dice, layer(site), "gain", site, dice.rng.choice([1.01, 1.001, 1.0001]))
 
 
 @kind("native: gain of a norm", "native", *FLOAT32)
 def gain_norm(dice: Dice) -> Fault:
     site = dice.norm()
-    return planted(dice, layer(site, explained=("gain",)), "gain", site, dice.rng.choice([1.01, 1.001, 1.0001]))
+    return planted(dice, layer(site), "gain", site, dice.rng.choice([1.01, 1.001, 1.0001]))
 
 
 @kind("native: gain between modules", "native", *FLOAT32)
 def gain_between(dice: Dice) -> Fault:
     at = dice.layer()
     site = dice.rng.choice([core(at), gated(at), f"model.layers.{at}"])
-    return planted(dice, layer(site, explained=("gain",)), "gain", site, dice.rng.choice([1.01, 1.001, 1.0001]))
+    return planted(dice, layer(site), "gain", site, dice.rng.choice([1.01, 1.001, 1.0001]))
 
 
 @kind("native: gain in bfloat16", "native", "smollm2-bf16")
 def gain_bf16(dice: Dice) -> Fault:
     site = dice.linear()
-    return planted(dice, layer(site, explained=("gain",)), "gain", site, dice.rng.choice([1.01, 0.99, 1.02]))
+    return planted(dice, layer(site), "gain", site, dice.rng.choice([1.01, 0.99, 1.02]))
 
 
 @kind("native: offset", "native", *FLOAT32)
@@ -90,9 +90,7 @@ def plus_one(dice: Dice) -> Fault:
 @kind("native: norm eps of a norm", "native", *FLOAT32)
 def eps_at(dice: Dice) -> Fault:
     site = dice.norm()
-    return planted(
-        dice, layer(site, explained=("norm eps", "eps")), "norm-eps", dice.rng.choice(["1e-6", "1e-4"]), site
-    )
+    return planted(dice, layer(site), "norm-eps", dice.rng.choice(["1e-6", "1e-4"]), site)
 
 
 @kind("native: norm eps", "native", "smollm2")
@@ -107,7 +105,7 @@ def theta(dice: Dice) -> Fault:
 
 @kind("native: rotary theta of a layer", "native", *FLOAT32)
 def theta_at(dice: Dice) -> Fault:
-    return at_core(dice, "rope-theta", dice.rng.choice([1000, 500000, 1000000]), explained=("rotary theta",))
+    return at_core(dice, "rope-theta", dice.rng.choice([1000, 500000, 1000000]))
 
 
 @kind("native: rotary layout", "native", *DECODERS)

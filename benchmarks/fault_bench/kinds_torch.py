@@ -26,21 +26,21 @@ def planted(
 def gain_linear(dice: Dice) -> Fault:
     site = dice.linear()
     factor = dice.rng.choice([1.01, 1.001, 1.0001])
-    return planted(dice, "gain", layer(site, explained=("gain",)), site=site, factor=factor)
+    return planted(dice, "gain", layer(site), site=site, factor=factor)
 
 
 @kind("gain of a norm", "torch", *FLOAT32)
 def gain_norm(dice: Dice) -> Fault:
     site = dice.rng.choice([dice.norm(), "model.norm"])
     factor = dice.rng.choice([1.01, 1.001, 0.9999])
-    return planted(dice, "gain", layer(site, explained=("gain",)), site=site, factor=factor)
+    return planted(dice, "gain", layer(site), site=site, factor=factor)
 
 
 @kind("gain of the embedding", "torch", *FLOAT32)
 def gain_embedding(dice: Dice) -> Fault:
     site = "model.embed_tokens"
     factor = dice.rng.choice([1.01, 1.0001])
-    return planted(dice, "gain", layer(site, explained=("gain",)), site=site, factor=factor)
+    return planted(dice, "gain", layer(site), site=site, factor=factor)
 
 
 @kind("gain between modules", "torch", *FLOAT32)
@@ -48,22 +48,20 @@ def gain_between(dice: Dice) -> Fault:
     at = dice.layer()
     site = dice.rng.choice([core(at), gated(at)])
     factor = dice.rng.choice([1.01, 1.001, 1.0001])
-    return planted(dice, "gain", layer(site, explained=("gain",)), site=site, factor=factor)
+    return planted(dice, "gain", layer(site), site=site, factor=factor)
 
 
 @kind("gain in bfloat16", "torch", "smollm2-bf16")
 def gain_bf16(dice: Dice) -> Fault:
     site = dice.linear()
-    return planted(
-        dice, "gain", layer(site, explained=("gain",)), site=site, factor=dice.rng.choice([1.01, 0.99, 1.02])
-    )
+    return planted(dice, "gain", layer(site), site=site, factor=dice.rng.choice([1.01, 0.99, 1.02]))
 
 
 @kind("gain in the encoder", "torch", "encoder")
 def gain_encoder(dice: Dice) -> Fault:
     site = dice.encoder_linear()
     factor = dice.rng.choice([1.01, 1.001, 1.0001])
-    return planted(dice, "gain", layer(site, explained=("gain",)), site=site, factor=factor)
+    return planted(dice, "gain", layer(site), site=site, factor=factor)
 
 
 @kind("one weight", "torch", *FLOAT32)
@@ -103,17 +101,13 @@ def no_bias_encoder(dice: Dice) -> Fault:
 @kind("norm eps", "torch", *FLOAT32)
 def norm_eps(dice: Dice) -> Fault:
     site = dice.norm()
-    return planted(
-        dice, "eps", layer(site, explained=("norm eps", "eps")), site=site, value=dice.rng.choice([1e-6, 1e-4])
-    )
+    return planted(dice, "eps", layer(site), site=site, value=dice.rng.choice([1e-6, 1e-4]))
 
 
 @kind("norm eps of the encoder", "torch", "encoder")
 def norm_eps_encoder(dice: Dice) -> Fault:
     site = f"encoder.layer.{dice.layer()}.{dice.rng.choice(['attention.output', 'output'])}.LayerNorm"
-    return planted(
-        dice, "eps", layer(site, explained=("norm eps", "eps")), site=site, value=dice.rng.choice([1e-5, 1e-6])
-    )
+    return planted(dice, "eps", layer(site), site=site, value=dice.rng.choice([1e-5, 1e-6]))
 
 
 @kind("norm weight plus one", "torch", *DECODERS, "encoder")
@@ -157,13 +151,13 @@ def permuted(dice: Dice) -> Fault:
 @kind("rotary theta of a layer", "torch", *FLOAT32)
 def theta_at(dice: Dice) -> Fault:
     at, theta = dice.layer(), dice.rng.choice([1000.0, 500000.0, 1000000.0])
-    return planted(dice, "rope-theta", layer(core(at), explained=("rotary theta",)), layer=at, theta=theta)
+    return planted(dice, "rope-theta", layer(core(at)), layer=at, theta=theta)
 
 
 @kind("rotary theta", "torch", *FLOAT32)
 def theta_everywhere(dice: Dice) -> Fault:
     theta = dice.rng.choice([1000.0, 20000.0, 500000.0])
-    return planted(dice, "rope-theta", layer(core(0), explained=("rotary theta",)), theta=theta)
+    return planted(dice, "rope-theta", layer(core(0)), theta=theta)
 
 
 @kind("rotary theta as stated", "torch", "smollm2")

@@ -22,6 +22,7 @@ from tabulate import tabulate
 
 import tracekit
 from benchmarks.fault_bench import benign, kinds_native, kinds_torch, models, museum, museum_page
+from benchmarks.fault_bench.explained import explained_otherwise
 from benchmarks.fault_bench.fault import Fault, Json
 from benchmarks.fault_bench.judge import explanation_of, judge, margin_of, misplaced
 from benchmarks.fault_bench.kinds import SLOTS, Dice
@@ -233,6 +234,7 @@ def _row(fault: Fault, change: Change, verdict: tracekit.Verdict, ok: bool, why:
     position = f", position {change.position}" if expected.at_position else ""
     site = expected.sites[0] if expected.sites else change.site
     said = "parity" if verdict.verdict != "divergence" else f"{verdict.cause} at step {verdict.step}, {verdict.site}"
+    explanation = explanation_of(verdict)
     return {
         "what": "fault",
         "name": fault.label,
@@ -242,7 +244,8 @@ def _row(fault: Fault, change: Change, verdict: tracekit.Verdict, ok: bool, why:
         "expected": f"{'/'.join(expected.causes)} at step {step}{position}, {site}",
         "found": said,
         "said": said + (f"  [{why}]" if why else "") + (f"  [benchmark: {doubt}]" if doubt else ""),
-        "explanation": explanation_of(verdict),
+        "explanation": explanation,
+        "otherwise": explained_otherwise(fault, explanation),
         "margin": margin_of(verdict),
         "change": asdict(change),
         "verdict": verdict.to_json(),
@@ -290,6 +293,7 @@ def summary(faults: list[Json], controls: list[Json]) -> Json:
         "named": sum(row["ok"] for row in shown),
         "in the engine": sum(row["side"] == "native" for row in shown),
         "explained": sum(bool(row.get("explanation")) for row in shown),
+        "explained otherwise": sum(bool(row.get("otherwise")) for row in shown),
         "redrawn": sum(len(row["redrawn"]) for row in faults),
         "kinds that could not show": sum(bool(row.get("none")) for row in faults),
         "harmless": len(controls),
@@ -306,10 +310,14 @@ def report(faults: list[Json], controls: list[Json], options: argparse.Namespace
     missed = Counter(row.get("kind", row["name"]) for row in faults if not row["ok"])
     for name, count in missed.items():
         print(f"missed: {name}" + (f" ({count} times)" if count > 1 else ""))
+    for row in faults:
+        if row.get("otherwise"):
+            print(f"explained otherwise than planted: {row['name']}: {row['explanation']}")
     figures = summary(faults, controls)
     print(
         f"seed {options.seed}: {figures['named']} of {figures['faults']} faults named "
-        f"({figures['in the engine']} in the engine, {figures['explained']} explained, {figures['redrawn']} redrawn "
+        f"({figures['in the engine']} in the engine, {figures['explained']} explained, "
+        f"{figures['explained otherwise']} of them otherwise than planted, {figures['redrawn']} redrawn "
         f"because they could not show); {figures['called harmless']} of {figures['harmless']} harmless rewrites called "
         f"parity or near-tie; {seconds:.0f} s"
     )
