@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--shards", action="store_true", help="several safetensors files and an index")
     parser.add_argument("--old-config", action="store_true", help="config.json as transformers 4 writes it")
     parser.add_argument("--rope", choices=["default", "linear", "llama3"], default="default")
+    parser.add_argument("--layers", dest="num_hidden_layers", type=int, default=3)
     options = parser.parse_args()
     make(**vars(options))
 

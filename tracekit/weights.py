@@ -97,10 +97,11 @@ def find_checkpoint(trace: Trace) -> str | None:
     said = trace.config.get("checkpoint")
     if not isinstance(said, str):
         return None
-    folders = [str((trace.config.get("command") or {}).get("cwd") or "."), str(Path(trace.path).parent)]
+    beside = Path(trace.path).resolve().parent
+    folders = [str((trace.config.get("command") or {}).get("cwd") or beside), str(beside)]
     for path in (Path(said), *(Path(folder) / said for folder in folders)):
         if path.is_absolute() and path.exists():
-            return str(path)
+            return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
     return None
 
 
