@@ -48,7 +48,7 @@ class Studio:
         run = self.run(which)
         torch.manual_seed(run.seed)
         with tracekit_torch.record(model, self.trace(setup, "oracle"), follow=reference, dtype=dtype):
-            _generate(model, which, run)
+            generate(model, which, run)
         if with_native:
             self.native(which, self.trace(setup, "native").with_suffix(".tklog"), [])
 
@@ -95,7 +95,7 @@ class Studio:
                 torch.manual_seed(run.seed)
                 for enter in run.inside:
                     inside.enter_context(enter())
-                _generate(model, setup, run)
+                generate(model, setup, run)
 
     def run(self, setup: Setup) -> Run:
         """What a run begins with."""
@@ -123,7 +123,8 @@ class Studio:
         return int(next(tokens[step] for step in range(first, len(tokens)) if tokens[step] not in tokens[:step]))
 
 
-def _generate(model: Any, setup: Setup, run: Run) -> None:
+def generate(model: Any, setup: Setup, run: Run) -> None:
+    """The run itself, on a generator that is seeded already."""
     ids = torch.tensor(_padded(run.ids))
     with torch.no_grad():
         if setup.model in ENCODERS:
