@@ -94,12 +94,16 @@ def test_the_chain_is_transformers(settings: dict[str, Any], generated: int) -> 
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         logits = torch.randn(60, generator=generator) * 3
+        logits = (logits * 4).round() / 4 if seed % 2 else logits  # with ties
         history = torch.randint(20, (prompt + generated,), generator=generator)
         chain = theirs.LogitsProcessorList(processors_of(settings, prompt))
         expected = torch.softmax(chain(history[None], logits[None].clone()), dim=-1)[0].numpy()
         ours = sampling.softmax(sampling.scores(logits.numpy(), settings, history.tolist(), prompt))
-        assert np.array_equal(ours > 0, expected > 0), seed
-        np.testing.assert_allclose(ours, expected, rtol=3e-6, atol=1e-12)
+        if seed % 2 == 0:
+            assert np.array_equal(ours > 0, expected > 0), seed
+            np.testing.assert_allclose(ours, expected, rtol=3e-6, atol=1e-12)
+        # Which of equal scores a cut by mass keeps is left to torch's sort, which is not stable.
+        np.testing.assert_allclose(np.sort(ours), np.sort(expected), rtol=3e-6, atol=1e-12)
 
 
 def test_a_chain_is_in_the_order_of_generate_and_names_its_processors() -> None:

@@ -418,6 +418,16 @@ def _last_in_and_first_out(values: Floats, seen: Observed) -> tuple[int, int | N
     return last, following if rest[following] > GONE else None
 
 
+def _mass_at_the_cut(values: Floats, seen: Observed) -> tuple[float, float]:
+    """Mass of the survivors without and with the least of them; of equal scores, as many as survived."""
+    if seen.ids is None:
+        raise ValueError("a step without survivors")
+    probs, least = sampling.softmax(values), values[seen.ids].min()
+    above, each = float(probs[values > least].sum()), float(probs[values == least].max())
+    kept = int((values[seen.ids] == least).sum())
+    return above + (kept - 1) * each, above + kept * each
+
+
 def _other_top_p(stated: Json, steps: Sequence[Observed]) -> Iterator[Rule]:
     if not stated.get("do_sample", True):
         return
@@ -427,10 +437,8 @@ def _other_top_p(stated: Json, steps: Sequence[Observed]) -> Iterator[Rule]:
         if seen.logits is None:
             continue
         values = sampling.run(before, seen.logits, seen.context)
-        above = sampling.mass_above(values)
-        last, following = _last_in_and_first_out(values, seen)
-        low = max(low, float(above[last]))
-        high = min(high, float(above[following]) if following is not None else 1.0)
+        without_last, with_last = _mass_at_the_cut(values, seen)
+        low, high = max(low, without_last), min(high, with_last)
     if low < high < 1.0:
         yield _other(stated, "top_p", simplest(low, high), (low, high))
 

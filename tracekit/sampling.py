@@ -113,10 +113,13 @@ def keep_top_p(values: Floats, p: float) -> Floats:
 
 
 def mass_above(values: Floats) -> Floats:
-    """Probability of all tokens that stand before each in descending order, f64 [vocabulary]; 1 for removed ones."""
+    """Probability of all tokens that stand before each in descending order, f64 [vocabulary]; 1 for removed ones.
+
+    Of equal scores the higher id stands first: transformers sorts ascending and takes away from the bottom.
+    """
     probs = softmax(values)
     above = np.ones_like(probs)
-    alive = np.flatnonzero(values > GONE)
+    alive = np.flatnonzero(values > GONE)[::-1]
     order = alive[np.argsort(-values[alive], kind="stable")]
     above[order] = np.concatenate([[0.0], np.cumsum(probs[order])[:-1]])
     return above
