@@ -17,7 +17,7 @@ export TRACEKIT_NATIVE = $(abspath $(NATIVE))
 .PHONY: help setup model demo test lint parity bench faults bench-faults museum traces clean native
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready native ## .venv with everything for development, and the native engine
 
