@@ -42,7 +42,7 @@ def explanation_of(case: Case, known: tuple[Json, ...] = ()) -> Json | None:
         if same:
             return same[0].to_json()
     best: list[Fit] = []
-    for complexities in ((1, 2), (3,)):
+    for complexities in ((1, 2), (3,), (4,)):
         best = best or _held(case, [one for one in hypotheses if one.complexity in complexities])
     if not best:
         return None

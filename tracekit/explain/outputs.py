@@ -25,8 +25,9 @@ def output_mistakes(case: Case) -> Iterator[Hypothesis]:
     yield Hypothesis("gain", 2, lambda: _gain(case), _gain_text, lambda gain: case.base * gain)
     if case.recipe.site == "logits" or case.recipe.kind == "linear":
         yield Hypothesis("soft cap", 2, lambda: _softcap(case), lambda value: f"soft cap {_number(value)} applied")
-    yield Hypothesis("constant added", 3, lambda: _constant(case), lambda norm: f"a constant of norm {norm:.4g} added")
-    yield Hypothesis("columns permuted", 3, lambda: _permuted(case), lambda moved: f"columns permuted: {moved}")
+    yield Hypothesis("constant added", 2, lambda: _uniform(case), lambda value: f"{value:.6g} added to every column")
+    yield Hypothesis("offset added", 4, lambda: _constant(case), lambda norm: f"an offset of norm {norm:.4g} added")
+    yield Hypothesis("columns permuted", 4, lambda: _permuted(case), lambda moved: f"columns permuted: {moved}")
 
 
 def _number(value: Value) -> str:
@@ -60,6 +61,11 @@ def _softcap(case: Case) -> tuple[Floats, Value]:
 
     cap = best_on_grid(lambda cap: case.distance(capped(cap)), logarithmic(top / 10.0, top * 100.0, 40))
     return capped(cap), cap
+
+
+def _uniform(case: Case) -> tuple[Floats, Value]:
+    constant = float(np.mean((case.recorded - case.right.values)[case.region]))
+    return case.right.values + constant, constant
 
 
 def _constant(case: Case) -> tuple[Floats, Value] | None:
