@@ -15,6 +15,7 @@ import tracekit
 from tests.small_run import PROMPT, VOCABULARY, write_run
 from tests.test_engine import QWEN2, Engine, FolderOf, engine, flags, folder_of, native  # noqa: F401
 from tracekit import sampling
+from tracekit.draw_rules import RAS_RULES
 from tracekit.filter_rules import simplest
 from tracekit.log import LogWriter
 from tracekit.rng import TorchGenerator
@@ -410,6 +411,66 @@ def test_the_four_combinations_say_what_flips_the_token(runs) -> None:
     assert verdict.margins["flips"] == "draws"
 
 
+# -------------------------------------------------------------------- CosyVoice's sampler
+
+RAS = {"sampler": "ras", "temperature": None, "top_p": 0.8, "top_k": 25, "win_size": 10, "tau_r": 0.1}
+
+
+def ras(rule: Callable[[list[int], int], bool]) -> Callable[..., int]:
+    """Repetition-aware sampling from its description; `rule` says of the tokens so far and the new one: draw again."""
+    decoded: list[int] = []
+
+    def draw(generator: TorchGenerator, probs: np.ndarray, step: int, logits: np.ndarray) -> int:
+        if step == 0:
+            decoded.clear()
+        ids = [token for token in np.argsort(-probs, kind="stable") if probs[token] > 0]
+        token = int(ids[np.argmax(probs[ids] / generator.exponential(len(ids)).astype(np.float32))])
+        if rule(decoded, token):
+            whole = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+            token = int(np.argmax(whole.astype(np.float32) / generator.exponential(whole.size).astype(np.float32)))
+        decoded.append(token)
+        return token
+
+    return draw
+
+
+RAS_FAULTS = [
+    ("repetition rule with >", lambda decoded, token: decoded[-10:].count(token) > 1),
+    ("no repetition rule", lambda decoded, token: False),
+    ("repetition window from the start", lambda decoded, token: decoded[:10].count(token) >= 1),
+    (None, lambda decoded, token: token in decoded[-10:]),
+]
+
+
+@pytest.mark.parametrize(("kind", "rule"), RAS_FAULTS)
+def test_a_wrong_repetition_rule_is_named(runs, kind: str | None, rule: Any) -> None:
+    def run(name: str, draw: Any) -> tracekit.Trace:
+        latest: list[np.ndarray] = []
+
+        def keep(logits: np.ndarray, history: list[int], step: int) -> np.ndarray:
+            latest[:] = [logits]
+            order = np.argsort(-logits, kind="stable")
+            probs = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+            before = np.concatenate([[0.0], np.cumsum(probs[order])[:-1]])
+            keep = np.zeros(logits.size, dtype=bool)
+            keep[order[:25][before[:25] < 0.8]] = True
+            return cut(logits, keep)
+
+        way = lambda generator, probs, step: draw(generator, probs, step, latest[0])  # noqa: E731
+        return runs(name, stated=RAS, filtered=keep, draw=way, steps=40)
+
+    reference = run("reference", ras(lambda decoded, token: token in decoded[-10:]))
+    verdict = tracekit.diff(reference, run("candidate", ras(rule)))
+    if kind is None:
+        assert verdict.verdict == "parity"
+        return
+    assert verdict.cause == "sampler"
+    texts = {rule.kind: rule.text for rule in RAS_RULES}
+    assert verdict.explanation is not None, verdict.evidence
+    # Two mistakes may do the same to 40 tokens: then both are said.
+    assert kind_of(verdict) == kind or texts[kind] in verdict.explanation["also"], verdict.explanation
+
+
 # -------------------------------------------------------------------- near-ties
 
 
@@ -524,6 +585,7 @@ ENGINE = [
     ("uniform-for-exponential", SAMPLED, "sampler", "uniform for exponential", None),
     ("compact-draw", SAMPLED, "sampler", "race among survivors", None),
     ("seed:-3", SAMPLED, "rng", "seed", -3),
+    ("seed:-9", SAMPLED, "rng", "seed", -9),
     ("seed-each-step", SAMPLED, "rng", "seeded anew", 5),
     ("extra-draw", SAMPLED, "rng", "extra draw", 1),
     ("first-token-greedy", SAMPLED, "sampler", "argmax at the first step", None),
@@ -552,3 +614,76 @@ def test_an_engines_fault_is_named(
     )
     if cause == "filter":
         assert any("leaves" in line or " runs in the " in line for line in verdict.evidence), verdict.evidence
+
+
+# -------------------------------------------------------------------- what PyTorch's side records of the chain
+
+
+def test_each_processor_is_recorded_as_it_ran(folder_of: FolderOf, tmp_path: Path) -> None:  # noqa: F811
+    import tracekit_torch
+    from transformers import AutoModelForCausalLM
+
+    class Quiet(theirs.LogitsProcessor):
+        """One of the program's own, which takes a keyword as some of transformers' do."""
+
+        def __init__(self) -> None:
+            self.bias = 0.5
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            return scores + self.bias
+
+    model = AutoModelForCausalLM.from_pretrained(folder_of(QWEN2)).eval()
+    ids = torch.tensor([[72, 101, 50, 290], [5, 6, 7, 8]])
+    settings = {"do_sample": True, "temperature": 0.8, "top_k": 9, "top_p": 0.9, "repetition_penalty": 1.2}
+
+    def generate() -> list[list[int]]:
+        torch.manual_seed(3)
+        own = theirs.LogitsProcessorList([Quiet()])
+        made = model.generate(ids, max_new_tokens=5, logits_processor=own, pad_token_id=0, **settings)
+        assert [type(each).__name__ for each in own] == ["Quiet"]
+        return made.tolist()
+
+    plain = generate()
+    with tracekit_torch.record(model, tmp_path / "run.h5"):
+        assert generate() == plain
+    trace = tracekit.open(str(tmp_path / "run.h5"))
+    for sequence in trace.sequences:
+        rows = [event.detail for event in sequence.step(2).events if event.kind == "processor"]
+        assert [(row["class"], row["settings"]) for row in rows] == [
+            ("RepetitionPenaltyLogitsProcessor", {"penalty": 1.2}),
+            ("Quiet", {"bias": 0.5}),
+            ("TemperatureLogitsWarper", {"temperature": 0.8}),
+            ("TopKLogitsWarper", {"top_k": 9}),
+            ("TopPLogitsWarper", {"top_p": 0.9}),
+        ]
+        step = sequence.step(2)
+        assert [row["survivors"] for row in rows[2:4]] == [320, 9]
+        assert rows[4]["survivors"] == step.survivors_id.size
+        known, unknown = sampling.recorded_chain(rows, sequence.sampling)
+        assert (len(known), unknown) == (4, ["Quiet"])
+
+
+def test_the_processor_that_removed_a_token_is_named_across_languages(
+    engine: Engine,  # noqa: F811
+    folder_of: FolderOf,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    import tracekit_torch
+    from transformers import AutoModelForCausalLM
+
+    from tests.test_engine import PROMPT as IDS
+
+    model = AutoModelForCausalLM.from_pretrained(folder_of(QWEN2)).eval()
+    with tracekit_torch.record(model, tmp_path / "run.h5"):
+        torch.manual_seed(5)
+        model.generate(torch.tensor([IDS]), max_new_tokens=40, do_sample=True, pad_token_id=0, **SAMPLED)
+    reference = tracekit.open(str(tmp_path / "run.h5"))
+    same = engine.record(folder_of(QWEN2), tmp_path / "same.tklog", *flags(5, **SAMPLED))
+    parity = tracekit.diff(reference, same, audited=False)
+    assert parity.verdict == "parity", parity.evidence
+    assert parity.margins["cut"]["error"] < 1e-3
+    run = [*flags(5, **SAMPLED), "--fault", "top-p:0.6"]
+    verdict = tracekit.diff(reference, engine.record(folder_of(QWEN2), tmp_path / "b.tklog", *run), audited=False)
+    assert verdict.explanation is not None and verdict.explanation["value"] == pytest.approx(0.6)
+    said = [line for line in verdict.evidence if "leaves" in line]
+    assert said and said[0].startswith("TopPLogitsWarper(top_p=0.95) | TopPLogitsWarper(top_p=0.6) leaves ")

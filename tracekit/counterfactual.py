@@ -176,12 +176,14 @@ def _explain_way(pair: SequencePair, step: int) -> Json | None:
     among = draw_rules.trials(steps, stated, Streams(pair.candidate))
     if draw_rules.as_stated(among, stated):
         return None
-    answer = draw_rules.explain(among, stated)
-    if answer is None:
+    answers = draw_rules.explain(among, stated)
+    if not answers:
         return None
-    way, tried = answer
+    way, tried = answers[0]
+    also = [other.text for other, _ in answers[1:] if other.kind != way.kind]
     text = f"{way.text} ({tried.right} of {tried.of} tokens)"
-    return {"kind": way.kind, "value": None, "residual": 0, "text": text, "steps": tried.of}
+    said = {"kind": way.kind, "value": None, "residual": 0, "text": text, "steps": tried.of}
+    return said | ({"also": also} if also else {})
 
 
 def _explain_position(pair: SequencePair, first: Finding) -> Json | None:
@@ -218,7 +220,7 @@ def _seed_moved(rows: list[tuple[Any, Any]]) -> Json | None:
     deltas = {other.seed - one.seed for one, other in rows if one.seed is not None and other.seed is not None}
     if len(deltas) != 1:
         return None
-    delta = deltas.pop()
+    delta = (deltas.pop() + 2**63) % 2**64 - 2**63  # a seed below zero is taken mod 2^64
     text = f"the generator was seeded with the reference's seed {'+' if delta >= 0 else '-'} {abs(delta)}"
     return {"kind": "seed", "value": delta, "residual": 0, "text": text}
 

@@ -280,19 +280,12 @@ def as_stated(among: Sequence[Trial], stated: Json) -> bool:
     return tried(way, among).all and (way.kind == "argmax" or not undrawn)
 
 
-def explain(among: Sequence[Trial], stated: Json) -> tuple[Way, Tried] | None:
-    """The first way, other than the stated one, that gives back the token of every step."""
-    for way in other_ways(stated):
-        result = tried(way, among)
-        enough = result.of >= min(ENOUGH, len(among))
-        if result.all and enough and _can_tell(way, among):
-            return way, result
-    return None
-
-
-def _can_tell(way: Way, among: Sequence[Trial]) -> bool:
-    """Whether the steps could show that it is this way: a sure token comes out of any."""
-    return any(float(trial.chance.probs.max()) < 0.999 for trial in among)
+def explain(among: Sequence[Trial], stated: Json) -> list[tuple[Way, Tried]]:
+    """The ways, other than the stated one, that give back the token of every step; the simplest first."""
+    if not any(float(trial.chance.probs.max()) < 0.999 for trial in among):
+        return []  # a sure token comes out of any
+    results = [(way, tried(way, among)) for way in other_ways(stated)]
+    return [(way, result) for way, result in results if result.all and result.of >= min(ENOUGH, len(among))]
 
 
 def near_seed(among: Sequence[Trial], streams: Streams, stated: int) -> int | None:
@@ -328,9 +321,9 @@ class Ras:
 
 
 RAS_RULES = (
+    Ras("no repetition rule", "tokens that repeat are not drawn again", fallback=False),
     Ras("repetition rule with >", "the repetition rule has > in place of >=", strict=True),
     Ras("repetition window from the start", "the repetition window is the first tokens", window_from_start=True),
-    Ras("no repetition rule", "tokens that repeat are not drawn again", fallback=False),
 )
 
 
