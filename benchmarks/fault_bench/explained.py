@@ -47,7 +47,7 @@ PLANTED = {
     "logits-f16|logits-cast|residual-f16": "output rounded",
     "seed": "seed",
     "extra-draw|words-used": "extra draw",
-    "drawn-twice": "draw",
+    "drawn-twice": "extra draw|draw",
     "argmax|first-token-greedy": "argmax",
     "inverse-cdf": "inverse CDF",
     "uniform-for-exponential": "uniform for exponential",
