@@ -318,6 +318,25 @@ def test_stop_tokens_that_are_barred_are_named(runs) -> None:
     assert verdict.explanation is not None and verdict.explanation["value"] == 5
 
 
+def test_ties_at_the_k_th_are_the_filters_rule(runs) -> None:
+    """Both sides' logits are multiples of 1/2, so that several tie with the k-th: all stay, or k by id."""
+    stated = {"temperature": 0.8, "top_p": 1.0, "top_k": 12}
+
+    def ties(site: str, position: int, row: np.ndarray) -> np.ndarray:
+        return np.round(row * 2) / 2 if site == "logits" else row
+
+    def exactly(scores: np.ndarray, history: list[int], step: int) -> np.ndarray:
+        order = np.argsort(-scores, kind="stable")
+        return cut(scores / 0.8, np.isin(np.arange(scores.size), order[:12]))
+
+    reference = runs("reference", stated=stated, change=ties)
+    verdict = tracekit.diff(reference, runs("candidate", stated=stated, change=ties, filtered=exactly))
+    assert (verdict.cause, kind_of(verdict)) == ("filter", "top-k without ties")
+    again = tracekit.diff(reference, runs("again", stated=stated, change=ties, noise=1))
+    assert again.verdict == "parity"
+    assert not any("ties at a cut" in line for line in again.unexercised)
+
+
 def test_simplest_numbers() -> None:
     assert simplest(0.899, 0.903) == 0.9
     assert simplest(0.4999, 0.5001) == 0.5

@@ -159,6 +159,7 @@ def rule_draw(reference: Trace, candidate: Trace, found: Search, first: Finding)
     way = _explain_way(pair, first.step or 0)
     if way is not None:
         evidence = [f"same survivors, another way of drawing: {said}", f"explained: {way['text']}"]
+        evidence += [f"what would give the same tokens: {other}" for other in way.get("also", [])[:2]]
         return Ruling("sampler", evidence, first, margins, way)
     if name == "op":
         return Ruling("sampler", [f"same generator, seed and offset, another draw: {said}"], first, margins)
@@ -212,6 +213,10 @@ def _explain_position(pair: SequencePair, first: Finding) -> Json | None:
     )
     what = "more" if shift > 0 else "fewer"
     text = f"{abs(shift)} {'word' if abs(shift) == 1 else 'words'} {what} drawn before step {step}"
+    logits = pair.reference.step(step).logits
+    if logits is not None and shift % (2 * logits.size) == 0:
+        races = abs(shift) // (2 * logits.size)
+        text += f": {races} {'race' if races == 1 else 'races'} over the vocabulary of {logits.size}"
     text += "" if steady else ", and the distance changes later"
     return {"kind": "extra draw" if shift > 0 else "missing draw", "value": shift, "residual": 0, "text": text}
 
@@ -250,6 +255,7 @@ def rule_token(reference: Trace, candidate: Trace, found: Search, first: Finding
         )
     if way is not None:
         evidence.append(f"explained: {way['text']}")
+        evidence += [f"what would give the same tokens: {other}" for other in way.get("also", [])[:2]]
     cause = "rng" if way is not None and way["kind"] == "seed" else "sampler"
     return Ruling(cause, evidence, first, margins, way)
 

@@ -131,6 +131,11 @@ def _largest_first(tape: Tape, chance: Chance) -> int:
     return largest(tape, chance) if chance.index == 0 else race(tape, chance)
 
 
+def _race_or_largest(tape: Tape, chance: Chance) -> int:
+    drawn, top = race(tape, chance), int(np.argmax(chance.probs))
+    return top if chance.seen.token == top else drawn
+
+
 RACE = Way("race", "torch's exponential race", race)
 WAYS = (
     Way("argmax at the first step", "the first token is the largest, the others are drawn", _largest_first),
@@ -157,6 +162,7 @@ WAYS = (
         "the race draws for the survivors alone, in descending order of probability",
         _compact_race_descending,
     ),
+    Way("argmax at some steps", "at some steps the largest is taken in place of the drawn", _race_or_largest),
     Way("Gumbel noise", "the largest of log p plus Gumbel noise, in place of the exponential race", _gumbel),
 )
 

@@ -99,8 +99,8 @@ def fit(processors: Sequence[Processor], seen: Observed) -> Fit:
         return Fit(strict=False, loose=False, apart=float("inf"))
     strict = loose = True
     if apart.size:
-        same, distance = _distance(processors, seen, values.size, apart, ours)
-        strict, loose = same or distance <= CUT_TOLERANCE, same or distance <= LOOSE_CUT
+        same, masses, any_cut = _distances(processors, seen, values.size, apart, ours)
+        strict, loose = same or masses <= CUT_TOLERANCE, same or any_cut <= LOOSE_CUT
         probs, recorded = probs / probs[common].sum(), recorded / recorded[common].sum()
     ratios = np.abs(np.log(probs[common]) - np.log(recorded[common]))
     return Fit(strict, loose, float(ratios.max()))
@@ -125,18 +125,22 @@ def departs(processors: Sequence[Processor], seen: Observed, *, half: bool) -> b
     return not (half and found.apart <= LOOSE_TOLERANCE and found.loose)
 
 
-def _distance(
+def _distances(
     processors: Sequence[Processor], seen: Observed, size: int, apart: NDArray[np.int64], ours: NDArray[np.bool_]
-) -> tuple[bool, float]:
-    """Whether the tokens that differ have equal logits; and the farthest of them from its nearest cut."""
+) -> tuple[bool, float, float]:
+    """Whether the tokens that differ have equal logits; the farthest of them from its nearest cut by mass, and by any.
+
+    Top-k compares scores and sums nothing, so in float32 nothing about it is left to the last bit.
+    """
     if seen.logits is None:
-        return False, float("inf")
-    nearest = np.full(size, np.inf)
+        return False, float("inf"), float("inf")
+    masses, all_cuts = np.full(size, np.inf), np.full(size, np.inf)
     for cut in sampling.cuts(processors, seen.logits, seen.context):
-        nearest = np.minimum(nearest, cut.distances)
+        all_cuts = np.minimum(all_cuts, cut.distances)
+        masses = masses if cut.processor.name == TOP_K else np.minimum(masses, cut.distances)
     gained, lost = apart[ours[apart]], apart[~ours[apart]]
     same = gained.size == lost.size and np.array_equal(np.sort(seen.logits[gained]), np.sort(seen.logits[lost]))
-    return bool(same), float(nearest[apart].max())
+    return bool(same), float(masses[apart].max()), float(all_cuts[apart].max())
 
 
 def explain(stated: Json, steps: Sequence[Observed], first: Observed) -> Search | None:
@@ -355,8 +359,15 @@ def _stop_rules(stated: Json, base: list[Processor], stops: list[int]) -> Iterat
             after[ids] = before[ids]
             return after
 
-        whole = Processor("chain", {}, escapes)
-        yield Rule("stop tokens escape the filter", stops, (whole,), f"stop tokens {stops} are never removed")
+        def untouched(values: Floats, context: Context) -> Floats:
+            after, ids = sampling.run(base, values, context), sampling.seen_tokens(stops, values.size)
+            after[ids] = values[ids]
+            return after
+
+        whole, raw = Processor("chain", {}, escapes), Processor("chain", {}, untouched)
+        text = f"stop tokens {stops} are never removed"
+        yield Rule("stop tokens escape the filter", stops, (whole,), text)
+        yield Rule("stop tokens escape the filter", stops, (raw,), f"{text} and keep the logits that the model gave")
     number = stated.get("min_new_tokens")
     if _has(base, NEW_LENGTH) and number:
         one = _replaced(base, NEW_LENGTH, sampling._bar_until(int(number), stops[:1], new=True))

@@ -116,8 +116,10 @@ def _look_at(done: Done, seen: Observed, settings: Json) -> None:
         after = each.apply(before, seen.context)
         gone = (after == sampling.GONE) & (before > sampling.GONE)
         done.removed[each.name] = done.removed.get(each.name, 0) + int(gone.sum())
-        if gone.any() and (after > sampling.GONE).any():
-            done.ties_at_cut += bool(before[gone].max() == before[after > sampling.GONE].min())
+        kept = after > sampling.GONE
+        if gone.any() and kept.any():
+            more = each.name == sampling.TOP_K and int(kept.sum()) > int(each.settings["top_k"])
+            done.ties_at_cut += more or bool(before[gone].max() == before[kept].min())
         before = after
 
 
