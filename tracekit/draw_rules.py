@@ -227,9 +227,12 @@ def gives(way: Way, trial: Trial) -> int | None:
 
 
 def _needs_none(way: Way, trial: Trial) -> bool:
-    return way.kind in ("argmax", "last of equal logits") or (
-        way.kind == "argmax at the first step" and trial.chance.index == 0
-    )
+    """Whether a way needs no random numbers at a step."""
+    if way.kind == "argmax at the first step":
+        return trial.chance.index == 0
+    if way.kind == "argmax at some steps":
+        return not trial.seen.draws
+    return way.kind in ("argmax", "last of equal logits")
 
 
 def reproduces(way: Way, trial: Trial) -> bool:
@@ -247,8 +250,10 @@ def reproduces(way: Way, trial: Trial) -> bool:
 def tried(way: Way, among: Sequence[Trial]) -> Tried:
     """How many steps a way reproduces, of those that it can be tried on; stops at the second failure."""
     right, of = 0, 0
+    drawn = any(trial.seen.draws for trial in among)
     for trial in among:
-        if trial.words is None and not _needs_none(way, trial):
+        undrawn = drawn and not trial.seen.draws  # a way that draws would have been seen to
+        if trial.words is None and not _needs_none(way, trial) and not undrawn:
             continue
         of += 1
         right += reproduces(way, trial)
