@@ -520,6 +520,27 @@ def test_equal_logits_are_the_sides_rule_not_rounding(tmp_path: Path) -> None:
     assert (verdict.cause, kind_of(verdict)) == ("sampler", "last of equal logits")
 
 
+def greedy_run(runs, name: str, by: float, stated: dict[str, Any]) -> tracekit.Trace:
+    latest: list[np.ndarray] = []
+
+    def keep(logits: np.ndarray, history: list[int], step: int) -> np.ndarray:
+        latest[:] = [penalty(logits, history, by)]
+        return logits
+
+    way = lambda generator, probs, step: int(np.argmax(latest[0]))  # noqa: E731
+    return runs(name, stated={"do_sample": False, **stated}, filtered=keep, draw=way, tell=False)
+
+
+def test_a_penalty_lost_in_a_greedy_run_is_named(runs) -> None:
+    stated = {"repetition_penalty": 1.5}
+    reference = greedy_run(runs, "reference", 1.5, stated)
+    verdict = tracekit.diff(reference, greedy_run(runs, "candidate", 1.0, stated))
+    assert (verdict.cause, kind_of(verdict)) == ("sampler", "repetition penalty ignored"), verdict.evidence
+    verdict = tracekit.diff(reference, greedy_run(runs, "squared", 2.25, stated))
+    assert (verdict.cause, kind_of(verdict)) == ("sampler", "penalty squared"), verdict.evidence
+    assert tracekit.diff(reference, greedy_run(runs, "same", 1.5, stated)).verdict == "parity"
+
+
 # -------------------------------------------------------------------- stops
 
 

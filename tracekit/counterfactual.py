@@ -244,8 +244,11 @@ def rule_token(reference: Trace, candidate: Trace, found: Search, first: Finding
             return Ruling("near-tie", [said, proof], first, margins)
     evidence = ["same survivors and draws, another token"]
     way = _explain_way(pair, step)
+    evidence += _processors_said([observe(side, step) for side in _sides(pair)])
     if way is None and flips is None:
         way = _explain_seed(pair, step)
+    if way is None and pair.reference.sampling.get("do_sample") is False:
+        way = _explain_greedy(pair, step)
     if margin is not None and error is not None:
         verdict = "the logits do not flip it" if abs(margin) <= NEAR * error else "not a near-tie"
         evidence.append(f"margin {margin:.2g} nats, measured error only {error:.1e}: {verdict}")
@@ -258,6 +261,26 @@ def rule_token(reference: Trace, candidate: Trace, found: Search, first: Finding
         evidence += [f"what would give the same tokens: {other}" for other in way.get("also", [])[:2]]
     cause = "rng" if way is not None and way["kind"] == "seed" else "sampler"
     return Ruling(cause, evidence, first, margins, way)
+
+
+def _explain_greedy(pair: SequencePair, step: int) -> Json | None:
+    """Which processors give back every greedy token of the candidate: the recorded ones, or the stated ones changed."""
+    stated = pair.reference.sampling
+    steps = [seen for seen in observations(pair.candidate, step) if seen.logits is not None]
+    ran, unknown = sampling.recorded_chain(observe(pair.candidate, step).processors, stated)
+    rules = list(filter_rules.rules(stated))
+    if ran and not unknown:
+        names = [str(each) for each in ran]
+        text = f"{', '.join(names)} ran before the largest was taken, which the settings do not ask for"
+        rules.insert(0, filter_rules.Rule("processors not asked for", names, tuple(ran), text))
+    for rule in rules if len(steps) >= draw_rules.ENOUGH else ():
+        if all(_greedy_token(rule.chain, seen) == seen.token for seen in steps):
+            return rule.explanation(0.0) | {"steps": len(steps)}
+    return None
+
+
+def _greedy_token(processors: tuple[sampling.Processor, ...], seen: Observed) -> int | None:
+    return None if seen.logits is None else int(np.argmax(sampling.run(processors, seen.logits, seen.context)))
 
 
 def _explain_seed(pair: SequencePair, step: int) -> Json | None:
