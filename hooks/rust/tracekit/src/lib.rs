@@ -28,20 +28,30 @@
 //! ```
 #![warn(missing_docs)]
 
+mod call;
 pub mod follow;
 pub mod log;
 mod mathfun;
 #[cfg(feature = "candle")]
 pub mod nn;
+mod program;
 mod recorder;
+mod recording;
 pub mod rng;
 pub mod sampling;
+mod settings;
+mod sites;
+mod steps;
 
 pub use log::Dtype;
+pub use program::Description;
 pub use recorder::{
     close, describe, enabled, end_sequence, forward, logits_site, register_site, register_weight, sequence,
-    sequence_with, step, tap_raw, Description, SequenceStart, SiteRow, Step,
+    sequence_with, step, tap_raw,
 };
+pub use recording::SequenceStart;
+pub use sites::SiteRow;
+pub use steps::Step;
 
 #[cfg(feature = "candle")]
 pub use nn::tap;

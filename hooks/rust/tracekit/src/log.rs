@@ -322,3 +322,11 @@ fn parse_tensor(entry: &Value, data: &[u8]) -> Parsed<Tensor> {
     }
     Ok(Tensor { dtype, shape, data: data[begin..end].to_vec() })
 }
+
+/// The fields of a JSON object, for a frame's metadata.
+pub(crate) fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}

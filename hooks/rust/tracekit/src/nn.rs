@@ -24,7 +24,8 @@ use candle_core::{CpuStorage, DType, Module, Result, Storage, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::log::Dtype;
-use crate::recorder::{enabled, register_site, register_weight, tap_input, tap_part, tap_value, SiteRow};
+use crate::recorder::{enabled, register_site, register_weight, tap_input, tap_part, tap_value};
+use crate::sites::SiteRow;
 
 /// Records a tensor, [rows, width] or [1, rows, width...], under a site name.
 ///

@@ -1,0 +1,83 @@
+//! What is known of the program before it generates: the first frame of the log.
+
+use std::collections::HashSet;
+
+use serde_json::{json, Map, Value};
+
+use crate::log::{object, Dtype, TensorRef, Writer};
+use crate::Result;
+
+/// What the program is, told before the first sequence. Everything may be left empty.
+#[derive(Clone, Debug, Default)]
+pub struct Description {
+    /// Short word; `native` where empty.
+    pub implementation: String,
+    /// Name and version of what computes, `[("candle", "0.11.1")]`.
+    pub versions: Vec<(String, String)>,
+    /// `cpu`, `cuda:0`.
+    pub device: String,
+    /// torch's word, `float32`.
+    pub dtype: String,
+    /// Hyper-parameters as the engine uses them, in the words of a Hugging Face `config.json`.
+    pub model: Value,
+    /// Sampling settings in the words of transformers' GenerationConfig.
+    pub sampling: Value,
+    /// The declared seed.
+    pub seed: Option<u64>,
+    /// Folder or file that the weights came from.
+    pub checkpoint: Option<String>,
+}
+
+/// What was told, and the parameters as they were loaded.
+#[derive(Default)]
+pub(crate) struct Program {
+    pub(crate) description: Description,
+    weights: Vec<(Value, u64)>,
+    weight_names: HashSet<String>,
+}
+
+impl Program {
+    /// Notes a parameter; a name counts once.
+    pub(crate) fn add_weight(&mut self, name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) {
+        if self.weight_names.insert(name.to_string()) {
+            let row = json!({"name": name, "dtype": dtype.torch_word(), "shape": shape});
+            self.weights.push((row, xxhash_rust::xxh3::xxh3_64(bytes)));
+        }
+    }
+
+    /// Writes the `open` frame.
+    pub(crate) fn open(&self, writer: &mut Writer) -> Result<()> {
+        let digests: Vec<u8> = self.weights.iter().flat_map(|(_, digest)| digest.to_le_bytes()).collect();
+        let shape = [self.weights.len()];
+        let tensor = TensorRef { name: "weights/digest", dtype: Dtype::U64, shape: &shape, data: &digests };
+        let tensors = if self.weights.is_empty() { vec![] } else { vec![tensor] };
+        writer.frame("open", &self.metadata(), &tensors)
+    }
+
+    fn metadata(&self) -> Map<String, Value> {
+        let description = &self.description;
+        let text = |value: &str| if value.is_empty() { Value::Null } else { Value::from(value) };
+        let implementation = if description.implementation.is_empty() { "native" } else { &description.implementation };
+        let mut versions = Map::new();
+        versions.insert("tracekit".into(), Value::from(env!("CARGO_PKG_VERSION")));
+        for (name, version) in &description.versions {
+            versions.insert(name.clone(), Value::from(version.as_str()));
+        }
+        let argv: Vec<String> = std::env::args().collect();
+        let cwd = std::env::current_dir().map(|path| path.display().to_string()).unwrap_or_default();
+        let weights: Vec<&Value> = self.weights.iter().map(|(row, _)| row).collect();
+        object(json!({
+            "format": 1,
+            "implementation": implementation,
+            "versions": versions,
+            "device": text(&description.device),
+            "dtype": text(&description.dtype),
+            "model": description.model,
+            "sampling": description.sampling,
+            "seed": description.seed,
+            "checkpoint": description.checkpoint,
+            "command": {"argv": argv, "cwd": cwd},
+            "weights": weights,
+        }))
+    }
+}

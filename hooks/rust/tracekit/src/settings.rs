@@ -1,0 +1,117 @@
+//! What to record, as `tracekit record` says it through the environment.
+
+use regex_lite::Regex;
+
+use crate::{Error, Result};
+
+/// How much is recorded; each level holds what stands before it.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub(crate) enum Level {
+    Tokens,
+    Logits,
+    Layers,
+    All,
+}
+
+const LEVELS: [(&str, Level); 4] =
+    [("tokens", Level::Tokens), ("logits", Level::Logits), ("layers", Level::Layers), ("all", Level::All)];
+
+/// `TRACEKIT_LEVEL`, `TRACEKIT_SITES` and `TRACEKIT_LOGITS`.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) level: Level,
+    sites: Option<Regex>,
+    /// How many logits a step keeps; `None`: all.
+    pub(crate) top_logits: Option<usize>,
+}
+
+impl Settings {
+    pub(crate) fn from_environment() -> Result<Self> {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self::parse(variable("TRACEKIT_LEVEL"), variable("TRACEKIT_SITES"), variable("TRACEKIT_LOGITS"))
+    }
+
+    fn parse(level: Option<String>, sites: Option<String>, logits: Option<String>) -> Result<Self> {
+        let level = match level {
+            None => Level::All,
+            Some(word) => {
+                LEVELS.iter().find(|(name, _)| *name == word).map(|(_, level)| *level).ok_or_else(|| {
+                    Error::new(format!("TRACEKIT_LEVEL is {word:?}; use tokens, logits, layers or all"))
+                })?
+            }
+        };
+        let sites = match sites {
+            None => None,
+            Some(pattern) => Some(Regex::new(&pattern).map_err(|error| {
+                Error::new(format!("TRACEKIT_SITES is {pattern:?}, no regular expression: {error}"))
+            })?),
+        };
+        let top_logits = match logits.as_deref() {
+            None | Some("full") => None,
+            Some(count) => match count.parse() {
+                Ok(number) if number > 0 => Some(number),
+                _ => return Err(Error::new(format!("TRACEKIT_LOGITS is {count:?}; use full or a count above 0"))),
+            },
+        };
+        Ok(Self { level, sites, top_logits })
+    }
+
+    /// Whether the level and the pattern want the site of this name.
+    pub(crate) fn keeps(&self, name: &str) -> bool {
+        let wanted = match self.level {
+            Level::All => true,
+            Level::Layers => is_layer(name),
+            Level::Tokens | Level::Logits => false,
+        };
+        wanted && self.sites.as_ref().is_none_or(|pattern| pattern.is_match(name))
+    }
+}
+
+/// Level `layers` keeps outputs whose name has no part behind a number: `model.embed_tokens`, `model.layers.3`.
+fn is_layer(name: &str) -> bool {
+    let mut parts = name.split('.').skip_while(|part| part.parse::<u32>().is_err());
+    parts.next();
+    !name.ends_with(":in") && parts.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(level: &str, sites: &str, logits: &str) -> Result<Settings> {
+        let given = |text: &str| Some(text.to_string()).filter(|text| !text.is_empty());
+        Settings::parse(given(level), given(sites), given(logits))
+    }
+
+    #[test]
+    fn layers_are_named_by_their_number() {
+        for name in ["model.embed_tokens", "model.layers.3", "model.norm", "lm_head"] {
+            assert!(is_layer(name), "{name}");
+        }
+        for name in ["model.layers.3.mlp", "model.norm:in", "h.0.attn.c_proj"] {
+            assert!(!is_layer(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn level_and_pattern_must_both_want_a_site() {
+        let all = parse("", "mlp|norm", "").expect("sound");
+        assert!(all.keeps("model.layers.0.mlp.up_proj:in") && all.keeps("model.norm") && !all.keeps("lm_head"));
+        let layers = parse("layers", "mlp|norm", "").expect("sound");
+        assert!(layers.keeps("model.norm") && !layers.keeps("model.layers.0.mlp"));
+        assert!(!parse("logits", "", "").expect("sound").keeps("model.norm"));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (level, sites, logits, named) in [
+            ("everything", "", "", "TRACEKIT_LEVEL"),
+            ("", "(", "", "TRACEKIT_SITES"),
+            ("", "", "0", "TRACEKIT_LOGITS"),
+            ("", "", "-3", "TRACEKIT_LOGITS"),
+        ] {
+            let error = parse(level, sites, logits).expect_err("a mistake").to_string();
+            assert!(error.starts_with(named) && !error.contains('\n'), "{error}");
+        }
+    }
+}

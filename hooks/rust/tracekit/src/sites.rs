@@ -1,0 +1,132 @@
+//! The site table: what each site is, where its module's input comes from, and why it may have no values.
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::{Map, Value};
+
+pub(crate) const INPUT_SUFFIX: &str = ":in";
+
+/// A row of the site table.
+#[derive(Clone, Debug, Default)]
+pub struct SiteRow {
+    /// Site name: the module's state-dict path.
+    pub name: String,
+    /// Module class, `Linear`.
+    pub class: &'static str,
+    /// Role and name of each parameter.
+    pub parameters: Vec<(&'static str, String)>,
+    /// Numbers that the class needs.
+    pub attributes: Vec<(&'static str, f64)>,
+}
+
+/// What was stored of a site where it was first met.
+pub(crate) enum Stored {
+    Values,
+    /// Its value is this other site's.
+    SameAs(String),
+    /// The steps hold it as their logits.
+    AsLogits,
+    /// Nothing, and why.
+    Skipped(String),
+}
+
+/// All sites met so far, in the order in which they first gave a value.
+#[derive(Default)]
+pub(crate) struct SiteTable {
+    declared: HashMap<String, SiteRow>,
+    wiring: HashMap<String, String>,
+    met: HashSet<String>,
+    /// Rows that the log does not have yet.
+    waiting: Vec<Value>,
+}
+
+impl SiteTable {
+    /// Says what module stands behind a site, before it first runs.
+    pub(crate) fn declare(&mut self, row: SiteRow) {
+        self.declared.insert(row.name.clone(), row);
+    }
+
+    /// The module's input is the value of `source`; the first word stands.
+    #[cfg(feature = "candle")]
+    pub(crate) fn wire(&mut self, name: &str, source: &str) {
+        if !self.wiring.contains_key(name) {
+            self.wiring.insert(name.to_string(), source.to_string());
+        }
+    }
+
+    /// Adds the row of a site when it is first met.
+    pub(crate) fn meet(&mut self, name: &str, stored: Stored) {
+        if self.met.contains(name) {
+            return;
+        }
+        let row = self.row(name, self.met.len(), stored);
+        self.waiting.push(Value::Object(row));
+        self.met.insert(name.to_string());
+    }
+
+    fn row(&self, name: &str, order: usize, stored: Stored) -> Map<String, Value> {
+        let mut row = Map::new();
+        let mut put = |key: &str, value: Value| row.insert(key.to_string(), value);
+        match stored {
+            Stored::Values => None,
+            Stored::SameAs(other) => put("same_as", Value::from(other)),
+            Stored::AsLogits => put("recorded_as", Value::from("logits")),
+            Stored::Skipped(why) => put("skipped", Value::from(why)),
+        };
+        put("name", Value::from(name));
+        put("order", Value::from(order));
+        put("class", Value::from(if name.ends_with(INPUT_SUFFIX) { "input" } else { "tap" }));
+        if let Some(own) = self.declared.get(name) {
+            let pair = |(role, name): &(&str, String)| ((*role).to_string(), Value::from(name.as_str()));
+            let number = |(key, number): &(&str, f64)| ((*key).to_string(), Value::from(*number));
+            put("class", Value::from(own.class));
+            put("parameters", own.parameters.iter().map(pair).collect());
+            put("attributes", own.attributes.iter().map(number).collect());
+        }
+        if let Some(source) = self.wiring.get(name) {
+            put("input", Value::from(source.as_str()));
+        }
+        row
+    }
+
+    /// Rows that the log does not have yet.
+    pub(crate) fn take_waiting(&mut self) -> Vec<Value> {
+        std::mem::take(&mut self.waiting)
+    }
+
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_says_class_parameters_and_numbers_once() {
+        let mut table = SiteTable::default();
+        let parameters = vec![("weight", "norm.weight".to_string())];
+        table.declare(SiteRow { name: "norm".into(), class: "RMSNorm", parameters, attributes: vec![("eps", 0.5)] });
+        table.meet("norm:in", Stored::Values);
+        table.meet("norm", Stored::Values);
+        table.meet("norm", Stored::AsLogits);
+        let rows = table.take_waiting();
+        assert_eq!(rows.len(), 2);
+        assert_eq!(rows[0], serde_json::json!({"name": "norm:in", "order": 0, "class": "input"}));
+        assert_eq!((&rows[1]["class"], &rows[1]["attributes"]["eps"]), (&"RMSNorm".into(), &0.5.into()));
+        assert_eq!(rows[1]["parameters"]["weight"], "norm.weight");
+        assert!(!table.has_waiting());
+    }
+
+    #[test]
+    fn a_site_without_values_says_why() {
+        let mut table = SiteTable::default();
+        table.meet("a", Stored::SameAs("b".into()));
+        table.meet("lm_head", Stored::AsLogits);
+        table.meet("odd", Stored::Skipped("one row of five".into()));
+        let rows = table.take_waiting();
+        assert_eq!((&rows[0]["same_as"], &rows[1]["recorded_as"]), (&"b".into(), &"logits".into()));
+        assert_eq!((&rows[2]["skipped"], &rows[2]["class"]), (&"one row of five".into(), &"tap".into()));
+    }
+}
