@@ -30,6 +30,8 @@
 
 mod call;
 pub mod follow;
+#[cfg(feature = "candle")]
+pub mod generation;
 pub mod log;
 mod mathfun;
 #[cfg(feature = "candle")]

@@ -24,7 +24,7 @@ use candle_core::{CpuStorage, DType, Module, Result, Storage, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::log::Dtype;
-use crate::recorder::{enabled, register_site, register_weight, tap_input, tap_part, tap_value};
+use crate::recorder::{embeds, enabled, register_site, register_weight, tap_input, tap_part, tap_value};
 use crate::sites::SiteRow;
 
 /// Records a tensor, [rows, width] or [1, rows, width...], under a site name.
@@ -264,6 +264,10 @@ impl Embedding {
 
 impl Module for Embedding {
     fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        if enabled() {
+            let ids = ids.flatten_all()?.to_dtype(DType::U32)?.to_vec1::<u32>()?;
+            embeds(&self.name, &ids).map_err(into_candle)?;
+        }
         let out = self.inner.forward(ids)?;
         tap(&self.name, &out)?;
         Ok(out)

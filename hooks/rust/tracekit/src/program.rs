@@ -32,6 +32,8 @@ pub struct Description {
 #[derive(Default)]
 pub(crate) struct Program {
     pub(crate) description: Description,
+    /// Settings and seed of the sampler, where it told them itself.
+    pub(crate) sampler: Option<(Value, u64)>,
     weights: Vec<(Value, u64)>,
     weight_names: HashSet<String>,
 }
@@ -54,6 +56,15 @@ impl Program {
         writer.frame("open", &self.metadata(), &tensors)
     }
 
+    /// Sampling settings and seed: what the program says, else what its sampler said.
+    pub(crate) fn sampling(&self) -> (&Value, Option<u64>) {
+        let Description { sampling, seed, .. } = &self.description;
+        match &self.sampler {
+            Some((own, number)) => (if sampling.is_null() { own } else { sampling }, seed.or(Some(*number))),
+            None => (sampling, *seed),
+        }
+    }
+
     fn metadata(&self) -> Map<String, Value> {
         let description = &self.description;
         let text = |value: &str| if value.is_empty() { Value::Null } else { Value::from(value) };
@@ -65,6 +76,7 @@ impl Program {
         }
         let argv: Vec<String> = std::env::args().collect();
         let cwd = std::env::current_dir().map(|path| path.display().to_string()).unwrap_or_default();
+        let (sampling, seed) = self.sampling();
         let weights: Vec<&Value> = self.weights.iter().map(|(row, _)| row).collect();
         object(json!({
             "format": 1,
@@ -73,8 +85,8 @@ impl Program {
             "device": text(&description.device),
             "dtype": text(&description.dtype),
             "model": description.model,
-            "sampling": description.sampling,
-            "seed": description.seed,
+            "sampling": sampling,
+            "seed": seed,
             "checkpoint": description.checkpoint,
             "command": {"argv": argv, "cwd": cwd},
             "weights": weights,

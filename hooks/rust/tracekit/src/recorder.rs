@@ -119,6 +119,30 @@ pub fn step(step: Step<'_>) -> Result<()> {
     with(|recorder| recorder.write_step(&step))
 }
 
+/// What a sampler of this crate draws by; stands in the log where the program says nothing of it.
+#[cfg(feature = "candle")]
+pub(crate) fn sampler(sampling: serde_json::Value, seed: u64) -> Result<()> {
+    with(|recorder| {
+        recorder.program.sampler = Some((sampling, seed));
+        Ok(())
+    })
+}
+
+/// A sampler of this crate chose a token: as `step`, but a sequence begins where the program said none.
+#[cfg(feature = "candle")]
+pub(crate) fn sampled(step: &Step<'_>) -> Result<()> {
+    with(|recorder| {
+        recorder.start_if_none()?;
+        recorder.write_step(step)
+    })
+}
+
+/// Token ids that an embedding is given: those of the first call are the prompt where the program names none.
+#[cfg(feature = "candle")]
+pub(crate) fn embeds(name: &str, ids: &[u32]) -> Result<()> {
+    with(|recorder| recorder.take_ids(name, ids))
+}
+
 /// The generation ends: `stop`, `length`, `error` or `left`.
 ///
 /// # Errors

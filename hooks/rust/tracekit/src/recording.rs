@@ -27,6 +27,12 @@ pub struct SequenceStart<'a> {
     pub rng_state: Option<&'a [u8]>,
 }
 
+const PROMPT: &str = "prompt/token_ids";
+
+fn id_bytes(ids: &[u32]) -> Vec<u8> {
+    ids.iter().flat_map(|&id| i64::from(id).to_le_bytes()).collect()
+}
+
 /// One log being written.
 pub(crate) struct Recording {
     writer: Writer,
@@ -37,9 +43,13 @@ pub(crate) struct Recording {
     pub(crate) logits_site: Option<String>,
     sequences: usize,
     in_sequence: bool,
+    /// The program did not say where the sequence began.
+    unsaid: bool,
     prompt: usize,
     steps: usize,
     call: Call,
+    /// What the embedding was given in a call that belongs to no sequence yet.
+    embedded: Vec<u32>,
 }
 
 impl Recording {
@@ -53,9 +63,11 @@ impl Recording {
             logits_site: None,
             sequences: 0,
             in_sequence: false,
+            unsaid: false,
             prompt: 0,
             steps: 0,
             call: Call::default(),
+            embedded: Vec::new(),
         })
     }
 
@@ -73,16 +85,17 @@ impl Recording {
             self.end_sequence("left")?;
         }
         self.open()?;
+        let (sampling, seed) = self.program.sampling();
         let metadata = object(json!({
             "sequence": self.sequences,
             "prompt_text": start.prompt_text,
             "texts": start.texts,
-            "sampling": self.program.description.sampling,
-            "seed": self.program.description.seed,
+            "sampling": sampling,
+            "seed": seed,
         }));
-        let ids: Vec<u8> = start.prompt_ids.iter().flat_map(|&id| i64::from(id).to_le_bytes()).collect();
+        let ids = id_bytes(start.prompt_ids);
         let shape = [start.prompt_ids.len()];
-        let mut tensors = vec![TensorRef { name: "prompt/token_ids", dtype: Dtype::I64, shape: &shape, data: &ids }];
+        let mut tensors = vec![TensorRef { name: PROMPT, dtype: Dtype::I64, shape: &shape, data: &ids }];
         let state_shape = [start.rng_state.map_or(0, <[u8]>::len)];
         if let Some(state) = start.rng_state {
             tensors.push(TensorRef { name: "rng/state", dtype: Dtype::U8, shape: &state_shape, data: state });
@@ -93,16 +106,43 @@ impl Recording {
         Ok(())
     }
 
-    /// Taps came before anybody said `sequence`: they are a sequence without a prompt.
+    /// Taps came before anybody said `sequence`: its prompt is what the embedding was given, if there is one.
     fn start_sequence_of_taps(&mut self) -> Result<()> {
-        self.writer.frame("sequence", &object(json!({"sequence": self.sequences})), &[])?;
-        self.count_sequence(0);
+        let prompt = std::mem::take(&mut self.embedded);
+        let (data, shape) = (id_bytes(&prompt), [prompt.len()]);
+        let tensor = TensorRef { name: PROMPT, dtype: Dtype::I64, shape: &shape, data: &data };
+        let tensors = if prompt.is_empty() { vec![] } else { vec![tensor] };
+        self.writer.frame("sequence", &object(json!({"sequence": self.sequences})), &tensors)?;
+        self.count_sequence(prompt.len());
+        self.unsaid = true;
+        Ok(())
+    }
+
+    /// A sampler chose a token, but nobody said `sequence`.
+    #[cfg(feature = "candle")]
+    pub(crate) fn start_if_none(&mut self) -> Result<()> {
+        self.finish_call()?;
+        if self.in_sequence {
+            return Ok(());
+        }
+        self.open()?;
+        self.start_sequence_of_taps()
+    }
+
+    /// The ids that an embedding looks up in a call.
+    #[cfg(feature = "candle")]
+    pub(crate) fn take_ids(&mut self, name: &str, ids: &[u32]) -> Result<()> {
+        self.begin_if_repeated(name)?;
+        if !self.in_sequence {
+            self.embedded = ids.to_vec();
+        }
         Ok(())
     }
 
     fn count_sequence(&mut self, prompt: usize) {
         self.sequences += 1;
         self.in_sequence = true;
+        self.unsaid = false;
         self.prompt = prompt;
         self.steps = 0;
     }
@@ -233,12 +273,18 @@ impl Recording {
         let metadata = object(json!({
             "sequence": self.sequences - 1,
             "step": self.steps,
-            "position": (self.prompt + self.steps).saturating_sub(1),
+            "position": self.step_position(),
             "text": step.text,
             "draws": draws,
             "events": events,
         }));
         self.steps += 1;
         step.write(&mut self.writer, &metadata, &self.settings)
+    }
+
+    /// Where the logits of this step stand. An unsaid prompt may have come in several calls: then the last call tells.
+    fn step_position(&self) -> usize {
+        let rows = if self.unsaid { self.call.end() } else { 0 };
+        (if rows > 0 { rows } else { self.prompt + self.steps }).saturating_sub(1)
     }
 }

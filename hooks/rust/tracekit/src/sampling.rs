@@ -4,6 +4,9 @@ use serde_json::{json, Value};
 
 use crate::rng::TorchRng;
 
+#[cfg(feature = "candle")]
+pub use crate::generation::LogitsProcessor;
+
 /// Settings in the words of transformers' GenerationConfig; `None` is not applied. `temperature` `None` is greedy.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sampling {
@@ -99,17 +102,16 @@ pub fn choose(settings: &Sampling, rng: &mut TorchRng, logits: &[f32], history: 
         penalise(&mut scores, settings.repetition_penalty, history);
         return Choice { token: argmax(&scores) as u32, ..Choice::default() };
     };
-    let offset = rng.offset();
-    let token = rng.multinomial_one(&probs) as u32;
-    let draw = Draw {
-        op: "multinomial",
-        generator: "mt19937",
-        seed: rng.initial_seed(),
-        offset,
-        words: rng.offset() - offset,
-        result: token,
-    };
-    Choice { token, survivors: survivors(&probs), draws: vec![draw] }
+    draw(rng, &probs)
+}
+
+/// Draws one token as `torch.multinomial(probs, 1)`; `probs` is [vocabulary], zeros where a token was filtered.
+pub fn draw(rng: &mut TorchRng, probs: &[f32]) -> Choice {
+    let (seed, offset) = (rng.initial_seed(), rng.offset());
+    let token = rng.multinomial_one(probs) as u32;
+    let words = rng.offset() - offset;
+    let draw = Draw { op: "multinomial", generator: "mt19937", seed, offset, words, result: token };
+    Choice { token, survivors: survivors(probs), draws: vec![draw] }
 }
 
 /// The distribution that is drawn from, [vocabulary], zeros where a token was filtered; `None` when greedy.
@@ -121,6 +123,11 @@ pub fn probabilities(settings: &Sampling, logits: &[f32], history: &[u32]) -> Op
         let divisor = temperature as f32;
         scores.iter_mut().for_each(|score| *score /= divisor);
     }
+    Some(probabilities_of(settings, scores))
+}
+
+/// The distribution behind the cuts, from scores that temperature has divided.
+pub(crate) fn probabilities_of(settings: &Sampling, mut scores: Vec<f32>) -> Vec<f32> {
     if let Some(k) = settings.top_k.filter(|&k| k > 0) {
         keep_top_k(&mut scores, k);
     }
@@ -130,7 +137,7 @@ pub fn probabilities(settings: &Sampling, logits: &[f32], history: &[u32]) -> Op
     if let Some(p) = settings.min_p {
         keep_min_p(&mut scores, p);
     }
-    Some(softmax(&scores))
+    softmax(&scores)
 }
 
 /// Tokens of non-zero probability, descending, ties by lower id.
