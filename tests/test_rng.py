@@ -103,3 +103,9 @@ def test_many_normals_in_double(size: int) -> None:
 def test_a_state_of_another_generator_is_refused() -> None:
     with pytest.raises(ValueError, match="5056 bytes, not 16"):
         TorchGenerator.from_state(bytes(16))
+
+
+def test_a_uniform_that_rounds_up_to_its_bound_is_the_lower_one() -> None:
+    want = torch.empty(200_000).uniform_(1000, 1001, generator=seeded(3)).numpy()
+    assert want.max() < 1001
+    assert np.array_equal(TorchGenerator(3).uniform(200_000, 1000, 1001), want)

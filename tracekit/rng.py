@@ -134,10 +134,15 @@ class TorchGenerator:
         return self.normal_double(count) if dtype == "float64" else self.normal_float(count)
 
     def uniform(self, count: int, low: float, high: float) -> NDArray[np.float32]:
-        """`Tensor.uniform_(low, high)` of float32: one fused multiply-add, as torch's AVX2 build has it."""
+        """`Tensor.uniform_(low, high)` of float32: one fused multiply-add, as torch's AVX2 build has it.
+
+        What rounds up to `high` becomes `low`.
+        """
         span = np.float32(np.float32(high) - np.float32(low))
         wide = self.rand(count).astype(np.float64) * np.float64(span) + np.float64(np.float32(low))
-        return wide.astype(np.float32)
+        values = wide.astype(np.float32)
+        values[values == np.float32(high)] = low
+        return values
 
     def normal_float(self, count: int) -> NDArray[np.float32]:
         """`torch.randn(count)` in float32 for count >= 16, as its AVX2 build draws it; a ragged end is drawn again."""

@@ -25,6 +25,10 @@ fn probabilities(size: usize) -> Vec<f32> {
     (0..size as u64).map(|i| ((i * 2_654_435_761 % 1000) + 1) as f32 / 1000.0).collect()
 }
 
+fn indices(chosen: &[usize]) -> Vec<u8> {
+    chosen.iter().flat_map(|&index| (index as i64).to_le_bytes()).collect()
+}
+
 fn draw(rng: &mut TorchRng, op: &str, size: usize) -> Vec<u8> {
     match op {
         "rand_f32" => (0..size).flat_map(|_| rng.rand_f32().to_le_bytes()).collect(),
@@ -36,6 +40,13 @@ fn draw(rng: &mut TorchRng, op: &str, size: usize) -> Vec<u8> {
         "randint_2_40" => (0..size).flat_map(|_| (rng.randint(1 << 40) as i64).to_le_bytes()).collect(),
         "randperm" => rng.randperm(size).iter().flat_map(|i| i.to_le_bytes()).collect(),
         "multinomial" => (rng.multinomial_one(&probabilities(size)) as i64).to_le_bytes().to_vec(),
+        "multinomial_4" => indices(&rng.multinomial(&probabilities(size), 4)),
+        "multinomial_4_replacement" => indices(&rng.multinomial_with_replacement(&probabilities(size), 4)),
+        // The upper halves of float32 and bfloat16 are the same.
+        "rand_bf16" => (0..size).flat_map(|_| ((rng.rand_bf16().to_bits() >> 16) as u16).to_le_bytes()).collect(),
+        // float16 has few bits: its numbers are told apart as float32.
+        "rand_f16" => (0..size).flat_map(|_| rng.rand_f16().to_le_bytes()).collect(),
+        "uniform_far" => (0..size).flat_map(|_| rng.uniform_f32(1000.0, 1001.0).to_le_bytes()).collect(),
         "randn_f32" => rng.randn_f32(size).iter().flat_map(|x| x.to_le_bytes()).collect(),
         "uniform_f32" => (0..size).flat_map(|_| rng.uniform_f32(-1.5, 2.7).to_le_bytes()).collect(),
         _ => panic!("unknown op {op:?}"),

@@ -108,6 +108,16 @@ impl TorchRng {
         (self.next_u64() & ((1 << 53) - 1)) as f64 * (1.0 / 9_007_199_254_740_992.0)
     }
 
+    /// `torch.rand(1, dtype=float16)`, one word; the value as a float32.
+    pub fn rand_f16(&mut self) -> f32 {
+        below_one(rounded(self.rand_f32(), 11))
+    }
+
+    /// `torch.rand(1, dtype=bfloat16)`, one word; the value as a float32.
+    pub fn rand_bf16(&mut self) -> f32 {
+        below_one(rounded(self.rand_f32(), 8))
+    }
+
     /// `Tensor.exponential_(lambda)` in float64, two words; other dtypes are this value, cast.
     pub fn exponential(&mut self, lambda: f64) -> f64 {
         (-1.0 / lambda) * (-self.rand_f64()).ln_1p()
@@ -158,9 +168,15 @@ impl TorchRng {
         radius * angle.cos()
     }
 
-    /// `Tensor.uniform_(low, high)` of float32, one element: a fused multiply-add, as torch's AVX2 build has it.
+    /// `Tensor.uniform_(low, high)` of float32, one element: a fused multiply-add, as torch's AVX2 build has it. What
+    /// rounds up to `high` becomes `low`.
     pub fn uniform_f32(&mut self, low: f32, high: f32) -> f32 {
-        self.rand_f32().mul_add(high - low, low)
+        let value = self.rand_f32().mul_add(high - low, low);
+        if value == high {
+            low
+        } else {
+            value
+        }
     }
 
     /// `torch.randn(n)` in float32, whichever of torch's ways its length takes: from 16 on, blocks of sixteen as torch's
@@ -203,6 +219,39 @@ impl TorchRng {
         best.0
     }
 
+    /// `torch.multinomial(probs, samples)` of float32 probabilities, without replacement: the largest of the exponential
+    /// race `p / q`, ties by lower index. Two words for every entry, as for one sample.
+    ///
+    /// Fewer than `samples` come where there are fewer entries (torch refuses that).
+    pub fn multinomial(&mut self, probs: &[f32], samples: usize) -> Vec<usize> {
+        if samples == 1 && !probs.is_empty() {
+            return vec![self.multinomial_one(probs)];
+        }
+        let scores: Vec<f32> = probs.iter().map(|p| p / self.exponential(1.0) as f32).collect();
+        let mut order: Vec<usize> = (0..probs.len()).collect();
+        order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+        order.truncate(samples);
+        order
+    }
+
+    /// `torch.multinomial(probs, samples, replacement=True)` of float32 probabilities, for 2 samples and more: a
+    /// uniform number each, two words, against the cumulative sum in float32. (One sample is drawn without replacement.)
+    pub fn multinomial_with_replacement(&mut self, probs: &[f32], samples: usize) -> Vec<usize> {
+        let mut total = 0f32;
+        let sums: Vec<f32> = probs
+            .iter()
+            .map(|p| {
+                total += p;
+                total
+            })
+            .collect();
+        let mut sums: Vec<f64> = sums.iter().map(|sum| f64::from(sum / total)).collect();
+        if let Some(last) = sums.last_mut() {
+            *last = 1.0;
+        }
+        (0..samples).map(|_| self.rand_f64()).map(|goal| sums.partition_point(|&sum| sum < goal)).collect()
+    }
+
     /// The bytes of `torch.get_rng_state()`.
     pub fn state(&self) -> [u8; STATE_BYTES] {
         let mut out = [0u8; STATE_BYTES];
@@ -221,6 +270,23 @@ impl TorchRng {
             out[5040..5044].copy_from_slice(&1i32.to_le_bytes());
         }
         out
+    }
+}
+
+/// To the nearest number of so many significant bits, ties to even. Below float16's normal numbers nothing is lost:
+/// `torch.rand` gives multiples of 2^-24, as fine as they are.
+fn rounded(x: f32, bits: u32) -> f32 {
+    let drop = 24 - bits;
+    let nudge = (1 << (drop - 1)) - 1 + ((x.to_bits() >> drop) & 1);
+    f32::from_bits((x.to_bits() + nudge) & !((1 << drop) - 1))
+}
+
+/// torch turns what rounds up to the open end of its range into the closed one.
+fn below_one(x: f32) -> f32 {
+    if x < 1.0 {
+        x
+    } else {
+        0.0
     }
 }
 
