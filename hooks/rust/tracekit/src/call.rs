@@ -66,8 +66,9 @@ impl Call {
 
     /// Why a value of this shape is none of this call's, or `None`.
     pub(crate) fn unfit(&mut self, shape: &[usize]) -> Option<String> {
-        let rows = *self.rows.get_or_insert(shape.first().copied().unwrap_or(0));
-        (shape.first() != Some(&rows)).then(|| format!("its shape {shape:?} does not have the {rows} rows of the call"))
+        let Some(&first) = shape.first() else { return Some("it has no rows".into()) };
+        let rows = *self.rows.get_or_insert(first);
+        (first != rows).then(|| format!("its shape {shape:?} does not have the {rows} rows of the call"))
     }
 
     /// Keeps a value of shape [rows, ...], which `unfit` let pass.

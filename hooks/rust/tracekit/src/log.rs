@@ -13,6 +13,7 @@ const MAGIC: &[u8; 4] = b"TKL1";
 const HEAD: usize = 24;
 /// Longest safetensors header in bytes, as in the safetensors library.
 const HEADER_LIMIT: usize = 100 << 20;
+const METADATA: &str = "__metadata__";
 const PAD: &str = "__pad__";
 
 /// A number format, by safetensors' words.
@@ -111,11 +112,13 @@ impl Writer {
         Ok(Self { file, path: path.to_path_buf() })
     }
 
-    /// Appends one frame; `metadata` values are stored as JSON texts.
+    /// Appends one frame; `metadata` values are stored as JSON texts. No two tensors may have the same name.
     ///
     /// # Errors
-    /// If the file cannot take it.
+    /// If the file cannot take it, a tensor's bytes do not fit its shape, or a name is one that the format uses itself
+    /// (`kind`, `__metadata__`, `__pad__`): a reader would stop there, so nothing is written.
     pub fn frame(&mut self, kind: &str, metadata: &Map<String, Value>, tensors: &[TensorRef<'_>]) -> Result<()> {
+        check(metadata, tensors)?;
         let length: usize = tensors.iter().map(|tensor| tensor.data.len()).sum();
         let pad = vec![0u8; length.wrapping_neg() % 8];
         let mut header = header_json(kind, metadata, tensors, pad.len());
@@ -164,6 +167,26 @@ impl Writer {
     }
 }
 
+fn check(metadata: &Map<String, Value>, tensors: &[TensorRef<'_>]) -> Result<()> {
+    if metadata.contains_key("kind") {
+        return Err(Error::new("metadata \"kind\": the format uses this name itself"));
+    }
+    for TensorRef { name, dtype, shape, data } in tensors {
+        if [METADATA, PAD].contains(name) {
+            return Err(Error::new(format!("tensor {name:?}: the format uses this name itself")));
+        }
+        if byte_count(*dtype, shape) != Some(data.len()) {
+            let (word, length) = (dtype.word(), data.len());
+            return Err(Error::new(format!("tensor {name:?}: {length} bytes are not {word} of shape {shape:?}")));
+        }
+    }
+    Ok(())
+}
+
+fn byte_count(dtype: Dtype, shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(dtype.size(), |total, &n| total.checked_mul(n))
+}
+
 fn header_json(kind: &str, metadata: &Map<String, Value>, tensors: &[TensorRef<'_>], pad: usize) -> String {
     let mut words = Map::new();
     words.insert("kind".into(), Value::from(kind));
@@ -172,7 +195,7 @@ fn header_json(kind: &str, metadata: &Map<String, Value>, tensors: &[TensorRef<'
             words.insert(name.clone(), Value::from(value.to_string()));
         }
     }
-    let mut header = String::from("{\"__metadata__\":");
+    let mut header = format!("{{\"{METADATA}\":");
     header.push_str(&Value::Object(words).to_string());
     let mut offset = 0;
     let mut entry = |name: &str, word: &str, shape: &[usize], length: usize| {
@@ -235,6 +258,13 @@ pub struct Contents {
 pub fn read(path: &Path) -> Result<Contents> {
     let data =
         std::fs::read(path).map_err(|error| Error::new(format!("{}: cannot be read: {error}", path.display())))?;
+    let mut contents = parse(&data);
+    contents.damage = contents.damage.map(|why| format!("{}: {why}", path.display()));
+    Ok(contents)
+}
+
+/// As [`read`], of a log in memory.
+pub fn parse(data: &[u8]) -> Contents {
     let mut contents = Contents { frames: Vec::new(), damage: None };
     let mut offset = 0;
     while offset < data.len() {
@@ -244,12 +274,12 @@ pub fn read(path: &Path) -> Result<Contents> {
                 offset += length;
             }
             Err(why) => {
-                contents.damage = Some(format!("{}: at byte {offset}: {why}", path.display()));
+                contents.damage = Some(format!("at byte {offset}: {why}"));
                 break;
             }
         }
     }
-    Ok(contents)
+    contents
 }
 
 type Parsed<T> = std::result::Result<T, String>;
@@ -285,7 +315,7 @@ fn parse_payload(payload: &[u8]) -> Parsed<Frame> {
     }
     let (header, data) = payload[8..].split_at(length);
     let mut header: Map<String, Value> = serde_json::from_slice(header).map_err(|error| error.to_string())?;
-    let words = header.remove("__metadata__").ok_or("there is no metadata")?;
+    let words = header.remove(METADATA).ok_or("there is no metadata")?;
     let mut metadata = Map::new();
     let mut kind = String::new();
     for (name, text) in words.as_object().ok_or("the metadata is no object")? {
@@ -298,13 +328,17 @@ fn parse_payload(payload: &[u8]) -> Parsed<Frame> {
     }
     header.remove(PAD);
     let mut tensors = Vec::with_capacity(header.len());
+    let mut left = data.len();
     for (name, entry) in &header {
-        tensors.push((name.clone(), parse_tensor(entry, data).map_err(|why| format!("{name}: {why}"))?));
+        let (dtype, shape, bytes) = parse_entry(entry, data).map_err(|why| format!("{name}: {why}"))?;
+        // Tensors that share bytes would be copied many times over.
+        left = left.checked_sub(bytes.len()).ok_or_else(|| format!("{name}: overlaps with other tensors"))?;
+        tensors.push((name.clone(), Tensor { dtype, shape, data: bytes.to_vec() }));
     }
     Ok(Frame { kind, metadata, tensors })
 }
 
-fn parse_tensor(entry: &Value, data: &[u8]) -> Parsed<Tensor> {
+fn parse_entry<'a>(entry: &Value, data: &'a [u8]) -> Parsed<(Dtype, Vec<usize>, &'a [u8])> {
     let word = entry["dtype"].as_str().ok_or("no dtype")?;
     let dtype = Dtype::from_word(word).ok_or_else(|| format!("unknown dtype {word}"))?;
     let counts = |key: &str| -> Parsed<Vec<usize>> {
@@ -316,11 +350,10 @@ fn parse_tensor(entry: &Value, data: &[u8]) -> Parsed<Tensor> {
     let shape = counts("shape")?;
     let offsets = counts("data_offsets")?;
     let &[begin, end] = offsets.as_slice() else { return Err("bad data_offsets".into()) };
-    let bytes = shape.iter().try_fold(dtype.size(), |total, &n| total.checked_mul(n));
-    if begin > end || end > data.len() || bytes != Some(end - begin) {
+    if begin > end || end > data.len() || byte_count(dtype, &shape) != Some(end - begin) {
         return Err("the shape does not fit the bytes".into());
     }
-    Ok(Tensor { dtype, shape, data: data[begin..end].to_vec() })
+    Ok((dtype, shape, &data[begin..end]))
 }
 
 /// The fields of a JSON object, for a frame's metadata.
