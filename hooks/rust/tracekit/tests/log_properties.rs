@@ -167,7 +167,7 @@ proptest! {
     ) {
         let (mut data, ends) = written(&contents);
         let place = place.index(data.len());
-        data[place] ^= 1 << bit;
+        data[place] ^= 1u8 << bit;
         let read = log::parse(&data);
         prop_assert!(read.damage.is_some());
         prop_assert_eq!(read.frames.len(), ends.iter().filter(|&&end| end <= place).count() - 1);
