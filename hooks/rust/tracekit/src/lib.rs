@@ -4,9 +4,25 @@
 //! to write; `tracekit record -o native.h5 -- ./program` sets it. The recorder belongs to the process, so that taps can
 //! sit deep in a model without an argument being threaded through it.
 //!
-//! A candle model is instrumented by changing its `use` line to [`nn`]'s drop-ins (feature `candle`); any other engine
-//! calls [`tap_raw`]. The generation loop says three things: [`sequence`] where a generation starts, [`forward`] before
-//! a forward call, [`step`] after a token was sampled.
+//! A candle model is instrumented by changing its `use` lines to the drop-ins of [`nn`] and [`generation`] (feature
+//! `candle`). Every layer then records its input and output under its `VarBuilder` prefix, every sampled token its
+//! logits, survivors and draws:
+//!
+//! ```text
+//! use tracekit::generation::LogitsProcessor;          // was: use candle_transformers::generation::LogitsProcessor;
+//! use tracekit::nn::{embedding, linear_no_bias, rms_norm};   // was: use candle_nn::{...};
+//!
+//! tracekit::sequence(&prompt_ids)?;                   // a generation starts
+//! tracekit::forward(position, input.len())?;          // before each forward call of the model
+//! tracekit::close()?;                                 // at the end of main
+//! ```
+//!
+//! The three calls may be left out: then the first embedding's ids are the prompt, and a site that fires again begins
+//! the next forward call. `examples/record_candle.rs` is a whole program:
+//! `TRACEKIT_LOG=/tmp/x.tklog cargo run --example record_candle --features candle`.
+//!
+//! Any other engine calls [`tap_raw`], and its generation loop says three things: [`sequence`] where a generation
+//! starts, [`forward`] before a forward call, [`step`] after a token was sampled.
 //!
 //! ```
 //! use tracekit::{Dtype, Step};

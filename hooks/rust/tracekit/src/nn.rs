@@ -20,11 +20,11 @@
 //! }
 //! ```
 
-use candle_core::{CpuStorage, DType, Module, Result, Storage, Tensor};
+use candle_core::{CpuStorage, DType, DeviceLocation, Module, Result, Storage, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::log::Dtype;
-use crate::recorder::{embeds, enabled, register_site, register_weight, tap_input, tap_part, tap_value};
+use crate::recorder::{embeds, enabled, lies_on, register_site, register_weight, tap_input, tap_part, tap_value};
 use crate::sites::SiteRow;
 
 /// Records a tensor, [rows, width] or [1, rows, width...], under a site name.
@@ -128,6 +128,12 @@ pub fn register(name: &str, tensor: &Tensor) -> Result<()> {
     if !enabled() {
         return Ok(());
     }
+    let device = match tensor.device().location() {
+        DeviceLocation::Cpu => "cpu".to_string(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { gpu_id } => format!("mps:{gpu_id}"),
+    };
+    lies_on(device).map_err(into_candle)?;
     let (dtype, _) = described(tensor)?;
     register_weight(name, dtype, tensor.dims(), &bytes(tensor)?).map_err(into_candle)
 }

@@ -14,9 +14,9 @@ pub struct Description {
     pub implementation: String,
     /// Name and version of what computes, `[("candle", "0.11.1")]`.
     pub versions: Vec<(String, String)>,
-    /// `cpu`, `cuda:0`.
+    /// `cpu`, `cuda:0`; where candle's tensors lie, where empty.
     pub device: String,
-    /// torch's word, `float32`.
+    /// torch's word, `float32`; that of the first parameter where empty.
     pub dtype: String,
     /// Hyper-parameters as the engine uses them, in the words of a Hugging Face `config.json`.
     pub model: Value,
@@ -34,6 +34,8 @@ pub(crate) struct Program {
     pub(crate) description: Description,
     /// Settings and seed of the sampler, where it told them itself.
     pub(crate) sampler: Option<(Value, u64)>,
+    /// Where the parameters lie, for a program that does not say it.
+    pub(crate) device: Option<String>,
     weights: Vec<(Value, u64)>,
     weight_names: HashSet<String>,
 }
@@ -67,7 +69,8 @@ impl Program {
 
     fn metadata(&self) -> Map<String, Value> {
         let description = &self.description;
-        let text = |value: &str| if value.is_empty() { Value::Null } else { Value::from(value) };
+        let told = |text: &str| (!text.is_empty()).then(|| Value::from(text));
+        let held = self.weights.first().map(|(row, _)| row["dtype"].clone());
         let implementation = if description.implementation.is_empty() { "native" } else { &description.implementation };
         let mut versions = Map::new();
         versions.insert("tracekit".into(), Value::from(env!("CARGO_PKG_VERSION")));
@@ -82,8 +85,8 @@ impl Program {
             "format": 1,
             "implementation": implementation,
             "versions": versions,
-            "device": text(&description.device),
-            "dtype": text(&description.dtype),
+            "device": told(&description.device).or(self.device.as_deref().map(Value::from)),
+            "dtype": told(&description.dtype).or(held),
             "model": description.model,
             "sampling": sampling,
             "seed": seed,

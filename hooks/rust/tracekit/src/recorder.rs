@@ -128,6 +128,15 @@ pub(crate) fn sampler(sampling: serde_json::Value, seed: u64) -> Result<()> {
     })
 }
 
+/// Where a parameter lies: the last one told stands in the log where the program says nothing of it.
+#[cfg(feature = "candle")]
+pub(crate) fn lies_on(device: String) -> Result<()> {
+    with(|recorder| {
+        recorder.program.device = Some(device);
+        Ok(())
+    })
+}
+
 /// A sampler of this crate chose a token: as `step`, but a sequence begins where the program said none.
 #[cfg(feature = "candle")]
 pub(crate) fn sampled(step: &Step<'_>) -> Result<()> {

@@ -63,6 +63,7 @@ fn prompt_positions_and_steps_are_found_out() {
 
     let open = &contents.frames[0];
     assert_eq!((&open.metadata["seed"], &open.metadata["sampling"]["temperature"]), (&7.into(), &0.9.into()));
+    assert_eq!((&open.metadata["dtype"], &open.metadata["device"]), (&"float32".into(), &"cpu".into()));
     let sequences = of_kind(&contents.frames, "sequence");
     assert_eq!(sequences.len(), 1);
     assert_eq!(ids(sequences[0], "prompt/token_ids"), prompt);
