@@ -20,7 +20,8 @@
 use candle_core::{DType, Result, Tensor};
 use serde_json::json;
 
-use crate::recorder::{enabled, sampled, sampler};
+use crate::follow::Follow;
+use crate::recorder::{next_step, sampler, step};
 use crate::rng::TorchRng;
 use crate::sampling::{argmax, draw, probabilities_of, softmax, Choice, Event};
 use crate::steps::Step;
@@ -80,13 +81,16 @@ impl Sampling {
     }
 }
 
-/// Chooses tokens, and records each as a step where the process records.
+/// Chooses tokens, and records each as a step where the process records. Where the process follows another trace
+/// ([`crate::follow`]), that trace's tokens are given out, for as long as it goes.
 ///
 /// A program that never says [`crate::sequence`] gets one sequence, whose prompt is what the first embedding was given.
 #[derive(Clone, Debug)]
 pub struct LogitsProcessor {
     rng: TorchRng,
     settings: crate::sampling::Sampling,
+    /// Tokens it chose so far.
+    steps: usize,
 }
 
 impl LogitsProcessor {
@@ -95,7 +99,7 @@ impl LogitsProcessor {
         let settings = sampling.settings();
         // A log that cannot be written is reported by the first sample: this cannot fail in candle-transformers.
         let _ = sampler(settings.to_json(), seed);
-        Self { rng: TorchRng::seed(seed), settings }
+        Self { rng: TorchRng::seed(seed), settings, steps: 0 }
     }
 
     /// Draws at a temperature, from the smallest set of mass `top_p`; without a temperature (or one below 1e-7) takes
@@ -127,11 +131,21 @@ impl LogitsProcessor {
         if logits.is_empty() || logits.iter().any(|logit| logit.is_nan()) {
             candle_core::bail!("no token can be chosen: the logits are empty or hold NaN");
         }
-        let (choice, events) = self.choose(&logits, f)?;
-        if enabled() {
+        let recorded = next_step().map_err(into_candle)?;
+        let (sequence, index) = recorded.unwrap_or((0, self.steps));
+        let follow = Follow::of_process().map_err(into_candle)?;
+        if let Some(follow) = follow {
+            follow.place(sequence, index, &mut self.rng).map_err(into_candle)?;
+        }
+        let (mut choice, mut events) = self.choose(&logits, f)?;
+        if let Some(token) = follow.and_then(|follow| follow.token(sequence, index)) {
+            events.extend(force(&mut choice, token, logits.len())?);
+        }
+        self.steps += 1;
+        if recorded.is_some() {
             let Choice { token, survivors, draws } = &choice;
-            let step = Step { token: *token, text: None, logits: &logits, survivors, draws, events: &events };
-            sampled(&step).map_err(|error| candle_core::Error::Msg(error.to_string()))?;
+            step(Step { token: *token, text: None, logits: &logits, survivors, draws, events: &events })
+                .map_err(into_candle)?;
         }
         Ok(choice.token)
     }
@@ -148,6 +162,19 @@ impl LogitsProcessor {
         }
         Ok((draw(&mut self.rng, &probs), events))
     }
+}
+
+fn into_candle(error: crate::Error) -> candle_core::Error {
+    candle_core::Error::Msg(error.to_string())
+}
+
+/// Takes the followed trace's token; an event says which one was chosen, if it is another.
+fn force(choice: &mut Choice, token: u32, vocabulary: usize) -> Result<Option<Event>> {
+    if token as usize >= vocabulary {
+        candle_core::bail!("the followed trace has token {token}, outside the vocabulary of {vocabulary}");
+    }
+    let own = std::mem::replace(&mut choice.token, token);
+    Ok((own != token).then(|| Event { kind: "forced".into(), detail: json!({ "instead_of": own }) }))
 }
 
 /// Lets `f` change the probabilities; scores that it leaves alone keep their bits. Says how many it changed.

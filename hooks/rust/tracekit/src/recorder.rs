@@ -137,13 +137,15 @@ pub(crate) fn lies_on(device: String) -> Result<()> {
     })
 }
 
-/// A sampler of this crate chose a token: as `step`, but a sequence begins where the program said none.
+/// Index of the sequence and of its next step; a sequence begins where the program said none. `None`: not recording.
 #[cfg(feature = "candle")]
-pub(crate) fn sampled(step: &Step<'_>) -> Result<()> {
+pub(crate) fn next_step() -> Result<Option<(usize, usize)>> {
+    let mut place = None;
     with(|recorder| {
-        recorder.start_if_none()?;
-        recorder.write_step(step)
-    })
+        place = Some(recorder.next_step()?);
+        Ok(())
+    })?;
+    Ok(place)
 }
 
 /// Token ids that an embedding is given: those of the first call are the prompt where the program names none.

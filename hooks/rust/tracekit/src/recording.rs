@@ -118,15 +118,15 @@ impl Recording {
         Ok(())
     }
 
-    /// A sampler chose a token, but nobody said `sequence`.
+    /// Index of the sequence and of its next step; a sequence begins where nobody said so.
     #[cfg(feature = "candle")]
-    pub(crate) fn start_if_none(&mut self) -> Result<()> {
+    pub(crate) fn next_step(&mut self) -> Result<(usize, usize)> {
         self.finish_call()?;
-        if self.in_sequence {
-            return Ok(());
+        if !self.in_sequence {
+            self.open()?;
+            self.start_sequence_of_taps()?;
         }
-        self.open()?;
-        self.start_sequence_of_taps()
+        Ok((self.sequences - 1, self.steps))
     }
 
     /// The ids that an embedding looks up in a call.
