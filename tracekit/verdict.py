@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tracekit.audit import Culprit
+from tracekit.capture import capture_problems
 from tracekit.counterfactual import AS_STATED, Ruling, rule_draw, rule_filter, rule_stop, rule_token, run_margins
 from tracekit.culprits import Examination, checkpoint_of, examine, settle
 from tracekit.divergence import Finding, Search, Stage, search
@@ -101,6 +102,9 @@ def diff(
     `audited=False` leaves the audit out. Raises TraceError where the traces cannot be compared.
     """
     yardstick: Yardstick = Oracle(oracle) if oracle else Noise(noise) if noise else Uncalibrated()
+    problems = [problem for trace in (reference, candidate) for problem in capture_problems(trace)]
+    if problems:
+        return _withheld(problems, yardstick.calibration)
     found = search(reference, candidate, yardstick)
     examination, note = None, None
     if audited and _differs(found):
@@ -109,6 +113,27 @@ def diff(
             examination = examine(reference, candidate, checkpoint, found)
     verdict = reach(reference, candidate, found, yardstick.calibration, examination)
     return verdict if note is None else replace(verdict, notes=(*verdict.notes, note))
+
+
+def _withheld(problems: list[str], calibration: str) -> Verdict:
+    """No verdict: the traces cannot be trusted."""
+    return Verdict(
+        verdict="withheld",
+        cause="capture",
+        sequence=None,
+        step=None,
+        position=None,
+        site=None,
+        evidence=tuple(problems),
+        explanation=None,
+        culprits=(),
+        token=None,
+        margins={},
+        compared={},
+        unexercised=(),
+        unmatched={"reference": [], "candidate": [], "sequences": []},
+        calibration=calibration,
+    )
 
 
 def _differs(found: Search) -> bool:

@@ -27,6 +27,8 @@ class NativeOptions:
     sites: str | None = None
     logits: str = "full"
     follow: str | None = None
+    follow_draws: bool = False
+    follow_inputs: bool = False
     keep_log: bool = False
 
 
@@ -77,6 +79,8 @@ def _environment(log: Path, options: NativeOptions, scratch: Path) -> dict[str, 
         with tracekit.open(options.follow) as trace:
             write_tokens(trace, followed)
         environment["TRACEKIT_FOLLOW"] = str(followed)
+        environment["TRACEKIT_FOLLOW_DRAWS"] = "1" if options.follow_draws else "0"
+        environment["TRACEKIT_FOLLOW_INPUTS"] = "1" if options.follow_inputs else "0"
     return environment
 
 
@@ -97,7 +101,7 @@ def _run(words: list[str], environment: dict[str, str]) -> int:
 
 
 def write_tokens(trace: Trace, path: Path) -> None:
-    """Write what a native program follows as a log: prompts, tokens and draws, no sites."""
+    """Write what a native program follows as a log: prompts with all their inputs, tokens and draws, no sites."""
     writer = LogWriter(path)
     writer.open(trace.implementation, **{name: value for name, value in trace.config.items() if name != "recorder"})
     for sequence in trace.sequences:

@@ -21,7 +21,7 @@ pub struct Generation<'a> {
     pub settings: &'a Sampling,
     pub seed: u64,
     pub stop: &'a [u32],
-    /// Forces the tokens of another trace.
+    /// Forces the tokens of another trace, and its draws where it says so.
     pub follow: Option<&'a Follow>,
 }
 
@@ -46,6 +46,9 @@ impl Generation<'_> {
         let mut reason = "length";
         for step in 0..self.limit {
             let context = Context { history: &history, prompt: self.prompt_ids.len() };
+            if let Some(follow) = self.follow {
+                follow.place(0, step, &mut rng)?;
+            }
             let (choice, events) = sampler.choose(&mut rng, &logits, &context);
             let token = match self.follow {
                 None => choice.token,

@@ -116,8 +116,7 @@ fn describe(
 
 /// The ids given, the text's ids, or with TRACEKIT_FOLLOW_INPUTS=1 those of the trace that is followed.
 fn prompt_ids(options: &Options, tokenizer: &Tokenizer, follow: Option<&Follow>, faults: &Faults) -> Result<Vec<u32>> {
-    let follows_inputs = std::env::var("TRACEKIT_FOLLOW_INPUTS").is_ok_and(|value| value == "1");
-    if let Some(ids) = follow.filter(|_| follows_inputs).and_then(|follow| follow.prompt_ids(0)) {
+    if let Some(ids) = follow.filter(|follow| follow.forces_inputs()).and_then(|follow| follow.prompt_ids(0)) {
         return Ok(ids.to_vec());
     }
     match (&options.prompt_ids, &options.prompt) {

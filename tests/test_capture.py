@@ -1,0 +1,89 @@
+"""A trace that went wrong while it was recorded gets no verdict; a model that went wrong does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tracekit_cli.main import group
+
+import tracekit
+from tracekit.log import LogWriter
+
+SITES = ("embed", "q", "k", "v", "out", "middle", "up", "gate", "act", "down", "norm", "head")
+WIDTH, ROWS = 16, 5
+
+
+def write(path: Path, values: dict[str, np.ndarray], close: bool = True) -> Path:
+    log = LogWriter(path)
+    rows = [{"name": name, "class": "Linear", "order": order} for order, name in enumerate(SITES)]
+    log.open("python", dtype="float32", seed=0, model={"hidden_size": WIDTH}, sites=rows)
+    log.sequence(0, {})
+    log.call(0, 0, ROWS, values)
+    if close:
+        log.end_sequence(0, 0, "done")
+        log.close()
+    else:
+        log.abandon()
+    return path
+
+
+def sound(noise: float = 0.0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    values = {name: random.standard_normal((ROWS, WIDTH)).astype(np.float32) for name in SITES}
+    other = np.random.default_rng(1)
+    return {name: rows + noise * other.standard_normal(rows.shape).astype(np.float32) for name, rows in values.items()}
+
+
+def late_views() -> dict[str, np.ndarray]:
+    """What hooks give that keep a view of a buffer which every layer writes into."""
+    return dict.fromkeys(SITES, sound()["head"])
+
+
+def half_overwritten() -> dict[str, np.ndarray]:
+    values = sound()
+    return values | {"up": values["down"], "gate": values["norm"], "q": values["out"]}
+
+
+def never_computed() -> dict[str, np.ndarray]:
+    return sound() | dict.fromkeys(SITES[1:9], np.zeros((ROWS, WIDTH), np.float32))
+
+
+@pytest.mark.parametrize("values", [late_views, half_overwritten, never_computed])
+@pytest.mark.parametrize("side", ["reference", "candidate"])
+def test_a_recording_that_went_wrong_gets_no_verdict(tmp_path, values, side):
+    good, bad = write(tmp_path / "good.tklog", sound()), write(tmp_path / "bad.tklog", values())
+    pair = (bad, good) if side == "reference" else (good, bad)
+    verdict = tracekit.diff(*map(tracekit.open, pair))
+    assert (verdict.verdict, verdict.cause) == ("withheld", "capture")
+    assert str(bad) in verdict.evidence[0]
+    done = CliRunner().invoke(group, ["diff", *map(str, pair)])
+    assert done.exit_code == 2 and "WITHHELD  capture" in done.output
+
+
+def test_a_layer_that_gives_zeros_is_a_layer_at_fault(tmp_path):
+    dead = sound() | {"gate": np.zeros((ROWS, WIDTH), np.float32)}
+    pair = write(tmp_path / "good.tklog", sound()), write(tmp_path / "dead.tklog", dead)
+    verdict = tracekit.diff(*map(tracekit.open, pair))
+    assert (verdict.cause, verdict.site) == ("layer", "gate")
+
+
+def test_a_layer_that_passes_its_input_on_is_a_layer_at_fault(tmp_path):
+    values = sound()
+    pair = write(tmp_path / "good.tklog", values), write(tmp_path / "same.tklog", values | {"gate": values["up"]})
+    verdict = tracekit.diff(*map(tracekit.open, pair))
+    assert (verdict.cause, verdict.site) == ("layer", "gate")
+
+
+def test_sound_recordings_get_one(tmp_path):
+    pair = write(tmp_path / "one.tklog", sound()), write(tmp_path / "two.tklog", sound(noise=1e-8))
+    assert tracekit.diff(*map(tracekit.open, pair)).verdict == "parity"
+
+
+def test_a_trace_that_ends_early_is_compared_as_far_as_it_is_whole(tmp_path):
+    pair = write(tmp_path / "one.tklog", sound()), write(tmp_path / "cut.tklog", sound(), close=False)
+    verdict = tracekit.diff(*map(tracekit.open, pair))
+    assert verdict.verdict == "parity"
+    assert any("cut.tklog" in note for note in verdict.notes)

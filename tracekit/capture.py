@@ -1,0 +1,62 @@
+"""Can the trace itself be trusted? What a recording that went wrong looks like, whatever the model did."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import xxhash
+
+from tracekit.dtypes import is_float, to_float
+from tracekit.trace import Array, Sequence, Trace
+
+LOOKED_AT = 8
+"""Rows of each site that are looked at."""
+LEAST_SITES = 4
+LEAST_WIDTH = 4
+SAME_SHARE = 0.25
+"""Share of the sites that hold another site's values, from which buffers were overwritten before they were copied. A
+model passes single tensors on, which the recorders notice; and a mistake that makes two sites alike is a mistake."""
+CONSTANT_SHARE = 0.5
+"""Share of the sites that hold one number throughout. Attention that gives zeros in every layer makes a sixth."""
+
+
+def capture_problems(trace: Trace) -> list[str]:
+    """Why no verdict can be reached from this trace, one line each; empty where it looks like a recording."""
+    out = []
+    for sequence in trace.sequences:
+        out += [f"{trace.path}: sequence {sequence.index}: {problem}" for problem in _problems(sequence)]
+    return out
+
+
+def _problems(sequence: Sequence) -> list[str]:
+    values = {name: _first_rows(sequence, name) for name in sequence.sites}
+    floats = {name: rows for name, rows in values.items() if rows is not None}
+    if len(floats) < LEAST_SITES:
+        return []
+    constant = [name for name, rows in floats.items() if _is_constant(rows, sequence.sites[name].dtype)]
+    if len(constant) >= CONSTANT_SHARE * len(floats):
+        said = f"{len(constant)} of {len(floats)} sites hold one number throughout, {constant[0]} first"
+        return [f"{said}: nothing was captured; record again, with values that are computed before they are copied"]
+    rest = [name for name in floats if name not in constant]
+    digests = {name: xxhash.xxh3_64_intdigest(np.ascontiguousarray(floats[name]).tobytes()) for name in rest}
+    counts = Counter(digests.values())
+    same = [name for name in rest if counts[digests[name]] > 1]
+    if len(rest) >= LEAST_SITES and len(same) >= SAME_SHARE * len(rest):
+        said = f"{len(same)} of {len(floats)} sites hold the values of another site, {same[0]} first"
+        return [f"{said}: buffers were overwritten before they were copied; record copies, not views"]
+    return []
+
+
+def _first_rows(sequence: Sequence, name: str) -> Array | None:
+    """A few recorded rows of a float site that is wide enough to tell."""
+    data = sequence.sites[name]
+    if not is_float(data.dtype) or data.width < LEAST_WIDTH or not data.ranges:
+        return None
+    first, stop = data.ranges[0]
+    return sequence.read(name, first, min(stop, first + LOOKED_AT))
+
+
+def _is_constant(rows: Array, dtype: str) -> bool:
+    values = to_float(rows, dtype)
+    return bool(np.all(values == values.flat[0])) if values.size else True
