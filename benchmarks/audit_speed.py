@@ -24,10 +24,10 @@ from tracekit.weights import Checkpoint
 PROMPT = "The quick brown fox jumps over the lazy dog. Once upon a time"
 
 
-def record(options: argparse.Namespace, log: Path) -> None:
+def record(options: argparse.Namespace, archive: Path) -> None:
     words = ["--model", options.model, "--prompt", PROMPT, "--max-new-tokens", str(options.steps), "--seed", "0"]
-    environment = {**os.environ, "TRACEKIT_LOG": str(log)}
-    subprocess.run([options.native, *words], env=environment, check=True, capture_output=True)
+    tracekit = [sys.executable, "-m", "tracekit_cli.main", "record", "-o", str(archive), "--", options.native]
+    subprocess.run([*tracekit, *words], check=True, capture_output=True)
 
 
 def forward_seconds(model: str, ids: list[int]) -> float:
@@ -50,9 +50,9 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as scratch:
-        log = Path(scratch) / "run.tklog"
-        record(options, log)
-        with tracekit.open(log) as trace:
+        archive = Path(scratch) / "run.h5"
+        record(options, archive)
+        with tracekit.open(archive) as trace:
             sequence = trace.sequences[0]
             assert sequence.prompt_ids is not None
             ids = [*sequence.prompt_ids.tolist(), *sequence.tokens.tolist()][: sequence.positions]
