@@ -51,7 +51,7 @@ class Result:
         def distance(option: Result) -> tuple[float, float]:
             return min(typical(recorded - values) for values in (option.values, *option.rounded))
 
-        return min((self, *self.others), key=distance)
+        return min((self, *self.others), key=distance) if self.others else self
 
 
 def typical(gap: Floats) -> tuple[float, float]:
@@ -73,7 +73,10 @@ def accumulator(dtype: str) -> float:
 def rounding(values: Floats, dtype: str, times: float = 1.0) -> Floats:
     """Variance of `times` roundings of `values` to `dtype`."""
     smallest = SMALLEST.get(dtype, 0.0)
-    return np.asarray(times * (unit(dtype) ** 2 / 3.0) * np.square(values) + smallest * smallest + 1e-290)
+    variance = np.square(np.asarray(values, dtype=np.float64))
+    variance *= times * (unit(dtype) ** 2 / 3.0)
+    variance += smallest * smallest + 1e-290
+    return variance
 
 
 def as_stored(values: Floats, dtype: str) -> Floats:
@@ -101,10 +104,14 @@ class Matrix:
 
     weight: Floats
     bias: Floats | None
-    by_input: Floats = field(init=False)  # [inputs], squares summed over the outputs
+    squares: NDArray[np.float32] = field(init=False)  # [outputs, inputs]; a bound needs no more digits
+    by_input: NDArray[np.float32] = field(init=False)  # [inputs], squares summed over the outputs
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "by_input", np.einsum("oi,oi->i", self.weight, self.weight))
+        squares = self.weight.astype(np.float32)
+        np.square(squares, out=squares)
+        object.__setattr__(self, "squares", squares)
+        object.__setattr__(self, "by_input", np.ones(len(squares), np.float32) @ squares)
 
 
 def linear(matrix: Matrix, x: Floats, dtype: str, closely: bool = False) -> Result:
@@ -116,9 +123,15 @@ def linear(matrix: Matrix, x: Floats, dtype: str, closely: bool = False) -> Resu
     if closely:
         walked = squares @ np.square(matrix.weight).T
     else:
-        by_row, by_column = squares @ matrix.by_input, np.square(matrix.weight) @ squares.sum(axis=0)
+        by_row = squares @ matrix.by_input.astype(np.float64)
+        # In float32 the sums over all rows would overflow where one value is huge; their sizes alone matter.
+        power = squares.sum(axis=0)
+        largest = float(power.max(initial=0.0)) or 1.0
+        by_column = (matrix.squares @ (power / largest).astype(np.float32)) * largest
         walked = by_row[:, None] * (by_column / max(by_row.sum(), 1e-290))
-    variance = rounding(values, dtype) + walked * _walk(x.shape[1], dtype)
+    variance = rounding(values, dtype)
+    walked *= _walk(x.shape[1], dtype)
+    variance += walked
     if matrix.bias is None:
         return Result(values, variance, rounded=in_16_bits(dtype, lambda: [as_stored(values, dtype)]))
     bias = matrix.bias
@@ -347,11 +360,17 @@ class Rounding:
 
     def walk(self, values: Floats, terms: int, size: Floats) -> Floats:
         """A sum of `terms` products whose squares sum to `size` squared."""
-        noise = self._random.standard_normal(values.shape)
-        return values + noise * size * (self.sums * math.sqrt(terms / 6.0))
+        noise = self._random.standard_normal(values.shape, dtype=np.float32) * size
+        noise *= self.sums * math.sqrt(terms / 6.0)
+        noise += values
+        return np.asarray(noise)
 
     def _times(self, values: Floats, roundoff: float) -> Floats:
-        return values * (1.0 + roundoff * self._random.uniform(-1.0, 1.0, values.shape))
+        noise = self._random.random(values.shape, dtype=np.float32) - np.float32(0.5)
+        out = values * noise
+        out *= 2.0 * roundoff
+        out += values
+        return np.asarray(out)
 
 
 class Emulated:

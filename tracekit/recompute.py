@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,13 @@ from tracekit.weights import Checkpoint
 
 DRAWN_ROUNDINGS = 3
 """Runs of the attention core with drawn rounding errors; each of its heads gives head_dim samples a row."""
-DRAWN_ROWS = 48
+CLOSE_ROUNDINGS = 8
+"""The same where a core looks wrong and is judged closely, at every position."""
+DRAWN_ROWS = 32
 """Query positions at which the core's rounding errors are drawn; between them the spread is interpolated."""
+
+KEPT = 8
+"""Blocks of recorded values that are kept for the next site to read."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,11 @@ class Window:
 
 
 class Parameters:
-    """The checkpoint's parameters in float64, in the dtype that the engine holds them in; the last matrix stays."""
+    """The checkpoint's parameters in float64, as the engine holds them; each thread keeps its last matrix."""
 
     def __init__(self, trace: Trace, checkpoint: Checkpoint) -> None:
         self.trace, self.checkpoint = trace, checkpoint
-        self._matrix: tuple[tuple[str, ...], Matrix] | None = None
+        self._last = threading.local()
 
     def has(self, recipe: Recipe) -> bool:
         """Whether the checkpoint holds the module's parameters."""
@@ -69,10 +75,11 @@ class Parameters:
 
     def matrix(self, recipe: Recipe) -> Matrix:
         key = tuple(sorted(recipe.parameters.values()))
-        if self._matrix is None or self._matrix[0] != key:
+        if getattr(self._last, "key", None) != key:
             weight = self._values(recipe.parameters["weight"]).astype(np.float64)
-            self._matrix = (key, Matrix(weight, self.vector(recipe, "bias")))
-        return self._matrix[1]
+            self._last.key, self._last.matrix = key, Matrix(weight, self.vector(recipe, "bias"))
+        matrix: Matrix = self._last.matrix
+        return matrix
 
     def _values(self, name: str) -> NDArray[np.floating]:
         found = self.checkpoint.find(name)
@@ -89,6 +96,8 @@ class Recomputation:
     def __init__(self, sequence: Sequence, parameters: Parameters) -> None:
         self.sequence, self.parameters = sequence, parameters
         self.first_step = sequence.step(0).position if sequence.step_count else 0
+        # Most values are read as one site's output and as the input of one to three others, soon after.
+        self._recorded = lru_cache(KEPT)(self._read)
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
@@ -102,6 +111,14 @@ class Recomputation:
         if site == "logits":
             return self.sequence.logits_dtype or "float32"
         return self.sequence.sites[site].dtype
+
+    def width(self, recipe: Recipe) -> int:
+        """Values a row."""
+        if recipe.site != "logits":
+            data = self.sequence.sites.get(recipe.stored)
+            return 1 if data is None else data.width
+        logits = self.sequence.logits(0, 1)
+        return 1 if logits is None else int(logits.shape[1])
 
     def windows(self, recipe: Recipe, stop: int) -> list[Window]:
         """Where a site and all its inputs are recorded, below position `stop`."""
@@ -124,9 +141,14 @@ class Recomputation:
         return data is not None and any(begin <= first and stop <= end for begin, end in data.ranges)
 
     def recorded(self, site: str, window: Window) -> Floats:
-        """What the run recorded, [rows, width]."""
+        """What the run recorded, [rows, width], to be read only."""
+        return self._recorded(site, window)
+
+    def _read(self, site: str, window: Window) -> Floats:
         reader = logits_reader(self.sequence) if site == "logits" else site_reader(self.sequence, site)
-        return reader(window.first, window.stop).astype(np.float64)
+        values = reader(window.first, window.stop).astype(np.float64)
+        values.flags.writeable = False
+        return values
 
     def inputs(self, recipe: Recipe, window: Window) -> list[Floats]:
         """The recorded inputs of the same rows; of the attention core, keys and values from position 0."""
@@ -158,7 +180,7 @@ class Recomputation:
         if recipe.kind == "gate":
             return operations.gated(inputs[0], inputs[1], recipe.activation, dtype)
         assert recipe.core is not None
-        return attention(recipe.core, inputs, window, dtype)
+        return attention(recipe.core, inputs, window, dtype, closely)
 
     def computed_in(self, recipe: Recipe) -> str:
         """The coarser format of a site and its inputs: 16-bit logits are often handed over in float32."""
@@ -166,28 +188,32 @@ class Recomputation:
         return max(dtypes, key=operations.unit)
 
 
-def attention(core: Core, inputs: list[Floats], window: Window, dtype: str) -> Result:
+def attention(core: Core, inputs: list[Floats], window: Window, dtype: str, closely: bool = False) -> Result:
     """The attention core, and its spread from drawn rounding errors, per row and head. In 16 bits also as fused kernels
-    compute it, with scores in float32, and as eager ones do, each emulated and with its own spread."""
+    compute it, with scores in float32, and as eager ones do, each emulated and with its own spread. `closely`, errors
+    are drawn at every position."""
     q, k, v = inputs
     values = operations.attend(core, q, k, v, window.rows)
     if dtype not in ("bfloat16", "float16"):
-        return _spread(core, inputs, window, dtype, values, wide=False)
+        return _spread(core, inputs, window, dtype, values, False, closely)
     hows = tuple(Emulated(dtype, scores) for scores in (0, 1, 2))
     options = []
     for how in hows:
         emulated = operations.attend(core, q, k, v, window.rows, how)
-        option = _spread(core, inputs, window, dtype, values, wide=how.scores == 0)
+        option = _spread(core, inputs, window, dtype, values, how.scores == 0, closely)
         options.append(replace(option, rounded=(emulated,), hows=hows))
     return replace(options[0], others=tuple(options[1:]))
 
 
-def _spread(core: Core, inputs: list[Floats], window: Window, dtype: str, values: Floats, wide: bool) -> Result:
+def _spread(
+    core: Core, inputs: list[Floats], window: Window, dtype: str, values: Floats, wide: bool, closely: bool
+) -> Result:
     """The exact values with the spread of one kind of arithmetic."""
     q, k, v = inputs
-    picked = np.unique(np.linspace(0, len(values) - 1, min(DRAWN_ROWS, len(values))).astype(np.int64))
+    drawn = len(values) if closely else min(DRAWN_ROWS, len(values))
+    picked = np.unique(np.linspace(0, len(values) - 1, drawn).astype(np.int64))
     draws = []
-    for seed in range(DRAWN_ROUNDINGS):
+    for seed in range(CLOSE_ROUNDINGS if closely else DRAWN_ROUNDINGS):
         how = Rounding(dtype, seed, wide)
         draws.append(operations.attend(core, q[picked], k, v, window.rows[picked], how) - values[picked])
     return Result(values, _drawn_variance(core, dtype, values, draws, picked), draws=tuple(draws), drawn_rows=picked)
