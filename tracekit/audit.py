@@ -55,6 +55,9 @@ errors come from few rows."""
 DEVIATIONS_LIMIT = 9.0
 """Standard deviations of a gain or an offset. Healthy sites stay below 4.5 over some 600,000 rows and columns tested at
 once; of independent errors, 9 would be exceeded once in 1e18."""
+GAIN_LIMIT = 5.0
+"""Standard deviations of the gain of a whole site. There is one a site; healthy ones stay below 1.1, and below 2.3
+where attention is emulated in 16 bits."""
 ODD = 0.05
 """Error over its bound from which a value is another than the emulated one: in 16 bits the next number is 1 away."""
 EXACT_PEERS = 0.02
@@ -73,8 +76,11 @@ differs in more than 2 of 21; a weight that is 0.01 off shows in 8."""
 STANDS_OUT = 4.0
 """Times the median that a row's error must be to say that the mistake is in such rows alone."""
 BIAS_UNITS = 2.0
-"""Roundoff units of the sums by which a whole site may be off to one side: exp, rsqrt and tanh of real libraries are
-good to one unit in the last place, not unbiased."""
+"""Roundoff units of the sums by which a row or a column may be off to one side: exp, rsqrt and tanh of real libraries
+are good to one unit in the last place, not unbiased."""
+GAIN_BIAS = 0.25
+"""Share of it that is left over all rows and columns. Gains of healthy sites stay below 0.7 units; a function that is
+off by a whole unit in the last place everywhere, two roundoff units, still is within the limit."""
 
 
 class Tally:
@@ -131,7 +137,7 @@ class Tally:
         gains, spreads = np.concatenate(self.row_gains), np.concatenate(self.row_spreads)
         weights = 1.0 / np.maximum(np.square(spreads) - self.bias**2, 1e-290)
         gain = float((gains * weights).sum() / weights.sum())
-        spread = float(np.sqrt(1.0 / weights.sum() + self.bias**2))
+        spread = float(np.sqrt(1.0 / weights.sum() + (GAIN_BIAS * self.bias) ** 2))
         squares, offsets, products, powers, loose, odd = self.columns
         column_spread = np.sqrt(np.maximum(powers, 1e-290) + np.square(self.bias * powers))
         return Statistics(
@@ -192,7 +198,7 @@ LIMITS = {
     "size": SIZE_LIMIT,
     "row": ROW_LIMIT,
     "column": COLUMN_LIMIT,
-    "gain": DEVIATIONS_LIMIT,
+    "gain": GAIN_LIMIT,
     "row gain": DEVIATIONS_LIMIT,
     "column offset": DEVIATIONS_LIMIT,
     "column gain": DEVIATIONS_LIMIT,
