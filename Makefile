@@ -14,10 +14,10 @@ export TRACEKIT_MODEL = $(abspath $(MODEL))
 export TRACEKIT_NATIVE = $(abspath $(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test lint parity bench faults bench-faults museum traces clean native
+.PHONY: help setup model cosyvoice3-model demo test lint parity bench faults bench-faults museum traces clean native
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready native ## .venv with everything for development, and the native engine
 
@@ -37,6 +37,9 @@ model: $(MODEL)/model.safetensors ## The real checkpoint, SmolLM2-135M-Instruct,
 
 $(MODEL)/model.safetensors: | $(VENV)/.ready
 	$(BIN)/python scripts/fetch_model.py $(MODEL)
+
+cosyvoice3-model: $(VENV)/.ready ## A small CosyVoice3 checkpoint, trained on made-up speech, in .cache/cosyvoice3 (half a minute)
+	$(BIN)/python scripts/make_cosyvoice3.py .cache/cosyvoice3
 
 demo: setup model ## Record a real model in PyTorch and in Rust, diff them, then name a planted fault
 	@sh scripts/demo.sh $(BIN) $(NATIVE) $(MODEL)
