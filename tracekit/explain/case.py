@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit import operations
-from tracekit.audit import BIAS_UNITS, ROW_LIMIT, Culprit, Statistics, Tally, drawn_width
+from tracekit.audit import Culprit
 from tracekit.divergence import prompt_length
 from tracekit.operations import Floats, Result
+from tracekit.own_error import BIAS_UNITS, ROW_LIMIT, Statistics, Tally, drawn_width
 from tracekit.recipe import Recipe, Recipes
 from tracekit.recompute import Recomputation, Window
 from tracekit.trace import Json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,6 +32,9 @@ SIBLINGS = {
 COMMON_EPS = (1e-12, 1e-8, 1e-6, 1e-5, 1e-3)
 USUAL = 1.5
 """Times what the fitted eps leaves that a usual one may leave, to be the one that was meant."""
+
+ALIKE = 1.1
+"""Times what the best eps leaves that another leaves which fits as well."""
 
 
 def module_mistakes(case: Case) -> Iterator[Hypothesis]:
@@ -260,6 +264,9 @@ def _eps(case: Case) -> tuple[Result, Value] | None:
     best = min(options, key=sizes.__getitem__)
     usual = [eps for eps in COMMON_EPS if sizes[eps] <= max(1.0, USUAL * sizes[best])]
     best = min(usual, key=sizes.__getitem__, default=best)
+    # Where several leave as much, the data cannot tell them apart: the one nearest to what was declared is claimed.
+    alike = [eps for eps in usual if sizes[eps] <= ALIKE * sizes[best]]
+    best = min(alike, key=lambda eps: abs(math.log(eps / case.recipe.eps)), default=best)
     return _with_eps(case, best), best
 
 
