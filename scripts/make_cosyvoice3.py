@@ -19,7 +19,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -118,7 +117,7 @@ def make(folder: Path, size: str = "small", seed: int = 0) -> bool:
                 if _stamp_of(folder) is None:
                     raise SystemExit(f"{folder}: is there and was not made by this script; give another folder")
                 shutil.rmtree(folder)
-            os.replace(scratch, folder)
+            scratch.replace(folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return True
@@ -132,9 +131,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _digest() -> str:
-    """Of this script and of the model's code, so that a folder made by an older one is made again."""
-    sources = (Path(__file__), Path(cosyvoice3.__file__))
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    """Of this script, so that a folder made by an older one is made again."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 
 
 def _stamp_of(folder: Path) -> Any:
