@@ -190,6 +190,22 @@ def test_a_harmless_rewrite_is_within_its_bounds(record, folders, variant):
     assert [culprit.evidence() for culprit in found.culprits] == []
 
 
+@pytest.mark.real
+@pytest.mark.parametrize("fault", [None, "norm-eps:1e-6:model.layers.3.post_attention_layernorm"])
+def test_a_norm_is_told_from_those_of_other_layers_by_its_gain(fault: str | None, record: Record) -> None:
+    """An eps that moves a norm's output by six roundoff units, in the real model: each row is within its bound."""
+    folder = Path(os.environ.get("TRACEKIT_MODEL", ROOT / ".cache/smollm2-135m"))
+    if not (folder / "model.safetensors").exists():
+        pytest.fail(f"{folder} is missing; make it with `make model`")
+    found = audited(record(folder, *([] if fault is None else ["--fault", fault])), folder)
+    if fault is None:
+        assert found.exit_code == 0
+        return
+    assert [culprit.site for culprit in found.culprits] == ["model.layers.3.post_attention_layernorm"]
+    assert found.culprits[0].explanation is not None
+    assert found.culprits[0].explanation["text"] == "eps 1e-06 instead of 1e-05"
+
+
 def test_two_mistakes_at_once_are_both_listed(record, folders):
     faults = ["--fault", "gain:model.layers.0.mlp.up_proj:1.001", "--fault", "rope-interleaved:2"]
     found = audited(record("llama", *faults), folders["llama"])
