@@ -18,7 +18,7 @@ ADDED_UP = 20.0
 """Times its yardstick that a site may be off though no module on the way is wrong by itself: errors within their bounds
 that add up. Harmless rewrites reach 1.5 in bfloat16 without an oracle and 4.6 in float32 with one."""
 EXPLAINED = 8
-"""Culprits that are explained; a mistake made in every layer is the same mistake."""
+"""Culprits for which every mistake is tried; a mistake made in every layer is the same mistake."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,10 @@ def _explained(trace: Trace, checkpoint: Checkpoint, culprits: list[Culprit], wi
     book, parameters = recipes(trace, checkpoint.config, wiring), Parameters(trace, checkpoint)
     out: list[Culprit] = []
     for index, culprit in enumerate(culprits):
-        if index < EXPLAINED:
-            run = Recomputation(trace.sequences[culprit.sequence], parameters)
-            same = [one for one in out if one.own.recipe.kind == culprit.own.recipe.kind]
-            known = tuple(one.explanation for one in same[-1:] if one.explanation is not None)
-            culprit = explain(culprit, run, book, known)
-        out.append(culprit)
+        run = Recomputation(trace.sequences[culprit.sequence], parameters)
+        same = [one.explanation for one in out if one.own.recipe.kind == culprit.own.recipe.kind]
+        known = tuple([explanation for explanation in same if explanation is not None][-1:])
+        out.append(explain(culprit, run, book, known, others=index < EXPLAINED))
     return out
 
 

@@ -26,13 +26,17 @@ ROUNDED_AWAY = 0.05
 """Residuals below this are the same: next to nothing."""
 
 
-def explain(culprit: Culprit, run: Recomputation, recipes: Recipes, known: tuple[Json, ...] = ()) -> Culprit:
+def explain(
+    culprit: Culprit, run: Recomputation, recipes: Recipes, known: tuple[Json, ...] = (), others: bool = True
+) -> Culprit:
     """The culprit with its explanation, where one holds on all of its recorded positions. `known`: explanations of
-    other culprits, which are tried first: a mistake made in every layer is one mistake."""
-    return explained(culprit, explanation_of(Case.of(culprit, run, recipes), known))
+    other culprits, which are tried first, and without `others` alone: a mistake made in every layer is one mistake."""
+    if not (known or others):
+        return culprit
+    return explained(culprit, explanation_of(Case.of(culprit, run, recipes), known, others))
 
 
-def explanation_of(case: Case, known: tuple[Json, ...] = ()) -> Json | None:
+def explanation_of(case: Case, known: tuple[Json, ...] = (), others: bool = True) -> Json | None:
     """`kind`, `value`, `residual` (the error that is left, over its rounding bound) and `text`; None where no
     hypothesis fits."""
     hypotheses = list(_mistakes(case))
@@ -41,6 +45,8 @@ def explanation_of(case: Case, known: tuple[Json, ...] = ()) -> Json | None:
         same = [fit for fit in _held(case, hypotheses, kinds) if fit.text == explanation["text"]]
         if same:
             return same[0].to_json()
+    if not others:
+        return None
     best: list[Fit] = []
     for complexities in ((1, 2), (3,), (4,)):
         best = best or _held(case, [one for one in hypotheses if one.complexity in complexities])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tracekit.audit import Audit
+from tracekit.audit import Audit, Culprit
+from tracekit.report.text import counted_values
 from tracekit.settings import Difference
 from tracekit.trace import Json, Trace
 from tracekit.weights import Checkpoint
@@ -21,19 +22,36 @@ def audit_text(found: Audit, trace: Trace, checkpoint: Checkpoint) -> str:
     if found.weights:
         more = f" and {len(found.weights) - 1} more" if len(found.weights) > 1 else ""
         lines.append(f"  parameter {found.weights[0]}{more}: other bytes than the checkpoint holds")
-    for culprit in found.culprits[:SHOWN]:
-        place = f"sequence {culprit.sequence}, " if culprit.sequence else ""
-        lines.append(f"  {culprit.site} at {place}step {culprit.step}, position {culprit.position}")
-        lines.append(f"    {culprit.evidence()}")
-        if culprit.explanation is not None:
-            explanation = culprit.explanation
-            lines.append(f"    explained: {explanation['text']} (residual {explanation['residual']:.1f}x)")
-    if len(found.culprits) > SHOWN:
-        lines.append(f"  and {len(found.culprits) - SHOWN} more culprits")
+    groups = _alike(found.culprits)
+    for group in groups[:SHOWN]:
+        lines += _mistake(group)
+    if len(groups) > SHOWN:
+        lines.append(f"  and {sum(map(len, groups[SHOWN:]))} more culprits")
     sites = len(found.clean) + len(found.culprits)
-    lines.append(f"  audited: {sites} sites, {found.values / 1e6:.1f} million values")
+    lines.append(f"  audited: {sites} sites, {counted_values(found.values)}")
     lines += _not_audited(found)
     return "\n".join(lines)
+
+
+def _alike(culprits: tuple[Culprit, ...]) -> list[list[Culprit]]:
+    """Culprits with the same mistake together; what is not explained stands alone."""
+    groups: dict[str, list[Culprit]] = {}
+    for index, culprit in enumerate(culprits):
+        explanation = culprit.explanation
+        groups.setdefault(explanation["text"] if explanation else f"{index}", []).append(culprit)
+    return list(groups.values())
+
+
+def _mistake(group: list[Culprit]) -> list[str]:
+    first, explanation = group[0], group[0].explanation
+    place = f"sequence {first.sequence}, " if first.sequence else ""
+    lines = [f"  {first.site} at {place}step {first.step}, position {first.position}", f"    {first.evidence()}"]
+    if explanation is not None:
+        lines.append(f"    explained: {explanation['text']} (residual {explanation['residual']:.1f}x)")
+    if len(group) > 1:
+        more = f" and {len(group) - 3} more" if len(group) > 3 else ""
+        lines.append(f"    the same at {', '.join(culprit.site for culprit in group[1:3])}{more}")
+    return lines
 
 
 def _stated(difference: Difference) -> str:

@@ -18,7 +18,7 @@ def verdict_text(verdict: Verdict, reference: Trace, candidate: Trace, oracle: T
         lines.append(f"  {_compared(verdict.compared)}")
         if verdict.unexercised:
             lines.append(f"  not exercised: {'; '.join(verdict.unexercised)}")
-    lines += [f"  {line}" for line in _unmatched(verdict.unmatched)]
+    lines += [f"  {line}" for line in _unmatched(verdict.unmatched, reference, candidate)]
     lines += [f"  note: {note}" for note in verdict.notes]
     if verdict.audit is not None:
         lines += [f"  {line}" for line in _audited(verdict.audit)]
@@ -87,11 +87,11 @@ def _more_culprits(verdict: Verdict) -> list[str]:
 
 
 def _audited(audit: Json) -> list[str]:
-    """How much of the candidate was recomputed, and what was not."""
-    lines = [
-        f"audited against {audit['checkpoint']}: {audit['sites']} sites, {audit['values'] / 1e6:.1f} million values"
-    ]
+    """How much of the candidate was recomputed, and what was not; nothing where nothing was recorded to be."""
+    lines = [f"audited against {audit['checkpoint']}: {audit['sites']} sites, {counted_values(audit['values'])}"]
     missing = audit["not_audited"]
+    if not audit["sites"]:
+        return []
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         lines.append(f"not audited: {', '.join(list(missing)[:3])}{more}")
@@ -102,14 +102,22 @@ def _audited(audit: Json) -> list[str]:
 
 def _compared(compared: Json) -> str:
     sites, values = compared["sites"], compared["values"]
-    return f"compared: {compared['steps']} steps, {sites} sites, {values / 1e6:.1f} million values"
+    return f"compared: {compared['steps']} steps, {sites} sites, {counted_values(values)}"
 
 
-def _unmatched(unmatched: Json) -> list[str]:
+def counted_values(values: int) -> str:
+    """A number of values in words."""
+    return f"{values / 1e6:.1f} million values" if values >= 1e6 else f"{values:,} values"
+
+
+def _unmatched(unmatched: Json, reference: Trace, candidate: Trace) -> list[str]:
     out = []
-    for side in ("reference", "candidate"):
+    for side, other in (("reference", candidate), ("candidate", reference)):
         missing = unmatched[side]
-        if missing:
+        if missing and not any(sequence.sites for sequence in other.sequences):
+            name = "candidate" if side == "reference" else "reference"
+            out.append(f"the {name} recorded no layers: they are not compared")
+        elif missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             out.append(f"only in the {side}: {', '.join(missing[:3])}{more}")
     if unmatched["sequences"]:
