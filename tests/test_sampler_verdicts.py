@@ -520,6 +520,38 @@ def test_equal_logits_are_the_sides_rule_not_rounding(tmp_path: Path) -> None:
     assert (verdict.cause, kind_of(verdict)) == ("sampler", "last of equal logits")
 
 
+def at_the_cut(first: int) -> Any:
+    """Logits of which top-k 2 keeps 10 and, by a millionth, `first` of 11 and 12."""
+
+    def change(site: str, position: int, row: np.ndarray) -> np.ndarray:
+        if site != "logits":
+            return row
+        out = np.full_like(row, -4.0)
+        out[[10, 11, 12]] = 2.0, 2.0, 2.0
+        out[23 - first] -= 2e-6
+        return out
+
+    return change
+
+
+def test_a_token_that_rounding_moved_over_a_cut_is_a_near_tie(runs) -> None:
+    stated = {"top_k": 2, "top_p": 1.0}
+    for seed in range(8):
+        sides = [
+            runs(f"{seed}-{first}", seed=seed, steps=1, stated=stated, change=at_the_cut(first)) for first in (11, 12)
+        ]
+        tokens = [int(side.sequences[0].tokens[0]) for side in sides]
+        if tokens == [11, 12]:
+            break
+    verdict = tracekit.diff(*sides)
+    assert (verdict.cause, verdict.margins["flips"]) == ("near-tie", "logits")
+    assert "survive on one side only" in verdict.evidence[0]
+    # The same survivors from logits that are the reference's: the filter's doing.
+    keep = lambda logits, history, step: np.where(np.isin(np.arange(logits.size), [10, 12]), logits / 0.8, -np.inf)  # noqa: E731
+    wrong = runs("wrong", seed=seed, steps=1, stated=stated, change=at_the_cut(11), filtered=keep)
+    assert tracekit.diff(sides[0], wrong).cause == "filter"
+
+
 def greedy_run(runs, name: str, by: float, stated: dict[str, Any]) -> tracekit.Trace:
     latest: list[np.ndarray] = []
 

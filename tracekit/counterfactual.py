@@ -242,6 +242,8 @@ def rule_token(reference: Trace, candidate: Trace, found: Search, first: Finding
             said = f"margin {margin:.2g} nats, measured error {error:.2g}: rounding decided"
             proof = "each side's own logits give its token, with either side's draws"
             return Ruling("near-tie", [said, proof], first, margins)
+    if margin is None and flips == "logits" and (first.sequence, step) in found.ties:
+        return Ruling("near-tie", _cut_evidence(pair, step), first, margins)
     evidence = ["same survivors and draws, another token"]
     way = _explain_way(pair, step)
     evidence += _processors_said([observe(side, step) for side in _sides(pair)])
@@ -261,6 +263,23 @@ def rule_token(reference: Trace, candidate: Trace, found: Search, first: Finding
         evidence += [f"what would give the same tokens: {other}" for other in way.get("also", [])[:2]]
     cause = "rng" if way is not None and way["kind"] == "seed" else "sampler"
     return Ruling(cause, evidence, first, margins, way)
+
+
+def _cut_evidence(pair: SequencePair, step: int) -> list[str]:
+    """A token that survives on one side only was drawn there, or its place in the race taken by another. The search has
+    shown that each side's filter does as stated on its own logits."""
+    one, other = observe(pair.reference, step), observe(pair.candidate, step)
+    assert one.ids is not None and other.ids is not None
+    apart = np.setxor1d(one.ids, other.ids).tolist()
+    said = (
+        f"{len(apart)} tokens survive on one side only, each side's own logits and settings say which: rounding decided"
+    )
+    if one.logits is not None:
+        chain = sampling.chain(pair.reference.sampling)
+        near = [cut.distances[apart].min() for cut in sampling.cuts(chain, one.logits, one.context)]
+        if near and np.isfinite(min(near)):
+            said += f"; nearest cut {min(near):.2g} away"
+    return [said, "each side's own logits give its token, with either side's draws"]
 
 
 def _explain_greedy(pair: SequencePair, step: int) -> Json | None:
