@@ -23,13 +23,14 @@ CONVERSIONS = {"float": torch.float32, "half": torch.float16, "bfloat16": torch.
 """Tensor methods that convert to a format named by themselves."""
 
 
-def run_in(model: nn.Module, word: str) -> None:
-    """Cast `model` to the dtype named `word` and make its forward compute in it."""
+def run_in(model: nn.Module, word: str, lifted: nn.Module | None = None) -> None:
+    """Cast `model` to the dtype named `word` and make its forward, or that of `lifted` inside it, compute in it."""
     dtype: torch.dtype = getattr(torch, word)
     widens = any(_narrower(value.dtype, dtype) for value in model.parameters())
     cast(model, dtype, buffers=widens)
     if widens:
-        model.forward = _lifted(model.forward, dtype)
+        runs = model if lifted is None else lifted
+        runs.forward = _lifted(runs.forward, dtype)
 
 
 def cast(model: nn.Module, dtype: torch.dtype, *, buffers: bool) -> None:

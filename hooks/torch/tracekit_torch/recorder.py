@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +58,23 @@ class Choice:
     draws: list[Json] = field(default_factory=list)
     values: list[float | None] = field(default_factory=list)
     events: list[Json] = field(default_factory=list)
+    text: str | None = None
+    """What the token stands for, where the program's tokenizer does not know it."""
+    position: int | None = None
+    """Of the logits, where it does not follow from the prompt and the step."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What an adapter knows of its model that the model itself does not tell."""
+
+    model: Json
+    """Hyper-parameters, in the words of a `config.json`."""
+    checkpoint: str | None = None
+    lifted: nn.Module | None = None
+    """The module whose forward an oracle computes in higher precision, where the model's own is not what runs."""
+    left_out: Mapping[nn.Module, str] = field(default_factory=dict)
+    """Modules that are not recorded, and why."""
 
 
 class Adapter(Protocol):
@@ -107,12 +124,20 @@ class Recorder:
         with self._draws.watching():
             yield
 
-    def attach(self, model: nn.Module, adapter: Adapter, head: nn.Module | None, sampling: Json | None = None) -> None:
+    def attach(
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        head: nn.Module | None,
+        sampling: Json | None = None,
+        about: About | None = None,
+    ) -> None:
         """Record `model` through `adapter`. Writes the log's first frame. Raises TraceError where it cannot."""
         import inspect
 
+        about = about or About(describe.model_config(model), describe.checkpoint(model))
         if self.options.dtype is not None:
-            precision.run_in(model, self.options.dtype)
+            precision.run_in(model, self.options.dtype, about.lifted)
         self.model, self.adapter = model, adapter
         self._parameters = list(inspect.signature(model.forward).parameters)
         writer = self._open()
@@ -120,16 +145,16 @@ class Recorder:
             "python",
             versions=describe.versions(),
             **describe.device_and_dtype(model),
-            model=describe.model_config(model),
+            model=about.model,
             sampling=sampling,
             seed=self.options.seed,
             command=self.command,
-            checkpoint=describe.checkpoint(model),
+            checkpoint=about.checkpoint,
             recorder=self.options.as_json(),
             weights=weight_table(model),
         )
         self._handles = [model.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)]
-        self.taps = Taps(model, head, self.options, adapter.write, self.fail)
+        self.taps = Taps(model, head, self.options, adapter.write, self.fail, about.left_out)
         self._handles.append(model.register_forward_hook(self._after))
 
     def close(self, reason: str = "done", detail: str | None = None) -> None:
@@ -178,6 +203,18 @@ class Recorder:
             say(f"recording stopped, the program goes on: {what}")
             if os.environ.get("TRACEKIT_DEBUG"):
                 sys.excepthook(type(error), error, error.__traceback__)
+
+    def guarded(self, action: Callable[..., Any], *args: Any) -> Any:
+        """What `action` gives; None where it fails, which ends the recording and not the program."""
+        try:
+            return action(*args)
+        except Exception as error:
+            self.fail(error)
+            return None
+
+    def hold(self, handle: torch.utils.hooks.RemovableHandle) -> None:
+        """Take a hook of an adapter's, to be removed when the recording ends."""
+        self._handles.append(handle)
 
     def note(self, sentence: str) -> None:
         """Say something once on stderr."""
@@ -260,8 +297,9 @@ class Recorder:
         tensors: dict[str, TensorLike] = {f"prompt/{name}": as_tensor(value) for name, value in inputs.items()}
         if prompt_ids is not None:
             tensors["prompt/token_ids"] = np.array(prompt_ids, dtype=np.int64)
-            metadata["prompt_text"] = self.texts.text(prompt_ids)
-            metadata["texts"] = self.texts.tokens(prompt_ids)
+            if "texts" not in metadata:
+                metadata["prompt_text"] = self.texts.text(prompt_ids)
+                metadata["texts"] = self.texts.tokens(prompt_ids)
         tensors["rng/state"] = np.frombuffer(state["state"], dtype=np.uint8)
         self.writer.sequence(row.sequence, tensors, seed=state["seed"], **metadata)
 
@@ -323,10 +361,10 @@ class Recorder:
         self.writer.step(
             row.sequence,
             row.steps,
-            row.prompt_length - 1 + row.steps,
+            row.prompt_length - 1 + row.steps if choice.position is None else choice.position,
             choice.token,
             tensors,
-            text=self.texts.token(choice.token),
+            text=choice.text or self.texts.token(choice.token),
             draws=choice.draws or None,
             events=choice.events or None,
         )

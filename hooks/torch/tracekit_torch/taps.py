@@ -39,7 +39,18 @@ class Place:
 class Tap:
     """One module that is hooked. A module that runs n times in a call has n places: `x`, `x#2`, ..."""
 
-    __slots__ = ("fired", "inputs", "is_head", "keeps_input", "keeps_output", "module", "name", "outputs", "source")
+    __slots__ = (
+        "fired",
+        "inputs",
+        "is_head",
+        "keeps_input",
+        "keeps_output",
+        "module",
+        "name",
+        "outputs",
+        "source",
+        "why_not",
+    )
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
@@ -47,6 +58,7 @@ class Tap:
         self.keeps_output = False
         self.keeps_input = False
         self.is_head = False
+        self.why_not = "not asked for"
         self.fired = 0
         self.source: str | None = None
         self.outputs: list[Place] = []
@@ -89,6 +101,7 @@ class Taps:
         options: Options,
         write: Callable[[], None],
         fail: Callable[[Exception], None],
+        left_out: Mapping[nn.Module, str] | None = None,
     ) -> None:
         self.call: Call | None = None
         self.memory = CallMemory(write)
@@ -96,10 +109,12 @@ class Taps:
         """Rows of the site table that the log does not have yet."""
         self._fail = fail
         self._options = options
+        self._left_out = left_out or {}
         self._order = 0
         self._handles: list[RemovableHandle] = []
         self._taps = list(self._wanted(model, head))
         self._head = next((tap for tap in self._taps if tap.is_head), None)
+        self._by_module = {tap.module: tap for tap in self._taps}
         for tap in self._taps:
             self._hook(tap)
 
@@ -120,6 +135,23 @@ class Taps:
         """The call is over; its values are forgotten."""
         self.call = None
         self.memory.clear()
+
+    def declare(self, module: nn.Module) -> str | None:
+        """The site of a module that runs outside of the calls, put at this place of the site table; None where its
+        output is not asked for."""
+        tap = self._by_module.get(module)
+        if tap is None or not tap.keeps_output:
+            return None
+        if not tap.outputs:
+            self._add_place(tap)
+            tap.outputs[0].stored = True
+        return tap.name
+
+    def keep(self, module: nn.Module, value: torch.Tensor) -> None:
+        """Take `value` [batch, time, width] as what a declared module gave to the call that began just now."""
+        tap = self._by_module.get(module)
+        if self.call is not None and tap is not None and tap.outputs:
+            self._keep(self.call, tap.outputs[0], value)
 
     def mark_logits(self) -> None:
         """The head's output is kept as the steps' logits, not as a site."""
@@ -142,6 +174,10 @@ class Taps:
             tap.is_head = module is head
             tap.keeps_output = self._options.keeps_site(tap.name)
             tap.keeps_input = _owns_parameters(module) and self._options.keeps_site(tap.name + INPUT_SUFFIX)
+            if module in self._left_out and (tap.keeps_output or tap.keeps_input):
+                tap.keeps_output = tap.keeps_input = False
+                tap.why_not = self._left_out[module]
+                yield tap
             if tap.keeps_output or tap.keeps_input:
                 yield tap
 
@@ -242,7 +278,7 @@ class Taps:
         place = Place(_repeated(tap.name, tap.fired), type(tap.module).__name__, self._next_order())
         place.row |= _description(tap)
         tap.outputs.append(place)
-        self._change(place, skipped=None if tap.keeps_output else "not asked for")
+        self._change(place, skipped=None if tap.keeps_output else tap.why_not)
 
     def _next_order(self) -> int:
         self._order += 1

@@ -22,11 +22,13 @@ from torch import nn
 
 from tracekit.trace import Json
 from tracekit_torch import describe
-from tracekit_torch.adapters import transformers_causal
+from tracekit_torch.adapters import cosyvoice, transformers_causal
 from tracekit_torch.adapters.any_module import AnyModule
+from tracekit_torch.adapters.cosyvoice import CosyVoice
 from tracekit_torch.adapters.processors import watched_chain
 from tracekit_torch.adapters.transformers_causal import TransformersCausal
 from tracekit_torch.recorder import Adapter, Recorder
+from tracekit_torch.speech_watch import SpeechWatch
 from tracekit_torch.texts import TOKENIZER_MODULE
 
 GENERATION_MODULE = "transformers.generation.utils"
@@ -54,10 +56,12 @@ class Watch:
         self._passed: set[str] = set()
         self._named: set[int] = set()
         self._module_call: Callable[..., Any] | None = None
+        self._speech = SpeechWatch(recorder, self._speaks)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Watch inside the block; leave everything as it was after it."""
+        self._speech.install(self._undo)
         self._watch_transformers()
         if self._recorder.model is None:
             self._watch_modules()
@@ -86,11 +90,21 @@ class Watch:
         self._release_modules()
         head = None
         adapter: Adapter
+        if cosyvoice.knows(model):
+            speech = CosyVoice(recorder, model)
+            recorder.attach(model, speech, speech.head, sampling, cosyvoice.about(model))
+            speech.listen()
+            return
         if transformers_causal.knows(model):
             adapter, head = TransformersCausal(recorder, model), transformers_causal.head_of(model)
         else:
             adapter = AnyModule(recorder)
         recorder.attach(model, adapter, head, sampling)
+
+    def _speaks(self, model: nn.Module) -> None:
+        """A speech model begins a segment."""
+        if cosyvoice.knows(model) and (self._pattern is None or self._matches(model, self._pattern)):
+            self.found(model)
 
     # ---------------------------------------------------------------- any module's call, until the model is found
 
@@ -119,6 +133,10 @@ class Watch:
             self._passed.add(type(module).__name__)
             if self._matches(module, self._pattern):
                 self.found(module)
+            return
+        if self._speech.classes:
+            self._waits_for = self._speech.classes[-1].__name__
+            self._passed.add(type(module).__name__)
             return
         if transformers_causal.knows(module):
             self.found(module)

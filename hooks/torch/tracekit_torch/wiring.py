@@ -36,7 +36,10 @@ class SeenTensors:
         return slot.name if _unwritten(tensor, version, slot.view) else None
 
     def source_of_last_rows(self, tensor: torch.Tensor) -> str | None:
-        """The site [batch, time, width] whose last rows `tensor` is: what a logits head is given in a prefill."""
+        """The site [batch, time, width] whose last rows `tensor`, [batch, rows, width] or [batch, width], is: what a
+        logits head is given in a prefill."""
+        if tensor.dim() == 2:
+            tensor = tensor.unsqueeze(1)
         if tensor.dim() != 3:
             return None
         end = _end(tensor)

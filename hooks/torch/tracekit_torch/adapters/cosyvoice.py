@@ -1,0 +1,420 @@
+"""CosyVoice's speech-token language models, `CosyVoice3LM` and `Qwen2LM`: recognised by the names of class and methods.
+
+One segment of text is one sequence. Its input is rows of two embedding tables, which `inference` puts together; the
+Qwen2 inside runs over them, `llm_decoder` makes the logits, and `sampling_ids` draws. What the Qwen2's own head gives
+is not used and not recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tracekit.trace import Json
+from tracekit_torch import describe
+from tracekit_torch.adapters.causal_calls import cache_length
+from tracekit_torch.adapters.ras_step import RasStep, sampling_numbers
+from tracekit_torch.adapters.speech_rows import NO_TOKEN, InputRow, KnownRows, Run, Vocabulary, runs
+from tracekit_torch.draws import Drawn
+from tracekit_torch.recorder import About, Choice, Recorder, Row, as_tensor, generator_state
+
+MODEL_NAMES = ("CosyVoice3LM", "Qwen2LM")
+PARTS = ("llm", "llm_decoder", "speech_embedding", "sampling_ids", "sampling", "speech_token_size", "inference")
+"""What such a model has."""
+BLANK = "CosyVoice-Blank"
+"""How the Qwen2's own folder inside a model folder begins."""
+SPECIAL = ("sos", "eos_token", "task_id", "fill_token")
+
+
+def is_speech_class(kind: type) -> bool:
+    """Whether a class is such a model, or derived from one."""
+    return any(base.__name__ in MODEL_NAMES for base in kind.__mro__)
+
+
+def knows(module: nn.Module) -> bool:
+    """Whether `module` is a speech-token language model that can be recorded."""
+    if not is_speech_class(type(module)) or not all(hasattr(module, part) for part in PARTS):
+        return False
+    return isinstance(getattr(module.llm, "model", None), nn.Module)
+
+
+def about(model: Any) -> About:
+    """What the trace says of the model, and which of its modules do not count."""
+    inner = model.llm.model
+    third = any(base.__name__ == "CosyVoice3LM" for base in type(model).__mro__)
+    told = describe.model_config(inner) | {
+        "model_type": "cosyvoice3" if third else "cosyvoice2",
+        "class": type(model).__name__,
+        "speech_token_size": int(model.speech_token_size),
+    }
+    unused: dict[nn.Module, str] = {inner: "not the logits"}
+    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    if isinstance(head, nn.Module):
+        unused[head] = "not the logits"
+    return About(told, _folder(inner), inner, unused)
+
+
+def _folder(inner: nn.Module) -> str | None:
+    """The model folder: the Qwen2 inside comes from a folder in it."""
+    name = describe.checkpoint(inner)
+    if name is None or not Path(name).is_dir():
+        return name
+    path = Path(name).resolve()
+    return str(path.parent if path.name.startswith(BLANK) else path)
+
+
+class Segment:
+    """One generation of speech tokens. `arguments` are those of the call that began it, by name."""
+
+    def __init__(self, arguments: Json, number: int) -> None:
+        self.arguments = arguments
+        self.number = number
+        self.parts = _parts(arguments)
+        self.min_len, self.max_len = _limits(arguments, self.parts)
+        self.known = KnownRows()
+        self.row: Row | None = None
+        self.first = 0
+        """Position of the first row of the call that goes on."""
+        self.logits: torch.Tensor | None = None  # [V] on the host
+        self.answered = False
+        """The model has answered, and no token was chosen since."""
+        self.fed: Json | None = None
+        """Rows that were put in behind the prompt, other than the last token."""
+        self.step: RasStep | None = None
+        self.last: int | None = None
+
+
+class CosyVoice:
+    """Records `inference`, `inference_wrapper` and `inference_bistream` of a speech-token language model."""
+
+    def __init__(self, recorder: Recorder, model: Any) -> None:
+        self._recorder = recorder
+        self._model = model
+        self._inner = model.llm.model
+        self._text: Any = self._inner.get_input_embeddings()
+        self._speech: Any = model.speech_embedding
+        self.head: nn.Module = model.llm_decoder
+        """The module that makes the logits."""
+        stops = getattr(model, "stop_token_ids", None) or [int(model.eos_token)]
+        self._stops = [int(token) for token in stops]
+        self._names = {getattr(model, name, None): f"<{name.removesuffix('_token')}>" for name in SPECIAL}
+        self._segments: list[Segment] = []
+        self._current: Segment | None = None
+
+    def listen(self) -> None:
+        """Hook the modules that a segment calls."""
+        held = self._recorder.hold
+        held(self._inner.register_forward_pre_hook(self._before_inner, with_kwargs=True, prepend=True))
+        held(self.head.register_forward_hook(self._after_decoder))
+        for module, vocabulary in ((self._text, Vocabulary.TEXT), (self._speech, Vocabulary.SPEECH)):
+            if module is not None:
+                held(module.register_forward_pre_hook(self._looking_up(vocabulary)))
+
+    # ---------------------------------------------------------------- as the recorder wants it
+
+    def begin(self, arguments: Json) -> None:
+        """The model's own forward is training: not recorded."""
+
+    def end(self, output: Any) -> None:
+        """As `begin`."""
+
+    def write(self) -> None:
+        """Write what the taps hold of the current call."""
+        taps, segment = self._recorder.taps, self._current
+        if taps is None or taps.call is None or segment is None or segment.row is None:
+            return
+        self._recorder.write_sites()
+        if segment.row.reason is None:
+            self._recorder.write_call(segment.row, segment.first, 0, 0)
+        taps.memory.clear()
+
+    def listening(self) -> bool:
+        """Inside `sampling_ids`."""
+        return self._current is not None and self._current.step is not None
+
+    def drew(self, drawn: Drawn) -> torch.Tensor | None:
+        """Something was drawn for a token."""
+        if self._current is not None and self._current.step is not None:
+            self._current.step.drew(drawn)
+        return None
+
+    def chose(self, scores: torch.Tensor, result: torch.Tensor) -> torch.Tensor | None:
+        """An argmax says nothing here: `sampling_ids` does."""
+        return None
+
+    def finish(self, reason: str | None, detail: str | None) -> None:
+        """The run is over: segments that were neither left nor finished."""
+        for segment in self._segments:
+            self._end(segment, reason or "left", detail or "the program ended")
+        self._segments = []
+
+    # ---------------------------------------------------------------- segments
+
+    def begin_segment(self, arguments: Json) -> Segment | None:
+        """A generation begins; None where it is a part of the one that goes on."""
+        if self._current is not None:
+            self._note_limits(self._current, arguments)
+            return None
+        segment = Segment(arguments, len(self._segments) + self._recorder.sequences)
+        self._segments.append(segment)
+        return segment
+
+    @contextmanager
+    def inside(self, segment: Segment) -> Iterator[None]:
+        """`segment` computes inside the block. While another one does, in another thread, it is not recorded."""
+        if self._current is not None:
+            self._recorder.note("two segments are generated at the same time; only one of them is recorded")
+            yield
+            return
+        self._current = segment
+        try:
+            yield
+        finally:
+            self._current = None
+            segment.step = None
+            if self._recorder.taps is not None:
+                self._recorder.taps.call = None
+
+    def ended(self, segment: Segment) -> None:
+        """The generation came to its end."""
+        row = segment.row
+        if row is None:
+            pass
+        elif segment.last in self._stops:
+            self._end(segment, "stop", f"stop token {segment.last} at step {row.steps - 1}")
+        elif segment.max_len is not None and row.steps >= segment.max_len:
+            self._end(segment, "length", f"max_len {segment.max_len}")
+        else:
+            self._end(segment, "left", "the generation ended without a stop token")
+        self._forget(segment)
+
+    def left(self, segment: Segment, reason: str, detail: str) -> None:
+        """The generation was left early, or failed."""
+        self._end(segment, reason, detail)
+        self._forget(segment)
+
+    def _end(self, segment: Segment, reason: str, detail: str) -> None:
+        if segment.row is not None:
+            self._recorder.end_row(segment.row, reason, detail)
+
+    def _forget(self, segment: Segment) -> None:
+        if segment in self._segments:
+            self._segments.remove(segment)
+
+    @staticmethod
+    def _note_limits(segment: Segment, arguments: Json) -> None:
+        for name in ("min_len", "max_len"):
+            if isinstance(arguments.get(name), int):
+                setattr(segment, name, arguments[name])
+
+    # ---------------------------------------------------------------- calls
+
+    def _looking_up(self, vocabulary: Vocabulary) -> Any:
+        def looking_up(module: Any, args: tuple[Any, ...]) -> None:
+            segment = self._current
+            if segment is not None and args and isinstance(args[0], torch.Tensor) and not args[0].is_floating_point():
+                ids = [int(token) for token in args[0].reshape(-1).tolist()]
+                self._recorder.guarded(segment.known.add, module.weight, vocabulary, ids)
+
+        return looking_up
+
+    def _before_inner(self, _: nn.Module, args: tuple[Any, ...], kwargs: Json) -> None:
+        rows = kwargs.get("inputs_embeds")
+        if self._current is not None and isinstance(rows, torch.Tensor) and self._recorder.active:
+            self._recorder.guarded(self._begin_call, self._current, rows, cache_length(kwargs.get("past_key_values")))
+
+    def _begin_call(self, segment: Segment, rows: torch.Tensor, first: int) -> None:
+        """The Qwen2 inside is called with `rows` [1, time, width], the first at position `first`."""
+        taps = self._recorder.taps
+        if taps is None or rows.shape[0] != 1:
+            return
+        if segment.answered:
+            self._unsampled(segment)
+        segment.first = first
+        if self._is_last_token(segment, rows):
+            taps.begin(1, 1)
+            taps.keep(self._speech, rows)
+            return
+        labels = self._labels(segment, rows[0])
+        if segment.row is None:
+            self._begin_sequence(segment, labels)
+        else:
+            segment.fed = _fed(first, labels)
+        self._write_lookups(segment, rows[0], labels)
+        taps.begin(1, rows.shape[1])
+
+    def _is_last_token(self, segment: Segment, rows: torch.Tensor) -> bool:
+        """Whether `rows` is nothing but the token that was chosen last."""
+        if rows.shape[1] != 1 or segment.row is None or segment.last is None:
+            return False
+        return torch.equal(rows[0, 0], self._speech.weight[segment.last])
+
+    def _labels(self, segment: Segment, rows: torch.Tensor) -> list[InputRow]:
+        """What each of `rows` [time, width] is."""
+        known, table = segment.known, self._speech.weight
+        reserved = range(int(self._model.speech_token_size), table.shape[0])
+        known.add(table, Vocabulary.SPEECH, [*reserved, *segment.parts.get("speech_token_ids", [])])
+        if self._text is not None:
+            written = segment.parts.get("prompt_text_token_ids", []) + segment.parts.get("tts_text_token_ids", [])
+            known.add(self._text.weight, Vocabulary.TEXT, written)
+        named = getattr(self._model, "llm_embedding", None)  # CosyVoice2 has sos and task id in a table of their own
+        if isinstance(named, nn.Embedding):
+            for name in ("sos", "task_id"):
+                row = InputRow(Vocabulary.NEITHER, NO_TOKEN, f"<{name}>")
+                known.add_named(named.weight[int(getattr(self._model, name))], row)
+        return known.of(rows)
+
+    def _write_lookups(self, segment: Segment, rows: torch.Tensor, labels: list[InputRow]) -> None:
+        """The rows [time, width] as what the two embeddings gave; they ran before the call, or were indexed."""
+        taps, row = self._recorder.taps, segment.row
+        if taps is None or row is None or row.reason is not None:
+            return
+        tables = {Vocabulary.TEXT: self._text, Vocabulary.SPEECH: self._speech}
+        names = {kind: taps.declare(module) for kind, module in tables.items() if module is not None}
+        self._recorder.write_sites()
+        for run in runs(labels):
+            name = names.get(run.vocabulary)
+            if name is not None:
+                self._write_run(row, segment.first, run, name, rows)
+
+    def _write_run(self, row: Row, first: int, run: Run, name: str, rows: torch.Tensor) -> None:
+        values = as_tensor(rows[run.first : run.stop])
+        self._recorder.writer.call(row.sequence, first + run.first, run.stop - run.first, {name: values})
+
+    def _after_decoder(self, _: nn.Module, args: Any, output: Any) -> None:
+        taps = self._recorder.taps
+        if self._current is not None and taps is not None and taps.call is not None and self._recorder.active:
+            self._recorder.guarded(self._end_call, self._current, output)
+
+    def _end_call(self, segment: Segment, output: torch.Tensor) -> None:
+        """`llm_decoder` gave `output` [..., V]: its last row is the logits of the step to come."""
+        taps, row = self._recorder.taps, segment.row
+        if taps is None or taps.call is None or row is None:
+            return
+        taps.mark_logits()
+        if self._recorder.keeps_logits:
+            segment.logits = output.detach().reshape(-1, output.shape[-1])[-1].to("cpu", copy=True)
+        self.write()
+        row.next_position = segment.first + taps.call.time
+        taps.end()
+        segment.answered = True
+
+    # ---------------------------------------------------------------- steps
+
+    def begin_step(self, scores: torch.Tensor, decoded: Any) -> None:
+        """`sampling_ids` is called with log-probabilities [V] and the tokens so far."""
+        segment = self._current
+        if segment is not None and segment.row is not None and segment.answered:
+            numbers = sampling_numbers(self._model.sampling)
+            segment.step = RasStep(scores.detach().reshape(-1), list(decoded), numbers)
+
+    def took(self, token: int) -> int | None:
+        """`sampling_ids` gave `token`. What is returned replaces it (when another trace is followed)."""
+        segment = self._current
+        if segment is None or segment.step is None or segment.row is None or segment.row.reason is not None:
+            return None
+        step, segment.step = segment.step, None
+        choice = Choice(token, survivors=step.survivors, draws=step.draws, values=step.values, events=step.events())
+        forced = self._recorder.forced(segment.row)
+        if forced is not None and forced != token:
+            choice.events.append({"kind": "forced", "detail": {"instead_of": token}})
+            choice.token = forced
+        elif forced is None and self._recorder.follow is not None:
+            self._end(segment, "left", "the followed trace ends")
+            return self._stops[0]
+        self._write_step(segment, choice)
+        return forced
+
+    def _unsampled(self, segment: Segment) -> None:
+        """The model was called again and nothing was drawn: where text comes in pieces, the fill token was set."""
+        if self._recorder.taps is not None and segment.row is not None and segment.row.reason is None:
+            fill = getattr(self._model, "fill_token", None)
+            if fill is not None:
+                self._write_step(segment, Choice(int(fill), events=[{"kind": "fill", "detail": None}]))
+
+    def _write_step(self, segment: Segment, choice: Choice) -> None:
+        row = segment.row
+        if row is None:
+            return
+        choice.logits = segment.logits
+        choice.position = row.next_position - 1
+        choice.text = self._speech_text(choice.token)
+        if segment.fed is not None:
+            choice.events.insert(0, {"kind": "input", "detail": segment.fed})
+        segment.last, segment.answered, segment.logits, segment.fed = choice.token, False, None, None
+        self._recorder.write_step(row, choice)
+
+    def _speech_text(self, token: int) -> str:
+        if token < int(self._model.speech_token_size):
+            return f"<speech {token}>"
+        return self._names.get(token) or f"<stop {token}>"
+
+    # ---------------------------------------------------------------- the beginning
+
+    def _begin_sequence(self, segment: Segment, labels: list[InputRow]) -> None:
+        recorder, parts = self._recorder, segment.parts
+        segment.row = recorder.new_row(0, len(labels))
+        inputs = {name: torch.tensor(ids, dtype=torch.int64) for name, ids in parts.items()}
+        inputs["vocabulary"] = torch.tensor([int(label.vocabulary) for label in labels], dtype=torch.uint8)
+        written = parts.get("prompt_text_token_ids", []), parts.get("tts_text_token_ids", [])
+        limits = {"min_len": segment.min_len, "max_len": segment.max_len, "stop_token_ids": self._stops}
+        recorder.begin_sequence(
+            segment.row,
+            [label.token for label in labels],
+            inputs,
+            generator_state(),
+            sampling=sampling_numbers(self._model.sampling)
+            | {name: value for name, value in limits.items() if value is not None},
+            prompt_text=recorder.texts.text(written[0] + written[1]),
+            texts=[self._row_text(label) for label in labels],
+            prompt_part=recorder.texts.text(written[0]),
+            tts_text=recorder.texts.text(written[1]) if "tts_text_token_ids" in parts else None,
+            segment=segment.row.sequence,
+        )
+
+    def _row_text(self, label: InputRow) -> str | None:
+        if label.name is not None:
+            return label.name
+        if label.vocabulary is Vocabulary.SPEECH:
+            return self._speech_text(label.token)
+        return self._recorder.texts.token(label.token)
+
+
+def _fed(first: int, labels: list[InputRow]) -> Json:
+    """Rows that go in at position `first` on, as an `input` event has them."""
+    return {
+        "position": first,
+        "token_ids": [label.token for label in labels],
+        "vocabulary": [int(label.vocabulary) for label in labels],
+    }
+
+
+def _parts(arguments: Json) -> dict[str, list[int]]:
+    """The token ids that the input is made of, by the names of the trace's `prompt/` tensors."""
+    names = {
+        "prompt_text": "prompt_text_token_ids",
+        "text": "tts_text_token_ids",
+        "prompt_speech_token": "speech_token_ids",
+    }
+    out = {}
+    for argument, name in names.items():
+        value = arguments.get(argument)
+        if isinstance(value, torch.Tensor) and not value.is_floating_point():
+            out[name] = [int(token) for token in value.reshape(-1).tolist()]
+    return out
+
+
+def _limits(arguments: Json, parts: dict[str, list[int]]) -> tuple[int | None, int | None]:
+    """min_len and max_len: as given, else as the model works them out from the length of the text."""
+    out = []
+    for name, ratio in (("min_len", "min_token_text_ratio"), ("max_len", "max_token_text_ratio")):
+        value, factor = arguments.get(name), arguments.get(ratio)
+        if not isinstance(value, int) and isinstance(factor, (int, float)) and "tts_text_token_ids" in parts:
+            value = int(len(parts["tts_text_token_ids"]) * factor)
+        out.append(value if isinstance(value, int) else None)
+    return out[0], out[1]

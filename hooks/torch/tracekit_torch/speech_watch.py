@@ -1,0 +1,150 @@
+"""Finding a speech-token language model by its class's name, wherever that is defined, and watching its methods.
+
+Such a model is never called as a module: the program calls `inference`, a generator. So the methods are watched on the
+class, from the moment the class is made (or at once, where it is there already), until the recording ends.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from tracekit.trace import Json
+from tracekit_torch.adapters.cosyvoice import CosyVoice, Segment, is_speech_class
+from tracekit_torch.recorder import Recorder
+
+GENERATIONS = ("inference", "inference_bistream", "inference_wrapper")
+"""Methods that give speech tokens one by one; the outermost call of one of them is a segment."""
+SAMPLER = "sampling_ids"
+Method = Callable[..., Any]
+
+
+class SpeechWatch:
+    """Watches the methods of speech models. `found` is called with one that begins a segment before any is known."""
+
+    def __init__(self, recorder: Recorder, found: Callable[[nn.Module], None]) -> None:
+        self._recorder = recorder
+        self._found = found
+        self.classes: list[type] = []
+        """The classes that were found; a program that has one is waited for."""
+
+    def install(self, undo: list[Callable[[], None]]) -> None:
+        """Watch from now on; `undo` gets what puts everything back."""
+        for kind in _subclasses(nn.Module):
+            self._watch(kind, undo)
+        own = vars(nn.Module).get("__init_subclass__")
+
+        def made(cls: Any, /, **kwargs: Any) -> None:
+            super(nn.Module, cls).__init_subclass__(**kwargs)  # type: ignore[misc]
+            self._watch(cls, undo)
+
+        nn.Module.__init_subclass__ = classmethod(made)  # type: ignore[assignment]
+        undo.append(lambda: _put_back(nn.Module, "__init_subclass__", own))
+
+    def _watch(self, kind: type, undo: list[Callable[[], None]]) -> None:
+        if not is_speech_class(kind) or kind in self.classes:
+            return
+        self.classes.append(kind)
+        for name in (*GENERATIONS, SAMPLER):
+            original = vars(kind).get(name)
+            if not inspect.isfunction(original):
+                continue
+            make = self._sampler if name == SAMPLER else self._generation
+            setattr(kind, name, functools.wraps(original)(make(original)))
+            undo.append(functools.partial(setattr, kind, name, original))
+
+    # ---------------------------------------------------------------- segments
+
+    def _generation(self, original: Method) -> Method:
+        def generate(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            adapter = self._adapter(model)
+            if adapter is None:
+                return original(model, *args, **kwargs)
+            arguments = self._recorder.guarded(_named, original, model, args, kwargs) or {}
+            segment = self._recorder.guarded(adapter.begin_segment, arguments)
+            if segment is None:
+                return original(model, *args, **kwargs)
+            tokens = original(model, *args, **kwargs)
+            return self._segment(adapter, segment, tokens) if isinstance(tokens, Iterator) else tokens
+
+        return generate
+
+    def _segment(self, adapter: CosyVoice, segment: Segment, tokens: Iterator[Any]) -> Generator[Any, None, None]:
+        """The tokens as the model gives them; what ends them is recorded."""
+        guarded = self._recorder.guarded
+        try:
+            while True:
+                with adapter.inside(segment):
+                    token = next(tokens, _END)
+                if token is _END:
+                    guarded(adapter.ended, segment)
+                    return
+                yield token
+        except GeneratorExit:
+            if self._recorder.active:
+                guarded(adapter.left, segment, "left", "the program left the generation")
+            if isinstance(tokens, Generator):
+                tokens.close()
+            raise
+        except BaseException as error:
+            if self._recorder.active:
+                guarded(adapter.left, segment, "error", f"{type(error).__name__}: {error}")
+            raise
+
+    def _adapter(self, model: nn.Module) -> CosyVoice | None:
+        """The adapter of `model`, which is recorded from now on if nothing is yet."""
+        recorder = self._recorder
+        if recorder.model is None and recorder.broken is None and not recorder.closed:
+            recorder.guarded(self._found, model)
+        adapter = recorder.adapter
+        ours = recorder.model is model and isinstance(adapter, CosyVoice) and recorder.active
+        return adapter if ours and isinstance(adapter, CosyVoice) else None
+
+    # ---------------------------------------------------------------- steps
+
+    def _sampler(self, original: Method) -> Method:
+        def sample(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            recorder = self._recorder
+            adapter = recorder.adapter
+            if not isinstance(adapter, CosyVoice) or recorder.model is not model or not recorder.active:
+                return original(model, *args, **kwargs)
+            arguments = recorder.guarded(_named, original, model, args, kwargs) or {}
+            scores, decoded = list(arguments.values())[:2] if len(arguments) > 1 else (None, ())
+            if isinstance(scores, torch.Tensor):
+                recorder.guarded(adapter.begin_step, scores, decoded)
+            token = original(model, *args, **kwargs)
+            forced = recorder.guarded(adapter.took, int(token)) if recorder.active else None
+            if forced is None:
+                return token
+            return torch.full_like(token, forced) if isinstance(token, torch.Tensor) else forced
+
+        return sample
+
+
+_END = object()
+
+
+def _named(original: Method, model: nn.Module, args: tuple[Any, ...], kwargs: Json) -> Json:
+    """The arguments of a method by name, defaults included, without `self`."""
+    bound = inspect.signature(original).bind(model, *args, **kwargs)
+    bound.apply_defaults()
+    return dict(list(bound.arguments.items())[1:])
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    child: type
+    for child in kind.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+def _put_back(owner: type, name: str, own: Any) -> None:
+    if own is None:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, own)
