@@ -95,15 +95,27 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def weight_differences(reference: Trace, candidate: Trace) -> list[str]:
-    """Parameters of the same name, dtype and shape whose bytes differ."""
+    """Parameters of the same name, dtype and shape whose bytes differ, but for those that one side stores transposed."""
     out = []
+    transposed = _stored_transposed(reference) ^ _stored_transposed(candidate)
     for name, weight in reference.weights.items():
         other = candidate.weights.get(name)
-        if other is None or None in (weight.digest, other.digest):
+        if other is None or None in (weight.digest, other.digest) or name in transposed:
             continue
         if (weight.dtype, weight.shape) == (other.dtype, other.shape) and weight.digest != other.digest:
             out.append(name)
     return out
+
+
+def _stored_transposed(trace: Trace) -> set[str]:
+    """Weights of transformers' `Conv1D`, [inputs, outputs] where a linear layer's is [outputs, inputs]."""
+    return {
+        parameter
+        for site in trace.sites.values()
+        if site.module_class == "Conv1D"
+        for role, parameter in site.parameters.items()
+        if role == "weight"
+    }
 
 
 def declared_differences(declared: Json, trace: Trace) -> list[Difference]:

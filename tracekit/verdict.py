@@ -15,8 +15,10 @@ from tracekit.capture import capture_problems
 from tracekit.counterfactual import AS_STATED, Ruling, rule_draw, rule_filter, rule_stop, rule_token, run_margins
 from tracekit.culprits import Examination, checkpoint_of, examine, settle
 from tracekit.divergence import Finding, Search, Stage, search
+from tracekit.named_trace import in_one_language, recorded_as
 from tracekit.rounding import Noise, Oracle, Uncalibrated, Yardstick
 from tracekit.settings import FILTER_SETTINGS, STOP_SETTINGS, Difference, config_differences, weight_differences
+from tracekit.site_names import NameMap
 from tracekit.trace import Json, Trace, resolve
 from tracekit.unexercised import unexercised
 
@@ -96,11 +98,16 @@ def diff(
     *,
     weights: str | None = None,
     audited: bool = True,
+    names: NameMap | None = None,
 ) -> Verdict:
     """Compare a candidate with a reference. `oracle`: the reference in higher precision, forced onto its tokens;
     `noise`: more references under harmless variation; `weights`: the checkpoint, if it is not where the traces say;
-    `audited=False` leaves the audit out. Raises TraceError where the traces cannot be compared.
+    `audited=False` leaves the audit out; `names`: what one side calls otherwise than the other. Raises TraceError where
+    the traces cannot be compared.
     """
+    if names is not None:
+        checkpoint, _ = checkpoint_of(reference, candidate, weights)
+        reference, candidate = in_one_language((reference, candidate), names, checkpoint)
     yardstick: Yardstick = Oracle(oracle) if oracle else Noise(noise) if noise else Uncalibrated()
     problems = [problem for trace in (reference, candidate) for problem in capture_problems(trace)]
     if problems:
@@ -283,7 +290,7 @@ def _rule_input(reference: Trace, candidate: Trace, found: Search, first: Findin
 def _rule_layer(reference: Trace, candidate: Trace, found: Search, first: Finding) -> Ruling:
     culprit = first.facts.get("culprit")
     if isinstance(culprit, Culprit):
-        return _rule_culprit(reference, found, first, culprit)
+        return _rule_culprit(reference, candidate, found, first, culprit)
     evidence = [f"error {first.ratio:.3g}x its yardstick (relative {first.error:.1e})"]
     if first.facts.get("passed_on"):
         evidence = [
@@ -291,7 +298,7 @@ def _rule_layer(reference: Trace, candidate: Trace, found: Search, first: Findin
         ]
     if "positions" in first.facts:
         evidence[0] += f", at {first.facts['wrong_positions']} of {first.facts['positions']} positions"
-    evidence += _inputs_agree(reference, found, first)
+    evidence += _called(candidate, first) + _inputs_agree(reference, found, first)
     skipped = _passed_on(candidate, first)
     if skipped is not None:
         evidence.append(f"explained: {skipped['text']}")
@@ -308,8 +315,14 @@ def _passed_on(candidate: Trace, first: Finding) -> Json | None:
     return {"kind": "layer skipped", "value": source, "residual": 0.0, "text": text}
 
 
-def _rule_culprit(reference: Trace, found: Search, first: Finding, culprit: Culprit) -> Ruling:
-    evidence = [culprit.evidence(), *_inputs_agree(reference, found, first)]
+def _called(candidate: Trace, first: Finding) -> list[str]:
+    """What the candidate itself calls the site, where a map of names was given."""
+    said = recorded_as(candidate, first.facts.get("candidate_site", first.site or ""))
+    return [] if said is None else [f"in the candidate it is {said}"]
+
+
+def _rule_culprit(reference: Trace, candidate: Trace, found: Search, first: Finding, culprit: Culprit) -> Ruling:
+    evidence = [culprit.evidence(), *_called(candidate, first), *_inputs_agree(reference, found, first)]
     explanation = culprit.explanation
     if explanation is not None:
         evidence.append(f"explained: {explanation['text']} (residual {explanation['residual']:.1f}x)")

@@ -10,7 +10,9 @@ import click
 import tracekit
 from tracekit.audit import audit
 from tracekit.culprits import explained_audit
+from tracekit.named_trace import Elsewhere, named
 from tracekit.report.audit import audit_json, audit_text
+from tracekit.site_names import read_names
 from tracekit.trace import TraceError
 from tracekit.weights import Checkpoint, find_checkpoint
 
@@ -18,8 +20,9 @@ from tracekit.weights import Checkpoint, find_checkpoint
 @click.command("audit")
 @click.argument("trace", type=click.Path())
 @click.option("--weights", type=click.Path(), help="The checkpoint: a Hugging Face folder or a .safetensors file.")
+@click.option("--names", type=click.Path(), help="A map of the engine's names to the checkpoint's (TOML).")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole audit as JSON.")
-def command(trace: str, weights: str | None, as_json: bool) -> None:
+def command(trace: str, weights: str | None, names: str | None, as_json: bool) -> None:
     """Recompute every site of TRACE from its recorded input and the checkpoint, and name those that are wrong.
 
     Exit code 0: every site is within its rounding bound, 1: some are not, 2: trouble.
@@ -29,6 +32,8 @@ def command(trace: str, weights: str | None, as_json: bool) -> None:
         if path is None:
             raise TraceError(f"{trace}: its checkpoint is not where the trace says; give --weights FOLDER")
         checkpoint = Checkpoint(path)
+        if names:
+            run = named(run, read_names(names), Elsewhere(checkpoint=checkpoint))
         found = audit(run, checkpoint)
         if not (found.clean or found.culprits):
             raise TraceError(f"{trace}: holds no site that can be audited; record with --level all")

@@ -10,6 +10,7 @@ import click
 
 import tracekit
 from tracekit.report import verdict_text
+from tracekit.site_names import read_names
 from tracekit.trace import TraceError
 
 
@@ -21,6 +22,7 @@ from tracekit.trace import TraceError
     "--noise", type=click.Path(), multiple=True, help="Another reference under harmless variation; repeatable."
 )
 @click.option("--weights", type=click.Path(), help="The checkpoint, if it is not where the traces say.")
+@click.option("--names", type=click.Path(), help="A map of names (TOML), as `tracekit names` writes it.")
 @click.option("--no-audit", is_flag=True, help="Compare only; do not recompute sites from the checkpoint.")
 @click.option("--strict", is_flag=True, help="Sites that only one side recorded are trouble (exit 2).")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole verdict as JSON.")
@@ -30,6 +32,7 @@ def command(
     oracle: str | None,
     noise: tuple[str, ...],
     weights: str | None,
+    names: str | None,
     no_audit: bool,
     strict: bool,
     as_json: bool,
@@ -42,7 +45,8 @@ def command(
         one, other = (stack.enter_context(tracekit.open(path)) for path in (reference, candidate))
         truth = stack.enter_context(tracekit.open(oracle)) if oracle else None
         more = [stack.enter_context(tracekit.open(path)) for path in noise]
-        verdict = tracekit.diff(one, other, truth, more, weights=weights, audited=not no_audit)
+        called = read_names(names) if names else None
+        verdict = tracekit.diff(one, other, truth, more, weights=weights, audited=not no_audit, names=called)
         if strict:
             _refuse_unmatched(candidate, verdict)
         if as_json:

@@ -16,6 +16,7 @@ COMMANDS = {
     "show": "tracekit_cli.show",
     "diff": "tracekit_cli.diff",
     "audit": "tracekit_cli.audit",
+    "names": "tracekit_cli.names",
 }
 """Command name -> module that defines `command`, in the order of the help."""
 

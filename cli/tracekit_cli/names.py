@@ -1,0 +1,50 @@
+"""`tracekit names`: what one side calls otherwise than the other, as a map for `diff --names`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+import tracekit
+from tracekit.name_proposals import Proposals, propose
+from tracekit.trace import TraceError
+
+
+@click.command("names")
+@click.argument("reference", type=click.Path())
+@click.argument("candidate", type=click.Path())
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the map here instead of printing it.")
+def command(reference: str, candidate: str, out: Path | None) -> None:
+    """Propose a map (TOML) from CANDIDATE's names to REFERENCE's, fused projections included.
+
+    Exit code 0: every site of both sides has a partner, 1: some are left, 2: trouble.
+    """
+    with tracekit.open(reference) as one, tracekit.open(candidate) as other:
+        found = propose(one, other)
+    if out is None:
+        click.echo(found.to_toml(), nl=False)
+    else:
+        _write(out, found.to_toml())
+    click.echo(_summary(found, out), err=True)
+    for side, left in (("reference", found.left_reference), ("candidate", found.left_candidate)):
+        if left:
+            click.echo(f"  without a partner in the {side}: {', '.join(left)}", err=True)
+    sys.exit(1 if found.left_reference or found.left_candidate else 0)
+
+
+def _summary(found: Proposals, out: Path | None) -> str:
+    where = f", written to {out}" if out else ""
+    return f"tracekit: {found.matched} sites have one name on both sides; {len(found.lines)} lines proposed{where}"
+
+
+def _write(path: Path, text: str) -> None:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text)
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise TraceError(f"{path}: cannot be written: {error.strerror}") from None

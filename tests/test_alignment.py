@@ -1,0 +1,236 @@
+"""Sites under other names: maps of names, fused projections on either side, and maps that are proposed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from tracekit_cli.main import group
+
+import tracekit
+from tracekit.log import LogWriter
+from tracekit.name_proposals import propose
+from tracekit.site_names import Alias, NameMap, read_names
+from tracekit.trace import TraceError
+
+ROOT = Path(__file__).parent.parent
+FUSED = """
+[names]
+"self_attn.qkv_proj" = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
+"mlp.gate_up_proj" = ["mlp.gate_proj", "mlp.up_proj"]
+"""
+BOTH = ("--variant", "fused-qkv-site", "--variant", "fused-gate-up-site")
+Run = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Records the native engine on a tiny Llama and gives the log's path."""
+    spec = importlib.util.spec_from_file_location("make_tiny_model", ROOT / "scripts/make_tiny_model.py")
+    assert spec is not None and spec.loader is not None
+    tiny = importlib.util.module_from_spec(spec)
+    sys.modules["make_tiny_model"] = tiny
+    spec.loader.exec_module(tiny)
+    folder = tmp_path_factory.mktemp("llama")
+    tiny.make("llama", folder)
+    engine = os.environ.get("TRACEKIT_NATIVE", str(ROOT / "hooks/rust/target/release/tracekit-native"))
+
+    def record(*arguments: str) -> Path:
+        log = folder / ("-".join(arguments).replace("/", "_") + ".tklog")
+        if not log.exists():
+            words = ["--model", str(folder), "--prompt-ids", "72,101,50,290", "--max-new-tokens", "8", "--seed", "0"]
+            environment = {**os.environ, "TRACEKIT_LOG": str(log)}
+            subprocess.run([engine, *words, *arguments], env=environment, check=True, capture_output=True)
+        return log
+
+    return record
+
+
+@pytest.fixture
+def fused(tmp_path: Path) -> Path:
+    path = tmp_path / "names.toml"
+    path.write_text(FUSED)
+    return path
+
+
+def call(*words: str | Path) -> Result:
+    return CliRunner().invoke(group, [str(word) for word in words])
+
+
+def refused(*words: str | Path) -> str:
+    """The one line of a command that is given something wrong."""
+    with pytest.raises(TraceError) as caught:
+        group.main([str(word) for word in words], standalone_mode=False)
+    said = str(caught.value)
+    assert "\n" not in said
+    return said
+
+
+# -------------------------------------------------------------------- fused projections
+
+
+@pytest.mark.parametrize("fused_side", ["candidate", "reference"])
+def test_fused_sites_are_compared_part_by_part(run: Run, fused: Path, fused_side: str) -> None:
+    pair = (run(), run(*BOTH)) if fused_side == "candidate" else (run(*BOTH), run())
+    without = tracekit.diff(*map(tracekit.open, pair))
+    assert without.unmatched["candidate" if fused_side == "candidate" else "reference"]
+    done = call("diff", "--strict", "--names", fused, *pair)
+    assert (done.exit_code, "PARITY" in done.output) == (0, True), done.output
+    verdict = tracekit.diff(*map(tracekit.open, pair), names=read_names(fused))
+    assert verdict.compared["sites"] > without.compared["sites"]
+    assert verdict.audit is not None and not verdict.audit["not_audited"]
+
+
+@pytest.mark.parametrize("module", ["self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj"])
+def test_a_mistake_in_a_part_of_a_fused_site_is_named(run: Run, fused: Path, module: str) -> None:
+    site = f"model.layers.1.{module}"
+    faulty = run(*BOTH, "--fault", f"gain:{site}:1.01")
+    verdict = tracekit.diff(tracekit.open(run()), tracekit.open(faulty), names=read_names(fused))
+    assert (verdict.cause, verdict.site, verdict.step) == ("layer", site, 0)
+    assert verdict.explanation is not None and verdict.explanation["text"] == "gain 1.01"
+    whole = "qkv_proj" if "attn" in module else "gate_up_proj"
+    assert any(f"{whole}, columns" in line for line in verdict.evidence)
+    audited = call("audit", "--names", fused, faulty)
+    assert audited.exit_code == 1 and f"{site} at step 0" in audited.output
+
+
+# -------------------------------------------------------------------- other names
+
+
+def write(path: Path, names: dict[str, str], prompt: tuple[int, ...] = (1, 2, 3), noise: float = 0.0) -> tracekit.Trace:
+    """Two layers of three modules, 8, 6 and 6 wide, under the names given for `first`, `second` and `third`."""
+    log = LogWriter(path)
+    sites = [pattern.format(layer) for layer in range(2) for pattern in names.values()]
+    log.open("python", dtype="float32", model={"hidden_size": 8})
+    log.sites([{"name": name, "class": "Linear", "order": order} for order, name in enumerate(sites)])
+    log.sequence(0, {"prompt/token_ids": np.array(prompt)})
+    values = {}
+    for index, name in enumerate(sites):
+        truth = np.random.default_rng([index, *prompt]).standard_normal((len(prompt), 8 if index % 3 == 0 else 6))
+        values[name] = (truth * (1.0 + noise)).astype(np.float32)
+    log.call(0, 0, len(prompt), values)
+    log.end_sequence(0, 0, "done")
+    log.close()
+    return tracekit.open(path)
+
+
+OURS = {"first": "layers.{}.attn.out", "second": "layers.{}.mlp.up_proj", "third": "layers.{}.mlp.gate_proj"}
+THEIRS = {"first": "layers.{}.attn.out", "second": "layers.{}.ffn.w3", "third": "layers.{}.ffn.w1"}
+
+
+def test_names_are_proposed_by_values(tmp_path: Path) -> None:
+    reference, candidate = write(tmp_path / "a.tklog", OURS), write(tmp_path / "b.tklog", THEIRS, noise=1e-7)
+    found = propose(reference, candidate)
+    assert {line.alias.name: line.alias.parts for line in found.lines} == {
+        "layers.{N}.ffn.w3": ("layers.{N}.mlp.up_proj",),
+        "layers.{N}.ffn.w1": ("layers.{N}.mlp.gate_proj",),
+    }
+    assert {line.why for line in found.lines} == {"equal values"}
+    assert (found.matched, found.left_reference, found.left_candidate) == (2, (), ())
+    verdict = tracekit.diff(reference, candidate, names=found.names)
+    assert verdict.verdict == "parity" and verdict.unmatched["reference"] == []
+    # The map says what belongs together, not that it is equal.
+    off = write(tmp_path / "c.tklog", THEIRS, noise=0.05)
+    named = tracekit.diff(reference, off, names=found.names)
+    assert (named.cause, named.site) == ("layer", "layers.0.attn.out")
+
+
+def test_names_are_proposed_by_likeness_where_values_cannot_tell(tmp_path: Path) -> None:
+    theirs = OURS | {"second": "layers.{}.mlp.up", "third": "layers.{}.mlp.gate"}
+    other_text = write(tmp_path / "b.tklog", theirs, prompt=(4, 5, 6))
+    found = propose(write(tmp_path / "a.tklog", OURS), other_text)
+    assert {line.alias.name: line.alias.parts[0] for line in found.lines} == {
+        "layers.{N}.mlp.up": "layers.{N}.mlp.up_proj",
+        "layers.{N}.mlp.gate": "layers.{N}.mlp.gate_proj",
+    }
+    assert all("check it" in line.why for line in found.lines)
+
+
+def test_what_is_like_nothing_is_left_and_said(tmp_path: Path) -> None:
+    write(tmp_path / "a.tklog", OURS)
+    write(tmp_path / "b.tklog", OURS | {"second": "zzz.{}.qqq"}, prompt=(7, 8))
+    done = call("names", tmp_path / "a.tklog", tmp_path / "b.tklog")
+    assert done.exit_code == 1 and "zzz.{N}.qqq" in done.output
+
+
+def test_fused_projections_are_proposed_and_written(run: Run, tmp_path: Path) -> None:
+    for pair in ((run(), run(*BOTH)), (run(*BOTH), run())):
+        out = tmp_path / "proposed.toml"
+        assert call("names", *pair, "-o", out).exit_code == 0
+        proposed = read_names(out)
+        assert proposed.parts("model.layers.1.mlp.gate_up_proj") == (
+            "model.layers.1.mlp.gate_proj",
+            "model.layers.1.mlp.up_proj",
+        )
+        assert call("diff", "--strict", "--names", out, *pair).exit_code == 0
+
+
+# -------------------------------------------------------------------- maps
+
+
+def test_a_map_reads_what_it_writes(tmp_path: Path) -> None:
+    lines = (Alias("a.{N}.b", ("c.{N}.d",)), Alias('q"k', ("q", "k")), Alias("h\\x", ("y",)))
+    path = tmp_path / "names.toml"
+    path.write_text(NameMap(lines).to_toml(["why", "", "# more"]))
+    assert read_names(path).aliases == lines
+
+
+def test_a_line_stands_for_names_that_end_so() -> None:
+    names = NameMap((Alias("attn.qkv", ("attn.q", "attn.k")), Alias("h.{N}.{M}.fc", ("l.{M}.x.{N}",))))
+    assert names.parts("model.layers.3.attn.qkv") == ("model.layers.3.attn.q", "model.layers.3.attn.k")
+    assert names.parts("attn.qkv") == ("attn.q", "attn.k")
+    assert names.parts("h.1.2.fc") == ("l.2.x.1",)
+    assert names.parts("my_attn.qkv") is None and names.parts("h.1.fc") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[names", "is not TOML"),
+        ("x = 1", "has no table [names]"),
+        ("[names]\na = 3", '"a": is neither a name nor a list'),
+        ("[names]\na = []", '"a": is neither a name nor a list'),
+        ('[names]\n"a.b" = "c.{N}"', "{N}, which the name has not"),
+        ('[names]\n"a.{N}.{N}" = "c.{N}"', "a name of its own"),
+        ('[names]\n"self_attn.qkv_proj" = ["self_attn.q_proj", "self_attn.v_proj"]', "wide, its parts"),
+    ],
+)
+def test_a_bad_map_is_one_line_and_exit_2(run: Run, tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    line = refused("diff", "--names", path, run(), run(*BOTH))
+    assert str(path) in line and said in line
+
+
+def test_a_map_that_is_not_there(run: Run, tmp_path: Path) -> None:
+    assert "cannot be read" in refused("diff", "--names", tmp_path / "none.toml", run(), run())
+
+
+# -------------------------------------------------------------------- transposed weights
+
+
+@pytest.mark.parametrize(("theirs", "verdict"), [("Linear", "parity"), ("Conv1D", "divergence")])
+def test_a_weight_that_one_side_stores_transposed_is_no_other_weight(tmp_path: Path, theirs: str, verdict: str) -> None:
+    """A port of GPT-2 holds the square weights of `Conv1D` transposed: other bytes, same weight."""
+
+    def write_one(name: str, module_class: str, digest: int) -> tracekit.Trace:
+        log = LogWriter(tmp_path / f"{name}.tklog")
+        weight = {"name": "c_proj.weight", "dtype": "float32", "shape": [4, 4], "digest": digest}
+        site = {"name": "c_proj", "class": module_class, "order": 0, "parameters": {"weight": "c_proj.weight"}}
+        log.open("python", dtype="float32", weights=[weight], sites=[site])
+        log.sequence(0)
+        log.call(0, 0, 2, {"c_proj": np.arange(8.0, dtype=np.float32).reshape(2, 4)})
+        log.end_sequence(0, 0, "done")
+        log.close()
+        return tracekit.open(log.path)
+
+    found = tracekit.diff(write_one("one", "Conv1D", 1), write_one("other", theirs, 2))
+    assert found.verdict == verdict
+    assert found.cause == (None if verdict == "parity" else "weights")

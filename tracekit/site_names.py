@@ -1,0 +1,103 @@
+"""A map of names: what one side calls otherwise than the other, fused projections included.
+
+A TOML file with a table `names`. A key is a name as one side has it, the value what the other side calls it; a list
+says that the value is those sites side by side, in that order. `{N}` stands for a number. A name that is not given from
+its beginning stands for every name that ends so:
+
+    [names]
+    "transformer.h.{N}.mlp.c_fc" = "model.layers.{N}.mlp.up_proj"
+    "self_attn.qkv_proj" = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracekit.trace import TraceError
+
+WILDCARD = re.compile(r"\{(\w+)\}")
+LARGEST = 1 << 20
+"""Bytes of a map that is read: the largest models have some hundred kinds of sites."""
+
+
+@dataclass(frozen=True)
+class Alias:
+    """One line of a map."""
+
+    name: str
+    parts: tuple[str, ...]
+
+    def of(self, name: str) -> tuple[str, ...] | None:
+        """What `name` is called on the other side; None where this line does not speak of it."""
+        found = re.fullmatch(_expression(self.name), name)
+        if found is None:
+            return None
+        numbers = found.groupdict()
+        prefix = numbers.pop("prefix") or ""
+        return tuple(prefix + WILDCARD.sub(lambda hit: numbers[hit[1]], part) for part in self.parts)
+
+
+@dataclass(frozen=True)
+class NameMap:
+    """The lines of a map, and the file that they are from."""
+
+    aliases: tuple[Alias, ...]
+    path: str = "the map of names"
+
+    def parts(self, name: str) -> tuple[str, ...] | None:
+        """What `name` is called on the other side, one name or those of its parts; None where it keeps its name."""
+        return next((parts for alias in self.aliases if (parts := alias.of(name)) is not None), None)
+
+    def to_toml(self, comments: Iterable[str] = ()) -> str:
+        """The file. `comments`: one for each line, empty where there is nothing to say."""
+        said = [*comments, *[""] * len(self.aliases)]
+        lines = ["[names]"]
+        for alias, comment in zip(self.aliases, said, strict=False):
+            value = _quoted(alias.parts[0]) if len(alias.parts) == 1 else f"[{', '.join(map(_quoted, alias.parts))}]"
+            lines.append(f"{_quoted(alias.name)} = {value}" + (f"  # {comment}" if comment else ""))
+        return "\n".join(lines) + "\n"
+
+
+def read_names(path: str | os.PathLike[str]) -> NameMap:
+    """The map in a TOML file. Raises TraceError, in one sentence, for anything else."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(data) > LARGEST:
+        raise TraceError(f"{path}: is {len(data)} bytes long, no map of names; `tracekit names` writes one")
+    try:
+        table = tomllib.loads(data.decode()).get("names")
+    except (ValueError, RecursionError) as error:
+        raise TraceError(f"{path}: is not TOML: {error}") from None
+    if not isinstance(table, dict):
+        raise TraceError(f"{path}: has no table [names]; write one, or let `tracekit names` do it")
+    return NameMap(tuple(_alias(path, name, value) for name, value in table.items()), os.fspath(path))
+
+
+def _alias(path: str | os.PathLike[str], name: str, value: object) -> Alias:
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list) or not parts or not all(isinstance(part, str) and part for part in parts):
+        raise TraceError(f'{path}: "{name}": is neither a name nor a list of names in quotes')
+    wanted = {found for part in parts for found in WILDCARD.findall(part)}
+    given = WILDCARD.findall(name)
+    if wanted - set(given):
+        raise TraceError(f'{path}: "{name}": its value has {{{min(wanted - set(given))}}}, which the name has not')
+    if len(set(given)) < len(given) or "prefix" in given:
+        raise TraceError(f'{path}: "{name}": give each number a name of its own, and none of them "prefix"')
+    return Alias(name, tuple(parts))
+
+
+def _expression(pattern: str) -> str:
+    pieces = WILDCARD.split(pattern)  # text, wildcard, text, ...
+    said = [re.escape(piece) if index % 2 == 0 else rf"(?P<{piece}>\d+)" for index, piece in enumerate(pieces)]
+    return r"(?P<prefix>(?:.*\.)?)" + "".join(said)
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
