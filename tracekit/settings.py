@@ -95,7 +95,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def weight_differences(reference: Trace, candidate: Trace) -> list[str]:
-    """Parameters of the same name, dtype and shape whose bytes differ, but for those that one side stores transposed."""
+    """Parameters of the same name, dtype and shape whose bytes differ, unless one side stores them transposed."""
     out = []
     transposed = _stored_transposed(reference) ^ _stored_transposed(candidate)
     for name, weight in reference.weights.items():
