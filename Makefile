@@ -51,7 +51,7 @@ lint: $(VENV)/.ready ## ruff, mypy, rustfmt, clippy
 	cd $(RUST) && cargo fmt --all --check
 	cd $(RUST) && $(CARGO) clippy --release --workspace --all-targets --all-features -- -D warnings
 
-test: setup model lint ## Everything: lint, types, Rust tests, Python tests
+test: setup model cosyvoice3-model lint ## Everything: lint, types, Rust tests, Python tests
 	@sh scripts/check_hdf5_tools.sh
 	cd $(RUST) && $(CARGO) test --release --workspace --all-features
 	$(BIN)/python -m pytest -n 2 --durations=10
