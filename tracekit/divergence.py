@@ -15,6 +15,7 @@ import numpy as np
 
 from tracekit import survivors
 from tracekit.align import Alignment, SequencePair, SitePair, align_sequences, align_sites, check_same_model
+from tracekit.drift import drift
 from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.metrics import row_bytes, row_errors, site_reader
 from tracekit.observed import Observed, observe
@@ -66,6 +67,7 @@ class Search:
     token: Finding | None = None  # the first token that differs
     ratios: dict[str, float] = field(default_factory=dict)  # site -> largest site ratio
     logits_gap: float | None = None  # largest |difference| of a logit over the compared steps
+    drift: Json | None = None  # how the logits' error changes over the steps
     ties: list[tuple[int, int]] = field(
         default_factory=list
     )  # (sequence, step) where rounding moved a token over a cut
@@ -114,9 +116,12 @@ def _compare_sequence(result: Search, pair: SequencePair, yardstick: Yardstick) 
         _note_logits_gap(result, *seen)
         finding = _survivor_difference(result, pair, *seen)
         finding = finding or (_draw_finding(pair, one.step(index), other.step(index)) if tell else None)
+        finding = finding or _choice_finding(pair, *seen, tokens[0][index] == tokens[1][index])
         if finding is not None:
             result.findings.append(finding)
             break
+    chosen = next((found for found in result.findings if found.stage is Stage.TOKEN), None)
+    result.token = chosen or result.token
     if split is not None:
         result.token = _token_finding(pair, split)
         result.findings.append(result.token)
@@ -252,6 +257,8 @@ def _compare_logits(result: Search, pair: SequencePair, yardstick: Yardstick, st
     if judged is None:
         return
     result.ratios["logits"] = judged.site_ratio
+    if result.drift is None:
+        result.drift = drift(judged.ratio)
     wrong = np.flatnonzero(judged.wrong)
     if wrong.size:
         at = int(wrong[0])
@@ -281,6 +288,21 @@ def _survivor_difference(result: Search, pair: SequencePair, one: Observed, othe
 def _draw_finding(pair: SequencePair, one: Step, other: Step) -> Finding | None:
     facts = _draw_difference(one, other)
     return None if facts is None else Finding(pair.index, Stage.DRAW, one.index, one.position, "draws", facts=facts)
+
+
+def _choice_finding(pair: SequencePair, one: Observed, other: Observed, forced: bool) -> Finding | None:
+    """Another token chosen, though both sides went on with the same: one of them follows the other."""
+    if not forced or one.token == other.token:
+        return None
+    facts: Json = {
+        side: {"id": seen.token, "text": step.text if step.token == seen.token else None}
+        for side, seen, step in (
+            ("reference", one, pair.reference.step(one.index)),
+            ("candidate", other, pair.candidate.step(other.index)),
+        )
+    }
+    position = pair.reference.step(one.index).position
+    return Finding(pair.index, Stage.TOKEN, one.index, position, "token", facts=facts)
 
 
 def _tells_draws(sequence: Sequence) -> bool:

@@ -17,8 +17,23 @@ MOST_STEPS = 128
 """Steps that are looked at."""
 
 
-def unexercised(reference: Trace) -> list[str]:
-    """What these runs could not show, from settings and data of the reference."""
+def unexercised(reference: Trace, candidate: Trace | None = None) -> list[str]:
+    """What these runs could not show, from settings and data of the reference, and from what was forced on the
+    candidate."""
+    return [*([] if candidate is None else _forced(candidate)), *_of_reference(reference)]
+
+
+def _forced(candidate: Trace) -> Iterator[str]:
+    recorder = candidate.config.get("recorder") or {}
+    if recorder.get("follow"):
+        yield "running on from tokens of its own (the candidate follows another trace)"
+    if recorder.get("follow_draws"):
+        yield "the candidate's random numbers (forced)"
+    if recorder.get("follow_inputs"):
+        yield "the candidate's prompt (forced)"
+
+
+def _of_reference(reference: Trace) -> list[str]:
     sequences = [sequence for sequence in reference.sequences if sequence.step_count]
     model = reference.config.get("model") or {}
     if not sequences:

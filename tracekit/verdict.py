@@ -59,6 +59,7 @@ class Verdict:
     differences: tuple[Difference, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
     audit: Json | None = None
+    drift: Json | None = None  # how the logits' error changes over the steps
 
     @property
     def exit_code(self) -> int:
@@ -87,6 +88,7 @@ class Verdict:
             "differences": [vars(difference) for difference in self.differences],
             "notes": list(self.notes),
             "audit": self.audit,
+            "drift": self.drift,
         }
 
 
@@ -177,12 +179,13 @@ def reach(
         token=_token_json(found.token),
         margins=run_margins(reference, candidate) | (ruling.margins if ruling else {}),
         compared=found.compared,
-        unexercised=tuple(unexercised(reference)),
+        unexercised=tuple(unexercised(reference, candidate)),
         unmatched=unmatched,
         calibration=calibration,
         differences=tuple(differences),
         notes=tuple(_notes(reference, candidate, found, ruling.cause if ruling else None) + rounding),
         audit=_audit_json(examination),
+        drift=found.drift,
     )
 
 

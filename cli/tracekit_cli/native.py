@@ -79,6 +79,7 @@ def _environment(log: Path, options: NativeOptions, scratch: Path) -> dict[str, 
         with tracekit.open(options.follow) as trace:
             write_tokens(trace, followed)
         environment["TRACEKIT_FOLLOW"] = str(followed)
+        environment["TRACEKIT_FOLLOWED"] = options.follow
         environment["TRACEKIT_FOLLOW_DRAWS"] = "1" if options.follow_draws else "0"
         environment["TRACEKIT_FOLLOW_INPUTS"] = "1" if options.follow_inputs else "0"
     return environment

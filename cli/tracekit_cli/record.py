@@ -47,8 +47,8 @@ class RecordCommand(click.Command):
     "--rng", default="fast", show_default=True, help="fast, thorough (watch every operator) or cpu (draw on the CPU)."
 )
 @click.option("--follow", metavar="TRACE", type=click.Path(), help="Force the tokens of this trace.")
-@click.option("--follow-draws", is_flag=True, help="With --follow: force its random numbers too (native programs).")
-@click.option("--follow-inputs", is_flag=True, help="With --follow: force its prompt too (native programs).")
+@click.option("--follow-draws", is_flag=True, help="With --follow: force its random numbers, too.")
+@click.option("--follow-inputs", is_flag=True, help="With --follow: force its prompt, too; native programs.")
 @click.option("--dtype", metavar="DTYPE", help="Run the model in float64, float32, bfloat16 or float16.")
 @click.option("--keep-log", is_flag=True, help="Keep the log (.tklog) beside the archive.")
 @click.argument("program", nargs=-1, type=click.UNPROCESSED, metavar="(SCRIPT.PY | -m MODULE | -- PROGRAM) [ARGS]...")
@@ -75,9 +75,8 @@ def command(program: tuple[str, ...], out: Path | None, **options: Any) -> None:
         if error.name != "torch":
             raise
         raise TraceError("recording a Python program needs PyTorch: pip install 'tracekit[torch]'") from None
-    for option in ("follow_draws", "follow_inputs"):
-        if options.pop(option):
-            raise click.UsageError(f"--{option.replace('_', '-')} is for native programs")
+    if options.pop("follow_inputs"):
+        raise click.UsageError("--follow-inputs is for native programs; give the Python program the prompt itself")
     target = Program(name, tuple(arguments), is_module)
     run(target, out or default_out(name.rsplit(".", 1)[-1] if is_module else Path(name).stem), Options(**options))
 

@@ -14,6 +14,8 @@ def verdict_text(verdict: Verdict, reference: Trace, candidate: Trace, oracle: T
     lines += [f"  {line}" for line in _more_culprits(verdict)]
     if verdict.token is not None:
         lines.append("  " + _tokens(verdict.token))
+    if verdict.drift is not None:
+        lines.append(f"  drift: {verdict.drift['text']}")
     if verdict.verdict == "parity":
         lines.append(f"  {_compared(verdict.compared)}")
         if verdict.unexercised:

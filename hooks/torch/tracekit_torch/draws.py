@@ -89,6 +89,9 @@ class Listener(Protocol):
     def listening(self) -> bool:
         """Whether a draw made now could belong to a step."""
 
+    def draws_from(self, generator: torch.Generator) -> None:
+        """A draw is about to be made from a generator, which may be moved (when another trace's draws are followed)."""
+
     def drew(self, drawn: Drawn) -> torch.Tensor | None:
         """A draw was made. What is returned replaces its result (when another trace is followed)."""
 
@@ -201,9 +204,10 @@ class Draws:
             # Drawn on the CPU generator, so that a port can draw the same.
             return self._on_cpu(name, function, args, kwargs, source)
         generator = _generator(kwargs, source)
-        before = generator.get_state()
         self._inside = True
         try:
+            self._listener.draws_from(generator)
+            before = generator.get_state()
             result = function(*args, **kwargs)
         finally:
             self._inside = False

@@ -27,6 +27,8 @@ class Options:
     rng: str = "fast"
     follow: str | None = None
     """Path of the trace whose tokens are forced."""
+    follow_draws: bool = False
+    """Force its random numbers, too."""
     dtype: str | None = None
     """Run the model in this precision instead of its own."""
     seed: int | None = None
@@ -65,6 +67,7 @@ class Options:
             "module": self.module,
             "rng": self.rng,
             "follow": self.follow,
+            "follow_draws": self.follow_draws,
             "dtype": self.dtype,
         }
 

@@ -101,7 +101,7 @@ class Recorder:
         self.options = options
         self.command = command
         self.texts = Texts()
-        self.follow = Follow(options.follow) if options.follow else None
+        self.follow = Follow(options.follow, options.follow_draws) if options.follow else None
         self.model: nn.Module | None = None
         self.adapter: Adapter | None = None
         self.taps: Taps | None = None
@@ -113,6 +113,7 @@ class Recorder:
         self._draws = Draws(self, options.rng)
         self._writer: LogWriter | None = None
         self._process = os.getpid()
+        self._rows: list[Row] = []  # those that go on
         self._parameters: list[str] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -272,6 +273,12 @@ class Recorder:
             return False
         return self.adapter.listening()
 
+    def draws_from(self, generator: torch.Generator) -> None:
+        """As `tracekit_torch.draws.Listener`."""
+        row = next((row for row in self._rows if row.reason is None), None)
+        if self.follow is not None and row is not None and generator.device.type == "cpu":
+            self.follow.place(row.sequence, row.steps, generator)
+
     def drew(self, drawn: Drawn) -> torch.Tensor | None:
         """As `tracekit_torch.draws.Listener`."""
         try:
@@ -306,7 +313,9 @@ class Recorder:
     def new_row(self, padding: int, prompt_length: int) -> Row:
         """The next sequence."""
         self.sequences += 1
-        return Row(self.sequences - 1, padding, prompt_length)
+        row = Row(self.sequences - 1, padding, prompt_length)
+        self._rows = [*(other for other in self._rows if other.reason is None), row]
+        return row
 
     def write_call(self, row: Row, position: int, first: int, batch_row: int) -> None:
         """Write the values that the taps hold of one row of the batch, rows `first` on, the first at `position`."""

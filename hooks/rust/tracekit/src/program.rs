@@ -92,6 +92,7 @@ impl Program {
             "seed": seed,
             "checkpoint": description.checkpoint,
             "command": {"argv": argv, "cwd": cwd},
+            "recorder": crate::settings::as_asked(),
             "weights": weights,
         }))
     }

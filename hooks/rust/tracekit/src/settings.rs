@@ -1,6 +1,7 @@
 //! What to record, as `tracekit record` says it through the environment.
 
 use regex_lite::Regex;
+use serde_json::Value;
 
 use crate::{Error, Result};
 
@@ -65,6 +66,24 @@ impl Settings {
         };
         wanted && self.sites.as_ref().is_none_or(|pattern| pattern.is_match(name))
     }
+}
+
+/// What was asked for, as the first frame's `recorder` holds it. `TRACEKIT_FOLLOWED` is what the followed trace is called:
+/// `TRACEKIT_FOLLOW` names a copy of it that lasts as long as the run.
+pub(crate) fn as_asked() -> Value {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let switch = |name: &str| variable(name).is_some_and(|value| value == "1");
+    let mut out = serde_json::Map::new();
+    let words = [("level", "TRACEKIT_LEVEL"), ("sites", "TRACEKIT_SITES"), ("logits", "TRACEKIT_LOGITS")];
+    for (key, name) in words {
+        out.insert(key.to_string(), variable(name).into());
+    }
+    if let Some(path) = variable("TRACEKIT_FOLLOW") {
+        out.insert("follow".to_string(), variable("TRACEKIT_FOLLOWED").unwrap_or(path).into());
+        out.insert("follow_draws".to_string(), switch("TRACEKIT_FOLLOW_DRAWS").into());
+        out.insert("follow_inputs".to_string(), switch("TRACEKIT_FOLLOW_INPUTS").into());
+    }
+    Value::Object(out)
 }
 
 /// Level `layers` keeps outputs whose name has no part behind a number: `model.embed_tokens`, `model.layers.3`.
