@@ -135,7 +135,7 @@ class Watch:
                 self.found(module)
             return
         if self._speech.classes:
-            self._waits_for = self._speech.classes[-1].__name__
+            self._waits_for = f"{self._speech.classes[-1].__name__}.inference"
             self._passed.add(type(module).__name__)
             return
         if transformers_causal.knows(module):

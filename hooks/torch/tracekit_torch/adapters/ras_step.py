@@ -63,7 +63,7 @@ class RasStep:
     trials: list[Trial] = field(default_factory=list)
     survivors: tuple[torch.Tensor, torch.Tensor] | None = None
     """Ids i64 [n] and unnormalised probabilities f32 [n] of the nucleus."""
-    _order: tuple[torch.Tensor, torch.Tensor] | None = None
+    _probs: torch.Tensor | None = None
 
     def drew(self, drawn: Drawn) -> None:
         """Something was drawn for this step."""
@@ -78,12 +78,11 @@ class RasStep:
         index = int(drawn.result)
         if source.numel() == self.scores.numel():
             return self._from_everything(source, index)
-        probs, ids = self._sorted()
-        count = source.numel()
-        if count > ids.numel() or not torch.equal(probs[:count].to(source), source):
+        ids = self._ids_of(source)
+        if ids is None:
             return None  # another sampler's way; its index stands for nothing that is known
         if self.survivors is None:
-            self.survivors = ids[:count].cpu(), source.detach().float().cpu()
+            self.survivors = ids.cpu(), source.detach().float().cpu()
         self.trials.append(Trial(int(ids[index])))
         return self.trials[-1].first
 
@@ -94,11 +93,16 @@ class RasStep:
             self.trials.append(Trial(token))
         return token
 
-    def _sorted(self) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._order is None:
-            probs, ids = self.scores.softmax(dim=0).sort(descending=True, stable=True)
-            self._order = probs, ids
-        return self._order
+    def _ids_of(self, nucleus: torch.Tensor) -> torch.Tensor | None:
+        """Ids [n] of the nucleus' probabilities [n]: the n largest, descending, ties by lower id; None if it is not."""
+        if self._probs is None:
+            self._probs = self.scores.softmax(dim=0)
+        probs, count = self._probs, nucleus.numel()
+        ids = torch.nonzero(probs >= nucleus[-1].to(probs)).reshape(-1)
+        values, order = probs[ids].sort(descending=True, stable=True)
+        if values.numel() < count or not torch.equal(values[:count].to(nucleus), nucleus):
+            return None
+        return ids[order[:count]]
 
     def events(self) -> list[Json]:
         """Fallbacks and redraws, in the order of the draws."""
