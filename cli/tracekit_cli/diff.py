@@ -10,7 +10,9 @@ import click
 
 import tracekit
 from tracekit.report import verdict_text
+from tracekit.report.token_text import token_tables_text
 from tracekit.site_names import read_names
+from tracekit.token_table import token_tables
 from tracekit.trace import TraceError
 
 
@@ -25,6 +27,7 @@ from tracekit.trace import TraceError
 @click.option("--names", type=click.Path(), help="A map of names (TOML), as `tracekit names` writes it.")
 @click.option("--no-audit", is_flag=True, help="Compare only; do not recompute sites from the checkpoint.")
 @click.option("--strict", is_flag=True, help="Sites that only one side recorded are trouble (exit 2).")
+@click.option("--tokens", type=click.IntRange(min=1), help="Print the first N tokens of both sides next to each other.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole verdict as JSON.")
 def command(
     reference: str,
@@ -35,6 +38,7 @@ def command(
     names: str | None,
     no_audit: bool,
     strict: bool,
+    tokens: int | None,
     as_json: bool,
 ) -> None:
     """Compare CANDIDATE with REFERENCE and name the first divergence.
@@ -49,10 +53,14 @@ def command(
         verdict = tracekit.diff(one, other, truth, more, weights=weights, audited=not no_audit, names=called)
         if strict:
             _refuse_unmatched(candidate, verdict)
+        tables = token_tables(one, other, tokens) if tokens else []
         if as_json:
-            click.echo(json.dumps(verdict.to_json(), indent=2))
+            rows = {"tokens": [table.to_json() for table in tables]} if tokens else {}
+            click.echo(json.dumps(verdict.to_json() | rows, indent=2))
         else:
             click.echo(verdict_text(verdict, one, other, truth))
+        if tables and not as_json:
+            click.echo("\n" + token_tables_text(tables))
     sys.exit(verdict.exit_code)
 
 

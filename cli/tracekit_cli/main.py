@@ -17,6 +17,8 @@ COMMANDS = {
     "diff": "tracekit_cli.diff",
     "audit": "tracekit_cli.audit",
     "names": "tracekit_cli.names",
+    "summary": "tracekit_cli.summary",
+    "tokens": "tracekit_cli.tokens",
 }
 """Command name -> module that defines `command`, in the order of the help."""
 

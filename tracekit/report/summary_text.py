@@ -1,0 +1,51 @@
+"""The summary as a table: sides under each other, columns that nobody fills left out."""
+
+from __future__ import annotations
+
+from tabulate import tabulate
+
+from tracekit.trace import Json
+
+COLUMNS = {
+    "sequence": "sequence",
+    "trace": "trace",
+    "implementation": "side",
+    "prompt_tokens": "prompt",
+    "prompt_text_tokens": "prompt text",
+    "text_tokens": "text",
+    "prompt_speech_tokens": "prompt speech",
+    "generated_tokens": "generated",
+    "stop_step": "stop step",
+    "end": "end",
+    "seconds": "seconds",
+    "fallbacks": "fallbacks",
+    "redraws": "redraws",
+}
+"""Key of a row -> head of its column."""
+
+
+def summary_text(rows: list[Json]) -> str:
+    """The rows of `tracekit.summary.summarise`; lengths in tokens."""
+    shown = [key for key in COLUMNS if any(row[key] is not None for row in rows)]
+    return aligned([[_cell(row[key]) for key in shown] for row in rows], [COLUMNS[key] for key in shown])
+
+
+def aligned(cells: list[list[str]], heads: list[str]) -> str:
+    """A table of texts, columns of numbers to the right, without trailing spaces."""
+    sides = ["right" if all(_is_number(cell) for cell in column) else "left" for column in zip(*cells, strict=True)]
+    text = tabulate(cells, headers=heads, disable_numparse=True, colalign=sides or None)
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell or 0)
+    except ValueError:
+        return False
+    return True
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,40 @@
+"""What a generation of a speech-token language model counts: its prompt's parts, its speech tokens, its stop token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tracekit.trace import Array, Sequence, Trace
+
+TOKENS_A_SECOND = 25
+"""Speech tokens of one second of CosyVoice's sound."""
+PROMPT_SPEECH = "speech_token_ids"
+PROMPT_TEXT = "prompt_text_token_ids"
+SPOKEN_TEXT = "tts_text_token_ids"
+STOPPED = "stop"
+COUNTS = "counts"
+"""Key of a sequence's metadata: the numbers of a run of which only a text log is left (docs/format.md)."""
+
+
+def is_speech(trace: Trace, sequence: Sequence) -> bool:
+    """Whether the tokens are speech: 25 of them are a second of sound, and a stop token is none of them."""
+    kind = (trace.config.get("model") or {}).get("model_type")
+    return (
+        (isinstance(kind, str) and kind.startswith("cosyvoice"))
+        or sequence.sampling.get("sampler") == "ras"
+        or PROMPT_SPEECH in sequence.inputs
+        or counts(sequence).get("speech") is True
+    )
+
+
+def counts(sequence: Sequence) -> dict[str, Any]:
+    """Numbers that were read from a text log; empty for a recorded sequence."""
+    told = sequence.info.get(COUNTS)
+    return told if isinstance(told, dict) else {}
+
+
+def generated(trace: Trace, sequence: Sequence) -> Array:
+    """i64 [n]: the tokens that a caller got; the stop token that ends a speech generation is not handed out."""
+    tokens = sequence.tokens
+    ended = sequence.end_reason == STOPPED and is_speech(trace, sequence)
+    return tokens[:-1] if ended and tokens.size and not counts(sequence) else tokens

@@ -1,0 +1,62 @@
+"""A trace in numbers, a row a sequence: prompt, generated tokens, where it stopped, what the sampler did besides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from tracekit.speech import (
+    PROMPT_SPEECH,
+    PROMPT_TEXT,
+    SPOKEN_TEXT,
+    STOPPED,
+    TOKENS_A_SECOND,
+    counts,
+    generated,
+    is_speech,
+)
+from tracekit.trace import Json, Sequence, Trace
+
+FALLBACK, REDRAW = "repetition_fallback", "redraw"
+"""Kinds of events: a second draw because of repetition; a draw again because the sequence was too short to stop."""
+
+
+def summarise(traces: Iterable[Trace]) -> list[Json]:
+    """A row a sequence, rows of the same sequence index together; None where a trace does not know a number."""
+    rows = [sequence_summary(trace, sequence) for trace in traces for sequence in trace.sequences]
+    return sorted(rows, key=lambda row: int(row["sequence"]))
+
+
+def sequence_summary(trace: Trace, sequence: Sequence) -> Json:
+    """One row. Lengths are in tokens, `seconds` in seconds of sound, `stop_step` counts from 0."""
+    told = counts(sequence)
+    speech = is_speech(trace, sequence)
+    made = told.get("generated_tokens", len(generated(trace, sequence)))
+    stopped = sequence.end_reason == STOPPED and sequence.step_count > 0
+    return {
+        "sequence": sequence.index,
+        "trace": trace.path,
+        "implementation": trace.implementation,
+        "prompt_tokens": None if sequence.prompt_ids is None else len(sequence.prompt_ids),
+        "prompt_text_tokens": _length(sequence, PROMPT_TEXT, told),
+        "text_tokens": _length(sequence, SPOKEN_TEXT, told),
+        "prompt_speech_tokens": _length(sequence, PROMPT_SPEECH, told),
+        "generated_tokens": made,
+        "stop_step": told.get("stop_step", sequence.step_count - 1 if stopped and not told else None),
+        "end": sequence.end_reason if trace.status == "complete" or sequence.end_reason else "cut off",
+        "seconds": made / TOKENS_A_SECOND if speech and made is not None else None,
+        **_events(sequence, speech, bool(told)),
+    }
+
+
+def _length(sequence: Sequence, name: str, told: Json) -> int | None:
+    ids = sequence.inputs.get(name)
+    number = told.get(name.removesuffix("_ids") + "s")
+    return number if ids is None else len(ids)
+
+
+def _events(sequence: Sequence, speech: bool, counted: bool) -> Json:
+    """Fallbacks and redraws; None where the run could not have any, or where nobody recorded them."""
+    found = Counter(event.kind for index in range(sequence.step_count) for event in sequence.step(index).events)
+    known = (speech and not counted) or bool(found[FALLBACK] or found[REDRAW])
+    return {"fallbacks": found[FALLBACK] if known else None, "redraws": found[REDRAW] if known else None}
