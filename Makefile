@@ -59,9 +59,10 @@ test: setup model cosyvoice3-model lint ## Everything: lint, types, Rust tests, 
 parity: setup model ## Tokens of transformers and of the native engine, 20 seeds x 100 tokens and greedy
 	$(BIN)/python scripts/parity.py --model $(MODEL) --native $(NATIVE)
 
-bench: setup model ## Cost of recording and of diff, as ratios measured side by side
+bench: setup model ## Cost of recording, of diff and of the audit, as ratios measured side by side
 	$(BIN)/python benchmarks/recording.py --model $(MODEL) --native $(NATIVE)
 	$(BIN)/python benchmarks/diff_speed.py
+	$(BIN)/python benchmarks/audit_speed.py --model $(MODEL) --native $(NATIVE)
 
 faults: setup model ## Twelve planted faults at three places each, and harmless rewrites (about 5 minutes)
 	$(BIN)/python benchmarks/localise.py --model $(MODEL) --native $(NATIVE)

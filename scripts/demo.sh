@@ -42,7 +42,10 @@ must 0
 title "6. Where do they part?"
 run tracekit diff $out/python.h5 $out/faulted.h5 --oracle $out/oracle.h5
 must 1
-title "7. And with the inverse CDF where PyTorch runs an exponential race"
+title "7. The same fault from that trace and the checkpoint alone, with no reference run"
+run tracekit audit $out/faulted.h5
+must 1
+title "8. And with the inverse CDF where PyTorch runs an exponential race"
 run tracekit record -o $out/sampler.h5 -- "$native" --model "$model" --prompt "$prompt" $settings --fault inverse-cdf
 must 0
 run tracekit diff $out/python.h5 $out/sampler.h5 --oracle $out/oracle.h5
