@@ -12,7 +12,7 @@ from tracekit.token_export import generated_ids, ids_text, prompt_speech_ids, wr
 from tracekit.trace import TraceError
 
 
-@click.command("tokens")
+@click.command("tokens", short_help="Token ids of a trace, for other programs.")
 @click.argument("trace", type=click.Path())
 @click.option(
     "-o",
