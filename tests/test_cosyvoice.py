@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,28 @@ def test_generations_side_by_side_are_kept_apart(speaker: Speaker, tmp_path: Pat
     trace = tracekit.open(tmp_path / "run.h5")
     assert [sequence.end_reason for sequence in trace.sequences] == ["left", "left"]
     assert tuple(list(sequence.tokens[:12]) for sequence in trace.sequences) == plain
+
+
+def test_threads_take_turns_and_are_kept_apart(speaker: Speaker, tmp_path: Path) -> None:
+    texts = ("She opened the letter.", "He likes the fourth one.")
+    spoken: dict[str, list[int]] = {}
+
+    def speak(text: str) -> None:
+        spoken[text] = list(speaker.segment(text))
+
+    with tracekit_torch.record(speaker.model, tmp_path / "run.h5"):
+        threads = [threading.Thread(target=speak, args=(text,)) for text in texts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    trace = tracekit.open(tmp_path / "run.h5")
+    recorded = {sequence.info["tts_text"]: sequence for sequence in trace.sequences}
+    for text in texts:
+        assert list(recorded[text].tokens[: len(spoken[text])]) == spoken[text]
+        assert recorded[text].end_reason in ("stop", "length")
+        hidden = recorded[text].read("llm.model.model.norm", 0, recorded[text].positions)
+        assert hidden.shape == (recorded[text].positions, WIDTH)
 
 
 def test_a_generation_never_begun_is_no_sequence(speaker: Speaker, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ is not used and not recorded.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,7 +105,9 @@ class CosyVoice:
         self._stops = [int(token) for token in stops]
         self._names = {getattr(model, name, None): f"<{name.removesuffix('_token')}>" for name in SPECIAL}
         self._segments: list[Segment] = []
-        self._current: Segment | None = None
+        self._inside: tuple[int, Segment] | None = None
+        """The thread and the segment that compute."""
+        self._lock = threading.RLock()
 
     def listen(self) -> None:
         """Hook the modules that a segment calls."""
@@ -166,19 +169,22 @@ class CosyVoice:
 
     @contextmanager
     def inside(self, segment: Segment) -> Iterator[None]:
-        """`segment` computes inside the block. While another one does, in another thread, it is not recorded."""
-        if self._current is not None:
-            self._recorder.note("two segments are generated at the same time; only one of them is recorded")
-            yield
-            return
-        self._current = segment
-        try:
-            yield
-        finally:
-            self._current = None
-            segment.step = None
-            if self._recorder.taps is not None:
-                self._recorder.taps.call = None
+        """`segment` computes its next token inside the block; other threads wait for theirs."""
+        with self._lock:
+            before, self._inside = self._inside, (threading.get_ident(), segment)
+            try:
+                yield
+            finally:
+                self._inside = before
+                segment.step = None
+                if self._recorder.taps is not None:
+                    self._recorder.taps.call = None
+
+    @property
+    def _current(self) -> Segment | None:
+        """The segment that computes in this thread."""
+        inside = self._inside
+        return inside[1] if inside is not None and inside[0] == threading.get_ident() else None
 
     def ended(self, segment: Segment) -> None:
         """The generation came to its end."""
@@ -200,7 +206,8 @@ class CosyVoice:
 
     def _end(self, segment: Segment, reason: str, detail: str) -> None:
         if segment.row is not None:
-            self._recorder.end_row(segment.row, reason, detail)
+            with self._lock:
+                self._recorder.end_row(segment.row, reason, detail)
 
     def _forget(self, segment: Segment) -> None:
         if segment in self._segments:
