@@ -159,9 +159,33 @@ def step_of(position: int, prompt: int) -> int:
     return max(0, position - (prompt - 1))
 
 
+TOKEN_IDS = "token_ids"
+"""The prompt itself, before what it was put together from."""
+
+
+def _text(sequence: Sequence, position: int) -> str | None:
+    texts = sequence.texts
+    return texts[position] if texts is not None and position < len(texts) else None
+
+
+def _parts_apart(pair: SequencePair) -> list[str]:
+    """What the prompt was put together from and is not the same: a speech token prompt, a text."""
+    ours, theirs = pair.reference.inputs, pair.candidate.inputs
+    out = []
+    for name in ours:
+        if name != TOKEN_IDS and name in theirs and not np.array_equal(ours[name], theirs[name]):
+            counts = f"{len(ours[name])} entries in the reference, {len(theirs[name])} in the candidate"
+            out.append(f"{name}: {counts}")
+    for name in ("prompt_part", "tts_text"):
+        texts = pair.reference.info.get(name), pair.candidate.info.get(name)
+        if None not in texts and texts[0] != texts[1]:
+            out.append(f'{name}: "{texts[0]}" | "{texts[1]}"')
+    return out
+
+
 def _input_difference(pair: SequencePair) -> Finding | None:
     ours, theirs = pair.reference.inputs, pair.candidate.inputs
-    for name in ours:
+    for name in sorted(ours, key=lambda name: name != TOKEN_IDS):
         if name not in theirs:
             continue
         one, other = ours[name], theirs[name]
@@ -173,6 +197,9 @@ def _input_difference(pair: SequencePair) -> Finding | None:
         facts: Json = {"input": name, "lengths": [len(one), len(other)]}
         if one.ndim == 1 and other.ndim == 1:
             facts["values"] = [int(side[position]) if position < len(side) else None for side in (one, other)]
+        if name == TOKEN_IDS:
+            facts["texts"] = [_text(side, position) for side in (pair.reference, pair.candidate)]
+            facts["more"] = _parts_apart(pair)
         return Finding(pair.index, Stage.INPUT, 0, position, f"prompt/{name}", facts=facts)
     return None
 

@@ -195,8 +195,9 @@ class Trial:
 
 
 def words_needed(chance: Chance) -> int:
-    """Words that the hungriest way takes: two races over the vocabulary, and a ragged end."""
-    return 4 * chance.probs.size + 64
+    """Words that the hungriest way takes: two races over the vocabulary, or as many as were drawn and one more, and a
+    ragged end."""
+    return 2 * max(2, len(chance.seen.draws) + 1) * chance.probs.size + 64
 
 
 def trials(steps: Sequence[Observed], stated: Json, streams: Streams) -> list[Trial]:
@@ -329,17 +330,35 @@ class Ras:
     """The rule has > for >=."""
     window_from_start: bool = False
     fallback: bool = True
+    redraws: bool = True
 
 
 RAS_RULES = (
     Ras("no repetition rule", "tokens that repeat are not drawn again", fallback=False),
     Ras("repetition rule with >", "the repetition rule has > in place of >=", strict=True),
+    Ras("stop tokens not drawn again", "stop tokens before min_len are taken as they come", redraws=False),
     Ras("repetition window from the start", "the repetition window is the first tokens", window_from_start=True),
 )
 
 
+REDRAWS = 100
+"""Times that `sampling_ids` draws again before it gives up."""
+
+
 def ras(rule: Ras, tape: Tape, seen: Observed, stated: Json) -> int:
-    """A token as CosyVoice's `ras_sampling` chooses it, written anew.
+    """A token as CosyVoice's `sampling_ids` chooses it: before `min_len` steps, a stop token is drawn again."""
+    stops = set(stated.get("stop_token_ids") or ())
+    early = len(seen.context.generated) < int(stated.get("min_len") or 0)
+    token = -1
+    for _ in range(1 + REDRAWS):
+        token = _ras_once(rule, tape, seen, stated)
+        if not (early and token in stops and rule.redraws):
+            break
+    return token
+
+
+def _ras_once(rule: Ras, tape: Tape, seen: Observed, stated: Json) -> int:
+    """CosyVoice's `ras_sampling`, written anew.
 
     The nucleus is drawn from with numbers for its survivors alone; a token that repeats is drawn again from everything.
     """

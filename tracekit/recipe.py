@@ -17,7 +17,7 @@ from tracekit.trace import INPUT_SUFFIX, Json, Site, Trace, resolve
 
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "cosyvoice3")
 """`model_type` of the decoders whose layers are built as the recipe says."""
-TOKEN_TABLES = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings")
+TOKEN_TABLES = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "speech_embedding")
 """Last name of an embedding that is looked up by token ids."""
 LAYER = re.compile(r"(?P<layer>(?P<stem>(?:.*\.)?)layers\.(?P<index>\d+))\.input_layernorm$")
 

@@ -293,12 +293,17 @@ ELSEWHERE = (
     "sampler",
     "win_size",
     "tau_r",
+    "min_len",
+    "max_len",
+    "stop_token_ids",
     "seed",
     "num_beams",
     "use_cache",
     "processors",
 )
 """Settings that change no score, or that other code reads."""
+NUCLEUS = "nucleus_sampling"
+"""CosyVoice's own function."""
 RAS = "ras"
 """`sampler` of a sequence whose tokens CosyVoice's repetition-aware sampling chose."""
 
@@ -329,7 +334,7 @@ def of_setting(setting: str, number: Any, settings: Json) -> Processor:
 
 def _nucleus(settings: Json) -> Processor:
     p, k = float(settings.get("top_p", 0.8)), int(settings.get("top_k", 25))
-    return Processor("nucleus_sampling", {"top_p": p, "top_k": k}, lambda values, context: nucleus(values, p, k))
+    return Processor(NUCLEUS, {"top_p": p, "top_k": k}, lambda values, context: nucleus(values, p, k))
 
 
 def unknown_settings(settings: Json) -> list[str]:
@@ -437,12 +442,24 @@ def _cut_of(each: Processor, values: Floats) -> tuple[Floats, str] | None:
         # A token that stays is cut when it falls below the next one, and the other way round.
         wide = values.astype(np.float64)
         return np.where(wide >= kth, wide - following, kth - wide), "nats"
+    if each.name == NUCLEUS:
+        return _nucleus_cut(each, values)
     if each.name == TOP_P:
         return mass_above(values) - float(each.settings["top_p"]), "probability mass"
     if each.name == MIN_P:
         probs = softmax(values)
         return probs - float(each.settings["min_p"]) * probs.max(), "probability mass"
     return None
+
+
+def _nucleus_cut(each: Processor, values: Floats) -> tuple[Floats, str]:
+    """CosyVoice's nucleus ends where the mass is reached, or behind its k-th token if that comes first."""
+    k = min(int(each.settings["top_k"]), values.size)
+    if int(np.sum(each.apply(values, Context()) > GONE)) < k or k == values.size:
+        return mass_above(values) - float(each.settings["top_p"]), "probability mass"
+    ordered = np.sort(values.astype(np.float64))[::-1]
+    wide = values.astype(np.float64)
+    return np.where(wide >= ordered[k - 1], wide - ordered[k], ordered[k - 1] - wide), "nats"
 
 
 def cut_distance(

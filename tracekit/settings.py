@@ -18,7 +18,18 @@ NEUTRAL: Json = {
 """What a sampling setting is where it is not given."""
 
 FILTER_SETTINGS = (*NEUTRAL, "do_sample", "no_repeat_ngram_size")
-STOP_SETTINGS = ("max_new_tokens", "min_new_tokens", "max_length", "min_length", "eos_token_id")
+REPETITION_SETTINGS = ("win_size", "tau_r")
+"""Of CosyVoice's sampler: when a token is drawn again from everything."""
+STOP_SETTINGS = (
+    "max_new_tokens",
+    "min_new_tokens",
+    "max_length",
+    "min_length",
+    "eos_token_id",
+    "min_len",
+    "max_len",
+    "stop_token_ids",
+)
 MODEL_SETTINGS = (
     "rope_theta",
     "rope_scaling",
@@ -47,7 +58,7 @@ def config_differences(reference: Trace, candidate: Trace) -> list[Difference]:
     pairs = [("dtype", ours.get("dtype"), theirs.get("dtype")), ("seed", _seed(reference), _seed(candidate))]
     one, other = _sampling(reference), _sampling(candidate)
     greedy = one.get("do_sample") is False and other.get("do_sample") is False
-    for name in (*(() if greedy else FILTER_SETTINGS), *STOP_SETTINGS):
+    for name in (*(() if greedy else (*FILTER_SETTINGS, *REPETITION_SETTINGS)), *STOP_SETTINGS):
         if one and other and (name in NEUTRAL or (name in one and name in other)):
             pairs.append((name, one.get(name), other.get(name)))
     models = ours.get("model") or {}, theirs.get("model") or {}

@@ -17,12 +17,21 @@ from tracekit.culprits import Examination, checkpoint_of, examine, settle
 from tracekit.divergence import Finding, Search, Stage, search
 from tracekit.named_trace import in_one_language, recorded_as
 from tracekit.rounding import Noise, Oracle, Uncalibrated, Yardstick
-from tracekit.settings import FILTER_SETTINGS, STOP_SETTINGS, Difference, config_differences, weight_differences
+from tracekit.settings import (
+    FILTER_SETTINGS,
+    REPETITION_SETTINGS,
+    STOP_SETTINGS,
+    Difference,
+    config_differences,
+    weight_differences,
+)
 from tracekit.site_names import NameMap
 from tracekit.trace import Json, Trace, resolve
 from tracekit.unexercised import unexercised
 
 FORMAT = 1
+MANY = 8
+"""Entries of a setting that are shown one by one."""
 EXPLAINED_BY = {
     "model.rope_theta": ("rotary theta",),
     "model.rope_scaling": ("rotary scaling left out", "rotary positions divided", "rotary theta"),
@@ -259,8 +268,8 @@ def _blame_config(ruling: Ruling, first: Finding, differences: list[Difference])
         Stage.SITE: lambda name: name.startswith("model.") and not name.endswith("eos_token_id"),
         Stage.LOGITS: lambda name: name.startswith("model.") and not name.endswith("eos_token_id"),
         Stage.SURVIVORS: lambda name: name in FILTER_SETTINGS,
-        Stage.DRAW: lambda name: name == "do_sample" or (name == "seed" and first.facts.get("field") == "seed"),
-        Stage.TOKEN: lambda name: name in ("do_sample", "dtype"),
+        Stage.DRAW: lambda name: _acts_on_draws(name, first),
+        Stage.TOKEN: lambda name: name in ("do_sample", "dtype", *REPETITION_SETTINGS),
         Stage.STOP: lambda name: name in STOP_SETTINGS or name == "model.eos_token_id",
     }
     rule = acts.get(first.stage)
@@ -277,17 +286,33 @@ def _blame_config(ruling: Ruling, first: Finding, differences: list[Difference])
     return replace(ruling, cause="config", evidence=stated + ruling.evidence)
 
 
+def _acts_on_draws(name: str, first: Finding) -> bool:
+    """Whether a setting decides what is drawn: from which seed, or, of CosyVoice's sampler, how often."""
+    if first.facts.get("field") == "seed":
+        return name in ("do_sample", "seed")
+    return name in ("do_sample", *REPETITION_SETTINGS, "min_len", "stop_token_ids")
+
+
 def _show(value: Any) -> str:
+    if isinstance(value, list) and len(value) > MANY:
+        return f"{value[0]} to {value[-1]} ({len(value)} of them)"
     return "not set" if value is None else str(value)
 
 
 def _rule_input(reference: Trace, candidate: Trace, found: Search, first: Finding) -> Ruling:
     lengths, values = first.facts["lengths"], first.facts.get("values")
     evidence = [f"{first.facts['input']}: {lengths[0]} entries in the reference, {lengths[1]} in the candidate"]
+    texts = first.facts.get("texts") or (None, None)
     if values:
-        said = ["nothing" if value is None else str(value) for value in values]
+        said = [_entry(value, text) for value, text in zip(values, texts, strict=True)]
         evidence.append(f"first difference at entry {first.position}: {said[0]} | {said[1]}")
-    return Ruling("input", evidence, first)
+    return Ruling("input", evidence + list(first.facts.get("more", [])), first)
+
+
+def _entry(value: Any, text: str | None) -> str:
+    if value is None:
+        return "nothing"
+    return str(value) if text is None else f'{value} "{text}"'
 
 
 def _rule_layer(reference: Trace, candidate: Trace, found: Search, first: Finding) -> Ruling:

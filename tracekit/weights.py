@@ -157,10 +157,15 @@ def _entry(mapped: mmap.mmap, row: Json, base: int, size: int) -> _Entry:
 
 
 def _read_config(path: Path) -> Json:
-    """What `config.json` declares; empty where there is none."""
-    file = (path if path.is_dir() else path.parent) / "config.json"
+    """What `config.json` declares, of the checkpoint or of the model inside it (CosyVoice keeps that of Qwen2); empty
+    where there is none."""
+    folder = path if path.is_dir() else path.parent
+    inner = sorted(folder.glob("*/config.json"))
+    file = folder / "config.json"
     if not file.exists():
-        return {}
+        if len(inner) != 1:
+            return {}
+        file = inner[0]
     try:
         declared = json.loads(file.read_text())
     except (OSError, ValueError):
