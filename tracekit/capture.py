@@ -8,6 +8,7 @@ import numpy as np
 import xxhash
 
 from tracekit.dtypes import is_float, to_float
+from tracekit.speech import counts
 from tracekit.trace import Array, Sequence, Trace
 
 LOOKED_AT = 8
@@ -23,6 +24,10 @@ CONSTANT_SHARE = 0.5
 
 def capture_problems(trace: Trace) -> list[str]:
     """Why no verdict can be reached from this trace, one line each; empty where it looks like a recording."""
+    if any(counts(sequence) for sequence in trace.sequences):
+        return [
+            f"{trace.path}: was read from a text log and holds counts only; tracekit summary sets them side by side"
+        ]
     out = []
     for sequence in trace.sequences:
         out += [f"{trace.path}: sequence {sequence.index}: {problem}" for problem in _problems(sequence)]

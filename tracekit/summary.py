@@ -20,6 +20,13 @@ from tracekit.trace import Json, Sequence, Trace
 FALLBACK, REDRAW = "repetition_fallback", "redraw"
 """Kinds of events: a second draw because of repetition; a draw again because the sequence was too short to stop."""
 
+COUNTED = {
+    PROMPT_TEXT: "prompt_text_tokens",
+    SPOKEN_TEXT: "tts_text_tokens",
+    PROMPT_SPEECH: "prompt_speech_tokens",
+}
+"""Tensor of a recorded prompt -> what a text log's counts call its length."""
+
 
 def summarise(traces: Iterable[Trace]) -> list[Json]:
     """A row a sequence, rows of the same sequence index together; None where a trace does not know a number."""
@@ -31,7 +38,7 @@ def sequence_summary(trace: Trace, sequence: Sequence) -> Json:
     """One row. Lengths are in tokens, `seconds` in seconds of sound, `stop_step` counts from 0."""
     told = counts(sequence)
     speech = is_speech(trace, sequence)
-    made = told.get("generated_tokens", len(generated(trace, sequence)))
+    made = told.get("generated_tokens", told.get("stop_step", len(generated(trace, sequence))))
     stopped = sequence.end_reason == STOPPED and sequence.step_count > 0
     return {
         "sequence": sequence.index,
@@ -43,15 +50,22 @@ def sequence_summary(trace: Trace, sequence: Sequence) -> Json:
         "prompt_speech_tokens": _length(sequence, PROMPT_SPEECH, told),
         "generated_tokens": made,
         "stop_step": told.get("stop_step", sequence.step_count - 1 if stopped and not told else None),
-        "end": sequence.end_reason if trace.status == "complete" or sequence.end_reason else "cut off",
+        "end": _end(sequence, told),
         "seconds": made / TOKENS_A_SECOND if speech and made is not None else None,
         **_events(sequence, speech, bool(told)),
     }
 
 
+def _end(sequence: Sequence, told: Json) -> str | None:
+    """How the sequence ended; None where a text log does not say it."""
+    if told:
+        return STOPPED if "stop_step" in told else None
+    return sequence.end_reason or "cut off"
+
+
 def _length(sequence: Sequence, name: str, told: Json) -> int | None:
     ids = sequence.inputs.get(name)
-    number = told.get(name.removesuffix("_ids") + "s")
+    number: int | None = told.get(COUNTED[name])
     return number if ids is None else len(ids)
 
 

@@ -1,4 +1,4 @@
-"""`tracekit import`: a log becomes an archive."""
+"""`tracekit import`: a log, or what a program printed, becomes an archive."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from tracekit.archive import write_archive
+from tracekit.log import MAGIC
 from tracekit.log_trace import LogTrace
+from tracekit.text_log import import_text_log, read_text_log
 from tracekit.trace import TraceError
 
 
@@ -23,10 +25,16 @@ def command(log: Path, output: Path | None, keep_log: bool, as_json: bool) -> No
     """Turn LOG (*.tklog) into an HDF5 archive, also where the program was killed.
 
     Every step that was complete is kept; the log is removed once the archive is on disk.
+
+    LOG may also be what a CosyVoice program printed, Python's or the native one: the archive then holds the counts that
+    it says, for `tracekit summary`, and the text log stays.
     """
     target = output or log.with_suffix(".h5")
     if target.resolve() == log.resolve():
         raise TraceError(f"{log}: would be overwritten by its own archive; give another name with -o")
+    if not _is_log(log):
+        click.echo(_import_text(log, target, as_json))
+        return
     with LogTrace(log) as trace:
         steps = sum(sequence.step_count for sequence in trace.sequences)
         told = {
@@ -43,3 +51,24 @@ def command(log: Path, output: Path | None, keep_log: bool, as_json: bool) -> No
         click.echo(json.dumps(told))
     else:
         click.echo(f"{target}: {told['sequences']} sequences, {steps} steps, {told['detail'] or 'complete'}")
+
+
+def _is_log(path: Path) -> bool:
+    """Whether to read it as frames: by its name, or by what it begins with."""
+    if path.suffix == ".tklog":
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _import_text(path: Path, target: Path, as_json: bool) -> str:
+    log = read_text_log(path)
+    import_text_log(log, target)
+    told = {"archive": str(target), "implementation": log.implementation, "sequences": len(log.segments)}
+    counted = [segment.counts for segment in log.segments]
+    if as_json:
+        return json.dumps(told | {"counts": counted})
+    return f"{target}: {log.implementation}, {len(counted)} sequences, counts only"

@@ -1,0 +1,160 @@
+"""A program's own text log as a trace: the counts that it printed, and token ids where it printed those.
+
+Two programs are known. Python's prints `LLM generated N speech tokens`; the native one prints
+`LLM: stop token reached at step N` and `Generated N speech tokens`. Lines of token ids are a list in brackets after the
+words `speech tokens` or `token ids`; prompt and text lengths are a number after the words that name them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.archive import write_archive
+from tracekit.log import LogWriter
+from tracekit.log_trace import LogTrace
+from tracekit.speech import COUNTS, PROMPT_SPEECH, STOPPED
+from tracekit.trace import Json, TraceError
+
+LINE_LIMIT = 1 << 20
+"""Characters of a line that are looked at; a list of token ids of a minute's speech takes 9000."""
+DIGITS = r"(\d{1,9})"
+PYTHON = re.compile(rf"LLM generated {DIGITS} speech tokens?\b")
+NATIVE = re.compile(rf"(?<!LLM )\bGenerated {DIGITS} speech tokens?\b")
+STOP = re.compile(rf"LLM: stop token reached at step {DIGITS}\b")
+IDS = re.compile(r"(?P<prompt>prompt )?(?:speech[ _]tokens?|token[ _]ids?)\b[^\[\]\d]{0,40}\[(?P<ids>[\d,\s]*)\]", re.I)
+LENGTHS = {
+    "prompt_speech_tokens": re.compile(
+        rf"prompt[ _]speech(?:[ _]tokens?)?(?:[ _]len(?:gth)?)?\s*[:=]?\s*{DIGITS}\b", re.I
+    ),
+    "prompt_text_tokens": re.compile(rf"prompt[ _]text(?:[ _]tokens?)?(?:[ _]len(?:gth)?)?\s*[:=]?\s*{DIGITS}\b", re.I),
+    "tts_text_tokens": re.compile(
+        rf"(?:tts[ _]text|(?<!prompt )(?<!prompt_)\btext)(?:[ _]tokens?)?(?:[ _]len(?:gth)?)?\s*[:=]?\s*{DIGITS}\b",
+        re.I,
+    ),
+}
+"""What a log may say of a segment's input -> the line."""
+
+
+@dataclass
+class Segment:
+    """What a log says of one segment."""
+
+    counts: Json = field(default_factory=dict)
+    tokens: list[int] | None = None
+    prompt_speech: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class TextLog:
+    """A log as it was read: which program wrote it, and its segments in order."""
+
+    path: Path
+    implementation: str
+    segments: list[Segment]
+
+
+def read_text_log(path: Path) -> TextLog:
+    """Read a log line by line. Raises TraceError where it cannot be read or says nothing of speech tokens."""
+    segments: list[Segment] = []
+    open_segment = Segment()
+    seen: set[str] = set()
+    for line in _lines(path):
+        _take_input(line, open_segment)
+        stop = STOP.search(line)
+        if stop:
+            seen.add("native")
+            open_segment.counts["stop_step"] = int(stop[1])
+        for side, pattern in (("python", PYTHON), ("native", NATIVE)):
+            said = pattern.search(line)
+            if said:
+                seen.add(side)
+                open_segment.counts["generated_tokens"] = int(said[1])
+                segments.append(open_segment)
+                open_segment = Segment()
+    if "stop_step" in open_segment.counts:  # the program was stopped between its two lines
+        segments.append(open_segment)
+    _check(path, segments, seen)
+    return TextLog(path, seen.pop(), segments)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            while line := file.readline(LINE_LIMIT):
+                yield line
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _take_input(line: str, segment: Segment) -> None:
+    ids = IDS.search(line)
+    if ids:
+        numbers = [int(number) for number in ids["ids"].replace(",", " ").split() if len(number) < 10]
+        if ids["prompt"]:
+            segment.prompt_speech = numbers
+        else:
+            segment.tokens = numbers
+        return
+    for name, pattern in LENGTHS.items():
+        said = pattern.search(line)
+        if said:
+            segment.counts[name] = int(said[1])
+
+
+def _check(path: Path, segments: list[Segment], seen: set[str]) -> None:
+    if not segments:
+        raise TraceError(
+            f"{path}: is no log of tracekit, and has no line `LLM generated N speech tokens`, "
+            "`Generated N speech tokens` or `LLM: stop token reached at step N`; give a *.tklog, or what a CosyVoice program printed"
+        )
+    if len(seen) > 1:
+        raise TraceError(f"{path}: holds lines of both programs; import the log of each side by itself")
+    for index, segment in enumerate(segments):
+        said = segment.counts.get("generated_tokens")
+        if segment.tokens is not None and said is not None and len(segment.tokens) != said:
+            raise TraceError(
+                f"{path}: segment {index} says {said} speech tokens and lists {len(segment.tokens)}; "
+                "give the log as the program wrote it"
+            )
+
+
+def import_text_log(log: TextLog, target: Path) -> None:
+    """Write the log as an archive of counts only. The log stays. Raises TraceError where it cannot be written."""
+    try:
+        folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:
+        raise TraceError(f"{target}: cannot be written: {error.strerror}") from None
+    with folder as scratch:
+        frames = Path(scratch) / "counts.tklog"
+        _write(log, LogWriter(frames))
+        with LogTrace(frames) as trace:
+            write_archive(trace, target)
+
+
+def _write(log: TextLog, writer: LogWriter) -> None:
+    writer.open(
+        log.implementation,
+        command={"cwd": os.fspath(log.path.parent.resolve())},
+        recorder={"level": "counts", "imported_from": log.path.name},
+    )
+    for index, segment in enumerate(log.segments):
+        prompt = {} if segment.prompt_speech is None else {f"prompt/{PROMPT_SPEECH}": _ids(segment.prompt_speech)}
+        writer.sequence(index, prompt, **{COUNTS: segment.counts | {"speech": True}})
+        tokens = segment.tokens or []
+        for step, token in enumerate(tokens):
+            writer.step(index, step, step, token, {})
+        stopped = "stop_step" in segment.counts
+        writer.end_sequence(index, len(tokens), STOPPED if stopped else "done")
+    writer.close()
+
+
+def _ids(numbers: list[int]) -> NDArray[np.int64]:
+    return np.array(numbers, dtype=np.int64)
