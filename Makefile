@@ -38,7 +38,7 @@ model: $(MODEL)/model.safetensors ## The real checkpoint, SmolLM2-135M-Instruct,
 $(MODEL)/model.safetensors: | $(VENV)/.ready
 	$(BIN)/python scripts/fetch_model.py $(MODEL)
 
-cosyvoice3-model: $(VENV)/.ready ## A small CosyVoice3 checkpoint, trained on made-up speech, in .cache/cosyvoice3 (half a minute)
+cosyvoice3-model: $(VENV)/.ready ## A small CosyVoice3 checkpoint, trained on made-up speech, in .cache/cosyvoice3 (a minute at most)
 	$(BIN)/python scripts/make_cosyvoice3.py .cache/cosyvoice3
 
 demo: setup model ## Record a real model in PyTorch and in Rust, diff them, then name a planted fault

@@ -1,6 +1,6 @@
 """Make a CosyVoice3 model folder: the public checkpoint's names and shapes, for tests and benchmarks.
 
-    python scripts/make_cosyvoice3.py .cache/cosyvoice3             # small, trained for half a minute
+    python scripts/make_cosyvoice3.py .cache/cosyvoice3             # small, trained for a minute at most
     python scripts/make_cosyvoice3.py out/full --size full          # 0.5B, random, not trained
 
 The folder holds `llm.rl.pt`, `llm.rl.safetensors`, `cosyvoice3.yaml`, `CosyVoice-BlankEN/config.json`, `tokenizer.json`
@@ -380,8 +380,10 @@ def _mixed(rows: _Rows, written: list[int], said: list[int]) -> tuple[list[int],
 
 
 def train(model: cosyvoice3.CosyVoice3LM, speech: Speech, steps: int, batch: int = 10) -> None:
-    """Teach `model` what follows in made-up speech."""
+    """Teach `model` what follows in made-up speech. In one thread: sums then come out the same on any machine."""
     torch.use_deterministic_algorithms(True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.0, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
     model.train()
@@ -395,6 +397,7 @@ def train(model: cosyvoice3.CosyVoice3LM, speech: Speech, steps: int, batch: int
         if step % 40 == 0 or step == steps - 1:
             print(f"step {step}: loss {loss.item():.2f}", file=sys.stderr)
     model.eval()
+    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
 
 
