@@ -113,7 +113,8 @@ def _check(path: Path, segments: list[Segment], seen: set[str]) -> None:
     if not segments:
         raise TraceError(
             f"{path}: is no log of tracekit, and has no line `LLM generated N speech tokens`, "
-            "`Generated N speech tokens` or `LLM: stop token reached at step N`; give a *.tklog, or what a CosyVoice program printed"
+            "`Generated N speech tokens` or `LLM: stop token reached at step N`; "
+            "give a *.tklog, or what a CosyVoice program printed"
         )
     if len(seen) > 1:
         raise TraceError(f"{path}: holds lines of both programs; import the log of each side by itself")
