@@ -26,3 +26,13 @@ def open_trace(path: str | os.PathLike[str]) -> Trace:
         return ArchiveTrace(path)
     what = "is empty" if not head else "is neither a log (*.tklog) nor an archive (*.h5) of tracekit"
     raise TraceError(f"{path}: {what}; give a file that tracekit recorded")
+
+
+def is_trace(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as a log or an archive does. False where it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(8)
+    except OSError:
+        return False
+    return head[:4] == MAGIC or head == HDF5_SIGNATURE

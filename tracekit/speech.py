@@ -38,3 +38,10 @@ def generated(trace: Trace, sequence: Sequence) -> Array:
     tokens = sequence.tokens
     ended = sequence.end_reason == STOPPED and is_speech(trace, sequence)
     return tokens[:-1] if ended and tokens.size and not counts(sequence) else tokens
+
+
+def generated_count(trace: Trace, sequence: Sequence) -> int:
+    """How many tokens a caller got: of the steps, or as a text log says it."""
+    told = counts(sequence)
+    said = told.get("generated_tokens", told.get("stop_step"))
+    return said if isinstance(said, int) else len(generated(trace, sequence))

@@ -12,7 +12,7 @@ from tracekit.speech import (
     STOPPED,
     TOKENS_A_SECOND,
     counts,
-    generated,
+    generated_count,
     is_speech,
 )
 from tracekit.trace import Json, Sequence, Trace
@@ -38,7 +38,7 @@ def sequence_summary(trace: Trace, sequence: Sequence) -> Json:
     """One row. Lengths are in tokens, `seconds` in seconds of sound, `stop_step` counts from 0."""
     told = counts(sequence)
     speech = is_speech(trace, sequence)
-    made = told.get("generated_tokens", told.get("stop_step", len(generated(trace, sequence))))
+    made = generated_count(trace, sequence)
     stopped = sequence.end_reason == STOPPED and sequence.step_count > 0
     return {
         "sequence": sequence.index,
@@ -51,7 +51,7 @@ def sequence_summary(trace: Trace, sequence: Sequence) -> Json:
         "generated_tokens": made,
         "stop_step": told.get("stop_step", sequence.step_count - 1 if stopped and not told else None),
         "end": _end(sequence, told),
-        "seconds": made / TOKENS_A_SECOND if speech and made is not None else None,
+        "seconds": made / TOKENS_A_SECOND if speech else None,
         **_events(sequence, speech, bool(told)),
     }
 

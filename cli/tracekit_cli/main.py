@@ -19,6 +19,7 @@ COMMANDS = {
     "names": "tracekit_cli.names",
     "summary": "tracekit_cli.summary",
     "tokens": "tracekit_cli.tokens",
+    "audio": "tracekit_cli.audio",
     "weights": "tracekit_cli.weights",
 }
 """Command name -> module that defines `command`, in the order of the help."""
