@@ -27,7 +27,7 @@ pytest.importorskip("transformers")
 
 import tracekit_torch  # noqa: E402
 from tracekit_torch.adapters.ras_step import sampling_numbers  # noqa: E402
-from transformers import AutoTokenizer  # noqa: E402
+from transformers import AutoTokenizer, Qwen2Config  # noqa: E402
 
 SPEAK = Path(__file__).parent / "fixtures" / "speak.py"
 TEXT = "A light rain is falling over the valley, and the lamps are lit."
@@ -230,6 +230,37 @@ def fixture_model(folder: Path) -> Any:
     return model.eval()
 
 
+def test_the_second_models_special_rows_are_named(example: Any, tmp_path: Path) -> None:
+    """CosyVoice2: sos and task id in a table of their own, and three stop tokens."""
+    cosyvoice3 = sys.modules["cosyvoice3"]
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=40,
+        tie_word_embeddings=True,
+    )
+    config.save_pretrained(tmp_path / "CosyVoice-BlankEN")
+    inner = cosyvoice3.Qwen2Encoder(tmp_path / "CosyVoice-BlankEN")
+    model = cosyvoice3.Qwen2LM(32, 32, 50, inner, functools.partial(cosyvoice3.ras_sampling, top_k=5)).eval()
+    words, none = torch.tensor([[7, 8, 7]]), torch.zeros(1, 0, dtype=torch.int64)
+    arguments = (words, torch.tensor([3]), torch.tensor([[9]]), torch.tensor([1]), none, torch.tensor([0]))
+    with tracekit_torch.record(model, tmp_path / "run.h5"):
+        spoken = list(model.inference(*arguments, torch.zeros(1, 192), min_token_text_ratio=0, max_token_text_ratio=2))
+    trace = tracekit.open(tmp_path / "run.h5")
+    sequence = trace.sequences[0]
+    assert list(sequence.prompt_ids) == [-1, 9, 7, 8, 7, -1]
+    assert list(sequence.inputs["vocabulary"]) == [2, 0, 0, 0, 0, 2]
+    assert [(sequence.texts or [])[index] for index in (0, 5)] == ["<sos>", "<task_id>"]
+    assert sequence.sampling["stop_token_ids"] == [50, 51, 52] and sequence.sampling["top_p"] == 0.7
+    assert [token for token in sequence.tokens if token < 50] == spoken
+    assert trace.config["model"]["model_type"] == "cosyvoice2"
+    assert trace.config["checkpoint"] == str(tmp_path)
+
+
 # -------------------------------------------------------------------- logits, draws, events
 
 
@@ -376,6 +407,7 @@ def test_a_generation_never_begun_is_no_sequence(speaker: Speaker, tmp_path: Pat
         ({"level": "logits"}, 0, True),
         ({"logits": 8}, 43, False),
         ({"sites": "down_proj$"}, 3, True),
+        ({"rng": "thorough", "level": "tokens"}, 0, False),
     ],
 )
 def test_less_can_be_recorded(
@@ -431,6 +463,15 @@ def test_follow_forces_the_tokens(said: tuple[list[int], Trace], speaker: Speake
     assert spoken == [said[0]] and list(sequence.tokens) == list(said[1].sequences[0].tokens)
     assert any(event.kind == "forced" for index in range(sequence.step_count) for event in sequence.step(index).events)
     assert all_sites_equal(sequence, said[1].sequences[0])
+
+
+def test_a_followed_trace_ends_the_generation(speaker: Speaker, tmp_path: Path) -> None:
+    with tracekit_torch.record(speaker.model, tmp_path / "short.h5"):
+        torch.manual_seed(1)
+        first = list(itertools.islice(speaker.segment(), 5))
+    spoken, trace = speaker.record(tmp_path / "run.h5", seed=2, follow=tmp_path / "short.h5")
+    assert spoken == [first]
+    assert (trace.sequences[0].step_count, trace.sequences[0].end_reason) == (5, "left")
 
 
 def all_sites_equal(one: Sequence, other: Sequence) -> bool:

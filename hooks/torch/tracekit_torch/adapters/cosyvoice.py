@@ -72,9 +72,7 @@ def _folder(inner: nn.Module) -> str | None:
 class Segment:
     """One generation of speech tokens. `arguments` are those of the call that began it, by name."""
 
-    def __init__(self, arguments: Json, number: int) -> None:
-        self.arguments = arguments
-        self.number = number
+    def __init__(self, arguments: Json) -> None:
         self.parts = _parts(arguments)
         self.min_len, self.max_len = _limits(arguments, self.parts)
         self.known = KnownRows()
@@ -163,7 +161,7 @@ class CosyVoice:
         if self._current is not None:
             self._note_limits(self._current, arguments)
             return None
-        segment = Segment(arguments, len(self._segments) + self._recorder.sequences)
+        segment = Segment(arguments)
         self._segments.append(segment)
         return segment
 
