@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from tracekit.trace import Json
-from tracekit_torch.adapters.cosyvoice import CosyVoice, Segment, is_speech_class
+from tracekit_torch.adapters.cosyvoice import CosyVoice
+from tracekit_torch.adapters.speech_models import is_speech_class
+from tracekit_torch.adapters.speech_segment import Segment
 from tracekit_torch.recorder import Recorder
 
 GENERATIONS = ("inference", "inference_bistream", "inference_wrapper")

@@ -22,7 +22,7 @@ from torch import nn
 
 from tracekit.trace import Json
 from tracekit_torch import describe
-from tracekit_torch.adapters import cosyvoice, transformers_causal
+from tracekit_torch.adapters import speech_models, transformers_causal
 from tracekit_torch.adapters.any_module import AnyModule
 from tracekit_torch.adapters.cosyvoice import CosyVoice
 from tracekit_torch.adapters.processors import watched_chain
@@ -90,9 +90,9 @@ class Watch:
         self._release_modules()
         head = None
         adapter: Adapter
-        if cosyvoice.knows(model):
+        if speech_models.knows(model):
             speech = CosyVoice(recorder, model)
-            recorder.attach(model, speech, speech.head, sampling, cosyvoice.about(model))
+            recorder.attach(model, speech, speech.head, sampling, speech_models.about(model))
             speech.listen()
             return
         if transformers_causal.knows(model):
@@ -103,7 +103,7 @@ class Watch:
 
     def _speaks(self, model: nn.Module) -> None:
         """A speech model begins a segment."""
-        if cosyvoice.knows(model) and (self._pattern is None or self._matches(model, self._pattern)):
+        if speech_models.knows(model) and (self._pattern is None or self._matches(model, self._pattern)):
             self.found(model)
 
     # ---------------------------------------------------------------- any module's call, until the model is found

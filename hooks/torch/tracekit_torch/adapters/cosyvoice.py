@@ -1,4 +1,4 @@
-"""CosyVoice's speech-token language models, `CosyVoice3LM` and `Qwen2LM`: recognised by the names of class and methods.
+"""CosyVoice's speech-token language models, `CosyVoice3LM` and `Qwen2LM`.
 
 One segment of text is one sequence. Its input is rows of two embedding tables, which `inference` puts together; the
 Qwen2 inside runs over them, `llm_decoder` makes the logits, and `sampling_ids` draws. What the Qwen2's own head gives
@@ -10,82 +10,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from tracekit.trace import Json
-from tracekit_torch import describe
 from tracekit_torch.adapters.causal_calls import cache_length
 from tracekit_torch.adapters.ras_step import RasStep, sampling_numbers
-from tracekit_torch.adapters.speech_rows import NO_TOKEN, InputRow, KnownRows, Run, Vocabulary, runs
+from tracekit_torch.adapters.speech_rows import NO_TOKEN, InputRow, Run, Vocabulary, runs
+from tracekit_torch.adapters.speech_segment import Segment
 from tracekit_torch.draws import Drawn
-from tracekit_torch.recorder import About, Choice, Recorder, Row, as_tensor, generator_state
+from tracekit_torch.recorder import Choice, Recorder, Row, as_tensor, generator_state
 
-MODEL_NAMES = ("CosyVoice3LM", "Qwen2LM")
-PARTS = ("llm", "llm_decoder", "speech_embedding", "sampling_ids", "sampling", "speech_token_size", "inference")
-"""What such a model has."""
-BLANK = "CosyVoice-Blank"
-"""How the Qwen2's own folder inside a model folder begins."""
 SPECIAL = ("sos", "eos_token", "task_id", "fill_token")
-
-
-def is_speech_class(kind: type) -> bool:
-    """Whether a class is such a model, or derived from one."""
-    return any(base.__name__ in MODEL_NAMES for base in kind.__mro__)
-
-
-def knows(module: nn.Module) -> bool:
-    """Whether `module` is a speech-token language model that can be recorded."""
-    if not is_speech_class(type(module)) or not all(hasattr(module, part) for part in PARTS):
-        return False
-    return isinstance(getattr(module.llm, "model", None), nn.Module)
-
-
-def about(model: Any) -> About:
-    """What the trace says of the model, and which of its modules do not count."""
-    inner = model.llm.model
-    third = any(base.__name__ == "CosyVoice3LM" for base in type(model).__mro__)
-    told = describe.model_config(inner) | {
-        "model_type": "cosyvoice3" if third else "cosyvoice2",
-        "class": type(model).__name__,
-        "speech_token_size": int(model.speech_token_size),
-    }
-    unused: dict[nn.Module, str] = {inner: "not the logits"}
-    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
-    if isinstance(head, nn.Module):
-        unused[head] = "not the logits"
-    return About(told, _folder(inner), inner, unused)
-
-
-def _folder(inner: nn.Module) -> str | None:
-    """The model folder: the Qwen2 inside comes from a folder in it."""
-    name = describe.checkpoint(inner)
-    if name is None or not Path(name).is_dir():
-        return name
-    path = Path(name).resolve()
-    return str(path.parent if path.name.startswith(BLANK) else path)
-
-
-class Segment:
-    """One generation of speech tokens. `arguments` are those of the call that began it, by name."""
-
-    def __init__(self, arguments: Json) -> None:
-        self.parts = _parts(arguments)
-        self.min_len, self.max_len = _limits(arguments, self.parts)
-        self.known = KnownRows()
-        self.row: Row | None = None
-        self.first = 0
-        """Position of the first row of the call that goes on."""
-        self.logits: torch.Tensor | None = None  # [V] on the host
-        self.answered = False
-        """The model has answered, and no token was chosen since."""
-        self.fed: Json | None = None
-        """Rows that were put in behind the prompt, other than the last token."""
-        self.step: RasStep | None = None
-        self.last: int | None = None
 
 
 class CosyVoice:
@@ -397,29 +335,3 @@ def _fed(first: int, labels: list[InputRow]) -> Json:
         "token_ids": [label.token for label in labels],
         "vocabulary": [int(label.vocabulary) for label in labels],
     }
-
-
-def _parts(arguments: Json) -> dict[str, list[int]]:
-    """The token ids that the input is made of, by the names of the trace's `prompt/` tensors."""
-    names = {
-        "prompt_text": "prompt_text_token_ids",
-        "text": "tts_text_token_ids",
-        "prompt_speech_token": "speech_token_ids",
-    }
-    out = {}
-    for argument, name in names.items():
-        value = arguments.get(argument)
-        if isinstance(value, torch.Tensor) and not value.is_floating_point():
-            out[name] = [int(token) for token in value.reshape(-1).tolist()]
-    return out
-
-
-def _limits(arguments: Json, parts: dict[str, list[int]]) -> tuple[int | None, int | None]:
-    """min_len and max_len: as given, else as the model works them out from the length of the text."""
-    out = []
-    for name, ratio in (("min_len", "min_token_text_ratio"), ("max_len", "max_token_text_ratio")):
-        value, factor = arguments.get(name), arguments.get(ratio)
-        if not isinstance(value, int) and isinstance(factor, (int, float)) and "tts_text_token_ids" in parts:
-            value = int(len(parts["tts_text_token_ids"]) * factor)
-        out.append(value if isinstance(value, int) else None)
-    return out[0], out[1]
