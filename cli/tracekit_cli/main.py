@@ -21,6 +21,7 @@ COMMANDS = {
     "tokens": "tracekit_cli.tokens",
     "audio": "tracekit_cli.audio",
     "weights": "tracekit_cli.weights",
+    "config": "tracekit_cli.config",
 }
 """Command name -> module that defines `command`, in the order of the help."""
 
