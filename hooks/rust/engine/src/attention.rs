@@ -65,6 +65,11 @@ impl<'a> Attention<'a> {
         })
     }
 
+    /// Forgets all positions.
+    pub fn clear(&mut self) {
+        self.cache = None;
+    }
+
     /// `mask` is that of a layer that sees all positions.
     pub fn forward(&mut self, xs: &Tensor, cached: usize, mask: Option<&Tensor>) -> Result<Tensor> {
         let (faults, index) = (self.core.faults, self.core.index);

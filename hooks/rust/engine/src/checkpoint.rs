@@ -17,10 +17,15 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The weights, mapped; each tensor comes in `dtype` when it is asked for.
 pub fn weights(folder: &Path, dtype: DType) -> Result<VarBuilder<'static>> {
-    let files = weight_files(folder)?;
+    weights_of(&weight_files(folder)?, dtype)
+}
+
+/// The same of these files.
+pub fn weights_of(files: &[PathBuf], dtype: DType) -> Result<VarBuilder<'static>> {
+    let named = files.first().map(|file| file.display().to_string()).unwrap_or_default();
     // SAFETY: the files are mapped for reading; nothing of this program writes to them.
-    let builder = unsafe { VarBuilder::from_mmaped_safetensors(&files, dtype, &Device::Cpu) };
-    builder.map_err(|error| trouble(format!("{}: {error}", folder.display())))
+    let builder = unsafe { VarBuilder::from_mmaped_safetensors(files, dtype, &Device::Cpu) };
+    builder.map_err(|error| trouble(format!("{named}: {error}")))
 }
 
 /// `model.safetensors`, or the shards that `model.safetensors.index.json` names.

@@ -35,6 +35,7 @@ impl Generation<'_> {
             prompt_text: self.prompt_text,
             texts: tracekit::enabled().then(|| self.prompt_ids.iter().map(|&id| text(id)).collect()),
             rng_state: tracekit::enabled().then(|| rng.state()).as_ref().map(|state| &state[..]),
+            ..tracekit::SequenceStart::default()
         })?;
         let began = Instant::now();
         let mut logits = self.prefill(&mut model)?;

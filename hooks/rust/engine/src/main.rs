@@ -4,6 +4,8 @@ mod attention;
 mod attention_core;
 mod checkpoint;
 mod config;
+mod cosyvoice3;
+mod decoder;
 mod faults;
 mod fields;
 mod generate;
@@ -33,7 +35,12 @@ use trouble::{trouble, Result};
 use variants::Variants;
 
 fn main() {
-    if let Err(error) = Options::from_command_line().and_then(|options| run(&options)) {
+    let speaks = std::env::args_os().nth(1).is_some_and(|word| word == "cosyvoice3");
+    let done = match speaks {
+        true => cosyvoice3::main(),
+        false => Options::from_command_line().and_then(|options| run(&options)),
+    };
+    if let Err(error) = done {
         eprintln!("tracekit-native: {error}");
         std::process::exit(2);
     }
@@ -63,6 +70,7 @@ fn run(options: &Options) -> Result<()> {
         windows: &config.windows,
         settings: &settings,
         stop: &defaults.eos_token_ids,
+        speech: false,
     };
     faults.check_run(run)?;
     let variants = Variants::new(&options.variant);

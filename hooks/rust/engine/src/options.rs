@@ -8,10 +8,10 @@ use tracekit::sampling::Sampling;
 
 use crate::faults;
 use crate::generation_config::GenerationConfig;
-use crate::trouble::{trouble, Result};
+use crate::trouble::{trouble, Result, Trouble};
 use crate::variants::Variant;
 
-/// Generate text with a Llama or Qwen2 checkpoint; set TRACEKIT_LOG (or run under `tracekit record --`) to record.
+/// Generate text with a Llama or Qwen2 checkpoint (speech tokens: `tracekit-native cosyvoice3 --help`); set TRACEKIT_LOG (or run under `tracekit record --`) to record.
 #[derive(Parser, Debug)]
 #[command(version, allow_negative_numbers = true, after_long_help = faults::help())]
 pub struct Options {
@@ -101,16 +101,7 @@ impl Precision {
 impl Options {
     /// The command line of this process. Asking for help prints it and ends the program.
     pub fn from_command_line() -> Result<Self> {
-        let options = Self::try_parse().map_err(|error| {
-            if !error.use_stderr() {
-                error.exit();
-            }
-            // The first paragraph says what is wrong; usage and hints come after it.
-            let text = error.to_string();
-            let first = text.split("\n\n").next().unwrap_or_default();
-            let words: Vec<&str> = first.trim_start_matches("error: ").split_whitespace().collect();
-            trouble(format!("{}; see --help", words.join(" ")))
-        })?;
+        let options = Self::try_parse().map_err(|error| line_of(&error))?;
         options.check()?;
         Ok(options)
     }
@@ -129,11 +120,7 @@ impl Options {
 
     /// The declared seed.
     pub fn seed(&self) -> Result<u64> {
-        match (self.seed, std::env::var("TRACEKIT_SEED")) {
-            (Some(seed), _) => Ok(seed),
-            (None, Ok(text)) => text.parse().map_err(|_| trouble(format!("TRACEKIT_SEED is {text:?}, not a seed"))),
-            (None, Err(_)) => Ok(0),
-        }
+        seed_of(self.seed)
     }
 
     /// As `generate` of transformers decides it: a flag, else the folder's `generation_config.json`, else its default.
@@ -148,6 +135,27 @@ impl Options {
         }
         check_sampling(&settings)?;
         Ok(settings)
+    }
+}
+
+/// What is wrong with a command line, in one line. Asking for help prints it and ends the program.
+pub fn line_of(error: &clap::Error) -> Trouble {
+    if !error.use_stderr() {
+        error.exit();
+    }
+    // The first paragraph says what is wrong; usage and hints come after it.
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<&str> = first.trim_start_matches("error: ").split_whitespace().collect();
+    trouble(format!("{}; see --help", words.join(" ")))
+}
+
+/// The seed that was given, else TRACEKIT_SEED, else 0.
+pub fn seed_of(given: Option<u64>) -> Result<u64> {
+    match (given, std::env::var("TRACEKIT_SEED")) {
+        (Some(seed), _) => Ok(seed),
+        (None, Ok(text)) => text.parse().map_err(|_| trouble(format!("TRACEKIT_SEED is {text:?}, not a seed"))),
+        (None, Err(_)) => Ok(0),
     }
 }
 

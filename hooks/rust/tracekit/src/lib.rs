@@ -55,6 +55,7 @@ pub mod nn;
 mod program;
 mod recorder;
 mod recording;
+pub mod repetition_aware;
 pub mod rng;
 pub mod sampling;
 mod settings;

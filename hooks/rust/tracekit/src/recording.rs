@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{json, Value};
 
 use crate::call::Call;
 use crate::log::{object, Dtype, TensorRef, Writer};
@@ -25,12 +25,37 @@ pub struct SequenceStart<'a> {
     pub texts: Option<Vec<String>>,
     /// State of the generator as the sequence starts, as torch lays it out.
     pub rng_state: Option<&'a [u8]>,
+    /// What else it was prompted with, i64 each, by name without `prompt/`. A `token_ids` here stands for `prompt_ids`,
+    /// and may hold -1 where a row is no embedding of a token.
+    pub inputs: &'a [(&'a str, Vec<i64>)],
+    /// Sampling settings of this sequence, where they are not the program's.
+    pub sampling: Option<Value>,
+    /// More to say of it: an object.
+    pub more: Value,
 }
 
-const PROMPT: &str = "prompt/token_ids";
+const TOKEN_IDS: &str = "token_ids";
 
 fn id_bytes(ids: &[u32]) -> Vec<u8> {
     ids.iter().flat_map(|&id| i64::from(id).to_le_bytes()).collect()
+}
+
+impl SequenceStart<'_> {
+    /// Tensors by full name; the prompt's ids are among them, once.
+    fn tensors(&self) -> Vec<(String, Vec<u8>)> {
+        let given = self.inputs.iter().any(|(name, _)| *name == TOKEN_IDS);
+        let own = (!given).then(|| (format!("prompt/{TOKEN_IDS}"), id_bytes(self.prompt_ids)));
+        let inputs = self.inputs.iter().map(|(name, values)| {
+            (format!("prompt/{name}"), values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        });
+        own.into_iter().chain(inputs).collect()
+    }
+
+    /// Positions of the prompt.
+    fn length(&self) -> usize {
+        let given = self.inputs.iter().find(|(name, _)| *name == TOKEN_IDS);
+        given.map_or(self.prompt_ids.len(), |(_, values)| values.len())
+    }
 }
 
 /// One log being written.
@@ -86,22 +111,29 @@ impl Recording {
         }
         self.open()?;
         let (sampling, seed) = self.program.sampling();
-        let metadata = object(json!({
+        let mut metadata = object(json!({
             "sequence": self.sequences,
             "prompt_text": start.prompt_text,
             "texts": start.texts,
-            "sampling": sampling,
+            "sampling": start.sampling.as_ref().unwrap_or(sampling),
             "seed": seed,
         }));
-        let ids = id_bytes(start.prompt_ids);
-        let shape = [start.prompt_ids.len()];
-        let mut tensors = vec![TensorRef { name: PROMPT, dtype: Dtype::I64, shape: &shape, data: &ids }];
+        if let Value::Object(more) = &start.more {
+            metadata.extend(more.clone());
+        }
+        let inputs = start.tensors();
+        let shapes: Vec<[usize; 1]> = inputs.iter().map(|(_, data)| [data.len() / 8]).collect();
+        let mut tensors: Vec<TensorRef<'_>> = inputs
+            .iter()
+            .zip(&shapes)
+            .map(|((name, data), shape)| TensorRef { name, dtype: Dtype::I64, shape, data })
+            .collect();
         let state_shape = [start.rng_state.map_or(0, <[u8]>::len)];
         if let Some(state) = start.rng_state {
             tensors.push(TensorRef { name: "rng/state", dtype: Dtype::U8, shape: &state_shape, data: state });
         }
         self.writer.frame("sequence", &metadata, &tensors)?;
-        self.count_sequence(start.prompt_ids.len());
+        self.count_sequence(start.length());
         self.call = Call::default();
         Ok(())
     }
@@ -110,7 +142,7 @@ impl Recording {
     fn start_sequence_of_taps(&mut self) -> Result<()> {
         let prompt = std::mem::take(&mut self.embedded);
         let (data, shape) = (id_bytes(&prompt), [prompt.len()]);
-        let tensor = TensorRef { name: PROMPT, dtype: Dtype::I64, shape: &shape, data: &data };
+        let tensor = TensorRef { name: "prompt/token_ids", dtype: Dtype::I64, shape: &shape, data: &data };
         let tensors = if prompt.is_empty() { vec![] } else { vec![tensor] };
         self.writer.frame("sequence", &object(json!({"sequence": self.sequences})), &tensors)?;
         self.count_sequence(prompt.len());

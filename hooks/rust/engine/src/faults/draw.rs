@@ -67,7 +67,7 @@ impl Faults {
             Kind::Seed { delta } => Some(delta),
             _ => None,
         });
-        seed.wrapping_add_signed(delta.unwrap_or(0))
+        self.unseeded().unwrap_or_else(|| seed.wrapping_add_signed(delta.unwrap_or(0)))
     }
 
     /// Whether the token of a step is the largest logit although the run draws.

@@ -2,7 +2,7 @@
 //!
 //! Each file is a seam: the loaded config, rotary embedding, a layer as it is built (after its loaded tensors were
 //! hashed), the attention core, the KV cache, the wiring of a block, the sampler's settings,
-//! its processors, its draws, and the ends of the sequence. Without
+//! its processors, its draws, the ends of the sequence, and CosyVoice's program around its model. Without
 //! `--fault` every seam gives back what it was given.
 
 mod attention;
@@ -14,6 +14,7 @@ mod ends;
 mod processors;
 mod rotary;
 mod settings;
+mod speech;
 mod weights;
 mod words;
 
@@ -40,6 +41,7 @@ enum Kind {
     Processors(processors::Kind),
     Draw(draw::Kind),
     Ends(ends::Kind),
+    Speech(speech::Kind),
 }
 
 #[derive(Debug)]
@@ -72,6 +74,8 @@ pub struct Run<'a> {
     pub settings: &'a Sampling,
     /// Stop tokens.
     pub stop: &'a [u32],
+    /// The run is of CosyVoice3's speech tokens.
+    pub speech: bool,
 }
 
 // Each says why a fault cannot show in this run, or `None`.
@@ -106,7 +110,7 @@ impl Run<'_> {
 /// Every fault, in the seams' order.
 fn table() -> impl Iterator<Item = Row> {
     let model = [config::TABLE, rotary::TABLE, weights::TABLE, attention::TABLE, cache::TABLE, block::TABLE];
-    let generation = [settings::TABLE, processors::TABLE, draw::TABLE, ends::TABLE];
+    let generation = [settings::TABLE, processors::TABLE, draw::TABLE, ends::TABLE, speech::TABLE];
     model.into_iter().chain(generation).flatten().copied()
 }
 
@@ -151,6 +155,7 @@ impl Faults {
                 Kind::Processors(kind) => kind.cannot_show(&run),
                 Kind::Draw(kind) => kind.cannot_show(&run),
                 Kind::Ends(kind) => kind.cannot_show(&run),
+                Kind::Speech(kind) => kind.cannot_show(&run),
                 Kind::Config(_) | Kind::Weights(_) | Kind::Block(_) => None,
             };
             hidden.map_or(Ok(()), |why| Err(trouble(format!("--fault {}: {why}", fault.text))))
@@ -187,7 +192,8 @@ impl Fault {
         };
         let kind = Self::kind(text).ok_or_else(|| trouble(format!("--fault {text}: is written {syntax}")))?;
         // Faults behind the model have no place that could be missing.
-        let placeless = matches!(kind, Kind::Settings(_) | Kind::Processors(_) | Kind::Draw(_) | Kind::Ends(_));
+        let placeless =
+            matches!(kind, Kind::Settings(_) | Kind::Processors(_) | Kind::Draw(_) | Kind::Ends(_) | Kind::Speech(_));
         Ok(Self { text: text.to_string(), kind, found: AtomicBool::new(placeless) })
     }
 
@@ -207,6 +213,7 @@ impl Fault {
             .or_else(|| read(text, processors::parse).map(Kind::Processors))
             .or_else(|| read(text, draw::parse).map(Kind::Draw))
             .or_else(|| read(text, ends::parse).map(Kind::Ends))
+            .or_else(|| read(text, speech::parse).map(Kind::Speech))
     }
 }
 
