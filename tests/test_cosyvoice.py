@@ -465,6 +465,30 @@ def test_follow_forces_the_tokens(said: tuple[list[int], Trace], speaker: Speake
     assert all_sites_equal(sequence, said[1].sequences[0])
 
 
+def test_follow_forces_the_draws_of_the_segment_that_draws(speaker: Speaker, tmp_path: Path) -> None:
+    """Not of the other one, which is still open."""
+    texts = ("She opened the letter.", TEXT)
+
+    def run() -> None:
+        parts = [speaker.segment(text) for text in texts]
+        list(itertools.islice(zip(*parts, strict=False), 9))
+        for part in parts:
+            part.close()
+
+    torch.manual_seed(3)
+    with tracekit_torch.record(speaker.model, tmp_path / "ref.h5"):
+        run()
+    torch.manual_seed(8)
+    with tracekit_torch.record(speaker.model, tmp_path / "run.h5", follow=tmp_path / "ref.h5", follow_draws=True):
+        run()
+    reference, trace = tracekit.open(tmp_path / "ref.h5"), tracekit.open(tmp_path / "run.h5")
+    for one, other in zip(reference.sequences, trace.sequences, strict=True):
+        for index in range(one.step_count):
+            assert other.step(index).draws == one.step(index).draws
+            assert other.step(index).events == one.step(index).events
+    assert trace.sequences[1].step(8).draws[0].seed == 3
+
+
 def test_a_followed_trace_ends_the_generation(speaker: Speaker, tmp_path: Path) -> None:
     with tracekit_torch.record(speaker.model, tmp_path / "short.h5"):
         torch.manual_seed(1)

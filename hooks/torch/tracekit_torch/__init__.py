@@ -30,6 +30,7 @@ def record(
     logits: str | int = "full",
     rng: str = "fast",
     follow: str | os.PathLike[str] | None = None,
+    follow_draws: bool = False,
     dtype: str | None = None,
     keep_log: bool = False,
 ) -> Iterator[Recorder]:
@@ -44,6 +45,7 @@ def record(
         logits=str(logits),
         rng=rng,
         follow=None if follow is None else os.fspath(follow),
+        follow_draws=follow_draws,
         dtype=dtype,
         keep_log=keep_log,
     )

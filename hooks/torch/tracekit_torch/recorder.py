@@ -114,6 +114,8 @@ class Recorder:
         self._writer: LogWriter | None = None
         self._process = os.getpid()
         self._rows: list[Row] = []  # those that go on
+        self.drawing: Row | None = None
+        """The row that draws now, where an adapter knows it."""
         self._parameters: list[str] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -275,7 +277,7 @@ class Recorder:
 
     def draws_from(self, generator: torch.Generator) -> None:
         """As `tracekit_torch.draws.Listener`."""
-        row = next((row for row in self._rows if row.reason is None), None)
+        row = self.drawing or next((row for row in self._rows if row.reason is None), None)
         if self.follow is not None and row is not None and generator.device.type == "cpu":
             self.follow.place(row.sequence, row.steps, generator)
 

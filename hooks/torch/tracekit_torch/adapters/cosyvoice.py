@@ -112,7 +112,7 @@ class CosyVoice:
                 yield
             finally:
                 self._inside = before
-                segment.step = None
+                self._recorder.drawing = segment.step = None
                 if self._recorder.taps is not None:
                     self._recorder.taps.call = None
 
@@ -255,6 +255,7 @@ class CosyVoice:
         if segment is not None and segment.row is not None and segment.answered:
             numbers = sampling_numbers(self._model.sampling)
             segment.step = RasStep(scores.detach().reshape(-1), list(decoded), numbers)
+            self._recorder.drawing = segment.row
 
     def took(self, token: int) -> int | None:
         """`sampling_ids` gave `token`. What is returned replaces it (when another trace is followed)."""
