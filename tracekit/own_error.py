@@ -208,7 +208,7 @@ class Own:
         rows = self.statistics.rows
         if self.beside is not None:
             return np.asarray(rows > ODD if (rows > ODD).any() else np.ones(len(rows), dtype=bool))
-        # The site is wrong; from which row on is told by what its other rows are: nearly exact ones in emulated 16 bits.
+        # The site is wrong; from which row on, its other rows tell: in emulated 16 bits they are nearly exact.
         usual = max(STANDS_OUT_ROWS * float(np.median(rows)), 1.5)
         limit = min(SIZE_LIMIT if self.over["size"] > 1.0 else ROW_LIMIT, usual)
         deviations = DEVIATIONS_LIMIT * max(1.0, self.width.get("row gain", 1.0))
