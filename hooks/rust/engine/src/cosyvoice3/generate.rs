@@ -65,6 +65,8 @@ pub struct Voice<'a> {
     pub faults: &'a Faults,
     pub follow: Option<&'a Follow>,
     pub seed: u64,
+    /// Speech tokens after which a segment is left.
+    pub stop_after: usize,
 }
 
 impl Voice<'_> {
@@ -161,6 +163,10 @@ impl Voice<'_> {
                 break;
             }
             tokens.push(token);
+            if tokens.len() == self.stop_after {
+                reason = "left";
+                break;
+            }
             rows = vec![Row::Speech(token)];
             if step + 1 < most {
                 tracekit::forward(segment.rows() + step, 1)?;

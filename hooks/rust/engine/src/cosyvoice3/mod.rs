@@ -50,7 +50,13 @@ fn run(options: &Options) -> Result<()> {
         model.map_err(|error| trouble(format!("{}: {error}", folder.display())))
     })?;
     describe(options, &config, &settings)?;
-    let voice = Voice { settings: &settings, faults: &faults, follow: follow.as_ref(), seed: options.seed()? };
+    let voice = Voice {
+        settings: &settings,
+        faults: &faults,
+        follow: follow.as_ref(),
+        seed: options.seed()?,
+        stop_after: options.stop_after.unwrap_or(usize::MAX),
+    };
     let spoken = voice.speak(model, &segments)?;
     tracekit::close()?;
     match &options.out_tokens {

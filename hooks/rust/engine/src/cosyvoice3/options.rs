@@ -35,6 +35,9 @@ pub struct Options {
     /// Seed of the generator, once for all segments [default: TRACEKIT_SEED, or 0]
     #[arg(long)]
     pub seed: Option<u64>,
+    /// Leave each text after this many speech tokens
+    #[arg(long)]
+    pub stop_after: Option<usize>,
     /// Number format of weights and activations
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub dtype: Precision,
