@@ -1,0 +1,1 @@
+"""Postmortem: which seeds fail, grouped by cause."""

@@ -1,0 +1,119 @@
+"""What a postmortem found: of every seed, of every group of seeds that fail alike, and of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from tracekit.trace import Json
+
+FORMAT = 1
+
+
+class State(StrEnum):
+    """What became of a seed."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    NEAR_TIE = "near-tie"  # tokens differ by rounding alone: no failure
+    CRASH = "crash"  # a program ended with an error
+    TIMEOUT = "timeout"
+    TROUBLE = "trouble"  # nothing was recorded, or the traces cannot be compared
+
+
+@dataclass(frozen=True)
+class Run:
+    """One program with one seed."""
+
+    exit_code: int | None  # None: stopped at its time limit, or never started
+    tokens: int  # over all sequences
+    ends: tuple[str, ...] = ()  # why each sequence ended
+    fallbacks: int = 0  # draws again because of repetition
+    redraws: int = 0
+    trace: str | None = None  # file name in the seed's folder; None where nothing was recorded or kept
+    trouble: str | None = None  # one line
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Run:
+        """The inverse of `asdict`. Raises KeyError or TypeError where it is not one."""
+        return cls(**{**row, "ends": tuple(row.get("ends", ()))})
+
+
+@dataclass(frozen=True)
+class Seed:
+    """What became of a seed, and why."""
+
+    seed: int
+    state: State
+    reference: Run
+    candidate: Run
+    sequence: int | None = None  # where the tokens part first
+    step: int | None = None
+    verdict: Json | None = None  # as `tracekit diff --json` prints it; None where every token agrees
+    also: tuple[Json, ...] = ()  # further faults of the same seed: {"cause", "site", "mechanism", "step", "text"}
+    margins: tuple[float, ...] = ()  # of the reference's steps: how far, in nats, the runner-up of each draw was
+    chance: float | None = None  # nats: log-probability that another draw gives the reference's tokens
+    note: str | None = None
+
+    def to_json(self) -> Json:
+        """Ready for `json.dumps`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Seed:
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError where it is not one."""
+        fields = dict(row)
+        fields["state"] = State(fields["state"])
+        fields["reference"] = Run.from_json(fields["reference"])
+        fields["candidate"] = Run.from_json(fields["candidate"])
+        for name in ("also", "margins"):
+            fields[name] = tuple(fields.get(name, ()))
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with its 95 % confidence interval (Wilson 1927)."""
+
+    count: int
+    of: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Seeds that fail alike."""
+
+    name: str  # a folder's name: `layer-rotary-table-rounded`
+    cause: str  # of the verdict, or `crash`, `timeout`, `trouble`
+    site: str | None
+    mechanism: str | None  # kind of the explanation
+    failing: bool  # False: near-ties
+    seeds: tuple[int, ...]
+    steps: tuple[int | None, ...]  # first divergent step of each
+    example: int  # the seed whose verdict is shown
+    verdict: Json | None
+    text: str  # the example's verdict as a person reads it
+    rate: Rate
+    lucky: str | None = None  # a sentence: may seeds that pass have the fault, too?
+    luck: Json = field(default_factory=dict)  # its numbers
+    overlaps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # other group -> seeds that show its fault too
+
+
+@dataclass(frozen=True)
+class Postmortem:
+    """All of it. Holds no times: the same runs give the same bytes."""
+
+    reference: str  # the command with {seed}, or a folder of traces
+    candidate: str
+    seeds: tuple[Seed, ...]
+    groups: tuple[Group, ...]
+    failing: Rate
+    complete: bool = True  # False: seeds are missing
+
+    def to_json(self) -> Json:
+        """Ready for `json.dumps`."""
+        return {"format": FORMAT, **asdict(self)}
