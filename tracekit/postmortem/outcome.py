@@ -17,6 +17,7 @@ class State(StrEnum):
 
     PASS = "pass"
     FAIL = "fail"
+    LATENT = "latent"  # every token agrees, but the probabilities behind them are off by more than rounding
     NEAR_TIE = "near-tie"  # tokens differ by rounding alone: no failure
     CRASH = "crash"  # a program ended with an error
     TIMEOUT = "timeout"
@@ -55,6 +56,7 @@ class Seed:
     also: tuple[Json, ...] = ()  # further faults of the same seed: {"cause", "site", "mechanism", "step", "text"}
     margins: tuple[float, ...] = ()  # of the reference's steps: how far, in nats, the runner-up of each draw was
     chance: float | None = None  # nats: log-probability that another draw gives the reference's tokens
+    apart: float | None = None  # nats: median difference of the survivors' log-probabilities over the steps
     note: str | None = None
 
     def to_json(self) -> Json:
@@ -93,7 +95,8 @@ class Group:
     mechanism: str | None  # kind of the explanation
     failing: bool  # False: near-ties
     seeds: tuple[int, ...]
-    steps: tuple[int | None, ...]  # first divergent step of each
+    steps: tuple[int | None, ...]  # first divergent step of each, as its verdict says
+    latent: tuple[int, ...]  # of these seeds, those whose tokens agree all the same
     example: int  # the seed whose verdict is shown
     verdict: Json | None
     text: str  # the example's verdict as a person reads it
@@ -112,6 +115,8 @@ class Postmortem:
     seeds: tuple[Seed, ...]
     groups: tuple[Group, ...]
     failing: Rate
+    control: int | None = None  # a passing seed that was recorded in full, too
+    control_text: str | None = None  # its verdict
     complete: bool = True  # False: seeds are missing
 
     def to_json(self) -> Json:
