@@ -93,7 +93,8 @@ def _check_follow(options: dict[str, Any]) -> None:
 
 
 def _record_native(words: list[str], out: Path | None, options: dict[str, Any]) -> None:
-    from tracekit_cli.native import NativeOptions, run_native
+    from tracekit.native_program import NativeOptions
+    from tracekit_cli.native import run_native
 
     if not words:
         raise click.UsageError("give a program after `--`")
