@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from tracekit_torch.adapters.causal_calls import CACHE_NAMES, cache_length
 
 from benchmarks.fault_bench.attention import written_out
 from benchmarks.fault_bench.patching import Run, attribute, forward
@@ -479,7 +480,11 @@ class _Cache:
 
 
 def _spoilt(model: Any, layer: int, spoil: Callable[[torch.Tensor], None]) -> ExitStack:
-    return _at_attention(model, layer, lambda _, given: {"past_key_values": _Cache(given["past_key_values"], spoil)})
+    def change(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+        name = next(name for name in CACHE_NAMES if name in given)
+        return {name: _Cache(given[name], spoil)}
+
+    return _at_attention(model, layer, change)
 
 
 @injection("cache-stale")
@@ -546,8 +551,7 @@ def shared_positions(model: Any, run: Run) -> Iterator[None]:
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def run_all(*args: Any, **kwargs: Any) -> Any:
-            ids, cache = (*args, kwargs.get("input_ids"))[0], kwargs.get("past_key_values")
-            first = cache.get_seq_length() if cache is not None else 0
+            ids, first = (*args, kwargs.get("input_ids"))[0], cache_length(kwargs)
             positions = torch.arange(first, first + ids.shape[1])[None].expand(ids.shape[0], -1)
             return original(*args, **(kwargs | {"position_ids": positions}))
 

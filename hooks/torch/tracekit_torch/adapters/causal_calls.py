@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from tracekit.trace import Json
 from tracekit_torch.recorder import Recorder, Row
 
 
@@ -16,8 +17,13 @@ def left_padding(mask: torch.Tensor | None, batch: int) -> list[int]:
     return [int(row.argmax()) if bool(row.any()) else 0 for row in mask.ne(0).int().cpu()]
 
 
-def cache_length(cache: Any) -> int:
-    """Positions that a cache holds before a call; 0 without one."""
+CACHE_NAMES = ("cache", "past_key_values")
+"""What the argument that holds the cache is called: from transformers 5.24 on, and before; the old one still works."""
+
+
+def cache_length(arguments: Json) -> int:
+    """Positions that the cache of a call holds before it; 0 without one."""
+    cache = next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
     if cache is None:
         return 0
     if hasattr(cache, "get_seq_length"):

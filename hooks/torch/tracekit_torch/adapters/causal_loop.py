@@ -95,7 +95,7 @@ class CausalLoop:
         value = ids if ids is not None else embeds
         if taps is None or not isinstance(value, torch.Tensor) or value.dim() < 2:
             return
-        cached = cache_length(arguments.get("past_key_values"))
+        cached = cache_length(arguments)
         fed = [[int(token) for token in row] for row in ids.tolist()] if ids is not None else []
         if not self._goes_on(fed, cached):
             self._begin(arguments, value, fed, cached)

@@ -69,7 +69,7 @@ class Generation:
         mask = arguments.get("attention_mask")
         # Going on from a cache, only the new tokens may be given; the mask covers the old ones too.
         covered = getattr(self._settings, "_mask_length", length) if mask is None else mask.shape[-1]
-        cached = max(0, covered - length) if cache_length(arguments.get("past_key_values")) else 0
+        cached = max(0, covered - length) if cache_length(arguments) else 0
         paddings = left_padding(mask, input_ids.shape[0])
         state = generator_state()
         settings = describe.sampling(self._settings)
@@ -96,7 +96,7 @@ class Generation:
         value = arguments.get("inputs_embeds") if value is None else value
         if taps is None or value is None or value.shape[0] != len(self.rows):
             return
-        self._call_first = cache_length(arguments.get("past_key_values"))
+        self._call_first = cache_length(arguments)
         taps.begin(value.shape[0], value.shape[1])
 
     def write(self) -> None:
@@ -175,6 +175,12 @@ class Generation:
         """`generate` is over."""
         for row in self.rows:
             self._recorder.end_row(row, reason, detail)
+            fed = row.prompt_length + row.steps - 1
+            if row.steps and row.next_position < fed and self._recorder.active:
+                self._recorder.note(
+                    f"{row.next_position} of {fed} positions of sequence {row.sequence} are recorded: how this version "
+                    "of transformers calls the model is not understood"
+                )
 
     def _is_token_draw(self, drawn: Drawn) -> bool:
         source = drawn.source
