@@ -114,16 +114,9 @@ def audit(
     """Recompute every site that a recipe covers. `stops`: the position, by sequence index, before which to stop;
     `only`: these sites alone; `wiring`: a trace whose site table says what feeds what where this one's does not.
     """
-    found = recipes(trace, checkpoint.config, wiring)
     parameters = Parameters(trace, checkpoint)
-    unknown, known = dict(found.unknown), []
-    for recipe in found.known:
-        if not parameters.has(recipe):
-            unknown[recipe.site] = "the checkpoint has no parameter of that name"
-        elif not _fits(trace, parameters, recipe):
-            unknown[recipe.site] = "its shape is not that of the checkpoint's parameter"
-        elif only is None or recipe.site in only:
-            known.append(recipe)
+    known, unknown = _auditable(trace, checkpoint, parameters, wiring)
+    known = [recipe for recipe in known if only is None or recipe.site in only]
     culprits: dict[str, Culprit] = {}
     seen: set[str] = set()
     peers = Peers()
@@ -152,6 +145,33 @@ def audit(
         values,
         tuple(tuple(_culprit(trace, run, own) for run, own in group) for group in peers.inexact()),
     )
+
+
+def own_errors(
+    trace: Trace, checkpoint: Checkpoint, *, stops: Mapping[int, int] | None = None, wiring: Trace | None = None
+) -> Iterator[tuple[Recomputation, Own]]:
+    """The own error of every site that a recipe covers, right or wrong, site by site; the arguments are `audit`'s."""
+    parameters = Parameters(trace, checkpoint)
+    known, _ = _auditable(trace, checkpoint, parameters, wiring)
+    runs = [Recomputation(sequence, parameters) for sequence in trace.sequences]
+    for _, results in _own_errors(known, runs, stops or {}):
+        yield from results
+
+
+def _auditable(
+    trace: Trace, checkpoint: Checkpoint, parameters: Parameters, wiring: Trace | None
+) -> tuple[list[Recipe], dict[str, str]]:
+    """Recipes that can be followed, in execution order; and the other sites, with the reason."""
+    found = recipes(trace, checkpoint.config, wiring)
+    unknown, known = dict(found.unknown), []
+    for recipe in found.known:
+        if not parameters.has(recipe):
+            unknown[recipe.site] = "the checkpoint has no parameter of that name"
+        elif not _fits(trace, parameters, recipe):
+            unknown[recipe.site] = "its shape is not that of the checkpoint's parameter"
+        else:
+            known.append(recipe)
+    return known, unknown
 
 
 def _own_errors(

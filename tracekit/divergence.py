@@ -206,7 +206,7 @@ def _input_difference(pair: SequencePair) -> Finding | None:
 
 def _compare_sites(result: Search, pair: SequencePair, yardstick: Yardstick, stop: int, prompt: int) -> None:
     for site in result.alignment.pairs:
-        for first, last in _common_ranges(pair, site, stop):
+        for first, last in common_ranges(pair, site, stop):
             judged = yardstick.judge(pair, site, first, last)
             if judged is None:
                 continue
@@ -228,7 +228,7 @@ def _passed_on(alignment: Alignment, pair: SequencePair, stop: int, prompt: int)
         other = partner.get(site.candidate)
         if other is None or other.name == site.name or other.name not in pair.reference.sites:
             continue
-        for first, last in _common_ranges(pair, site, stop):
+        for first, last in common_ranges(pair, site, stop):
             one, two = site_reader(pair.reference, site.name), site_reader(pair.reference, other.name)
             apart = row_errors(two, one, first, last, row_bytes(pair.reference, site.name)).relative
             dtypes = pair.reference.sites[site.name].dtype, pair.candidate.sites[site.candidate].dtype
@@ -243,7 +243,7 @@ def _passed_on(alignment: Alignment, pair: SequencePair, stop: int, prompt: int)
     return out
 
 
-def _common_ranges(pair: SequencePair, site: SitePair, stop: int) -> Iterator[tuple[int, int]]:
+def common_ranges(pair: SequencePair, site: SitePair, stop: int) -> Iterator[tuple[int, int]]:
     """Positions below `stop` that both sides recorded of a site, if it has one width on both."""
     ours, theirs = pair.reference.sites.get(site.name), pair.candidate.sites.get(site.candidate)
     if ours is None or theirs is None or ours.width != theirs.width:

@@ -16,6 +16,7 @@ COMMANDS = {
     "show": "tracekit_cli.show",
     "diff": "tracekit_cli.diff",
     "audit": "tracekit_cli.audit",
+    "report": "tracekit_cli.report",
     "names": "tracekit_cli.names",
     "summary": "tracekit_cli.summary",
     "tokens": "tracekit_cli.tokens",

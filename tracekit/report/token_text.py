@@ -51,9 +51,14 @@ def _shown(text: str | None) -> str:
     """A token's text on one line: quoted unless it is a name in angle brackets, as speech tokens have."""
     if text is None:
         return ""
-    plain = "".join(letter if unicodedata.category(letter)[0] != "C" else repr(letter)[1:-1] for letter in text)
+    plain = without_controls(text)
     plain = plain if len(plain) <= WIDEST else plain[: WIDEST - 1] + "…"
     return plain if plain.startswith("<") and plain.endswith(">") else f'"{plain}"'
+
+
+def without_controls(text: str) -> str:
+    """The text with control characters, format characters and lone surrogates as Python writes them."""
+    return "".join(letter if unicodedata.category(letter)[0] != "C" else repr(letter)[1:-1] for letter in text)
 
 
 def _draws(step: Step | None) -> str:

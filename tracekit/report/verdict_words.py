@@ -1,0 +1,128 @@
+"""A verdict in whole sentences."""
+
+from __future__ import annotations
+
+from tracekit.audit import Audit
+from tracekit.report.token_rows import texts_of
+from tracekit.report.token_text import without_controls
+from tracekit.trace import Json, Trace
+
+CAUSES = {
+    "config": "Settings differ, and act where the runs part",
+    "weights": "A parameter has other bytes",
+    "input": "The prompts differ",
+    "layer": "A layer computes something else",
+    "filter": "Other tokens survive the sampler's filter",
+    "rng": "The random generator was used differently",
+    "sampler": "The sampler chooses differently from the same survivors",
+    "stop": "One side stops earlier",
+    "near-tie": "Rounding crossed a margin: no fault",
+    "capture": "The recording cannot be trusted",
+}
+
+
+def verdict_words(verdict: Json) -> Json:
+    """`badge`, `tone` (good, bad, warn), `headline`, `place`, `explained`, `tokens`, `evidence`, `more`."""
+    kind, cause = verdict["verdict"], verdict["cause"]
+    explanation = verdict.get("explanation")
+    return {
+        "badge": {"parity": "Parity", "divergence": "Divergence"}.get(kind, "No verdict"),
+        "tone": "good" if kind == "parity" else "warn" if kind == "withheld" or cause == "near-tie" else "bad",
+        "cause": cause,
+        "headline": "The two runs agree within rounding" if kind == "parity" else CAUSES.get(cause, str(cause)),
+        "place": _place(verdict),
+        "site": verdict.get("site"),
+        "explained": None if explanation is None else without_controls(_explained(explanation)),
+        "tokens": _tokens(verdict.get("token")),
+        "evidence": [without_controls(line) for line in verdict["evidence"] if not line.startswith("explained: ")],
+        "culprits": _also(verdict),
+        "notes": [without_controls(note) for note in verdict.get("notes", [])],
+        "unexercised": verdict.get("unexercised", []) if kind == "parity" else [],
+        "calibration": _calibration(verdict),
+    }
+
+
+def _place(verdict: Json) -> str | None:
+    parts = [] if not verdict.get("sequence") else [f"sequence {verdict['sequence']}"]
+    parts += [f"{name} {verdict[name]}" for name in ("step", "position") if verdict.get(name) is not None]
+    return ", ".join(parts) or None
+
+
+def _explained(explanation: Json) -> str:
+    left = explanation.get("residual")
+    return explanation["text"] if not left else f"{explanation['text']} (what is left is {left:.1f}x its bound)"
+
+
+def _tokens(token: Json | None) -> Json | None:
+    if token is None:
+        return None
+    return {"step": token["step"], "reference": texts_of(token["reference"]), "candidate": texts_of(token["candidate"])}
+
+
+def _also(verdict: Json) -> list[Json]:
+    """The culprits behind the first, those with the same mistake together."""
+    groups: dict[str, list[str]] = {}
+    for culprit in verdict["culprits"]:
+        if culprit.get("site") is None or (culprit["site"], culprit.get("step")) == (verdict["site"], verdict["step"]):
+            continue
+        explanation = culprit.get("explanation")
+        groups.setdefault(explanation["text"] if explanation else "not explained", []).append(culprit["site"])
+    return [{"text": text, "sites": sites[:6], "more": max(0, len(sites) - 6)} for text, sites in groups.items()]
+
+
+def _calibration(verdict: Json) -> str:
+    return {
+        "oracle": "Errors are measured against an oracle, the reference in higher precision.",
+        "noise": "Errors are measured against the spread of several reference runs.",
+    }.get(
+        verdict.get("calibration", ""),
+        "Errors are measured against what dtype and depth allow; an oracle (tracekit oracle) would show smaller ones.",
+    )
+
+
+def audit_words(found: Audit) -> Json:
+    """The same of an audit."""
+    first = found.culprits[0] if found.culprits else None
+    explanation = None if first is None else first.explanation
+    stated = [
+        f"{item.name.removeprefix('model.')}: {item.candidate} in the engine, {item.reference} in the checkpoint"
+        for item in found.differences
+    ]
+    bytes_differ = [f"parameter {name}: other bytes than the checkpoint holds" for name in found.weights[:3]]
+    return _bare(
+        badge="Departs" if found.exit_code else "Within bounds",
+        tone="bad" if found.exit_code else "good",
+        headline="It departs from its checkpoint" if found.exit_code else "Every site is within its rounding bound",
+    ) | {
+        "place": None if first is None else f"step {first.step}, position {first.position}",
+        "site": None if first is None else first.site,
+        "explained": None if explanation is None else without_controls(_explained(explanation)),
+        "evidence": [
+            without_controls(line) for line in [*stated, *bytes_differ, *([first.evidence()] if first else [])]
+        ],
+        "culprits": _audit_culprits(found),
+    }
+
+
+def _audit_culprits(found: Audit) -> list[Json]:
+    groups: dict[str, list[str]] = {}
+    for culprit in found.culprits[1:]:
+        text = culprit.explanation["text"] if culprit.explanation else "not explained"
+        groups.setdefault(text, []).append(culprit.site)
+    return [{"text": text, "sites": sites[:6], "more": max(0, len(sites) - 6)} for text, sites in groups.items()]
+
+
+def recorded_words(trace: Trace) -> Json:
+    """Of a trace that nothing is said about but what is in it."""
+    steps = sum(sequence.step_count for sequence in trace.sequences)
+    sites = len({name for sequence in trace.sequences for name in sequence.sites})
+    held = f"{steps:,} steps in {len(trace.sequences)} sequences, {sites} sites, {len(trace.weights)} parameters"
+    return _bare(badge="Recorded", tone="warn", headline="One trace, with nothing to compare it with") | {
+        "evidence": [held, *([trace.status_detail] if trace.status_detail else [])]
+    }
+
+
+def _bare(badge: str, tone: str, headline: str) -> Json:
+    nothing: Json = dict.fromkeys(("cause", "place", "site", "explained", "tokens"))
+    empty: Json = {name: [] for name in ("evidence", "culprits", "notes", "unexercised")}
+    return {"badge": badge, "tone": tone, "headline": headline, "calibration": "", **nothing, **empty}
