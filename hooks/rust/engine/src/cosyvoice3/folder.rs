@@ -1,10 +1,9 @@
-//! The files of a CosyVoice3 folder: the numbers of `cosyvoice3.yaml`, and lists of speech tokens.
+//! The files of a CosyVoice3 folder, the numbers of its `cosyvoice3.yaml`, and the speech tokens that are written.
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use safetensors::tensor::{serialize_to_file, Dtype, SafeTensors, TensorView};
-use tracekit::log::Tensor;
+use safetensors::tensor::{serialize_to_file, Dtype, TensorView};
 use tracekit::repetition_aware::RepetitionAware;
 use yaml_rust2::{Yaml, YamlLoader};
 
@@ -14,9 +13,6 @@ use crate::trouble::{trouble, Result};
 pub const WEIGHTS: &str = "llm.rl.safetensors";
 /// The folder of the Qwen2 inside.
 pub const INNER: &str = "CosyVoice-BlankEN";
-/// Speech tokens that come with the model.
-pub const PROMPT_SPEECH: &str = "prompt_speech_tokens.safetensors";
-const SPEECH_IDS: &str = "speech_token_ids";
 /// Rows behind the speech tokens: sos, eos, task id, fill and others. Each of them stops the speech.
 const RESERVED: usize = 200;
 
@@ -94,31 +90,6 @@ fn count(of: &Yaml, place: &str, name: &str) -> Result<usize> {
 fn number(of: &Yaml, name: &str) -> Result<f64> {
     let value = of[name].as_f64().or_else(|| of[name].as_i64().map(|whole| whole as f64));
     value.filter(|value| value.is_finite()).ok_or_else(|| trouble(format!("llm.sampling.{name} is no number")))
-}
-
-/// The tokens in a safetensors file; of the path `-`, none.
-pub fn speech_tokens(path: &Path) -> Result<Vec<u32>> {
-    if path == Path::new("-") {
-        return Ok(Vec::new());
-    }
-    let bytes = std::fs::read(path).map_err(|error| trouble(format!("{}: cannot be read: {error}", path.display())))?;
-    let fail = |why: String| trouble(format!("{}: {why}; write one with `tracekit tokens`", path.display()));
-    let file = SafeTensors::deserialize(&bytes).map_err(|error| fail(format!("is no safetensors file: {error}")))?;
-    let tensor = file.tensor(SPEECH_IDS).map_err(|_| fail(format!("holds no {SPEECH_IDS}")))?;
-    if tensor.dtype() != Dtype::I64 {
-        return Err(fail(format!("{SPEECH_IDS} is {:?}, not I64", tensor.dtype())));
-    }
-    let ids = tensor.data().chunks_exact(8).map(|bytes| u32::try_from(i64_of(bytes)));
-    ids.collect::<std::result::Result<_, _>>().map_err(|_| fail(format!("{SPEECH_IDS} holds what is no token")))
-}
-
-/// Token ids of a followed trace's input.
-pub fn ids_of(tensor: &Tensor) -> Vec<u32> {
-    tensor.data.chunks_exact(8).map(|bytes| i64_of(bytes) as u32).collect()
-}
-
-fn i64_of(bytes: &[u8]) -> i64 {
-    bytes.try_into().map_or(-1, i64::from_le_bytes)
 }
 
 /// Writes `segment_0`, `segment_1` ... under a scratch name, then renames.

@@ -1,6 +1,7 @@
 //! Segments, one after the other: the input's rows, then a draw and a forward call a token.
 
 use serde_json::json;
+use tokenizers::Tokenizer;
 use tracekit::follow::Follow;
 use tracekit::rng::TorchRng;
 
@@ -62,6 +63,7 @@ fn speaker(width: usize) -> Vec<f32> {
 /// One program run.
 pub struct Voice<'a> {
     pub settings: &'a Settings,
+    pub tokenizer: &'a Tokenizer,
     pub faults: &'a Faults,
     pub follow: Option<&'a Follow>,
     pub seed: u64,
@@ -75,6 +77,8 @@ impl Voice<'_> {
         let mut rng = TorchRng::seed(self.faults.seed(self.seed));
         let mut spoken = Vec::new();
         for (index, segment) in segments.iter().enumerate() {
+            let [prompt, text, speech] = [&segment.prompt_ids, &segment.text_ids, &segment.speech_ids].map(Vec::len);
+            println!("prompt text {prompt} tokens, text {text}, prompt speech {speech}");
             self.begin(&rng, index, segment)?;
             let tokens = self.decode(&mut model, &mut rng, index, segment)?;
             println!("Generated {} speech tokens", tokens.len());
@@ -108,6 +112,7 @@ impl Voice<'_> {
         sampling["stop_token_ids"] = self.settings.stop_tokens().into();
         let state = rng.state();
         tracekit::sequence_with(tracekit::SequenceStart {
+            texts: Some(rows.iter().map(|row| self.text_of(row)).collect()),
             prompt_text: Some(&format!("{}{}", segment.prompt, segment.text)),
             rng_state: Some(&state),
             inputs: &inputs,
@@ -116,6 +121,14 @@ impl Voice<'_> {
             ..tracekit::SequenceStart::default()
         })?;
         Ok(())
+    }
+
+    fn text_of(&self, row: &Row) -> String {
+        match row {
+            Row::Text(id) => self.tokenizer.decode(&[*id], false).unwrap_or_default(),
+            Row::Speech(id) => self.settings.text(*id),
+            Row::Other(_) => "<speaker>".into(),
+        }
     }
 
     fn decode(

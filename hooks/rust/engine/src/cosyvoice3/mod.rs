@@ -4,6 +4,7 @@ mod folder;
 mod generate;
 mod model;
 mod options;
+mod prompt_speech;
 mod sampler;
 
 use tokenizers::Tokenizer;
@@ -19,6 +20,7 @@ use folder::Settings;
 use generate::{Segment, Voice};
 use model::SpeechModel;
 use options::Options;
+use prompt_speech::{ids_of, PromptSpeech, BESIDE_THE_MODEL};
 
 /// The program behind the word `cosyvoice3`.
 pub fn main() -> Result<()> {
@@ -32,8 +34,8 @@ fn run(options: &Options) -> Result<()> {
     let faults = Faults::parse(&options.fault, false)?;
     let tokenizer = checkpoint::tokenizer(folder)?;
     let speech = match &options.prompt_speech_tokens {
-        Some(path) => folder::speech_tokens(path)?,
-        None => folder::speech_tokens(&folder.join(folder::PROMPT_SPEECH))?,
+        Some(path) => PromptSpeech::load(path)?,
+        None => PromptSpeech::load(&folder.join(BESIDE_THE_MODEL))?,
     };
     let follow = Follow::from_env()?;
     let segments = segments(options, &settings, &tokenizer, &faults, &speech, follow.as_ref())?;
@@ -52,6 +54,7 @@ fn run(options: &Options) -> Result<()> {
     describe(options, &config, &settings)?;
     let voice = Voice {
         settings: &settings,
+        tokenizer: &tokenizer,
         faults: &faults,
         follow: follow.as_ref(),
         seed: options.seed()?,
@@ -89,7 +92,7 @@ fn segments(
     settings: &Settings,
     tokenizer: &Tokenizer,
     faults: &Faults,
-    speech: &[u32],
+    speech: &PromptSpeech,
     follow: Option<&Follow>,
 ) -> Result<Vec<Segment>> {
     let texts = options.texts();
@@ -98,13 +101,13 @@ fn segments(
     for (index, text) in texts.iter().enumerate() {
         let followed = |name: &str| {
             let input = follow.filter(|follow| follow.forces_inputs()).and_then(|follow| follow.input(index, name));
-            input.map(folder::ids_of)
+            input.map(ids_of)
         };
         let (prompt, words) = (faults.prefix(&options.prompt_text), faults.text(text));
         let segment = Segment {
             prompt_ids: followed("prompt_text_token_ids").map_or_else(|| encode(prompt), Ok)?,
             text_ids: followed("tts_text_token_ids").map_or_else(|| encode(&words), Ok)?,
-            speech_ids: followed("speech_token_ids").unwrap_or_else(|| faults.prompt_speech(speech)),
+            speech_ids: followed("speech_token_ids").unwrap_or_else(|| faults.prompt_speech(speech.of_segment(index))),
             prompt: prompt.to_string(),
             text: words,
             limits: (0, 0),
@@ -118,13 +121,6 @@ fn segments(
             let most = settings.speech_token_size;
             return Err(trouble(format!("prompt speech token {id} is none of the model's {most}")));
         }
-        let positions = segment.rows() + segment.limits.1;
-        eprintln!(
-            "prompt text {} tokens, text {}, prompt speech {}: up to {positions} positions",
-            segment.prompt_ids.len(),
-            segment.text_ids.len(),
-            segment.speech_ids.len()
-        );
     }
     Ok(out)
 }

@@ -29,7 +29,8 @@ pub struct Options {
     /// What goes before each text
     #[arg(long, default_value = PREFIX)]
     pub prompt_text: String,
-    /// Speech tokens to go on from, safetensors with `speech_token_ids`; `-`: none [default: the model folder's]
+    /// Speech tokens to go on from: safetensors with `speech_token_ids`, or a trace (*.h5, *.tklog) whose prompt's are
+    /// taken, segment by segment; `-`: none [default: the model folder's]
     #[arg(long)]
     pub prompt_speech_tokens: Option<PathBuf>,
     /// Seed of the generator, once for all segments [default: TRACEKIT_SEED, or 0]

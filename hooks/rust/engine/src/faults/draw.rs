@@ -109,9 +109,10 @@ impl Faults {
     }
 }
 
-/// One uniform number against the cumulative sum, in order of token id.
+/// One uniform number against the cumulative sum, in order; probabilities need not add up to 1.
 fn inverse_cdf(rng: &mut TorchRng, probs: &[f32]) -> usize {
-    let goal = rng.rand_f64();
+    let total: f64 = probs.iter().map(|&p| f64::from(p)).sum();
+    let goal = rng.rand_f64() * total;
     let mut sum = 0.0;
     let hit = probs.iter().position(|&p| {
         sum += f64::from(p);
