@@ -16,7 +16,7 @@ from tracekit import draw_rules, filter_rules, sampling
 from tracekit.align import SequencePair, align_sequences
 from tracekit.divergence import Finding, Search, first_token_difference
 from tracekit.draw_rules import Trial, Way
-from tracekit.observed import Observed, Streams, Tape, observations, observe
+from tracekit.observed import Observed, Streams, Tape, observations, observe, other_observations
 from tracekit.trace import Json, Sequence, Trace
 
 NEAR = 2.0
@@ -24,6 +24,8 @@ NEAR = 2.0
 MARGIN_STEPS = 256
 """Steps that margins are measured on; the first ones, of each pair of traces."""
 SIDES = ("reference", "candidate")
+NEAR_SEED = 1 << 20
+"""A seed that is off by more was not made from the stated one: a clock's, or a random device's."""
 
 
 @dataclass
@@ -52,6 +54,7 @@ def rule_filter(reference: Trace, candidate: Trace, found: Search, first: Findin
     if "departs" in first.facts:
         evidence.append(f"the {first.facts['departs']} does not give its own survivors from its own logits as stated")
     evidence += _processors_said(seen)
+    evidence += _draws_said(pair, first.step or 0)
     side, explanation = _explain_filter(pair, first.step or 0)
     if side == 0:
         evidence.append("it is the reference that departs from its stated settings here, not the candidate")
@@ -94,6 +97,20 @@ def _processors_said(seen: list[Observed]) -> list[str]:
         longer = 0 if len(ours) > len(theirs) else 1
         extra = (ours, theirs)[longer][min(len(ours), len(theirs))]
         return [f"{_spelt(extra)} runs in the {SIDES[longer]} alone"]
+    return []
+
+
+def _draws_said(pair: SequencePair, step: int) -> list[str]:
+    """Of CosyVoice's sampler, which may draw more than once a step: where the sides first drew another number of times,
+    as long as they have the same tokens behind them."""
+    if pair.reference.sampling.get("sampler") != sampling.RAS:
+        return []
+    split = first_token_difference(pair.reference, pair.candidate)
+    most = min(side.step_count for side in _sides(pair)) if split is None else split + 1
+    for later in range(step, most):
+        counts = [len(side.step(later).draws) for side in _sides(pair)]
+        if counts[0] != counts[1]:
+            return [f"draws at step {later}: {counts[0]} in the reference, {counts[1]} in the candidate"]
     return []
 
 
@@ -180,6 +197,9 @@ def _explain_way(pair: SequencePair, step: int) -> Json | None:
     answers = draw_rules.explain(among, stated)
     if not answers:
         return None
+    if len({way.kind for way, _ in answers}) > 1:
+        further = draw_rules.trials(other_observations(pair.candidate, steps), stated, Streams(pair.candidate))
+        answers = draw_rules.narrowed(answers, further)
     way, tried = answers[0]
     also = [other.text for other, _ in answers[1:] if other.kind != way.kind]
     text = f"{way.text} ({tried.right} of {tried.of} tokens)"
@@ -226,7 +246,12 @@ def _seed_moved(rows: list[tuple[Any, Any]]) -> Json | None:
     if len(deltas) != 1:
         return None
     delta = (deltas.pop() + 2**63) % 2**64 - 2**63  # a seed below zero is taken mod 2^64
-    text = f"the generator was seeded with the reference's seed {'+' if delta >= 0 else '-'} {abs(delta)}"
+    if abs(delta) < NEAR_SEED:
+        text = f"the generator was seeded with the reference's seed {'+' if delta >= 0 else '-'} {abs(delta)}"
+    else:
+        text = (
+            f"the generator was seeded with {rows[0][1].seed}, which has nothing to do with {rows[0][0].seed}: unseeded"
+        )
     return {"kind": "seed", "value": delta, "residual": 0, "text": text}
 
 

@@ -300,6 +300,17 @@ def explain(among: Sequence[Trial], stated: Json) -> list[tuple[Way, Tried]]:
     return [(way, result) for way, result in results if result.all and result.of >= min(ENOUGH, len(among))]
 
 
+def narrowed(answers: list[tuple[Way, Tried]], among: Sequence[Trial]) -> list[tuple[Way, Tried]]:
+    """Of ways that fit some steps, those that fit further ones, too; all of them where none does."""
+    further = [(way, right, tried(way, among)) for way, right in answers]
+    kept = [
+        (way, Tried(right.right + more.right, right.of + more.of))
+        for way, right, more in further
+        if more.right == more.of
+    ]
+    return kept or answers
+
+
 def near_seed(among: Sequence[Trial], streams: Streams, stated: int) -> int | None:
     """The seed nearest to the stated one whose race gives back every token, drawn one after the other from its start.
 
@@ -320,12 +331,29 @@ def near_seed(among: Sequence[Trial], streams: Streams, stated: int) -> int | No
 # -------------------------------------------------------------------- CosyVoice's sampler
 
 
+Pick = Callable[[Tape, Floats], int]
+"""(words, probabilities f32 [n]) -> index."""
+
+
+def _race_of(tape: Tape, probs: Floats) -> int:
+    return int(np.argmax(tape.race(probs)))
+
+
+def _inverse_of(dtype: str) -> Pick:
+    def pick(tape: Tape, probs: Floats) -> int:
+        goal, sums = float(tape.rand(1, dtype)[0]), np.cumsum(probs.astype(np.float64))
+        return min(int(np.searchsorted(sums, goal * sums[-1], side="right")), probs.size - 1)
+
+    return pick
+
+
 @dataclass(frozen=True)
 class Ras:
     """Repetition-aware sampling with its numbers, and how it may be miswritten."""
 
     kind: str
     text: str
+    pick: Pick = _race_of
     strict: bool = False
     """The rule has > for >=."""
     window_from_start: bool = False
@@ -338,6 +366,14 @@ RAS_RULES = (
     Ras("repetition rule with >", "the repetition rule has > in place of >=", strict=True),
     Ras("stop tokens not drawn again", "stop tokens before min_len are taken as they come", redraws=False),
     Ras("repetition window from the start", "the repetition window is the first tokens", window_from_start=True),
+    *(
+        Ras(
+            "inverse CDF",
+            f"one uniform number ({dtype}) a draw against the cumulative sum, in place of the exponential race",
+            _inverse_of(dtype),
+        )
+        for dtype in ("float32", "float64")
+    ),
 )
 
 
@@ -368,13 +404,13 @@ def _ras_once(rule: Ras, tape: Tape, seen: Observed, stated: Json) -> int:
     probs = sampling.softmax(sampling.working(seen.logits)).astype(np.float32)
     order = np.argsort(-probs, kind="stable")
     ids = order[values[order] > GONE]
-    token = int(ids[np.argmax(tape.race(probs[ids]))])
+    token = int(ids[rule.pick(tape, probs[ids])])
     window, share = int(stated.get("win_size", 10)), float(stated.get("tau_r", 0.1))
     decoded = list(seen.context.generated)
     recent = decoded[:window] if rule.window_from_start else decoded[-window:]
     count, least = recent.count(token), window * share
     if rule.fallback and (count > least if rule.strict else count >= least):
-        token = int(np.argmax(tape.race(probs)))
+        token = rule.pick(tape, probs)
     return token
 
 

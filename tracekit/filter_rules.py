@@ -15,7 +15,20 @@ from numpy.typing import NDArray
 
 from tracekit import sampling
 from tracekit.observed import Observed
-from tracekit.sampling import GONE, MIN_P, NEW_LENGTH, PENALTY, TEMPERATURE, TOP_K, TOP_P, Apply, Context, Processor
+from tracekit.sampling import (
+    GONE,
+    MIN_P,
+    NEW_LENGTH,
+    NUCLEUS,
+    PENALTY,
+    RAS,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    Apply,
+    Context,
+    Processor,
+)
 from tracekit.trace import Json
 
 TOLERANCE = 3e-4
@@ -91,7 +104,8 @@ def fit(processors: Sequence[Processor], seen: Observed) -> Fit:
         values = sampling.run(processors, seen.logits, seen.context)
         probs = sampling.softmax(values)
     recorded = np.zeros(probs.size)
-    recorded[seen.ids] = seen.probs.astype(np.float64)
+    # CosyVoice draws from its nucleus as it is, others normalise first: torch's race gives the same token.
+    recorded[seen.ids] = shares(seen.probs)
     ours, theirs = probs > SMALLEST, recorded > SMALLEST
     apart = np.flatnonzero(ours != theirs)
     common = ours & theirs
@@ -104,6 +118,13 @@ def fit(processors: Sequence[Processor], seen: Observed) -> Fit:
         probs, recorded = probs / probs[common].sum(), recorded / recorded[common].sum()
     ratios = np.abs(np.log(probs[common]) - np.log(recorded[common]))
     return Fit(strict, loose, float(ratios.max()))
+
+
+def shares(probs: Floats) -> NDArray[np.float64]:
+    """Probabilities of survivors as parts of one, f64 [n]."""
+    wide = probs.astype(np.float64)
+    total = wide.sum()
+    return wide / total if total > 0 else wide
 
 
 def misfit(processors: Sequence[Processor], seen: Observed) -> float:
@@ -197,6 +218,7 @@ def rules(stated: Json) -> Iterator[Rule]:
         yield Rule("min-p on logits", share, _replaced(base, MIN_P, _min_p_of_logits(share)), text)
     yield from _penalty_rules(stated, base)
     yield from _stop_rules(stated, base, stops)
+    yield from _nucleus_rules(stated, base)
 
 
 def _has(base: Sequence[Processor], name: str) -> bool:
@@ -381,6 +403,30 @@ def _stop_rules(stated: Json, base: list[Processor], stops: list[int]) -> Iterat
         yield Rule("stop tokens barred", None if bound == 10**9 else bound, (barred, *base), text)
 
 
+STOPS_MASKED = "stop tokens masked"
+"""Kind of the rule that early stop tokens are removed, where CosyVoice draws again."""
+
+
+def _nucleus_rules(stated: Json, base: list[Processor]) -> Iterator[Rule]:
+    """Mistakes in CosyVoice's sampler."""
+    if not _has(base, NUCLEUS):
+        return
+    p, k = float(stated["top_p"]), int(stated["top_k"])
+    stops, early = stated.get("stop_token_ids") or [], int(stated.get("min_len") or 0)
+    if stops and early:
+        barred = sampling.of_setting("min_new_tokens", early, {"eos_token_id": stops})
+        text = f"stop tokens are removed before step {early} (min_len), where they are to be drawn again"
+        yield Rule(STOPS_MASKED, early, (barred, *base), text)
+
+    def drops(values: Floats, context: Context) -> Floats:
+        above, probs = sampling.mass_above(values), sampling.softmax(values)
+        kept = np.where((above + probs <= p) | (above == 0.0), values, GONE)
+        return sampling.nucleus(kept, 1.0, k)
+
+    text = f"top_p {p} drops the token that crosses it; the nucleus keeps it"
+    yield Rule("nucleus drops the token that crosses p", p, _replaced(base, NUCLEUS, drops), text)
+
+
 # -------------------------------------------------------------------- mistakes whose number is fitted
 
 
@@ -449,9 +495,14 @@ def _other_top_p(stated: Json, steps: Sequence[Observed]) -> Iterator[Rule]:
             continue
         values = sampling.run(before, seen.logits, seen.context)
         without_last, with_last = _mass_at_the_cut(values, seen)
-        low, high = max(low, without_last), min(high, with_last)
+        low, high = max(low, without_last), min(high, 1.0 if _full(stated, seen) else with_last)
     if low < high < 1.0:
         yield _other(stated, "top_p", simplest(low, high), (low, high))
+
+
+def _full(stated: Json, seen: Observed) -> bool:
+    """Whether CosyVoice's nucleus may have ended for its count of tokens, which says nothing of its mass."""
+    return stated.get("sampler") == RAS and seen.ids is not None and seen.ids.size >= int(stated.get("top_k", 25))
 
 
 def _other_min_p(stated: Json, steps: Sequence[Observed]) -> Iterator[Rule]:

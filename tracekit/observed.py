@@ -15,6 +15,8 @@ from tracekit.trace import Draw, Json, Sequence
 
 MOST_STEPS = 64
 """Steps of a sequence that a hypothesis is tried on."""
+FURTHER_STEPS = 512
+"""Steps more where several hypotheses fit all of those."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,14 @@ def observations(sequence: Sequence, around: int = 0) -> list[Observed]:
     first = max(0, min(around - MOST_STEPS // 2, sequence.step_count - MOST_STEPS))
     tokens = sequence.tokens
     return [observe(sequence, index, tokens) for index in range(first, min(sequence.step_count, first + MOST_STEPS))]
+
+
+def other_observations(sequence: Sequence, known: list[Observed]) -> list[Observed]:
+    """Further steps of a sequence, `FURTHER_STEPS` at most, for hypotheses that the known ones do not tell apart."""
+    seen = {one.index for one in known}
+    tokens = sequence.tokens
+    left = [index for index in range(sequence.step_count) if index not in seen]
+    return [observe(sequence, index, tokens) for index in left[:FURTHER_STEPS]]
 
 
 class Tape(TorchGenerator):

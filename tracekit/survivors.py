@@ -11,7 +11,7 @@ import numpy as np
 
 from tracekit import sampling
 from tracekit.align import SequencePair
-from tracekit.filter_rules import departs
+from tracekit.filter_rules import departs, shares
 from tracekit.observed import Observed
 from tracekit.trace import Json
 
@@ -77,10 +77,11 @@ def _measured(pair: SequencePair, one: Observed, other: Observed, gap: float | N
 
 
 def _log_ratio(one: Observed, other: Observed) -> float | None:
-    """Largest difference of a survivor's log-probability between the sides, which have the same ones."""
+    """Largest difference of a survivor's log-probability between the sides, which have the same ones. What all of a
+    side's are multiplied by is no matter to a draw."""
     if one.ids is None or one.probs is None or other.ids is None or other.probs is None:
         return None
-    ours = one.probs[np.argsort(one.ids)].astype(np.float64)
-    theirs = other.probs[np.argsort(other.ids)].astype(np.float64)
+    ours = shares(one.probs)[np.argsort(one.ids)]
+    theirs = shares(other.probs)[np.argsort(other.ids)]
     sound = (ours > 1e-30) & (theirs > 1e-30)
     return float(np.abs(np.log(ours[sound]) - np.log(theirs[sound])).max(initial=0.0))

@@ -45,7 +45,7 @@ def _of_reference(reference: Trace) -> list[str]:
         *_calls(sequences),
         *_heads(model),
         *_numbers(reference),
-        *_sampler(settings, done),
+        *(_ras(sequences, settings) if settings.get("sampler") == sampling.RAS else _sampler(settings, done)),
         *_ends(sequences, settings),
         *([f"batches (one sequence of {sequences[0].step_count} steps)"] if len(reference.sequences) == 1 else []),
     ]
@@ -180,9 +180,24 @@ def _penalty(settings: Json, done: Done) -> Iterator[str]:
         yield f"repetition penalty on repeats (no token stood twice before any of {done.steps} steps)"
 
 
+def _ras(sequences: list[Sequence], settings: Json) -> Iterator[str]:
+    """CosyVoice's sampler: which of its branches were not taken."""
+    steps = [sequence.step(index) for sequence in sequences for index in range(sequence.step_count)][:MOST_STEPS]
+    kinds = {event.kind for step in steps for event in step.events}
+    most = settings.get("top_k")
+    if "redraw" not in kinds:
+        yield f"drawing a stop token again before min_len (none drawn so early at {len(steps)} steps)"
+    if "repetition_fallback" not in kinds:
+        yield f"repetition rule (no token repeated too often at {len(steps)} steps)"
+    if not any(step.survivors_id is not None and len(step.survivors_id) == most for step in steps):
+        yield f"top_k {most} (top_p ended the nucleus at {len(steps)} steps)"
+    if "length" not in [sequence.end_reason for sequence in sequences] and settings.get("max_len") is not None:
+        yield f"length limit (max_len {settings['max_len']} never reached)"
+
+
 def _ends(sequences: list[Sequence], settings: Json) -> Iterator[str]:
     reasons = [sequence.end_reason for sequence in sequences]
-    stops = settings.get("eos_token_id")
+    stops = settings.get("eos_token_id") or settings.get("stop_token_ids")
     steps = sum(sequence.step_count for sequence in sequences)
     if "stop" not in reasons:
         yield f"stop tokens (none sampled in {steps} steps)"
