@@ -94,6 +94,28 @@ def test_a_prefix_on_one_side_is_stripped():
         assert code == 0 and "names are compared without their prefix 'llm.model.'" in said
 
 
+def test_a_prefix_may_be_missing_from_a_part_of_the_names():
+    """The Qwen2 inside a CosyVoice model in a GGUF, or a folder of its own, beside tensors that have no prefix."""
+    speech = {"speech_embedding.weight": np.ones((4, HIDDEN), np.float32)}
+    save_file(checkpoint() | speech, "llm.rl.safetensors")
+    save_file(checkpoint("") | speech, "native.safetensors")
+    code, said = tracekit("weights", "llm.rl.safetensors", "native.safetensors")
+    assert code == 0 and "SAME  6 tensors compared" in said and "without their prefix 'llm.model.'" in said
+    save_file(checkpoint(""), "inner.safetensors")
+    told = json.loads(tracekit("weights", "llm.rl.safetensors", "inner.safetensors", "--json")[1])
+    assert (told["compared"], told["missing"], told["extra"]) == (5, ["speech_embedding.weight"], [])
+
+
+def test_a_speech_models_folder_is_its_language_model():
+    """It holds other files besides: prompt speech tokens, a flow, a vocoder."""
+    Path("model").mkdir()
+    save_file(checkpoint(), "model/llm.rl.safetensors")
+    save_file({"speech_token_ids": np.arange(3)}, "model/prompt_speech_tokens.safetensors")
+    Path("published").mkdir()
+    save_pt(checkpoint(), "published/llm.rl.pt")
+    assert tracekit("weights", "model", "published")[0] == 0
+
+
 def test_a_tied_head_may_be_left_out_but_not_be_another():
     tensors = checkpoint("")
     save_file(tensors, "tied.safetensors")

@@ -144,15 +144,20 @@ def _finite(value: float) -> float | str:
 
 def _partners(one: Parameters, other: Parameters) -> tuple[dict[str, str], list[str]]:
     """Names of the first -> names of the second, and what was said of prefixes."""
-    ours, theirs = _prefix(one.names, other.names), _prefix(other.names, one.names)
-    if sum(name in set(other.names) for name in one.names):
-        ours = theirs = ""
-    known = {name.removeprefix(theirs): name for name in other.names}
-    pairs = {name: known[name.removeprefix(ours)] for name in one.names if name.removeprefix(ours) in known}
+    equal = set(one.names) & set(other.names)
+    rest, others = ([name for name in side.names if name not in equal] for side in (one, other))
+    ours, theirs = _prefix(rest, others), _prefix(others, rest)
+    known = {name.removeprefix(theirs): name for name in others} | {name: name for name in equal}
+    shorter = {name: name if name in equal else name.removeprefix(ours) for name in one.names}
+    pairs = {
+        name: known[short]
+        for name, short in shorter.items()
+        if short in known and (name in equal or short not in equal)
+    }
     notes = [
         f"{side.path}: names are compared without their prefix {head!r}"
         for side, head in ((one, ours), (other, theirs))
-        if head and pairs
+        if head and len(pairs) > len(equal)
     ]
     return pairs, notes
 

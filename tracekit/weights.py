@@ -24,6 +24,9 @@ from tracekit.trace import Json, Trace, TraceError
 HEADER_LIMIT = 100 << 20
 """Longest safetensors header in bytes, as in the safetensors library."""
 INDEX = "model.safetensors.index.json"
+SPEECH_MODELS = ("llm.rl.safetensors", "llm.safetensors")
+"""Of a CosyVoice folder, which holds other models and speech tokens besides, the language model: the first that is
+there."""
 PREFIXES = ("", "model.", "transformer.", "base_model.", "llm.")
 """What one side may put before a parameter's name where the other does not."""
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -120,6 +123,9 @@ def _files(path: Path) -> list[Path]:
             raise TraceError(f"{index}: names a file outside its folder; fetch the checkpoint again")
         return [path / str(name) for name in names]
     found = sorted(path.glob("*.safetensors"))
+    speech = [path / name for name in SPEECH_MODELS if path / name in found]
+    if speech:
+        return speech[:1]
     if not found:
         raise TraceError(f"{path}: holds no .safetensors file; give the checkpoint's folder")
     return found

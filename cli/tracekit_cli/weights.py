@@ -15,6 +15,8 @@ from tracekit.weight_diff import Parameters, SafetensorsParameters, diff_weights
 GGUF = b"GGUF"
 TORCH_HEADS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of torch's zip format, and of the pickles before it."""
+SPEECH_MODELS = ("llm.rl.pt", "llm.pt")
+"""The language model of a CosyVoice folder."""
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -41,7 +43,7 @@ def open_parameters(path: str) -> Parameters:
     """A checkpoint by what its file holds. Raises TraceError, in one sentence, for anything else."""
     place = Path(path)
     if place.is_dir():
-        return _torch(path) if _torch_only(place) else SafetensorsParameters(path)
+        return _folder(place)
     try:
         with place.open("rb") as file:
             head = file.read(4)
@@ -56,8 +58,15 @@ def open_parameters(path: str) -> Parameters:
     return SafetensorsParameters(path)
 
 
-def _torch_only(folder: Path) -> bool:
-    return not any(folder.glob("*.safetensors")) and any(folder.glob("pytorch_model*.bin*"))
+def _folder(folder: Path) -> Parameters:
+    if any(folder.glob("*.safetensors")):
+        return SafetensorsParameters(str(folder))
+    speech = [folder / name for name in SPEECH_MODELS if (folder / name).exists()]
+    if speech:
+        return _torch(str(speech[0]))
+    if any(folder.glob("pytorch_model*.bin*")):
+        return _torch(str(folder))
+    return SafetensorsParameters(str(folder))  # which says that there is nothing to compare
 
 
 def _torch(path: str) -> Parameters:
