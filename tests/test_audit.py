@@ -267,6 +267,22 @@ def test_the_command(record, folders):
     assert json.loads(done.output)["culprits"][0]["explanation"]["value"] == 5000.0
 
 
+def test_a_checkpoint_of_another_model_is_one_line(record, folders, tmp_path):
+    trace = record("llama")
+    other = tmp_path / "other"
+    load_script("make_tiny_model").make("llama", other, hidden_size=32, head_dim=8)
+    done = CliRunner().invoke(group, ["audit", trace.path, "--weights", str(other)])
+    assert isinstance(done.exception, TraceError)
+    assert "is of another model than" in str(done.exception) and "hidden_size 32, not 64" in str(done.exception)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(other / "model.safetensors", bare)
+    with pytest.raises(TraceError, match=r"of another model than .*embed_tokens.weight \[320, 32\], not \[320, 64\]"):
+        CliRunner().invoke(group, ["audit", trace.path, "--weights", str(bare)], catch_exceptions=False)
+    with pytest.raises(TraceError, match="is of another model than"):
+        tracekit.diff(trace, record("llama", "--fault", "rope-theta:5000"), weights=str(other))
+
+
 # ---------------------------------------------------------------- checkpoints
 
 

@@ -202,6 +202,24 @@ def test_another_model_is_trouble(runs) -> None:
         tracekit.diff(runs("reference"), runs("candidate", model={"hidden_size": 31}))
 
 
+@pytest.mark.parametrize("yardstick", ["oracle", "noise"])
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"model": {"hidden_size": 31}}, "is of another model"),
+        ({"prompt": (5, 6, 7, 9)}, "holds no sequence with a prompt of"),
+        (
+            {"pick": lambda step, token, ids: token if step < 2 else int(ids[-1])},
+            r"other tokens .* \(sequence 0, step 2 first\)",
+        ),
+    ],
+)
+def test_a_yardstick_of_another_run_is_trouble(runs, yardstick: str, changes: dict[str, Any], said: str) -> None:
+    reference, candidate, other = runs("reference"), runs("candidate", noise=1), runs("other", **changes)
+    with pytest.raises(tracekit.TraceError, match=said):
+        tracekit.diff(reference, candidate, **{yardstick: other if yardstick == "oracle" else [other]})
+
+
 def test_names_are_aligned_by_prefix_and_wiring(tmp_path: Path) -> None:
     """The reference calls a block's output by the block's name, the candidate by the next norm's input."""
     values = np.arange(12, dtype=np.float32).reshape(3, 4)

@@ -121,6 +121,23 @@ def align_sequences(reference: Trace, candidate: Trace) -> tuple[list[SequencePa
     return [pairs[index] for index in sorted(pairs)], left
 
 
+def check_yardstick(reference: Trace, other: Trace, mend: str) -> None:
+    """Raises TraceError, with how to `mend` it, where a trace that is to measure the reference's rounding is not of the
+    reference's model, prompts and tokens."""
+    check_same_model(reference, other, align_sites(reference, other))
+    shared = [
+        (one, two) for one, two in zip(reference.sequences, other.sequences, strict=False) if same_prompt(one, two)
+    ]
+    if not shared and reference.sequences:
+        raise TraceError(f"{other.path}: holds no sequence with a prompt of {reference.path}; {mend}")
+    for one, two in shared:
+        common = min(one.step_count, two.step_count)
+        apart = np.flatnonzero(one.tokens[:common] != two.tokens[:common])
+        if apart.size:
+            where = f"sequence {one.index}, step {apart[0]} first"
+            raise TraceError(f"{other.path}: holds other tokens than {reference.path} ({where}); {mend}")
+
+
 def check_same_model(reference: Trace, candidate: Trace, alignment: Alignment) -> None:
     """Raises TraceError where the traces cannot be of the same model."""
     ours, theirs = reference.config.get("model") or {}, candidate.config.get("model") or {}

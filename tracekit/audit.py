@@ -21,8 +21,8 @@ from tracekit.own_error import Own, own_error
 from tracekit.peers import Peers
 from tracekit.recipe import Recipe, order_of, recipes
 from tracekit.recompute import Parameters, Recomputation
-from tracekit.settings import Difference, declared_differences
-from tracekit.trace import Json, Trace
+from tracekit.settings import Difference, declared_differences, other_sizes
+from tracekit.trace import Json, Sequence, Trace, TraceError
 from tracekit.weights import Checkpoint
 
 try:
@@ -113,7 +113,11 @@ def audit(
 ) -> Audit:
     """Recompute every site that a recipe covers. `stops`: the position, by sequence index, before which to stop;
     `only`: these sites alone; `wiring`: a trace whose site table says what feeds what where this one's does not.
+    Raises TraceError where the checkpoint is of another model.
     """
+    apart = other_model(trace, checkpoint)
+    if apart is not None:
+        raise TraceError(f"{checkpoint.path}: is of another model than {trace.path}: {apart}; give the one it ran with")
     parameters = Parameters(trace, checkpoint)
     known, unknown = _auditable(trace, checkpoint, parameters, wiring)
     known = [recipe for recipe in known if only is None or recipe.site in only]
@@ -200,9 +204,14 @@ def _fits(trace: Trace, parameters: Parameters, recipe: Recipe) -> bool:
     for sequence in trace.sequences:
         sites = sequence.sites
         widths = [sites[name].width for name in recipe.inputs if name in sites]
-        if recipe.stored == "logits" or recipe.stored not in sites:
+        if recipe.stored == "logits":
+            width = _logits_width(sequence)
+        elif recipe.stored in sites:
+            width = sites[recipe.stored].width
+        else:
             continue
-        width = sites[recipe.stored].width
+        if width is None:
+            continue
         if recipe.parameters and not parameters.fits(recipe, width, widths[0] if widths else width):
             return False
         if recipe.kind in ("residual", "gate", "identity") and any(other != width for other in widths):
@@ -213,6 +222,11 @@ def _fits(trace: Trace, parameters: Parameters, recipe: Recipe) -> bool:
             if widths != wanted or width != wanted[0]:
                 return False
     return True
+
+
+def _logits_width(sequence: Sequence) -> int | None:
+    logits = sequence.logits(0, 1) if sequence.step_count else None
+    return None if logits is None else int(logits.shape[1])
 
 
 def _culprit(trace: Trace, run: Recomputation, own: Own) -> Culprit:
@@ -227,6 +241,19 @@ def _culprit(trace: Trace, run: Recomputation, own: Own) -> Culprit:
 def explained(culprit: Culprit, explanation: Json | None) -> Culprit:
     """The culprit with what its mistake is."""
     return replace(culprit, explanation=explanation)
+
+
+def other_model(trace: Trace, checkpoint: Checkpoint) -> str | None:
+    """How a checkpoint is of another model than the one that ran, by its sizes; None where nothing says so."""
+    stated = other_sizes(checkpoint.config, trace)
+    if stated is not None:
+        return stated
+    shapes = [(name, weight.shape, checkpoint.find(name)) for name, weight in trace.weights.items()]
+    known = [(name, shape, checkpoint.shape(found)) for name, shape, found in shapes if found is not None]
+    if not known or any(shape == other for _, shape, other in known):
+        return None
+    name, shape, other = known[0]
+    return f"{name} {list(other)}, not {list(shape)}"
 
 
 def changed_weights(trace: Trace, checkpoint: Checkpoint) -> list[str]:

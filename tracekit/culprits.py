@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tracekit.align import SequencePair, align_sequences, names
-from tracekit.audit import Audit, Culprit, audit, changed_weights
+from tracekit.audit import Audit, Culprit, audit, changed_weights, other_model
 from tracekit.divergence import Finding, Search, Stage, compared_positions
 from tracekit.explain import explain
 from tracekit.recipe import recipes
@@ -56,7 +56,7 @@ def checkpoint_of(reference: Trace, candidate: Trace, weights: str | None) -> tu
         checkpoint = Checkpoint(path)
     except TraceError:
         return None, None
-    if changed_weights(reference, checkpoint):
+    if other_model(reference, checkpoint) is not None or changed_weights(reference, checkpoint):
         return None, f"{path} is not what the reference ran with: not audited (--weights says where the checkpoint is)"
     return checkpoint, None
 

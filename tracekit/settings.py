@@ -30,6 +30,8 @@ STOP_SETTINGS = (
     "max_len",
     "stop_token_ids",
 )
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+"""What two descriptions of one model agree on."""
 MODEL_SETTINGS = (
     "rope_theta",
     "rope_scaling",
@@ -139,6 +141,13 @@ def declared_differences(declared: Json, trace: Trace) -> list[Difference]:
         if name in plain and name in used
         if not _same(_plain(f"model.{name}", plain[name]), _plain(f"model.{name}", used[name]))
     ]
+
+
+def other_sizes(declared: Json, trace: Trace) -> str | None:
+    """How a checkpoint's `config.json` declares another model than the trace's, or None: `hidden_size 576, not 64`."""
+    used = trace.config.get("model") or {}
+    apart = (name for name in SIZES if name in declared and name in used and declared[name] != used[name])
+    return next((f"{name} {declared[name]}, not {used[name]}" for name in apart), None)
 
 
 def as_used(declared: Json) -> Json:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tracekit.align import check_yardstick
 from tracekit.audit import Culprit
 from tracekit.capture import capture_problems
 from tracekit.counterfactual import AS_STATED, Ruling, rule_draw, rule_filter, rule_stop, rule_token, run_margins
@@ -119,7 +120,7 @@ def diff(
     if names is not None:
         checkpoint, _ = checkpoint_of(reference, candidate, weights)
         reference, candidate = in_one_language((reference, candidate), names, checkpoint)
-    yardstick: Yardstick = Oracle(oracle) if oracle else Noise(noise) if noise else Uncalibrated()
+    yardstick = _yardstick(reference, oracle, noise or [])
     problems = [problem for trace in (reference, candidate) for problem in capture_problems(trace)]
     if problems:
         return _withheld(problems, yardstick.calibration)
@@ -131,6 +132,16 @@ def diff(
             examination = examine(reference, candidate, checkpoint, found)
     verdict = reach(reference, candidate, found, yardstick.calibration, examination)
     return verdict if note is None else replace(verdict, notes=(*verdict.notes, note))
+
+
+def _yardstick(reference: Trace, oracle: Trace | None, noise: list[Trace]) -> Yardstick:
+    """The best there is. Raises TraceError where it measures another run."""
+    for trace, mend in (
+        *((trace, f"record it with --follow {reference.path}") for trace in noise),
+        *([(oracle, f"make it with `tracekit oracle {reference.path}`")] if oracle else []),
+    ):
+        check_yardstick(reference, trace, mend)
+    return Oracle(oracle) if oracle else Noise(noise) if noise else Uncalibrated()
 
 
 def _withheld(problems: list[str], calibration: str) -> Verdict:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
+from collections.abc import Mapping
 
 import click
 
@@ -36,9 +38,17 @@ def command(trace: str, weights: str | None, names: str | None, as_json: bool) -
             run = named(run, read_names(names), Elsewhere(checkpoint=checkpoint))
         found = audit(run, checkpoint)
         if not (found.clean or found.culprits):
-            raise TraceError(f"{trace}: holds no site that can be audited; record with --level all")
+            raise TraceError(f"{trace}: holds no site that can be audited against {path}{_why(found.unknown)}")
         found = explained_audit(run, checkpoint, found)
         click.echo(
             json.dumps(audit_json(found, run, checkpoint), indent=2) if as_json else audit_text(found, run, checkpoint)
         )
     sys.exit(found.exit_code)
+
+
+def _why(unknown: Mapping[str, str]) -> str:
+    """Why most sites were not audited."""
+    if not unknown:
+        return "; record with --level all"
+    reason, count = Counter(unknown.values()).most_common(1)[0]
+    return f"; of {count} of its {len(unknown)} sites: {reason}"
