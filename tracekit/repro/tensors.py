@@ -1,0 +1,37 @@
+"""Tensors in a safetensors file, dtypes that numpy lacks included."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tracekit.dtypes import STORAGE
+from tracekit.log import Layout, Tensor, TensorLike
+from tracekit.trace import Json
+
+_WORDS = {storage: word for word, storage in reversed(STORAGE.items())}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, TensorLike], metadata: Json | None = None) -> None:
+    """Write a safetensors file; `metadata` values are kept as JSON texts."""
+    # Widest first: every tensor then begins at a multiple of its own size.
+    parts = {name: _as_tensor(value) for name, value in tensors.items()}
+    order = sorted(parts, key=lambda name: -STORAGE[parts[name].dtype].itemsize)
+    layout = Layout.of([(name, parts[name].dtype, parts[name].shape) for name in order])
+    words = {name: json.dumps(value) for name, value in (metadata or {}).items()}
+    header = ('{"__metadata__":' + json.dumps(words) + layout.entries + "}").encode()
+    header += b" " * (-len(header) % 8)
+    data = b"".join(bytes(parts[name].data) for name in order) + bytes(-layout.nbytes % 8)
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+
+
+def _as_tensor(value: TensorLike) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    array = np.ascontiguousarray(value)
+    plain = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return Tensor(_WORDS[plain.dtype], plain.shape, plain.reshape(-1).view(np.uint8).data)
