@@ -12,18 +12,20 @@ from tracekit.trace import Json
 CALM, ACCENT, ALARM = "#7d8894", "#4c7fe0", "#d8433b"
 BEYOND = ((0.0, "#f0b429"), (0.35, "#e8702a"), (0.7, "#d1345b"), (1.0, "#8e2fb0"))
 """From just beyond the limit to far beyond it."""
-ROW_PIXELS, LEAST_PIXELS, MOST_PIXELS = 9, 220, 560
+ROW_PIXELS, LEAST_PIXELS, MOST_PIXELS = 9, 400, 560
 AXIS: Json = {"zeroline": False, "ticks": "outside", "ticklen": 3, "fixedrange": False}
+LOG: Json = {"type": "log", "tickformat": "~g", "ticksuffix": "x"}
 LAYOUT: Json = {
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
     "showlegend": False,
     "dragmode": "zoom",
     "hovermode": "closest",
+    "font": {"size": 12},
 }
 
 
-def error_map_figure(found: Levels, limit: float, sites: Sequence[str], unit: str) -> Json:
+def error_map_figure(found: Levels, limit: float, sites: Sequence[str]) -> Json:
     """Sites by steps. The page puts the codes in as `z`, so that they stand in it once."""
     ticks, labels = layer_ticks(sites)
     per_bin = found.steps_a_bin
@@ -46,7 +48,6 @@ def error_map_figure(found: Levels, limit: float, sites: Sequence[str], unit: st
                     "ticktext": bar_texts,
                     "ticks": "outside",
                     "ticklen": 3,
-                    "title": {"text": unit, "side": "right"},
                 },
             }
         ],
@@ -110,7 +111,7 @@ def layers_figure(
             "height": 260,
             "margin": {"l": 66, "r": 8, "t": 8, "b": 40},
             "xaxis": {**AXIS, "tickvals": ticks, "ticktext": labels, "showgrid": False, "range": [-1, len(sites)]},
-            "yaxis": {**AXIS, "type": "log", "title": {"text": unit}, "exponentformat": "power", "dtick": 1},
+            "yaxis": {**AXIS, **LOG, "title": {"text": unit}, "dtick": 1},
             "shapes": [_line(limit)],
         },
     }
@@ -163,9 +164,9 @@ def steps_figure(limits: Sequence[float]) -> Json:
         "layout": {
             **LAYOUT,
             "height": 190,
-            "margin": {"l": 44, "r": 8, "t": 8, "b": 34},
+            "margin": {"l": 52, "r": 8, "t": 8, "b": 34},
             "xaxis": {**AXIS, "title": {"text": "step"}, "showgrid": False, "tickformat": ",d"},
-            "yaxis": {**AXIS, "type": "log", "exponentformat": "power"},
+            "yaxis": {**AXIS, **LOG, "nticks": 5},
             "shapes": [_line(limit) for limit in limits[:1]],
         },
     }

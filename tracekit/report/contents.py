@@ -81,12 +81,11 @@ def draw_text(draw: Draw) -> str:
     return f"{draw.op} {draw.generator} seed {draw.seed}{offset}{words}"
 
 
-def step_detail(sequence: Sequence, index: int) -> Json:
+def step_detail(trace: Trace, sequence: Sequence, index: int) -> Json:
     """A step in full: its largest logits, its survivors, its draws."""
     if not 0 <= index < sequence.step_count:
-        raise TraceError(
-            f"sequence {sequence.index} has no step {index}; its {sequence.step_count} steps are counted from 0"
-        )
+        counted = f"its {sequence.step_count} steps are counted from 0"
+        raise TraceError(f"{trace.path}: sequence {sequence.index} has no step {index}; {counted}")
     step = sequence.step(index)
     survivors = []
     if step.survivors_id is not None and step.survivors_prob is not None:

@@ -161,14 +161,14 @@ def _by_site(
 # -------------------------------------------------------------------- a byte a number
 
 NOT_COMPARED, EQUAL, FIRST_LEVEL, LAST_LEVEL, INFINITE = 0, 1, 2, 254, 255
-LOWEST, HIGHEST = -4, 12
+LOWEST, HIGHEST = -2, 12
 """Powers of ten between which ratios are told apart."""
 
 
 @dataclass(frozen=True)
 class Levels:
     """Ratios as bytes on a logarithmic scale: code 2 is 10**low, code 254 is 10**high; 0 is not compared, 1 equal,
-    255 not finite. One code to the next is a factor of 10**((high - low) / 252), 16 % over sixteen powers of ten.
+    255 not finite. One code to the next is a factor of 10**((high - low) / 252): 14 % over fourteen powers of ten.
     """
 
     low: float

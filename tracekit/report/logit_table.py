@@ -29,6 +29,7 @@ class _Side:
     survivors: dict[int, float]
     top: list[int]
     topk: dict[int, float]  # id -> log-probability, where only those were recorded
+    cuts: list[sampling.Cut]  # with a token at a finite distance
 
 
 def logit_table(sequences: tuple[Sequence, ...], step: int, texts: TokenTexts) -> Json | None:
@@ -36,7 +37,8 @@ def logit_table(sequences: tuple[Sequence, ...], step: int, texts: TokenTexts) -
     if any(step >= sequence.step_count for sequence in sequences):
         return None
     sides = [_side(sequence, step) for sequence in sequences]
-    ids = list(dict.fromkeys(token for side in sides for token in (*side.top, side.seen.token)))
+    near = [cut.nearest[1] for side in sides for cut in side.cuts]
+    ids = list(dict.fromkeys([token for side in sides for token in (*side.top, side.seen.token)] + near))
     if not any(side.top for side in sides):
         return None
     ids.sort(key=lambda token: -max(_height(side, token) for side in sides))
@@ -49,9 +51,8 @@ def logit_table(sequences: tuple[Sequence, ...], step: int, texts: TokenTexts) -
         }
         for token in ids
     ]
-    marks = [row for row in rows if any(cell["survives"] is True for cell in row["sides"])]
-    if marks and marks[-1] is not rows[-1]:
-        marks[-1]["cut"] = True
+    for row in rows:
+        row["at_cut"] = row["id"] in near
     notes = [_notes(sequence, side, texts) for sequence, side in zip(sequences, sides, strict=True)]
     return {"step": step, "rows": rows, "sides": notes}
 
@@ -70,7 +71,16 @@ def _side(sequence: Sequence, index: int) -> _Side:
     kept: dict[int, float] = {}
     if seen.ids is not None and seen.probs is not None:
         kept = dict(zip(seen.ids.tolist(), seen.probs.tolist(), strict=True))
-    return _Side(seen, logits, None if logits is None else softmax(logits), kept, top, topk)
+    probs = None if logits is None else softmax(logits)
+    return _Side(seen, logits, probs, kept, top, topk, _cuts(sequence, seen, logits))
+
+
+def _cuts(sequence: Sequence, seen: Observed, logits: NDArray[Any] | None) -> list[sampling.Cut]:
+    """The filters' cuts as the side states them; none of settings that are not known."""
+    stated = sequence.sampling
+    if logits is None or not stated or sampling.unknown_settings(stated):
+        return []
+    return [cut for cut in sampling.cuts(sampling.chain(stated), logits, seen.context) if np.isfinite(cut.nearest[0])]
 
 
 def _height(side: _Side, token: int) -> float:
@@ -112,23 +122,15 @@ def _notes(sequence: Sequence, side: _Side, texts: TokenTexts) -> Json:
         "token": side.seen.token,
         "text": texts[side.seen.token],
         "survivors": count,
-        "cuts": _cuts(sequence, side, texts),
+        "cuts": [_cut_text(cut, texts) for cut in side.cuts],
         "draws": draws,
         "events": events,
     }
 
 
-def _cuts(sequence: Sequence, side: _Side, texts: TokenTexts) -> list[str]:
-    """`top-p 0.95: nearest is 178 "x", 0.0014 of probability mass away`; none of settings that are not known."""
-    stated = sequence.sampling
-    if side.logits is None or not stated or sampling.unknown_settings(stated):
-        return []
-    out = []
-    for cut in sampling.cuts(sampling.chain(stated), side.logits, side.seen.context):
-        distance, token = cut.nearest
-        if np.isfinite(distance):
-            out.append(
-                f"{cut.processor}: nearest to the cut is {token} {texts[token]}".rstrip()
-                + f", {distance:.2g} {cut.unit} away"
-            )
-    return out
+def _cut_text(cut: sampling.Cut, texts: TokenTexts) -> str:
+    """`TopPLogitsWarper(top_p=0.95): nearest to the cut is 178 "x", 0.0014 probability mass away`."""
+    distance, token = cut.nearest
+    return (
+        f"{cut.processor}: nearest to the cut is {token} {texts[token]}".rstrip() + f", {distance:.2g} {cut.unit} away"
+    )

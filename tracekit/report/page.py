@@ -61,15 +61,16 @@ def _libraries() -> tuple[Any, str]:
 def _page(template: Any, plotly: str, sections: list[Section], seeds: Json | None) -> bytes:
     maps = sum(len(section.maps) for section in sections)
     data = [section.data(MAP_CELLS // max(1, maps)) for section in sections]
-    scripts = [plotly, _asset("page.js")]
+    script = _asset("page.js")
     text: str = template.render(
         title=_title(sections, seeds),
         sections=[section.view | {"id": f"s{index}"} for index, section in enumerate(sections)],
         sites=[[site["name"] for site in section.sites] for section in sections],
         seeds=seeds,
         style=_markup(_asset("page.css")),
-        scripts=[_markup(script) for script in scripts],
-        hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
+        plotly=_markup(plotly),
+        script=_markup(script),
+        hashes=" ".join(f"'sha256-{_digest(text)}'" for text in (plotly, script)),
         data=_markup(inline_json(data)),
     )
     # A lone surrogate, which a token's text may hold, is no character: it is shown as a question mark.

@@ -99,7 +99,7 @@ class ErrorTable:
     def to_json(self, sites: list[str], cells: int) -> Json:
         """The codes, and the figure that they are put in."""
         found = levels(self.ratios.astype(np.float64), self.ratios.shape[1], cells)
-        figure = charts.error_map_figure(found, self.limit, sites, self.label)
+        figure = charts.error_map_figure(found, self.limit, sites)
         return {"label": self.label, "limit": self.limit, "figure": figure, **found.to_json()}
 
 
@@ -154,7 +154,7 @@ def _add_errors(section: Section, pair: Pair, compared: SequencePair, checkpoint
     sides = [(one, compared.reference), (other, compared.candidate)]
     _fill(section, sites, sides, errors, owns, alignment, limit_of(yardstick.calibration), compared_steps(compared))
     at_fault = {culprit["site"]: culprit for culprit in reversed(pair.verdict["culprits"]) if culprit.get("site")}
-    _accuse(section, {site: culprit.get("explanation") for site, culprit in at_fault.items()})
+    _accuse(section, {site: _mistake(culprit) for site, culprit in at_fault.items()})
     _add_layers(section, sites, errors, owns, limit_of(yardstick.calibration))
     steps, longest = compared_steps(compared), max(compared.reference.step_count, compared.candidate.step_count)
     section.view["map"] = {
@@ -233,7 +233,7 @@ def _add_own(section: Section, trace: Trace, sequence: Sequence, checkpoint: Che
     owns = own_errors_of_trace(trace, sequence, checkpoint)
     sites, steps = ordered_sites(trace, {}, owns), max(1, sequence.step_count)
     _fill(section, sites, [(trace, sequence)], {}, owns, None, ROW_LIMIT, steps)
-    _accuse(section, {culprit.site: culprit.explanation for culprit in found.culprits})
+    _accuse(section, {culprit.site: _mistake(culprit.to_json()) for culprit in found.culprits})
     _add_layers(section, sites, {}, owns, SIZE_LIMIT)
     section.view["map"] = {"sites": len(sites), "steps": steps, "left": 0, "sequences": len(trace.sequences)}
     section.view["map"] |= {
@@ -287,14 +287,21 @@ def _table(
         return np.array(rows, dtype=np.float32).reshape(len(sites), steps)
 
 
-def _accuse(section: Section, explained: Mapping[str, Json | None]) -> None:
+def _accuse(section: Section, mistakes: Mapping[str, tuple[str, str]]) -> None:
     """Mark the culprits among the sites, and say what their mistake is."""
     for site in section.sites:
-        if site["name"] in explained:
-            explanation = explained[site["name"]]
-            said = "an error of its own" if explanation is None else explanation["text"]
-            site["rows"].insert(0, ["at fault", without_controls(said)])
+        if site["name"] in mistakes:
+            label, text = mistakes[site["name"]]
+            site["rows"].insert(0, [label, without_controls(text)])
             section.culprits.append(site["name"])
+
+
+def _mistake(culprit: Json) -> tuple[str, str]:
+    """Label and text. A site that was not audited is the first that is off; whose fault that is, nobody knows."""
+    explanation = culprit.get("explanation")
+    if explanation is not None:
+        return "at fault", explanation["text"]
+    return ("at fault", "an error of its own") if "own" in culprit else ("first off", "by more than rounding")
 
 
 def _add_layers(

@@ -9,24 +9,40 @@ from tracekit.report.token_text import without_controls
 from tracekit.report.verdict_words import verdict_words
 from tracekit.trace import Json
 
+HEADS = (
+    ("seed", True, None),
+    ("state", False, None),
+    ("tokens", True, "reference | candidate"),
+    ("longer by", True, "tokens of the candidate beyond the reference's"),
+    ("ended by", False, "reference | candidate"),
+    ("fallbacks", True, "draws again because of repetition or of a stop that came too early"),
+    ("first divergent step", True, None),
+    ("closest margin", True, "nats: how near another token came to being drawn, at the tightest step"),
+    ("apart", True, "nats: median difference of the survivors' log-probabilities"),
+    ("group", False, None),
+)
+"""Columns of the table of seeds: name, whether numbers are in it, what it says."""
 FEW = 12
 """Seeds of a group that are named before the rest is folded away."""
 
 
 def postmortem_rows(found: Postmortem, shown: Collection[str]) -> Json:
     """Everything the page's seeds and groups need. `shown`: groups that have a section of their own."""
-    groups_of: dict[int, list[str]] = {}
-    for group in found.groups:
+    groups_of: dict[int, list[Json]] = {}
+    for number, group in enumerate(found.groups, 1):
         for seed in group.seeds:
-            groups_of.setdefault(seed, []).append(group.name)
+            groups_of.setdefault(seed, []).append({"name": group.name, "number": number})
     states = {state.value: sum(seed.state is state for seed in found.seeds) for state in State}
     return {
         "reference": found.reference,
         "candidate": found.candidate,
         "complete": found.complete,
+        "control": found.control,
+        "control_text": _lines(found.control_text or ""),
         "headline": _headline(found),
-        "tone": "bad" if found.failing.count else "good",
+        "tone": "bad" if found.failing.count else "warn" if _latent(found) else "good",
         "rate": rate_text(found.failing),
+        "heads": [{"name": name, "number": number, "said": said} for name, number, said in HEADS],
         "states": {state: count for state, count in states.items() if count},
         "groups": [_group(group, group.name in shown) for group in found.groups],
         "seeds": [_seed(seed, groups_of.get(seed.seed, [])) for seed in found.seeds],
@@ -37,16 +53,23 @@ def _headline(found: Postmortem) -> str:
     failing = [group for group in found.groups if group.failing]
     rate = found.failing
     if not rate.count:
-        return f"None of {rate.of} seeds fails"
+        hidden = _latent(found)
+        also = f", but {hidden} {'has' if hidden == 1 else 'have'} a fault that no token shows" if hidden else ""
+        return f"None of {rate.of} seeds fails{also}"
     fail = "seed fails" if rate.of == 1 else f"seeds {'fails' if rate.count == 1 else 'fail'}"
-    groups = "one cause" if len(failing) == 1 else f"{len(failing)} causes"
-    return f"{rate.count} of {rate.of} {fail}, of {groups}"
+    groups = "all alike" if len(failing) == 1 else f"in {len(failing)} groups"
+    return f"{rate.count} of {rate.of} {fail}" + (f", {groups}" if rate.count > 1 and failing else "")
+
+
+def _latent(found: Postmortem) -> int:
+    return sum(seed.state is State.LATENT for seed in found.seeds)
 
 
 def rate_text(rate: Rate) -> str:
-    """`14 of 100: 14 % (95 % interval 8.5 to 22)`."""
+    """`14 of 100, 14 % (95 % interval 8.5 to 22 %)`."""
     share = 100 * rate.count / rate.of if rate.of else 0.0
-    return f"{rate.count} of {rate.of}: {share:.3g} % (95 % interval {100 * rate.low:.2g} to {100 * rate.high:.2g})"
+    interval = f"95 % interval {100 * rate.low:.3g} to {100 * rate.high:.3g} %"
+    return f"{rate.count} of {rate.of}, {share:.3g} % ({interval})"
 
 
 def _group(group: Group, shown: bool) -> Json:
@@ -65,13 +88,18 @@ def _group(group: Group, shown: bool) -> Json:
         "few": list(group.seeds[:FEW]),
         "rest": list(group.seeds[FEW:]),
         "steps": _steps(steps),
+        "latent": list(group.latent),
         "lucky": group.lucky,
         "overlaps": [{"group": name, "seeds": list(seeds)} for name, seeds in group.overlaps.items()],
         "example": group.example,
         "words": None if group.verdict is None else verdict_words(group.verdict),
-        "text": "\n".join(without_controls(line) for line in group.text.split("\n")),
+        "text": _lines(group.text),
         "shown": shown,
     }
+
+
+def _lines(text: str) -> str:
+    return "\n".join(without_controls(line) for line in text.split("\n"))
 
 
 def _percent(share: float) -> float:
@@ -86,7 +114,7 @@ def _steps(steps: list[int]) -> str:
     return f"{min(steps)} to {max(steps)}, median {sorted(steps)[len(steps) // 2]}"
 
 
-def _seed(seed: Seed, groups: list[str]) -> Json:
+def _seed(seed: Seed, groups: list[Json]) -> Json:
     return {
         "seed": seed.seed,
         "state": seed.state.value,
@@ -99,6 +127,7 @@ def _seed(seed: Seed, groups: list[str]) -> Json:
         "groups": groups,
         "note": seed.note or seed.reference.trouble or seed.candidate.trouble or "",
         "margin": f"{min(seed.margins):.2g}" if seed.margins else "",
+        "apart": f"{seed.apart:.1e}" if seed.apart is not None else "",
     }
 
 

@@ -90,6 +90,7 @@
       figure.data[which].y = values.map((value) => (Number.isFinite(value) ? Math.max(value, Math.pow(10, map.low)) : null));
     });
     figure.data.length = section.maps.length;
+    if (section.maps[0].columns > 150) figure.data.forEach((line) => { line.mode = "lines"; });
     chart.replaceChildren();
     Plotly.react(chart, figure.data, figure.layout, { ...options, displayModeBar: false });
   }
@@ -105,22 +106,28 @@
     });
   }
 
-  function showSite(section, index, scroll) {
-    section.site = index;
+  function showFacts(section) {
     const place = section.parts.errors;
-    const site = section.sites[index];
-    one(".site-select", place).value = String(index);
+    const site = section.sites[section.site];
+    one(".site-select", place).value = String(section.site);
     const facts = one(".site-facts", place);
     facts.replaceChildren();
     for (const [label, text] of site.rows) {
       const term = Object.assign(document.createElement("dt"), { textContent: label });
       const value = Object.assign(document.createElement("dd"), { textContent: text });
-      if (label === "at fault") [term, value].forEach((element) => element.classList.add("fault"));
+      if (label === "at fault" || label === "first off") [term, value].forEach((element) => element.classList.add("fault"));
       facts.append(term, value);
     }
-    drawSteps(section, one(".steps-chart", place));
     const labels = section.maps.map((map, which) => (which ? "red" : "blue") + ": " + map.label);
     one(".steps-legend", place).textContent = "By step; " + labels.join(", ") + ".";
+  }
+
+  function showSite(section, index, scroll) {
+    const place = section.parts.errors;
+    section.site = index;
+    showFacts(section);
+    if (!window.Plotly) return;
+    drawSteps(section, one(".steps-chart", place));
     mark(section);
     if (scroll && place.getBoundingClientRect().top < 0) place.scrollIntoView({ block: "start" });
   }
@@ -146,12 +153,19 @@
     waiting.delete(chart);
     watcher.unobserve(chart);
     draw(chart);
-    chart.dataset.drawn = "true";
+    chart.dataset.drawn = String(Math.round(performance.now())); // milliseconds since the page was asked for
   }
   function later(chart, draw) {
     if (!chart) return;
     waiting.set(chart, draw);
-    watcher.observe(chart);
+    if (window.Plotly) watcher.observe(chart);
+  }
+  // plotly takes longer to start than all the rest: everything else answers first.
+  function startPlotly() {
+    const script = document.createElement("script");
+    script.textContent = document.getElementById("plotly").textContent;
+    document.head.append(script);
+    waiting.forEach((_, chart) => watcher.observe(chart));
   }
 
   function prepare(section, number) {
@@ -176,9 +190,10 @@
         one(".switch", place).append(button);
       });
     }
+    showFacts(section);
     later(chart, () => {
       drawMap(section, chart, 0);
-      showSite(section, section.site, false);
+      setTimeout(() => drawSteps(section, one(".steps-chart", place)));
     });
     later(one(".layers-chart", section.parts.own), (element) => drawLayers(section, element));
   }
@@ -283,5 +298,6 @@
   system.addEventListener("change", label);
   label();
   window.addEventListener("scroll", hideHover, { passive: true });
-  root.dataset.ready = "true";
+  root.dataset.ready = String(Math.round(performance.now()));
+  requestAnimationFrame(() => setTimeout(startPlotly));
 })();
