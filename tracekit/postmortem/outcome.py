@@ -58,6 +58,7 @@ class Seed:
     chance: float | None = None  # nats: log-probability that another draw gives the reference's tokens
     apart: float | None = None  # nats: median difference of the survivors' log-probabilities over the steps
     note: str | None = None
+    text: str | None = None  # the verdict as a person reads it
 
     def to_json(self) -> Json:
         """Ready for `json.dumps`."""
@@ -103,7 +104,9 @@ class Group:
     rate: Rate
     lucky: str | None = None  # a sentence: may seeds that pass have the fault, too?
     luck: Json = field(default_factory=dict)  # its numbers
-    overlaps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # other group -> seeds that show its fault too
+    overlaps: Mapping[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # other group -> seeds that show its fault too
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,192 @@
+"""The whole postmortem: every seed sparsely, the failing ones in full, then groups. It goes on where it was stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from tracekit.postmortem import examine
+from tracekit.postmortem.examine import SEEDS, Task, is_suspicious, needs_full, quietest
+from tracekit.postmortem.groups import BROKEN, Key, conclude, key_of
+from tracekit.postmortem.outcome import Postmortem, Run, Seed, State
+from tracekit.postmortem.plan import Plan
+from tracekit.postmortem.program import STOPPED, Stopped
+from tracekit.postmortem.store import Store, read_json, write_json
+from tracekit.trace import TraceError
+
+PLAN = "plan.json"
+FOUND = "postmortem.json"
+
+
+class Watcher(Protocol):
+    """Is told how it goes."""
+
+    def expects(self, stage: str, count: int) -> None:
+        """So many seeds more are to be examined: `sparse` or `full`."""
+
+    def has(self, stage: str, seed: Seed) -> None:
+        """A seed has been examined."""
+
+
+@dataclass
+class Conduct:
+    """One postmortem under way. `run` may be called once."""
+
+    plan: Plan
+    store: Store
+    seeds: tuple[int, ...]
+    crew: Executor
+    watcher: Watcher
+    _sparse: dict[int, Seed] = field(default_factory=dict)
+    _full: dict[int, Seed] = field(default_factory=dict)
+    _running: dict[Future[Seed], tuple[str, int]] = field(default_factory=dict)
+
+    def run(self) -> Postmortem:
+        """Examine every seed and say what was found. Raises TraceError; after KeyboardInterrupt, no program runs on."""
+        claim(self.store, self.plan)
+        try:
+            self._examine_sparsely()
+            self._examine_in_full(self._wanted())
+            control = self._control()
+        except KeyboardInterrupt:
+            STOPPED.set()
+            for future in self._running:
+                future.cancel()
+            raise
+        found = conclude(
+            self.plan.reference, self.plan.candidate, self._outcomes(control).values(), asked=len(self.seeds)
+        )
+        if control is not None:
+            found = replace(found, control=control, control_text=self._full[control].text)
+        write_json(self.store, FOUND, found.to_json())
+        return found
+
+    def _outcomes(self, control: int | None) -> dict[int, Seed]:
+        """What is known of each seed, in full where that was looked for."""
+        out = {}
+        for number in self.seeds:
+            sparse, full = self._sparse[number], self._full.get(number)
+            usable = full is not None and full.state not in BROKEN
+            out[number] = full if full is not None and usable else sparse
+            if number == control and full is not None and full.state is State.PASS:
+                out[number] = sparse  # it is a passing seed like the others
+        return out
+
+    def _examine_sparsely(self) -> None:
+        self.watcher.expects("sparse", len(self.seeds))
+        for number in self.seeds:
+            self._start("sparse", number)
+        self._collect()
+
+    def _examine_in_full(self, numbers: Iterable[int]) -> None:
+        new = [number for number in numbers if number not in self._full and not self._is_running(number)]
+        self.watcher.expects("full", len(new))
+        for number in new:
+            self._start("full", number)
+        self._collect()
+
+    def _wanted(self) -> list[int]:
+        """Seeds of which only the layers say what is wrong, and an example of each group."""
+        found = list(self._sparse.values())
+        quiet = quietest(found)
+        wanted = [seed.seed for seed in found if needs_full(seed, quiet)]
+        examples: dict[Key, int] = {}
+        for seed in sorted(found, key=lambda seed: seed.seed):
+            key = key_of(seed)
+            if key is not None and seed.state not in BROKEN and not seed.also:
+                examples.setdefault(key, seed.seed)
+        return sorted({*wanted, *examples.values()})
+
+    def _control(self) -> int | None:
+        """The passing seed whose probabilities are furthest apart, recorded in full: do its layers pass, too?"""
+        quiet = quietest(list(self._sparse.values()))
+        passing = [
+            seed
+            for number, seed in self._sparse.items()
+            if seed.state is State.PASS and not is_suspicious(seed, quiet) and number not in self._full
+        ]
+        if not passing:
+            return None
+        control = max(passing, key=lambda seed: (seed.apart or 0.0, -seed.seed)).seed
+        self._examine_in_full([control])
+        return control
+
+    # ------------------------------------------------------------ one seed after the other
+
+    def _is_running(self, number: int) -> bool:
+        return ("full", number) in self._running.values()
+
+    def _start(self, stage: str, number: int) -> None:
+        known = read_json(self.store, _outcome(stage, number))
+        if known is not None:
+            self._keep(stage, Seed.from_json(known), new=False)
+            return
+        task = Task(self.plan, self.store.place, number)
+        if stage == "sparse":
+            future = self.crew.submit(guarded, examine.sparse, task)
+        else:
+            future = self.crew.submit(guarded, examine.full, task, self._sparse[number])
+        self._running[future] = (stage, number)
+
+    def _collect(self) -> None:
+        """Wait until nothing runs."""
+        while self._running:
+            done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+            for future in done:
+                stage, _ = self._running.pop(future)
+                self._keep(stage, future.result(), new=True)
+
+    def _keep(self, stage: str, seed: Seed, *, new: bool) -> None:
+        if new and not _is_passing_trouble(seed):
+            write_json(self.store, _outcome(stage, seed.seed), seed.to_json())
+        (self._sparse if stage == "sparse" else self._full)[seed.seed] = seed
+        self.watcher.has(stage, seed)
+
+
+OUT_OF_ORDER = "could not be examined: "
+"""What is said of a seed that met trouble of this machine's, not of its programs: it is tried again the next time."""
+
+
+def guarded(work: Callable[..., Seed], task: Task, *more: Seed) -> Seed:
+    """What a worker does: trouble with one seed is that seed's."""
+    try:
+        return work(task, *more)
+    except Stopped:
+        raise
+    except (OSError, TraceError, MemoryError) as error:
+        nothing = Run(None, 0)
+        return Seed(task.seed, State.TROUBLE, nothing, nothing, note=f"{OUT_OF_ORDER}{error or type(error).__name__}")
+
+
+def _is_passing_trouble(seed: Seed) -> bool:
+    return bool(seed.note and seed.note.startswith(OUT_OF_ORDER))
+
+
+def _outcome(stage: str, number: int) -> str:
+    return f"{SEEDS}/{number}/{stage}.json"
+
+
+def claim(store: Store, plan: Plan) -> None:
+    """Make the store this plan's. Raises TraceError where it holds what another plan has found."""
+    mine = plan.identity()
+    other = read_json(store, PLAN)
+    if other is None:
+        write_json(store, PLAN, mine)
+    elif other != mine:
+        apart = next(name for name in mine if mine[name] != other.get(name))
+        what = "another build of a program" if apart == "programs" else f"another {apart}: {other.get(apart)!r}"
+        raise TraceError(f"{store.place}: holds a postmortem with {what}; give another folder with -o, or remove it")
+
+
+def remove_traces(store: Store, found: Postmortem, keep: str) -> None:
+    """Remove recordings as `keep` says: `failing` leaves those of seeds that do not pass, `none` none, `all` all."""
+    if keep == "all":
+        return
+    for seed in found.seeds:
+        if keep == "failing" and seed.state is not State.PASS:
+            continue
+        for side in ("reference", "candidate"):
+            for ending in (".h5", ".tklog", ".full.h5", ".full.tklog"):
+                store.remove(f"{SEEDS}/{seed.seed}/{side}{ending}")

@@ -1,0 +1,279 @@
+"""One seed: record both programs, sparsely; where that is not enough to know why, both again, in full.
+
+What is recorded is in the store before anything is made of it: nothing that is there is run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tracekit.align import SequencePair, align_sequences
+from tracekit.divergence import first_token_difference
+from tracekit.opening import open_trace
+from tracekit.postmortem import luck
+from tracekit.postmortem.failure import Facts, rule
+from tracekit.postmortem.outcome import Run, Seed, State
+from tracekit.postmortem.plan import SPARSE, Plan, Side
+from tracekit.postmortem.program import record, scratch_folder
+from tracekit.postmortem.store import Store, open_store, read_json, write_json
+from tracekit.report.text import verdict_text
+from tracekit.trace import Json, Step, Trace, TraceError
+from tracekit.verdict import Verdict, diff
+
+SEEDS = "seeds"
+FULL = "full"
+"""Name of a level's recordings, whichever of the full levels it is."""
+SOUND_CAUSES = ("rng", "sampler", "stop", "input", "config")
+"""Causes that tokens, survivors and draws prove, once they explain them: no layer is behind them."""
+APART_LIMIT = 1e-3
+"""Nats by which the log-probabilities of float32 runs may be apart, in the median, whatever other seeds do. Candle and
+PyTorch are 2e-6 apart (CosyVoice3), a rotary table in float16 puts them 1.4e-4 apart."""
+APART_FACTOR = 8.0
+"""How many times further than the quietest quarter of the seeds a seed's probabilities are apart to be suspicious.
+Healthy seeds differ from one another by a factor of 2."""
+LEAST_APART = 1e-6
+"""Nats below which nothing is suspicious: a few roundoff units of a float32 probability."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs to examine a seed."""
+
+    plan: Plan
+    place: str  # of the store
+    seed: int
+
+
+def sparse(task: Task) -> Seed:
+    """Record both sides at the level of tokens and compare them. Raises Stopped."""
+    store = open_store(task.place)
+    runs = [_recorded(store, task.plan, side, task.seed, SPARSE) for side in Side]
+    return _compared(store, task, runs[0], runs[1], SPARSE)
+
+
+def full(task: Task, found: Seed) -> Seed:
+    """Record both sides again at the plan's level, and say why they part. Raises Stopped."""
+    store = open_store(task.place)
+    runs = [_recorded(store, task.plan, side, task.seed, task.plan.level) for side in Side]
+    again = _compared(store, task, runs[0], runs[1], task.plan.level)
+    return _joined(found, again)
+
+
+def trace_name(seed: int, run: Run) -> str | None:
+    """A run's trace in the store."""
+    return None if run.trace is None else f"{SEEDS}/{seed}/{run.trace}"
+
+
+# -------------------------------------------------------------------- recording
+
+
+def _recorded(store: Store, plan: Plan, side: Side, seed: int, level: str) -> Run:
+    """A run from the store, or else from the program; then it is in the store."""
+    stem = f"{SEEDS}/{seed}/{side}" + ("" if level == SPARSE else f".{FULL}")
+    row = read_json(store, f"{stem}.json")
+    if row is not None:
+        return Run.from_json(row)
+    with scratch_folder() as scratch:
+        run, trace = record(plan, side, seed, level, Path(scratch))
+        if trace is not None:
+            name = stem + trace.suffix
+            store.deliver(trace, name)
+            run = replace(run, trace=name.rpartition("/")[2])
+    write_json(store, f"{stem}.json", asdict(run))
+    return run
+
+
+@contextlib.contextmanager
+def traces(store: Store, seed: int, *runs: Run) -> Iterator[list[Trace]]:
+    """The traces of a seed's runs, open. Raises TraceError where one is not there."""
+    with contextlib.ExitStack() as stack:
+        out = []
+        for run in runs:
+            name = trace_name(seed, run)
+            if name is None or not store.exists(name):
+                raise TraceError(f"seed {seed}: {run.trouble or 'its trace was not kept'}")
+            out.append(stack.enter_context(open_trace(stack.enter_context(store.local(name)))))
+        yield out
+
+
+# -------------------------------------------------------------------- comparing
+
+
+def _compared(store: Store, task: Task, reference: Run, candidate: Run, level: str) -> Seed:
+    """Both runs of a seed side by side."""
+    plain = Seed(task.seed, State.PASS, reference, candidate)
+    if None in (reference.exit_code, candidate.exit_code):
+        return replace(plain, state=State.TIMEOUT, note=_side_said(reference, candidate, None))
+    if reference.trace is None or candidate.trace is None:
+        crashed = bool(reference.exit_code or candidate.exit_code)
+        note = _side_said(reference, candidate, None)
+        return replace(plain, state=State.CRASH if crashed else State.TROUBLE, note=note)
+    try:
+        with traces(store, task.seed, reference, candidate) as (one, other):
+            return compare(plain, one, other, task.plan.fail, in_full=level != SPARSE)
+    except TraceError as error:
+        return replace(plain, state=State.TROUBLE, note=str(error))
+
+
+def _side_said(reference: Run, candidate: Run, otherwise: str | None) -> str | None:
+    for side, run in ((Side.REFERENCE, reference), (Side.CANDIDATE, candidate)):
+        if run.trouble is not None:
+            return f"{side}: {run.trouble}"
+    return otherwise
+
+
+def compare(seed: Seed, one: Trace, other: Trace, fail: str, *, in_full: bool) -> Seed:
+    """What two traces of a seed say. Raises TraceError where they cannot be compared."""
+    pairs, left = align_sequences(one, other)
+    parted = [(pair.index, step) for pair in pairs if (step := _parted(pair)) is not None]
+    sequence, step = parted[0] if parted else ((left[0], 0) if left else (None, None))
+    apart = _apart(pairs)
+    verdict = diff(one, other, audited=in_full)
+    facts = Facts(seed.seed, seed.reference, seed.candidate, step, verdict.verdict == "divergence")
+    failing = rule(fail)(facts)
+    near = verdict.cause == "near-tie"
+    crashed = seed.reference.exit_code != seed.candidate.exit_code or bool(seed.candidate.exit_code)
+    state = State.PASS
+    if crashed:
+        state = State.CRASH
+    elif near:
+        state = State.NEAR_TIE
+    elif failing:
+        state = State.FAIL
+    elif verdict.verdict == "divergence":
+        state = State.LATENT
+    elif verdict.verdict == "withheld":
+        state = State.TROUBLE
+    return replace(
+        seed,
+        state=state,
+        sequence=sequence,
+        step=step,
+        verdict=None if verdict.verdict == "parity" else verdict.to_json(),
+        also=tuple(_ends_unstated(other, verdict)),
+        margins=tuple(margin for each in one.sequences for margin in luck.margins(each)),
+        chance=sum(luck.chance(each) for each in one.sequences),
+        apart=apart,
+        note=_side_said(seed.reference, seed.candidate, None),
+        text=_text(verdict, one, other, seed),
+    )
+
+
+def _text(verdict: Verdict, one: Trace, other: Trace, seed: Seed) -> str:
+    """The verdict in words, with the names that the traces have in the store."""
+    text = verdict_text(verdict, one, other)
+    for trace, run in ((one, seed.reference), (other, seed.candidate)):
+        text = text.replace(trace.path, trace_name(seed.seed, run) or Path(trace.path).name)
+    return text
+
+
+def _parted(pair: SequencePair) -> int | None:
+    """The step from which the tokens of a pair differ; a missing one differs."""
+    step = first_token_difference(pair.reference, pair.candidate)
+    counts = pair.reference.step_count, pair.candidate.step_count
+    return step if step is not None or counts[0] == counts[1] else min(counts)
+
+
+def _apart(pairs: list[SequencePair]) -> float | None:
+    """Nats: median over the common steps of the largest difference of a survivor's log-probability."""
+    found = []
+    for pair in pairs:
+        parted = _parted(pair)
+        common = min(pair.reference.step_count, pair.candidate.step_count)
+        for index in range(common if parted is None else min(parted + 1, common)):
+            one, other = pair.reference.step(index), pair.candidate.step(index)
+            ours, theirs = _probabilities(one), _probabilities(other)
+            gap = None if ours is None or theirs is None else _log_gap(ours, theirs)
+            found += [] if gap is None else [gap]
+    return float(f"{np.median(found):.{luck.DIGITS}g}") if found else None
+
+
+def _probabilities(step: Step) -> dict[int, float] | None:
+    if step.survivors_id is None or step.survivors_prob is None:
+        return None
+    return dict(zip(step.survivors_id.tolist(), step.survivors_prob.tolist(), strict=True))
+
+
+def _log_gap(ours: dict[int, float], theirs: dict[int, float]) -> float | None:
+    if ours.keys() != theirs.keys():
+        return None
+    values = np.array([(prob, theirs[token]) for token, prob in ours.items() if min(prob, theirs[token]) > 1e-30])
+    return float(np.abs(np.log(values[:, 0]) - np.log(values[:, 1])).max()) if len(values) else None
+
+
+def _ends_unstated(candidate: Trace, verdict: Verdict) -> Iterator[Json]:
+    """A sequence of the candidate that ends as by a stop token, on a token that is none by its own word."""
+    if verdict.cause == "stop":
+        return
+    for sequence in candidate.sequences:
+        stops = sequence.sampling.get("stop_token_ids", sequence.sampling.get("eos_token_id"))
+        stops = stops if isinstance(stops, list) else [stops]
+        if sequence.end_reason == "stop" and stops != [None] and sequence.step_count:
+            last = int(sequence.tokens[-1])
+            if last not in stops:
+                text = f"sequence {sequence.index} stops on {last}, which is none of its stop tokens"
+                at = sequence.step_count - 1
+                yield {"cause": "stop", "site": "stop", "mechanism": None, "step": at, "text": text}
+                return
+
+
+# -------------------------------------------------------------------- enough?
+
+
+def quietest(seeds: list[Seed]) -> float:
+    """Nats that log-probabilities of healthy seeds are apart: of the quietest quarter, by their median."""
+    found = [seed.apart for seed in seeds if seed.apart is not None]
+    usual = float(np.quantile(found, 0.25)) if found else 0.0
+    return max(min(usual, APART_LIMIT / APART_FACTOR), LEAST_APART / APART_FACTOR)
+
+
+def is_suspicious(seed: Seed, quiet: float) -> bool:
+    """Whether a seed's probabilities are off by more than rounding: a layer is behind it."""
+    return seed.apart is not None and seed.apart > APART_FACTOR * quiet
+
+
+def needs_full(seed: Seed, quiet: float) -> bool:
+    """Whether only the layers can say what is wrong with a seed."""
+    if seed.state in (State.CRASH, State.TIMEOUT, State.TROUBLE):
+        return False
+    if is_suspicious(seed, quiet):
+        return True
+    verdict = seed.verdict
+    if verdict is None:
+        return False
+    return verdict["cause"] not in SOUND_CAUSES or verdict["explanation"] is None
+
+
+def _joined(found: Seed, again: Seed) -> Seed:
+    """The full recording's verdict, and what the sparse one shows besides."""
+    if again.state in (State.CRASH, State.TIMEOUT, State.TROUBLE):
+        return replace(found, note=f"recorded in full: {again.note}")
+    same = (found.reference.tokens, found.candidate.tokens, found.sequence, found.step) == (
+        again.reference.tokens,
+        again.candidate.tokens,
+        again.sequence,
+        again.step,
+    )
+    note = again.note if same else "other tokens when run again with the same seed: a program is not seeded"
+    also = [*again.also]
+    verdict = found.verdict
+    if verdict is not None and again.verdict is not None and verdict["cause"] != again.verdict["cause"]:
+        also.insert(0, fault_of(verdict))
+    return replace(again, also=tuple(also), note=note)
+
+
+def fault_of(verdict: Json) -> Json:
+    """A verdict in one row of `Seed.also`."""
+    explanation = verdict["explanation"]
+    return {
+        "cause": verdict["cause"],
+        "site": verdict["site"],
+        "mechanism": explanation["kind"] if explanation else None,
+        "step": verdict["step"],
+        "text": explanation["text"] if explanation else (verdict["evidence"] or [""])[0],
+    }
