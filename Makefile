@@ -53,6 +53,7 @@ lint: $(VENV)/.ready ## ruff, mypy, rustfmt, clippy
 
 test: setup model cosyvoice3-model lint ## Everything: lint, types, Rust tests, Python tests
 	@sh scripts/check_hdf5_tools.sh
+	@sh scripts/check_chromium.sh
 	cd $(RUST) && $(CARGO) test --release --workspace --all-features
 	$(BIN)/python -m pytest -n 2 --durations=10
 

@@ -11,6 +11,7 @@ import click
 import tracekit
 from tracekit.report import verdict_text
 from tracekit.report.page import Alone, Pair, write_page, write_trace_page
+from tracekit.trace import TraceError
 
 
 @click.command("report")
@@ -29,6 +30,8 @@ def command(traces: tuple[str, ...], output: Path, oracle: str | None, weights: 
 
     One trace alone: what is in it, and its audit where its checkpoint is found.
     """
+    if oracle and len(traces) == 1:
+        raise TraceError(f"{traces[0]}: one trace alone is not compared with anything; leave out --oracle")
     with contextlib.ExitStack() as stack:
         reference = stack.enter_context(tracekit.open(traces[0]))
         truth = stack.enter_context(tracekit.open(oracle)) if oracle else None

@@ -11,18 +11,8 @@ from tracekit.trace import Json, Trace
 
 LONGEST = 200
 """Characters of a value that are shown."""
-PARTS = (
-    "implementation",
-    "dtype",
-    "device",
-    "seed",
-    "sampling",
-    "model",
-    "versions",
-    "recorder",
-    "checkpoint",
-    "command",
-)
+RUN = ("implementation", "dtype", "device", "seed", "checkpoint")
+PARTS = ("run", "sampling", "model", "versions", "recorder", "command")
 
 
 def config_rows(traces: list[Trace], acting: Mapping[str, Any] | None = None) -> list[Json]:
@@ -49,15 +39,15 @@ def _order(tables: list[dict[tuple[str, str], str]]) -> Any:
 def _settings(trace: Trace) -> Iterator[tuple[tuple[str, str], str]]:
     """Everything that a trace states, flat."""
     first = trace.sequences[0] if trace.sequences else None
-    said: Json = {part: trace.config.get(part) for part in PARTS}
-    said["implementation"] = trace.implementation
-    said["seed"] = None if first is None else first.seed
-    said["sampling"] = (first.sampling if first is not None else None) or trace.config.get("sampling")
-    for part, value in said.items():
-        rows = value.items() if isinstance(value, dict) else [(part, value)]
-        for name, one in rows:
-            if one is not None or isinstance(value, dict):
-                yield (part, str(name)), _text(name, one)
+    seed = None if first is None else first.seed
+    run = {**trace.config, "implementation": trace.implementation, "seed": seed}
+    sampling = (first.sampling if first is not None else None) or trace.config.get("sampling")
+    said: Json = {**trace.config, "run": {name: run.get(name) for name in RUN}, "sampling": sampling}
+    for part in PARTS:
+        rows = said.get(part)
+        for name, value in rows.items() if isinstance(rows, dict) else ():
+            if value is not None or part != "run":
+                yield (part, str(name)), _text(name, value)
 
 
 def _text(name: str, value: Any) -> str:

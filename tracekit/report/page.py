@@ -20,7 +20,7 @@ from tracekit.trace import Json, TraceError
 __all__ = ["Alone", "Pair", "write_page", "write_trace_page"]
 
 EXTRA = "the report needs jinja2 and plotly: pip install 'tracekit[report]'"
-MAP_CELLS = 2_000_000
+MAP_CELLS = 1_500_000
 """Bytes that all maps of a page may have together, before base64 adds a third."""
 
 

@@ -57,8 +57,14 @@ def _shown(text: str | None) -> str:
 
 
 def without_controls(text: str) -> str:
-    """The text with control characters, format characters and lone surrogates as Python writes them."""
-    return "".join(letter if unicodedata.category(letter)[0] != "C" else repr(letter)[1:-1] for letter in text)
+    """The text with control and format characters, line separators and lone surrogates as Python writes them."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(repr(letter)[1:-1] if _unseen(unicodedata.category(letter)) else letter for letter in text)
+
+
+def _unseen(category: str) -> bool:
+    return category[0] == "C" or category in ("Zl", "Zp")
 
 
 def _draws(step: Step | None) -> str:

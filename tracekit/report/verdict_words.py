@@ -49,8 +49,8 @@ def _place(verdict: Json) -> str | None:
 
 
 def _explained(explanation: Json) -> str:
-    left = explanation.get("residual")
-    return explanation["text"] if not left else f"{explanation['text']} (what is left is {left:.1f}x its bound)"
+    left = explanation.get("residual") or 0.0
+    return f"{explanation['text']} (what is left is {left:.1f}x its bound)" if left >= 0.05 else explanation["text"]
 
 
 def _tokens(token: Json | None) -> Json | None:
@@ -116,7 +116,8 @@ def recorded_words(trace: Trace) -> Json:
     """Of a trace that nothing is said about but what is in it."""
     steps = sum(sequence.step_count for sequence in trace.sequences)
     sites = len({name for sequence in trace.sequences for name in sequence.sites})
-    held = f"{steps:,} steps in {len(trace.sequences)} sequences, {sites} sites, {len(trace.weights)} parameters"
+    several = f" in {len(trace.sequences)} sequences" if len(trace.sequences) > 1 else ""
+    held = f"{steps:,} steps{several}, {sites} sites, {len(trace.weights)} parameters"
     return _bare(badge="Recorded", tone="warn", headline="One trace, with nothing to compare it with") | {
         "evidence": [held, *([trace.status_detail] if trace.status_detail else [])]
     }
