@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -165,6 +166,11 @@ def test_fused_projections_are_proposed_and_written(run: Run, tmp_path: Path) ->
         out = tmp_path / "proposed.toml"
         assert call("names", *pair, "-o", out).exit_code == 0
         proposed = read_names(out)
+        told = json.loads(call("names", *pair, "--json").stdout)
+        assert {row["name"]: tuple(row["parts"]) for row in told["names"]} == {
+            alias.name: alias.parts for alias in proposed.aliases
+        }
+        assert told["unmatched"] == {"reference": [], "candidate": []}
         assert proposed.parts("model.layers.1.mlp.gate_up_proj") == (
             "model.layers.1.mlp.gate_proj",
             "model.layers.1.mlp.up_proj",

@@ -16,14 +16,16 @@ SITES = ("embed", "q", "k", "v", "out", "middle", "up", "gate", "act", "down", "
 WIDTH, ROWS = 16, 5
 
 
-def write(path: Path, values: dict[str, np.ndarray], close: bool = True) -> Path:
+def write(path: Path, values: dict[str, np.ndarray], close: bool = True, steps: int = 0) -> Path:
     log = LogWriter(path)
     rows = [{"name": name, "class": "Linear", "order": order} for order, name in enumerate(SITES)]
     log.open("python", dtype="float32", seed=0, model={"hidden_size": WIDTH}, sites=rows)
     log.sequence(0, {})
     log.call(0, 0, ROWS, values)
+    for step in range(steps):
+        log.step(0, step, ROWS - 1 + step, 7, {})
     if close:
-        log.end_sequence(0, 0, "done")
+        log.end_sequence(0, steps, "done")
         log.close()
     else:
         log.abandon()
@@ -87,3 +89,12 @@ def test_a_trace_that_ends_early_is_compared_as_far_as_it_is_whole(tmp_path):
     verdict = tracekit.diff(*map(tracekit.open, pair))
     assert verdict.verdict == "parity"
     assert any("cut.tklog" in note for note in verdict.notes)
+
+
+@pytest.mark.parametrize("steps, told", [(1, False), (3, True)])
+def test_sites_that_end_before_the_last_step_are_said(tmp_path, steps, told):
+    """A recorder that does not see the calls behind the prompt: parity of the prompt is no parity of the steps."""
+    pair = write(tmp_path / "one.tklog", sound(), steps=steps), write(tmp_path / "two.tklog", sound(), steps=steps)
+    verdict = tracekit.diff(*map(tracekit.open, pair))
+    assert verdict.verdict == "parity"
+    assert any("sites hold 5 of 7 positions" in note for note in verdict.notes) == told

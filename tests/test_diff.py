@@ -295,6 +295,14 @@ def test_import_recovers_and_show_reads(tmp_path: Path) -> None:
     assert (told["status"], len(told["steps"]), told["sites"]) == ("recovered", 3, 2)
     assert json.loads(run("show", kept, "--json").stdout)["steps"] == told["steps"]
     assert "<" in run("show", tmp_path / "run.h5").stdout
+    for words, said in (
+        (("show", tmp_path / "run.h5", "--step", 3), "run.h5: sequence 0 has no step 3"),
+        (("show", tmp_path / "run.h5", "--site", "dwon"), "did you mean down"),
+        (("import", tmp_path / "run.h5"), "run.h5: is an archive already"),
+        (("import", tmp_path / "none.h5"), "none.h5: cannot be read"),
+    ):
+        done = run(*words)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and said in done.stderr
     step = json.loads(run("show", tmp_path / "run.h5", "--step", 1, "--site", "down:in", "--json").stdout)
     assert step["step"]["draws"][0]["generator"] == "mt19937"
     assert step["site"]["stored_as"] == "up"

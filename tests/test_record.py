@@ -181,6 +181,9 @@ def test_module_names_what_to_record(tmp_path, script):
     for pattern in ("Sequential", "inner"):
         assert run("record", "-o", "run.h5", "--module", pattern, path, cwd=tmp_path).returncode == 0
         assert {"0", "1"} <= set(tracekit.open(tmp_path / "run.h5").sequences[0].sites)
+    for pattern, said in (("1$", False), ("nosuch", True)):
+        recorded = run("record", "-o", "some.h5", "--sites", pattern, path, cwd=tmp_path)
+        assert recorded.returncode == 0 and ("no site of this program" in recorded.stderr) == said
     recorded = run("record", "-o", "none.h5", "--module", "Decoder", path, cwd=tmp_path)
     assert recorded.returncode == 2 and "Decoder" in recorded.stderr and "Sequential" in recorded.stderr
 

@@ -34,6 +34,27 @@ def capture_problems(trace: Trace) -> list[str]:
     return out
 
 
+def missing_positions(trace: Trace) -> list[str]:
+    """Sequences whose sites end before their last step was computed, a line each: no reason to withhold a verdict, but
+    it says less than the steps suggest."""
+    out = []
+    for sequence in trace.sequences:
+        if not sequence.sites or not sequence.step_count:
+            continue
+        needed = sequence.step(0).position + sequence.step_count
+        if sequence.positions < needed:
+            told = f"sites hold {sequence.positions} of {needed} positions; the others are not compared"
+            out.append(f"{trace.path}: sequence {sequence.index}: {told}")
+    return out
+
+
+def no_such_site(trace: Trace, pattern: str | None) -> str | None:
+    """What to tell somebody who asked for sites by a pattern that is in no name; None where something was recorded."""
+    if pattern is None or any(sequence.sites for sequence in trace.sequences):
+        return None
+    return f"--sites {pattern}: is in the name of no site of this program; only its steps are recorded"
+
+
 def _problems(sequence: Sequence) -> list[str]:
     values = {name: _first_rows(sequence, name) for name in sequence.sites}
     floats = {name: rows for name, rows in values.items() if rows is not None}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tracekit.align import SequencePair, align_sequences, align_sites
 from tracekit.dtypes import to_float
 from tracekit.site_names import Alias, NameMap
-from tracekit.trace import INPUT_SUFFIX, Sequence, Trace
+from tracekit.trace import INPUT_SUFFIX, Json, Sequence, Trace
 
 ROWS = 8
 """Positions whose values are compared: enough to tell thousands of sites apart."""
@@ -47,6 +47,14 @@ class Proposals:
 
     def to_toml(self) -> str:
         return self.names.to_toml(line.why for line in self.lines)
+
+    def to_json(self) -> Json:
+        """Everything, ready for `json.dumps`."""
+        return {
+            "names": [{"name": line.alias.name, "parts": line.alias.parts, "why": line.why} for line in self.lines],
+            "matched": self.matched,
+            "unmatched": {"reference": self.left_reference, "candidate": self.left_candidate},
+        }
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 
 from tracekit.align import check_yardstick
 from tracekit.audit import Culprit
-from tracekit.capture import capture_problems
+from tracekit.capture import capture_problems, missing_positions
 from tracekit.counterfactual import AS_STATED, Ruling, rule_draw, rule_filter, rule_stop, rule_token, run_margins
 from tracekit.culprits import Examination, checkpoint_of, examine, settle
 from tracekit.divergence import Finding, Search, Stage, search
@@ -242,6 +242,7 @@ def _token_json(finding: Finding | None) -> Json | None:
 
 def _notes(reference: Trace, candidate: Trace, found: Search, cause: str | None) -> list[str]:
     notes = [f"{trace.path}: {trace.status_detail}" for trace in (reference, candidate) if trace.status_detail]
+    notes += [line for trace in (reference, candidate) for line in missing_positions(trace)]
     if cause not in (None, "near-tie"):
         return notes  # the logits differ by more than rounding: what they move over a cut says nothing
     notes += [

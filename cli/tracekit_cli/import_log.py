@@ -10,6 +10,7 @@ import click
 from tracekit.archive import write_archive
 from tracekit.log import MAGIC
 from tracekit.log_trace import LogTrace
+from tracekit.opening import is_trace
 from tracekit.text_log import import_text_log, read_text_log
 from tracekit.trace import TraceError
 
@@ -30,9 +31,12 @@ def command(log: Path, output: Path | None, keep_log: bool, as_json: bool) -> No
     it says, for `tracekit summary`, and the text log stays.
     """
     target = output or log.with_suffix(".h5")
+    is_log = _is_log(log)
+    if not is_log and is_trace(log):
+        raise TraceError(f"{log}: is an archive already; every command reads it as it is")
     if target.resolve() == log.resolve():
         raise TraceError(f"{log}: would be overwritten by its own archive; give another name with -o")
-    if not _is_log(log):
+    if not is_log:
         click.echo(_import_text(log, target, as_json))
         return
     with LogTrace(log) as trace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -17,17 +18,20 @@ from tracekit.trace import TraceError
 @click.argument("reference", type=click.Path())
 @click.argument("candidate", type=click.Path())
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the map here instead of printing it.")
-def command(reference: str, candidate: str, out: Path | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+def command(reference: str, candidate: str, out: Path | None, as_json: bool) -> None:
     """Propose a map (TOML) from CANDIDATE's names to REFERENCE's, fused projections included.
 
     Exit code 0: every site of both sides has a partner, 1: some are left, 2: trouble.
     """
     with tracekit.open(reference) as one, tracekit.open(candidate) as other:
         found = propose(one, other)
-    if out is None:
-        click.echo(found.to_toml(), nl=False)
-    else:
+    if out is not None:
         _write(out, found.to_toml())
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+    elif out is None:
+        click.echo(found.to_toml(), nl=False)
     click.echo(_summary(found, out), err=True)
     for side, left in (("reference", found.left_reference), ("candidate", found.left_candidate)):
         if left:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from tracekit.archive import write_archive
+from tracekit.capture import no_such_site
 from tracekit.log_trace import LogTrace
 from tracekit.native_program import NativeOptions, environment
 from tracekit.trace import TraceError
@@ -30,10 +31,13 @@ def run_native(words: list[str], out: Path, options: NativeOptions) -> int:
     with LogTrace(log) as trace:
         steps = sum(sequence.step_count for sequence in trace.sequences)
         count = len(trace.sequences)
+        missed = no_such_site(trace, options.sites)
         if log != out:
             write_archive(trace, out)
     if log != out and not options.keep_log:
         log.unlink()
+    if missed is not None:
+        click.echo(f"tracekit: {missed}", err=True)
     click.echo(f"tracekit: wrote {out}: {_counted(count, 'sequence')}, {_counted(steps, 'step')}", err=True)
     return code
 

@@ -29,7 +29,7 @@ def command(trace: str, index: int, step: int | None, site: str | None, as_json:
         sequence = pick(opened, index)
         parts: Json = {}
         if step is not None:
-            parts["step"] = contents.step_detail(sequence, step)
+            parts["step"] = contents.step_detail(opened, sequence, step)
         if site is not None:
             parts["site"] = contents.site_detail(opened, sequence, site)
     click.echo(json.dumps(parts, indent=2) if as_json else detail_text(parts))

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from tracekit.archive import write_archive
+from tracekit.capture import no_such_site
 from tracekit.log import LogWriter, Tensor, TensorLike
 from tracekit.log_trace import LogTrace
 from tracekit.trace import Json, TraceError
@@ -181,6 +182,9 @@ class Recorder:
         if self.log_path != self.out and self.sequences:
             with LogTrace(self.log_path) as trace:
                 write_archive(trace, self.out)
+                missed = no_such_site(trace, self.options.sites)
+            if missed is not None:
+                self.note(missed)
             if not self.options.keep_log:
                 self.log_path.unlink()
 
