@@ -24,6 +24,8 @@ NEAR = 2.0
 MARGIN_STEPS = 256
 """Steps that margins are measured on; the first ones, of each pair of traces."""
 SIDES = ("reference", "candidate")
+MANY_STOPS = 8
+"""Stop tokens that are shown one by one."""
 NEAR_SEED = 1 << 20
 """A seed that is off by more was not made from the stated one: a clock's, or a random device's."""
 
@@ -436,15 +438,21 @@ def _explain_stop(pair: SequencePair, candidate: Trace, reference: Trace) -> Jso
 
 
 def _stop_list(trace: Trace, sequence: Sequence) -> list[int]:
+    if sequence.sampling.get("sampler") == sampling.RAS:
+        return [int(token) for token in sequence.sampling.get("stop_token_ids") or ()]
     eos = sequence.sampling.get("eos_token_id", (trace.config.get("model") or {}).get("eos_token_id"))
     return [int(token) for token in eos] if isinstance(eos, list) else [] if eos is None else [int(eos)]
 
 
+def _listed(its: list[int]) -> str:
+    return str(its) if len(its) <= MANY_STOPS else f"of {len(its)}, {its[0]} to {its[-1]},"
+
+
 def _ignored(side: str, token: int, its: list[int]) -> Json:
     if token in its:
-        text = f"the {side} goes on behind {token}, which its own stop list {its} has"
+        text = f"the {side} goes on behind {token}, which its own stop list {_listed(its)} has"
         return {"kind": "stop token ignored", "value": token, "residual": 0, "text": text}
-    text = f"the {side} goes on behind {token}: its stop list {its} does not have it"
+    text = f"the {side} goes on behind {token}: its stop list {_listed(its)} does not have it"
     return {"kind": "stop list", "value": token, "residual": 0, "text": text}
 
 
@@ -470,7 +478,7 @@ def _unlisted(side: str, token: int, its: list[int], sequence: Sequence) -> Json
             f"the {side} stops after {sequence.step_count} tokens, on {token}, behind which it went on {earlier} times"
         )
         return {"kind": "stopped early", "value": sequence.step_count, "residual": 0, "text": text}
-    text = f"the {side} stops on {token}, which its stop list {its} does not have"
+    text = f"the {side} stops on {token}, which its stop list {_listed(its)} does not have"
     return {"kind": "stopped on another token", "value": token, "residual": 0, "text": text}
 
 

@@ -359,12 +359,17 @@ class Ras:
     window_from_start: bool = False
     fallback: bool = True
     redraws: bool = True
+    eos_only: bool = False
+    """Of the stop tokens, which begin with sos, only the next one counts."""
 
 
 RAS_RULES = (
     Ras("no repetition rule", "tokens that repeat are not drawn again", fallback=False),
     Ras("repetition rule with >", "the repetition rule has > in place of >=", strict=True),
     Ras("stop tokens not drawn again", "stop tokens before min_len are taken as they come", redraws=False),
+    Ras(
+        "stop on eos only", "of the stop tokens only eos counts: others are neither drawn again nor stop", eos_only=True
+    ),
     Ras("repetition window from the start", "the repetition window is the first tokens", window_from_start=True),
     *(
         Ras(
@@ -383,7 +388,8 @@ REDRAWS = 100
 
 def ras(rule: Ras, tape: Tape, seen: Observed, stated: Json) -> int:
     """A token as CosyVoice's `sampling_ids` chooses it: before `min_len` steps, a stop token is drawn again."""
-    stops = set(stated.get("stop_token_ids") or ())
+    listed = sorted(stated.get("stop_token_ids") or ())
+    stops = set(listed[1:2] if rule.eos_only else listed)
     early = len(seen.context.generated) < int(stated.get("min_len") or 0)
     token = -1
     for _ in range(1 + REDRAWS):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tracekit import operations
 from tracekit.explain.case import Case, Hypothesis, Value, narrowed, plainly
+from tracekit.explain.quantised import ROUNDINGS, rounded
 from tracekit.operations import ACTIVATIONS, Floats, Result, as_stored, unit
 from tracekit.recipe import Recipe
 
@@ -86,6 +87,8 @@ def _linear(case: Case) -> Iterator[Hypothesis]:
             yield plainly(text, text, _product, x, as_stored(weight, dtype), bias)
             text = f"input rounded to {dtype}"
             yield plainly(text, text, _product, as_stored(x, dtype), weight, bias)
+    for text in ROUNDINGS:
+        yield plainly("weight quantised", text, _quantised, text, x, weight, bias)
     if case.dtype in ("float16", "bfloat16"):
         yield Hypothesis("gain", 2, lambda: _weight_gain(case), lambda gain: f"weight times {gain:.6g}")
     yield Hypothesis("one weight", 3, lambda: _one_weight(case, x), str)
@@ -94,6 +97,11 @@ def _linear(case: Case) -> Iterator[Hypothesis]:
 def _product(x: Floats, weight: Floats, bias: Floats | None) -> Floats:
     values = x @ weight.T
     return values if bias is None else values + bias
+
+
+def _quantised(text: str, x: Floats, weight: Floats, bias: Floats | None) -> Floats | None:
+    values = rounded(text, weight)
+    return None if values is None else _product(x, values, bias)
 
 
 def _from_other(case: Case, source: str, weight: Floats, bias: Floats | None) -> Floats:
