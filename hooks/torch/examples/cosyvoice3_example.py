@@ -107,13 +107,13 @@ def length(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def limited(tokens: Iterator[int], most: int | None, fails: int | None) -> Iterator[int]:
-    """The first tokens of a generation, which is then left as it is; or an error in the middle of it."""
-    for count, token in enumerate(tokens):
+    """The first tokens of a generation, which is then left without asking for one more; or an error in the middle."""
+    for count, token in enumerate(tokens, start=1):
+        yield token
         if count == fails:
             raise RuntimeError(f"failed on purpose after {count} speech tokens")
         if count == most:
             return
-        yield token
 
 
 if __name__ == "__main__":
