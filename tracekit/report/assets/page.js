@@ -57,7 +57,6 @@
     const map = section.maps[which];
     const figure = copy(map.figure);
     figure.data[0].z = Array.from({ length: map.rows }, (_, index) => row(map, index));
-    chart.replaceChildren();
     Plotly.newPlot(chart, figure.data, figure.layout, options);
     chart.on("plotly_hover", (found) => {
       const [site, column] = cell(found.points[0], map);
@@ -72,7 +71,6 @@
   const cell = (point, map) => [Math.round(point.y), Math.round((point.x - (map.bin - 1) / 2) / map.bin)];
 
   function drawLayers(section, chart) {
-    chart.replaceChildren();
     Plotly.newPlot(chart, copy(section.layers.data), copy(section.layers.layout), options);
     chart.on("plotly_hover", (found) => {
       const point = found.points[0];
@@ -91,7 +89,6 @@
     });
     figure.data.length = section.maps.length;
     if (section.maps[0].columns > 150) figure.data.forEach((line) => { line.mode = "lines"; });
-    chart.replaceChildren();
     Plotly.react(chart, figure.data, figure.layout, { ...options, displayModeBar: false });
   }
 
