@@ -12,6 +12,7 @@ from tracekit.trace import Json
 CALM, ACCENT, ALARM = "#7d8894", "#4c7fe0", "#d8433b"
 BEYOND = ((0.0, "#f0b429"), (0.35, "#e8702a"), (0.7, "#d1345b"), (1.0, "#8e2fb0"))
 """From just beyond the limit to far beyond it."""
+PALE = ("rgba(240,180,41,0.30)", "rgba(240,180,41,0.75)")
 ROW_PIXELS, LEAST_PIXELS, MOST_PIXELS = 9, 400, 560
 AXIS: Json = {"zeroline": False, "ticks": "outside", "ticklen": 3, "fixedrange": False}
 LOG: Json = {"type": "log", "tickformat": "~g", "ticksuffix": "x"}
@@ -25,7 +26,7 @@ LAYOUT: Json = {
 }
 
 
-def error_map_figure(found: Levels, limit: float, sites: Sequence[str]) -> Json:
+def error_map_figure(found: Levels, limits: tuple[float, float], sites: Sequence[str]) -> Json:
     """Sites by steps. The page puts the codes in as `z`, so that they stand in it once."""
     ticks, labels = layer_ticks(sites)
     per_bin = found.steps_a_bin
@@ -40,7 +41,7 @@ def error_map_figure(found: Levels, limit: float, sites: Sequence[str]) -> Json:
                 "zmin": 0,
                 "zmax": INFINITE,
                 "hoverinfo": "none",
-                "colorscale": _colours(found.fraction(limit)),
+                "colorscale": _colours(*map(found.fraction, limits)),
                 "colorbar": {
                     "thickness": 10,
                     "outlinewidth": 0,
@@ -61,13 +62,14 @@ def error_map_figure(found: Levels, limit: float, sites: Sequence[str]) -> Json:
     }
 
 
-def _colours(limit: float) -> list[list[object]]:
-    """Not compared: nothing. Within the limit: faint to grey. Beyond: warm."""
+def _colours(limit: float, sure: float) -> list[list[object]]:
+    """Not compared: nothing. Within the limit: faint to grey. What one position may reach: pale. Beyond: warm."""
     code = 1 / INFINITE
     scale: list[list[object]] = [[0.0, "rgba(0,0,0,0)"], [code / 2, "rgba(0,0,0,0)"]]
     scale += [[code / 2, "rgba(76,127,224,0.10)"], [(EQUAL + 0.5) * code, "rgba(76,127,224,0.10)"]]
     scale += [[(EQUAL + 0.5) * code, "rgba(125,136,148,0.10)"], [limit, "rgba(125,136,148,0.62)"]]
-    scale += [[limit + (1 - limit) * share, colour] for share, colour in BEYOND]
+    scale += [[limit, PALE[0]], [sure, PALE[1]]] if sure > limit else []
+    scale += [[sure + (1 - sure) * share, colour] for share, colour in BEYOND]
     return scale
 
 

@@ -15,7 +15,7 @@ from tracekit.divergence import common_ranges, compared_positions, first_token_d
 from tracekit.metrics import Detail, detail, site_reader
 from tracekit.own_error import Own
 from tracekit.recompute import Recomputation
-from tracekit.rounding import SITE_LIMIT, Judged, Yardstick, logits_reader
+from tracekit.rounding import POSITION_LIMIT, SITE_LIMIT, Judged, Yardstick, logits_reader
 from tracekit.trace import Sequence, Trace
 from tracekit.weights import Checkpoint
 
@@ -62,9 +62,9 @@ def compared_steps(pair: SequencePair) -> int:
     return max(1, min(one.step_count, other.step_count) if split is None else split + 1)
 
 
-def limit_of(calibration: str) -> float:
-    """Ratio from which a site is taken as wrong; see `tracekit.rounding`."""
-    return 1.0 if calibration == "uncalibrated" else SITE_LIMIT
+def limits_of(calibration: str) -> tuple[float, float]:
+    """Ratios from which a site is wrong on average, and a single position by itself; see `tracekit.rounding`."""
+    return (1.0, 1.0) if calibration == "uncalibrated" else (SITE_LIMIT, POSITION_LIMIT)
 
 
 def site_errors(pair: SequencePair, alignment: Alignment, yardstick: Yardstick) -> dict[str, SiteErrors]:

@@ -23,7 +23,7 @@ from tracekit.report.error_map import (
     SiteErrors,
     compared_steps,
     levels,
-    limit_of,
+    limits_of,
     own_errors_of_pair,
     own_errors_of_trace,
     site_errors,
@@ -32,7 +32,7 @@ from tracekit.report.logit_table import logit_table
 from tracekit.report.site_facts import ordered_sites, site_facts
 from tracekit.report.token_rows import TokenTexts, alone_rows, token_rows
 from tracekit.report.token_text import without_controls
-from tracekit.report.verdict_words import audit_words, recorded_words, verdict_words
+from tracekit.report.verdict_words import audit_words, measured_against, recorded_words, verdict_words
 from tracekit.rounding import Oracle, Uncalibrated, Yardstick
 from tracekit.token_table import token_tables
 from tracekit.trace import Json, Sequence, Trace
@@ -83,7 +83,7 @@ class Section:
             "sites": self.sites,
             "maps": [table.to_json([site["name"] for site in self.sites], cells) for table in self.maps],
             "layers": self.layers,
-            "steps": charts.steps_figure([table.limit for table in self.maps]),
+            "steps": charts.steps_figure([table.limits[0] for table in self.maps]),
             "culprits": [row for row, site in enumerate(self.sites) if site["name"] in self.culprits],
         }
 
@@ -93,14 +93,14 @@ class ErrorTable:
     """One map: ratios by site and step."""
 
     label: str
-    limit: float
+    limits: tuple[float, float]  # a site's on average, and a single position's
     ratios: NDArray[np.float32]  # [sites, steps], NaN where unknown
 
     def to_json(self, sites: list[str], cells: int) -> Json:
         """The codes, and the figure that they are put in."""
         found = levels(self.ratios.astype(np.float64), self.ratios.shape[1], cells)
-        figure = charts.error_map_figure(found, self.limit, sites)
-        return {"label": self.label, "limit": self.limit, "figure": figure, **found.to_json()}
+        figure = charts.error_map_figure(found, self.limits, sites)
+        return {"label": self.label, "figure": figure, **found.to_json()}
 
 
 # -------------------------------------------------------------------- two traces
@@ -152,18 +152,19 @@ def _add_errors(section: Section, pair: Pair, compared: SequencePair, checkpoint
         owns = own_errors_of_pair(compared, other, one, alignment, checkpoint)
     sites = ordered_sites(one, errors, owns)
     sides = [(one, compared.reference), (other, compared.candidate)]
-    _fill(section, sites, sides, errors, owns, alignment, limit_of(yardstick.calibration), compared_steps(compared))
+    limits = limits_of(yardstick.calibration)
+    _fill(section, sites, sides, errors, owns, alignment, limits, compared_steps(compared))
     at_fault = {culprit["site"]: culprit for culprit in reversed(pair.verdict["culprits"]) if culprit.get("site")}
     _accuse(section, {site: _mistake(culprit) for site, culprit in at_fault.items()})
-    _add_layers(section, sites, errors, owns, limit_of(yardstick.calibration))
+    _add_layers(section, sites, errors, owns, limits[0])
     steps, longest = compared_steps(compared), max(compared.reference.step_count, compared.candidate.step_count)
     section.view["map"] = {
         "sites": len(sites),
         "steps": steps,
         "left": longest - steps,
         "sequences": len(one.sequences),
-        "yardstick": section.view["words"]["calibration"],
-        "limit": limit_of(yardstick.calibration),
+        "yardstick": measured_against(yardstick.calibration),
+        "limits": limits,
     }
 
 
@@ -232,13 +233,13 @@ def alone_section(alone: Alone) -> Section:
 def _add_own(section: Section, trace: Trace, sequence: Sequence, checkpoint: Checkpoint, found: Audit) -> None:
     owns = own_errors_of_trace(trace, sequence, checkpoint)
     sites, steps = ordered_sites(trace, {}, owns), max(1, sequence.step_count)
-    _fill(section, sites, [(trace, sequence)], {}, owns, None, ROW_LIMIT, steps)
+    _fill(section, sites, [(trace, sequence)], {}, owns, None, (ROW_LIMIT, ROW_LIMIT), steps)
     _accuse(section, {culprit.site: _mistake(culprit.to_json()) for culprit in found.culprits})
     _add_layers(section, sites, {}, owns, SIZE_LIMIT)
     section.view["map"] = {"sites": len(sites), "steps": steps, "left": 0, "sequences": len(trace.sequences)}
     section.view["map"] |= {
         "yardstick": "Every site is recomputed in float64 from its recorded input.",
-        "limit": ROW_LIMIT,
+        "limits": (ROW_LIMIT, ROW_LIMIT),
     }
 
 
@@ -267,15 +268,15 @@ def _fill(
     errors: Mapping[str, SiteErrors],
     owns: Mapping[str, OwnErrors],
     alignment: Alignment | None,
-    limit: float,
+    limits: tuple[float, float],
     steps: int,
 ) -> None:
     """The sites' facts and the tables of their errors."""
     section.sites = [site_facts(site, sides, errors.get(site), owns.get(site), alignment) for site in sites]
     if errors:
-        section.maps.append(ErrorTable(OVER_YARDSTICK, limit, _table(sites, errors, steps)))
+        section.maps.append(ErrorTable(OVER_YARDSTICK, limits, _table(sites, errors, steps)))
     if owns:
-        section.maps.append(ErrorTable(OVER_BOUND, ROW_LIMIT, _table(sites, owns, steps)))
+        section.maps.append(ErrorTable(OVER_BOUND, (ROW_LIMIT, ROW_LIMIT), _table(sites, owns, steps)))
 
 
 def _table(

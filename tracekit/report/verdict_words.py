@@ -38,7 +38,6 @@ def verdict_words(verdict: Json) -> Json:
         "culprits": _also(verdict),
         "notes": [without_controls(note) for note in verdict.get("notes", [])],
         "unexercised": verdict.get("unexercised", []) if kind == "parity" else [],
-        "calibration": _calibration(verdict),
     }
 
 
@@ -70,13 +69,12 @@ def _also(verdict: Json) -> list[Json]:
     return [{"text": text, "sites": sites[:6], "more": max(0, len(sites) - 6)} for text, sites in groups.items()]
 
 
-def _calibration(verdict: Json) -> str:
-    return {
-        "oracle": "Errors are measured against an oracle, the reference in higher precision.",
-        "noise": "Errors are measured against the spread of several reference runs.",
-    }.get(
-        verdict.get("calibration", ""),
-        "Errors are measured against what dtype and depth allow; an oracle (tracekit oracle) would show smaller ones.",
+def measured_against(calibration: str) -> str:
+    """What the map's errors are divided by."""
+    if calibration == "oracle":
+        return "Errors are measured against an oracle, the reference in higher precision."
+    return (
+        "Errors are measured against what dtype and depth allow; an oracle (tracekit oracle) would show smaller ones."
     )
 
 
@@ -126,4 +124,4 @@ def recorded_words(trace: Trace) -> Json:
 def _bare(badge: str, tone: str, headline: str) -> Json:
     nothing: Json = dict.fromkeys(("cause", "place", "site", "explained", "tokens"))
     empty: Json = {name: [] for name in ("evidence", "culprits", "notes", "unexercised")}
-    return {"badge": badge, "tone": tone, "headline": headline, "calibration": "", **nothing, **empty}
+    return {"badge": badge, "tone": tone, "headline": headline, **nothing, **empty}
