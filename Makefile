@@ -14,10 +14,11 @@ export TRACEKIT_MODEL = $(abspath $(MODEL))
 export TRACEKIT_NATIVE = $(abspath $(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model cosyvoice3-model demo test lint parity bench faults bench-faults museum traces clean native
+.PHONY: help setup model cosyvoice3-model demo test lint parity bench faults bench-faults museum traces cosyvoice3-parity cosyvoice3-faults \
+        cosyvoice3-guide clean native
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready native ## .venv with everything for development, and the native engine
 
@@ -73,6 +74,15 @@ bench-faults: setup model ## Faults drawn at random, on both sides, and harmless
 
 museum: setup model ## Faults that were reported in public, staged one by one: writes docs/museum.md
 	$(BIN)/python -m benchmarks.fault_bench --museum docs/museum.md --model $(MODEL) --native $(NATIVE)
+
+cosyvoice3-parity: setup cosyvoice3-model ## CosyVoice3 in PyTorch and in the native engine, 20 seeds x 2 texts
+	$(BIN)/python scripts/cosyvoice_parity.py --model .cache/cosyvoice3 --native $(NATIVE)
+
+cosyvoice3-faults: setup cosyvoice3-model ## Faults of real CosyVoice3 ports, on both texts (about 4 minutes)
+	$(BIN)/python benchmarks/cosyvoice_faults.py --model .cache/cosyvoice3 --native $(NATIVE)
+
+cosyvoice3-guide: setup cosyvoice3-model ## Run docs/cosyvoice3.md's commands again and put what they print into it
+	$(BIN)/python scripts/run_guide.py docs/cosyvoice3.md --native $(NATIVE)
 
 traces: setup ## Make the checked-in sample traces again
 	$(BIN)/python scripts/make_sample_traces.py --native $(NATIVE)

@@ -113,7 +113,18 @@ def _draws_said(pair: SequencePair, step: int) -> list[str]:
         counts = [len(side.step(later).draws) for side in _sides(pair)]
         if counts[0] != counts[1]:
             return [f"draws at step {later}: {counts[0]} in the reference, {counts[1]} in the candidate"]
-    return []
+    counts = [sum(len(side.step(index).draws) for index in range(most)) for side in _sides(pair)]
+    again = [_drawn_again(side) for side in _sides(pair)]
+    if again[0] == again[1]:
+        return []
+    said = f"draws up to step {most - 1}: {counts[0]} on either side; stop tokens drawn again later: "
+    return [said + f"{again[0]} in the reference, {again[1]} in the candidate"]
+
+
+def _drawn_again(sequence: Sequence) -> int:
+    """Draws of a stop token that came too early, in the whole of a segment."""
+    steps = range(sequence.step_count)
+    return sum(event.kind == "redraw" for index in steps for event in sequence.step(index).events)
 
 
 def _spelt(row: Json) -> str:
