@@ -16,8 +16,9 @@ from tests.small_run import PROMPT, VOCABULARY, write_run
 from tests.test_engine import QWEN2, Engine, FolderOf, engine, flags, folder_of, native  # noqa: F401
 from tracekit import sampling
 from tracekit.draw_rules import RAS_RULES
-from tracekit.filter_rules import simplest
+from tracekit.filter_rules import misfit, simplest
 from tracekit.log import LogWriter
+from tracekit.observed import Observed
 from tracekit.rng import TorchGenerator
 from tracekit.verdict import Verdict
 
@@ -488,6 +489,20 @@ def test_a_wrong_repetition_rule_is_named(runs, kind: str | None, rule: Any) -> 
     assert verdict.explanation is not None, verdict.evidence
     # Two mistakes may do the same to 40 tokens: then both are said.
     assert kind_of(verdict) == kind or texts[kind] in verdict.explanation["also"], verdict.explanation
+
+
+def test_a_nucleus_that_is_normalised_first_is_the_same() -> None:
+    """CosyVoice draws from its nucleus as it is; a port that makes it add up to 1 draws the same token."""
+    logits = np.random.default_rng(0).normal(size=60).astype(np.float32) * 3
+    chain = sampling.chain(RAS)
+    values = sampling.run(chain, logits, sampling.Context([], 0))
+    ids = np.flatnonzero(values > sampling.GONE)
+    kept = sampling.softmax(logits)[ids]
+    for probs in (kept, kept / kept.sum()):
+        seen = Observed(0, logits, sampling.Context([], 0), ids, probs.astype(np.float32), int(ids[0]), (), ())
+        assert misfit(chain, seen) < 1e-5
+    wrong = Observed(0, logits, sampling.Context([], 0), ids[:-1], kept[:-1], int(ids[0]), (), ())
+    assert misfit(chain, wrong) == float("inf")
 
 
 # -------------------------------------------------------------------- near-ties
