@@ -22,7 +22,7 @@ import numpy as np
 
 import tracekit
 from tracekit.log import LogWriter
-from tracekit.postmortem.outcome import Group, Postmortem, Rate, Run, Seed, State
+from tracekit.outcome import Group, Postmortem, Rate, Run, Seed, State
 from tracekit.report import verdict_text
 from tracekit.report.page import Pair, write_page
 

@@ -23,7 +23,7 @@ from tests.small_run import PROMPT as PROMPT_TOKENS
 from tests.small_run import STEPS, write_run
 from tests.speech_traces import tracekit
 from tracekit.align import align_sequences, align_sites
-from tracekit.postmortem.outcome import Group, Postmortem, Rate, Run, Seed, State
+from tracekit.outcome import Group, Postmortem, Rate, Run, Seed, State
 from tracekit.report import verdict_text
 from tracekit.report.error_map import EQUAL, INFINITE, NOT_COMPARED, compared_steps, levels, site_errors
 from tracekit.report.page import Pair, write_page

@@ -181,6 +181,8 @@ def reach(
     weights = weight_differences(reference, candidate)
     ruling = _rule(reference, candidate, found, differences, weights)
     finding = ruling.finding if ruling else None
+    if ruling and finding and examination is not None:
+        ruling.evidence.extend(_not_covered(finding, examination))
     unmatched = {
         "reference": list(found.alignment.unmatched_reference),
         "candidate": list(found.alignment.unmatched_candidate),
@@ -353,6 +355,13 @@ def _passed_on(candidate: Trace, first: Finding) -> Json | None:
         return None
     text = f"it is {source} unchanged: what lies between is skipped"
     return {"kind": "layer skipped", "value": source, "residual": 0.0, "text": text}
+
+
+def _not_covered(finding: Finding, examination: Examination) -> list[str]:
+    """Why the audit has nothing to say of the very site that the comparison names."""
+    sites = finding.site, finding.facts.get("candidate_site", finding.site)
+    reason = next((examination.unknown[site] for site in sites if site in examination.unknown), None)
+    return [] if reason is None else [f"the audit does not cover this site: {reason}"]
 
 
 def _called(candidate: Trace, first: Finding) -> list[str]:

@@ -23,6 +23,7 @@ COMMANDS = {
     "audio": "tracekit_cli.audio",
     "weights": "tracekit_cli.weights",
     "config": "tracekit_cli.config",
+    "postmortem": "tracekit_cli.postmortem",
 }
 """Command name -> module that defines `command`, in the order of the help."""
 

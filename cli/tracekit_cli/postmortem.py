@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from tracekit.postmortem.outcome import Postmortem
+from tracekit.outcome import Postmortem
 from tracekit.postmortem.plan import LEVELS, Plan, checked, parse_seeds
 from tracekit.trace import TraceError
 

@@ -7,10 +7,10 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from tracekit.outcome import Postmortem, Run, Seed, State
 from tracekit.postmortem import examine
 from tracekit.postmortem.examine import SEEDS, Task, is_suspicious, needs_full, quietest
 from tracekit.postmortem.groups import BROKEN, Key, conclude, key_of
-from tracekit.postmortem.outcome import Postmortem, Run, Seed, State
 from tracekit.postmortem.plan import Plan
 from tracekit.postmortem.program import STOPPED, Stopped
 from tracekit.postmortem.store import Store, read_json, write_json

@@ -15,9 +15,9 @@ import numpy as np
 from tracekit.align import SequencePair, align_sequences
 from tracekit.divergence import first_token_difference
 from tracekit.opening import open_trace
+from tracekit.outcome import Run, Seed, State
 from tracekit.postmortem import luck
 from tracekit.postmortem.failure import Facts, rule
-from tracekit.postmortem.outcome import Run, Seed, State
 from tracekit.postmortem.plan import SPARSE, Plan, Side
 from tracekit.postmortem.program import record, scratch_folder
 from tracekit.postmortem.store import Store, open_store, read_json, write_json

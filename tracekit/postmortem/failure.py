@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tracekit.postmortem.outcome import Run
+from tracekit.outcome import Run
 from tracekit.trace import TraceError
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tracekit.opening import open_trace
+from tracekit.outcome import Group, Postmortem, Run, Seed
 from tracekit.postmortem.conduct import remove_traces
 from tracekit.postmortem.examine import trace_name
-from tracekit.postmortem.outcome import Group, Postmortem, Run, Seed
 from tracekit.postmortem.plan import Plan, Side, interpreter_and_program, is_python
 from tracekit.postmortem.program import scratch_folder
 from tracekit.postmortem.store import Store, read_json, write_json

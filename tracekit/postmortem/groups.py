@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from tracekit.outcome import Group, Postmortem, Seed, State
 from tracekit.postmortem import luck
 from tracekit.postmortem.examine import APART_FACTOR, fault_of, quietest
-from tracekit.postmortem.outcome import Group, Postmortem, Seed, State
 from tracekit.trace import Json
 
 BROKEN = (State.CRASH, State.TIMEOUT, State.TROUBLE)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.observed import Streams, Tape
-from tracekit.postmortem.outcome import Rate
+from tracekit.outcome import Rate
 from tracekit.trace import Sequence, Step, TraceError
 
 DIGITS = 5

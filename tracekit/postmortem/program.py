@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tracekit.native_program import NativeOptions, environment
 from tracekit.opening import open_trace
-from tracekit.postmortem.outcome import Run
+from tracekit.outcome import Run
 from tracekit.postmortem.plan import Plan, Side, interpreter_and_program, is_python
 from tracekit.speech import generated_count
 from tracekit.summary import sequence_summary

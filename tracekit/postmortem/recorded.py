@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tracekit.opening import is_trace, open_trace
+from tracekit.outcome import Run, Seed, State
 from tracekit.postmortem.examine import compare
-from tracekit.postmortem.outcome import Run, Seed, State
 from tracekit.postmortem.program import counted
 from tracekit.trace import Trace, TraceError
 

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from tracekit.postmortem.outcome import Postmortem
+from tracekit.outcome import Postmortem
 from tracekit.report.sections import Alone, Pair, Section, alone_section, pair_section
 from tracekit.report.seed_rows import postmortem_rows
 from tracekit.trace import Json, TraceError

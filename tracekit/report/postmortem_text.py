@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracekit.postmortem.outcome import Group, Postmortem, Rate
+from tracekit.outcome import Group, Postmortem, Rate
 
 MOST_SEEDS = 12
 

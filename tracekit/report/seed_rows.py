@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from tracekit.postmortem.outcome import Group, Postmortem, Rate, Run, Seed, State
+from tracekit.outcome import Group, Postmortem, Rate, Run, Seed, State
 from tracekit.report.token_text import without_controls
 from tracekit.report.verdict_words import verdict_words
 from tracekit.trace import Json
