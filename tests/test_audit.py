@@ -223,6 +223,7 @@ def test_what_no_recipe_covers_is_listed_and_still_found_by_the_diff(record, fol
     verdict = tracekit.diff(sound, faulty)
     assert (verdict.cause, verdict.site) == ("layer", core(1))
     assert verdict.audit is not None and core(1) in verdict.audit["not_audited"]
+    assert any("the audit does not cover this site" in line for line in verdict.evidence)
 
 
 def test_equal_runs_need_no_audit(record):

@@ -359,7 +359,7 @@ def _passed_on(candidate: Trace, first: Finding) -> Json | None:
 
 def _not_covered(finding: Finding, examination: Examination) -> list[str]:
     """Why the audit has nothing to say of the very site that the comparison names."""
-    sites = finding.site, finding.facts.get("candidate_site", finding.site)
+    sites = [str(site) for site in (finding.site, finding.facts.get("candidate_site"))]
     reason = next((examination.unknown[site] for site in sites if site in examination.unknown), None)
     return [] if reason is None else [f"the audit does not cover this site: {reason}"]
 
