@@ -84,6 +84,9 @@ cosyvoice3-faults: setup cosyvoice3-model ## Faults of real CosyVoice3 ports, on
 cosyvoice3-guide: setup cosyvoice3-model ## Run docs/cosyvoice3.md's commands again and put what they print into it
 	$(BIN)/python scripts/run_guide.py docs/cosyvoice3.md --native $(NATIVE)
 
+postmortem: setup cosyvoice3-model ## CosyVoice3 over 100 seeds with three faults by seed: groups, cost, report (about 20 minutes)
+	$(BIN)/python benchmarks/postmortem_cost.py --model .cache/cosyvoice3 --native $(NATIVE)
+
 traces: setup ## Make the checked-in sample traces again
 	$(BIN)/python scripts/make_sample_traces.py --native $(NATIVE)
 

@@ -20,6 +20,7 @@ import tracekit
 from tests import speech_model
 from tracekit.rng import TorchGenerator
 from tracekit.sampling import softmax
+from tracekit.speech import generated
 from tracekit.trace import Sequence, Trace
 
 torch = pytest.importorskip("torch")
@@ -164,6 +165,8 @@ def test_streaming_is_recorded_where_its_rows_really_stand(runs: dict[str, Any])
         assert fed["position"] == steps[index].position + 1
         assert steps[index + 1].position == fed["position"] + len(fed["token_ids"]) - 1
     assert stream.positions == steps[-1].position + 1
+    spoken = printed(runs["plain"])[2]
+    assert list(generated(runs["trace"], stream)) == spoken and FILL not in spoken
     assert "tts_text_token_ids" not in stream.inputs
 
 

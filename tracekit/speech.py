@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from tracekit.trace import Array, Sequence, Trace
 
 TOKENS_A_SECOND = 25
@@ -12,6 +14,8 @@ PROMPT_SPEECH = "speech_token_ids"
 PROMPT_TEXT = "prompt_text_token_ids"
 SPOKEN_TEXT = "tts_text_token_ids"
 STOPPED = "stop"
+FILL = "fill"
+"""Kind of the event that a program fed a fill token by itself."""
 COUNTS = "counts"
 """Key of a sequence's metadata: the numbers of a run of which only a text log is left (docs/format.md)."""
 
@@ -34,10 +38,16 @@ def counts(sequence: Sequence) -> dict[str, Any]:
 
 
 def generated(trace: Trace, sequence: Sequence) -> Array:
-    """i64 [n]: the tokens that a caller got; the stop token that ends a speech generation is not handed out."""
+    """i64 [n]: the tokens that a caller got; of a speech generation neither the stop token that ends it nor the fill
+    tokens that ask for more text."""
     tokens = sequence.tokens
-    ended = sequence.end_reason == STOPPED and is_speech(trace, sequence)
-    return tokens[:-1] if ended and tokens.size and not counts(sequence) else tokens
+    if not is_speech(trace, sequence) or counts(sequence) or not tokens.size:
+        return tokens
+    last = tokens.size - (sequence.end_reason == STOPPED)
+    kept = np.ones(last, dtype=bool)
+    for index in np.flatnonzero(np.isin(tokens[:last], sequence.sampling.get("stop_token_ids") or [])):
+        kept[index] = all(event.kind != FILL for event in sequence.step(int(index)).events)
+    return np.asarray(tokens[:last][kept])
 
 
 def generated_count(trace: Trace, sequence: Sequence) -> int:

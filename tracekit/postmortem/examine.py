@@ -263,8 +263,15 @@ def _joined(found: Seed, again: Seed) -> Seed:
     also = [*again.also]
     verdict = found.verdict
     if verdict is not None and again.verdict is not None and verdict["cause"] != again.verdict["cause"]:
-        also.insert(0, fault_of(verdict))
+        also = ([fault_of(verdict)] if _stands_alone(verdict) else []) + also
     return replace(again, also=tuple(also), note=note)
+
+
+def _stands_alone(verdict: Json) -> bool:
+    """Whether a verdict on tokens and draws names a fault that no layer can have brought about: survivors, counts of
+    draws and tokens follow the layers; how is drawn, and where it stops on the same tokens, does not."""
+    drawn = verdict["cause"] == "sampler" and verdict["site"] == "draws"
+    return bool(verdict["explanation"]) or drawn or verdict["cause"] in ("stop", "input", "config")
 
 
 def fault_of(verdict: Json) -> Json:

@@ -32,6 +32,10 @@ class Places:
     store: Store | None
     folder: Path | None = None
 
+    def name(self, seed: Seed, run: Run) -> str:
+        """What a run's trace is called in the report."""
+        return (run.trace if self.folder is not None else trace_name(seed.seed, run)) or "not kept"
+
     @contextlib.contextmanager
     def local(self, seed: Seed, run: Run) -> Iterator[Path | None]:
         """A path of a run's trace on this machine; None where it was not kept."""
@@ -77,7 +81,8 @@ def _pairs(places: Places, found: Postmortem) -> Iterator[Pair]:
         seed = seeds[group.example]
         with _open(places, seed) as both:
             if both is not None and group.verdict is not None:
-                yield Pair(group.name, both[0], both[1], group.verdict, group.text)
+                names = tuple(places.name(seed, run) for run in (seed.reference, seed.candidate))
+                yield Pair(group.name, both[0], both[1], group.verdict, group.text, names=(names[0], names[1]))
 
 
 @contextlib.contextmanager

@@ -56,6 +56,7 @@ class Pair:
     oracle: Trace | None = None
     weights: str | None = None  # the checkpoint, if it is not where the traces say
     audited: bool = True  # False: own errors are not worked out
+    names: tuple[str, str] | None = None  # of the two traces, where they are shown otherwise than by their paths
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def pair_section(pair: Pair) -> Section:
             "title": pair.title,
             "kind": "pair",
             "roles": ["Reference", "Candidate"],
-            "sides": _heads([("Reference", one), ("Candidate", other), *_oracle(pair.oracle)]),
+            "sides": _named(_heads([("Reference", one), ("Candidate", other), *_oracle(pair.oracle)]), pair.names),
             "words": verdict_words(pair.verdict),
             "text": _lines(pair.text),
             "sequence": None if compared is None else compared.index,
@@ -335,6 +336,11 @@ def _heads(traces: list[tuple[str, Trace]]) -> list[Json]:
         about = {"engine": engine, "steps": steps, "ends": ", ".join(dict.fromkeys(ends))}
         rows.append({"role": role, **found, **about, "path": without_controls(found["path"])})
     return rows
+
+
+def _named(rows: list[Json], names: tuple[str, str] | None) -> list[Json]:
+    """The rows with the names that the traces are to have, in place of their paths."""
+    return rows if names is None else [row | {"path": name} for row, name in zip(rows, names, strict=False)] + rows[2:]
 
 
 def _oracle(trace: Trace | None) -> list[tuple[str, Trace]]:

@@ -11,13 +11,12 @@ from tracekit.token_table import TokenTable
 from tracekit.trace import Json, Sequence, Step
 from tracekit.weights import Checkpoint
 
-CHUNK = 64
-"""Tokens that a browser lays out together, and only when they come into view."""
 WIDEST = 16
+"""Characters of a token's text in the rows."""
 
 
 def token_rows(table: TokenTable) -> Json:
-    """Columns of step, reference and candidate in chunks; `first` is the first step that differs, `kind` how."""
+    """Columns of step, reference and candidate; `first` is the first step that differs, `kind` how."""
     first = table.first_difference
     columns = [
         {
@@ -32,7 +31,7 @@ def token_rows(table: TokenTable) -> Json:
     return {
         "sequence": table.sequence,
         "count": len(columns),
-        "chunks": [columns[begin : begin + CHUNK] for begin in range(0, len(columns), CHUNK)],
+        "columns": columns,
         "first": None if first is None else first.step,
         "kind": None if first is None else first.difference,
     }
@@ -44,8 +43,7 @@ def alone_rows(sequence: Sequence) -> Json:
         {"step": index, "reference": _cell(sequence.step(index)), "candidate": None, "same": True, "first": False}
         for index in range(sequence.step_count)
     ]
-    chunks = [columns[begin : begin + CHUNK] for begin in range(0, len(columns), CHUNK)]
-    return {"sequence": sequence.index, "count": len(columns), "chunks": chunks, "first": None, "kind": None}
+    return {"sequence": sequence.index, "count": len(columns), "columns": columns, "first": None, "kind": None}
 
 
 def _cell(step: Step | None) -> Json:
