@@ -24,6 +24,7 @@ class SeedProgress:
     def __init__(self) -> None:
         self._expected: Counter[str] = Counter()
         self._done: Counter[str] = Counter()
+        self._known = 0
         self._states: dict[int, State] = {}
         self._groups: dict[int, str] = {}
         self._began = time.monotonic()
@@ -49,9 +50,10 @@ class SeedProgress:
         if stage == "full" and count and self._live is None:
             self._say(f"{count} seeds are recorded again, {STAGES[stage]}")
 
-    def has(self, stage: str, seed: Seed) -> None:
-        """A seed more."""
+    def has(self, stage: str, seed: Seed, *, new: bool) -> None:
+        """A seed more; one that an earlier run has examined took no time."""
         self._done[stage] += 1
+        self._known += not new
         self._states[seed.seed] = seed.state
         key = key_of(seed)
         self._groups.pop(seed.seed, None)
@@ -75,9 +77,11 @@ class SeedProgress:
     def _left(self) -> str:
         """Time left, as the seeds so far took it."""
         done, expected = sum(self._done.values()), sum(self._expected.values())
-        if not done or done == expected:
+        if done == expected:
             return "no more to come"
-        seconds = (time.monotonic() - self._began) / done * (expected - done)
+        if done == self._known:
+            return "going on"
+        seconds = (time.monotonic() - self._began) / (done - self._known) * (expected - done)
         return f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.0f} min left"
 
     def _table(self) -> Any:

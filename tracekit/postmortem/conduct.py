@@ -26,8 +26,8 @@ class Watcher(Protocol):
     def expects(self, stage: str, count: int) -> None:
         """So many seeds more are to be examined: `sparse` or `full`."""
 
-    def has(self, stage: str, seed: Seed) -> None:
-        """A seed has been examined."""
+    def has(self, stage: str, seed: Seed, *, new: bool) -> None:
+        """A seed has been examined; not `new`: by an earlier run."""
 
 
 @dataclass
@@ -142,7 +142,7 @@ class Conduct:
         if new and not _is_passing_trouble(seed):
             write_json(self.store, _outcome(stage, seed.seed), seed.to_json())
         (self._sparse if stage == "sparse" else self._full)[seed.seed] = seed
-        self.watcher.has(stage, seed)
+        self.watcher.has(stage, seed, new=new)
 
 
 OUT_OF_ORDER = "could not be examined: "
