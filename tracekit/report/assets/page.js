@@ -144,7 +144,7 @@
   const waiting = new Map();
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries) if (entry.isIntersecting && waiting.has(entry.target)) drawNow(entry.target);
-  }, { rootMargin: "300px" });
+  }, { rootMargin: "1000px" });
   function drawNow(chart) {
     const draw = waiting.get(chart);
     waiting.delete(chart);
