@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import tracekit_torch  # noqa: E402
+from tracekit_torch.adapters import causal_calls  # noqa: E402
 from tracekit_torch.recorder import Recorder  # noqa: E402
 
 PROMPTS = ["The history", "The brothers drew a line in the", "Rome"]
@@ -354,6 +355,16 @@ def test_a_recorder_that_breaks_does_not_break_the_program(tmp_path, model, batc
     assert trace.status == "recovered"
     assert sum(sequence.step_count for sequence in trace.sequences) == 4
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_cache_that_is_not_understood_is_said(tmp_path, model, batch, monkeypatch, capsys):
+    """transformers renames its arguments: every call then seems to begin at position 0."""
+    generate(model, batch, rows=1, **SAMPLING)
+    for names, said in ((causal_calls.CACHE_NAMES, False), ((), True)):
+        monkeypatch.setattr(causal_calls, "CACHE_NAMES", names)
+        with tracekit_torch.record(model, tmp_path / "run.h5"):
+            generate(model, batch, rows=1, **SAMPLING)
+        assert ("how this version of transformers calls the model is not understood" in capsys.readouterr().err) == said
 
 
 def test_everything_is_put_back(tmp_path, model, batch):
