@@ -178,6 +178,7 @@ class ComparedFault:
 
     site: str  # as the reference calls it
     candidate_site: str
+    stored: str  # the candidate's site that holds its values
     order: int
     position: int
     pair: SequencePair
@@ -187,7 +188,7 @@ class ComparedFault:
     def recording(self) -> Recording:
         if self.site == "logits":
             return Recording("logits")
-        return Recording("all", _pattern((self.candidate_site, self.site)))
+        return Recording("all", _pattern((self.candidate_site, self.stored)))
 
     @property
     def steps(self) -> int:

@@ -15,6 +15,7 @@ from tracekit.repro.files import write_folder
 from tracekit.repro.layer_fault import AuditedFault, ComparedFault
 from tracekit.repro.rerun import Rerun
 from tracekit.repro.step_fault import FilterFault, InputFault, RandomFault, SamplerFault, StopFault
+from tracekit.rounding import LOGITS_ORDER
 from tracekit.trace import Trace
 from tracekit.weights import Checkpoint
 
@@ -109,8 +110,10 @@ def _layer_fault(case: Case, reference: Trace, candidate: Trace, pair: SequenceP
 def _compared(case: Case, reference: Trace, candidate: Trace, pair: SequencePair) -> Fault:
     site, position = str(case.verdict.get("site")), int(case.verdict.get("position") or 0)
     if site == "logits":
-        return ComparedFault(site, site, len(reference.sites), position, pair, reference)
+        return ComparedFault(site, site, site, LOGITS_ORDER, position, pair, reference)
     found = next((each for each in align_sites(reference, candidate).pairs if each.name == site), None)
     if found is None:
         raise NoRepro(f"{site} has no counterpart in the candidate")
-    return ComparedFault(site, found.candidate, found.order, position, pair, reference)
+    # Where it only passed another site's tensor on, it has a row of its own, which says so.
+    called = site if site in candidate.sites else found.candidate
+    return ComparedFault(site, called, found.candidate, found.order, position, pair, reference)
