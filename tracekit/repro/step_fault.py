@@ -37,7 +37,7 @@ def _record(step: Step) -> dict[str, Array]:
     out: dict[str, Array] = {"token": np.array([chosen(step)], dtype=np.int64)}
     if step.survivors_id is not None and step.survivors_prob is not None:
         out["survivors/id"] = step.survivors_id
-        out["survivors/prob"] = step.survivors_prob.astype(np.float64)
+        out["survivors/prob"] = filter_rules.shares(step.survivors_prob)
     out["draws/count"] = np.array([len(step.draws)], dtype=np.uint64)
     for name in DRAW_NUMBERS:
         numbers = [getattr(draw, name) for draw in step.draws]
@@ -279,7 +279,9 @@ class InputFault:
         """Those that both have, of the reference and of a run."""
         ours, theirs = self.pair.reference.inputs, sequence.inputs
         names = [name for name in ours if name in theirs]
-        return {f"prompt/{name}": ours[name] for name in names}, {f"prompt/{name}": theirs[name] for name in names}
+        # The sides may count in integers of other sizes.
+        sides = [{f"prompt/{name}": np.asarray(side[name], np.int64) for name in names} for side in (ours, theirs)]
+        return sides[0], sides[1]
 
     def shown(self, trace: Trace, fed: Input) -> int | None:
         if fed.sequence >= len(trace.sequences):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tracekit.dtypes import STORAGE
-from tracekit.log import Layout, Tensor, TensorLike
+from tracekit.dtypes import SAFETENSORS, STORAGE
+from tracekit.log import Tensor, TensorLike
 from tracekit.trace import Json
 
 _WORDS = {storage: word for word, storage in reversed(STORAGE.items())}
@@ -21,12 +21,16 @@ def write_tensors(path: Path, tensors: Mapping[str, TensorLike], metadata: Json 
     # Widest first: every tensor then begins at a multiple of its own size.
     parts = {name: _as_tensor(value) for name, value in tensors.items()}
     order = sorted(parts, key=lambda name: -STORAGE[parts[name].dtype].itemsize)
-    layout = Layout.of([(name, parts[name].dtype, parts[name].shape) for name in order])
-    words = {name: json.dumps(value) for name, value in (metadata or {}).items()}
-    header = ('{"__metadata__":' + json.dumps(words) + layout.entries + "}").encode()
-    header += b" " * (-len(header) % 8)
-    data = b"".join(bytes(parts[name].data) for name in order) + bytes(-layout.nbytes % 8)
-    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+    header: Json = {"__metadata__": {name: json.dumps(value) for name, value in (metadata or {}).items()}}
+    data = b""
+    for name in order:
+        part = parts[name]
+        offsets = [len(data), len(data) + len(part.data)]
+        header[name] = {"dtype": SAFETENSORS[part.dtype], "shape": list(part.shape), "data_offsets": offsets}
+        data += part.data
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 def _as_tensor(value: TensorLike) -> Tensor:
