@@ -107,6 +107,10 @@ class Input:
         """Index of the one that shows the fault."""
         return len(self.before)
 
+    def lengths(self, whole: tuple[int, int]) -> tuple[int, int]:
+        """Entries of the prompt and steps; those of the whole where nothing is forced."""
+        return self.fed.length if self.prompts else whole[0], len(self.fed.tokens) if self.tokens else whole[1]
+
 
 def whole_input(pairs: list[SequencePair], pair: SequencePair, steps: int, cause: str, native: bool) -> Input:
     """The reference's prompts, tokens and draws up to a step of a pair, for a candidate to follow.

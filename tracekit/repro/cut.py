@@ -10,10 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from tracekit.repro.case import Fed, Input
 from tracekit.repro.fault import Fault, NoRepro
 from tracekit.repro.rerun import Rerun
 from tracekit.trace import Array, Trace
+
+AS_IT_IS = "Nothing is forced: the program does not follow other tokens, and runs as it is"
+OWN_PROMPT = "The prompt is left whole: a Python program makes its own"
+NOT_FOLLOWED = "The prompt is left whole: the program does not follow another one"
+AT_FAULT = "The prompt is left whole: it is what is wrong"
+UNKNOWN = "The prompt is left whole: what is right is known for it alone"
+NEEDED = "The prompt is left whole: with a shorter one the fault does not show"
 
 LAST_RUN = 1
 """Runs kept back: what is found is run once more, for its tensors."""
@@ -35,15 +44,17 @@ class Cut:
 
     fed: Input
     trace: Trace
+    note: str  # what was not cut, and why; empty where everything was
 
 
 def cut(fault: Fault, rerun: Rerun, whole: Input) -> Cut:
     """Raises NoRepro where the fault does not show again."""
     search = _Search(fault, rerun, whole)
     if search.begins():
-        search.shorten_prompt()
+        note = search.shorten_prompt()
         found = search.best
     else:
+        note = AS_IT_IS
         found = replace(whole, tokens=False, prompts=False, draws=False)
     trace = rerun.run(found, fault.recording)
     if trace is None:
@@ -52,7 +63,7 @@ def cut(fault: Fault, rerun: Rerun, whole: Input) -> Cut:
         fault.trusts(trace, found)
     if fault.shown(trace, found) is None:
         raise NoRepro("the fault did not show when the candidate was run again")
-    return Cut(found, trace)
+    return Cut(found, trace, note)
 
 
 class _Search:
@@ -61,17 +72,29 @@ class _Search:
     def __init__(self, fault: Fault, rerun: Rerun, whole: Input) -> None:
         self.fault, self.rerun, self.best = fault, rerun, whole
         self.began = False
-        self.can_cut = False
+        self.trusted = False
+        self.followed = True
 
     def begins(self) -> bool:
         """Whether the fault shows on the whole prompt, with the steps cut."""
         trace = self.rerun.run(self.best, self.fault.recording)
-        if trace is None or self.best.sequence >= len(trace.sequences):
+        if trace is None or not _followed(trace, self.best) or not self._obeys(trace):
             return False
-        trusted = self.fault.trusts(trace, self.best)
+        self.trusted = self.fault.trusts(trace, self.best)
         self.began = self._keep(self.best, trace)
-        self.can_cut = trusted and self.best.prompts
         return self.began
+
+    def _obeys(self, trace: Trace) -> bool:
+        """Whether another token is taken, too: a run that ended before it was fed all may have made its own ones."""
+        fed = self.best.fed
+        if trace.sequences[self.best.sequence].step_count == len(fed.tokens):
+            return True
+        first, others = fed.tokens[:1], fed.tokens[1:-1]
+        another = others[others != first][:1]
+        swapped = np.concatenate([another if another.size else first ^ 1, fed.tokens[1:]])
+        other = replace(self.best, fed=replace(fed, tokens=swapped))
+        probe = self.rerun.run(other, self.fault.recording)
+        return probe is not None and _followed(probe, other)
 
     def _keep(self, fed: Input, trace: Trace) -> bool:
         steps = self.fault.shown(trace, fed)
@@ -85,14 +108,17 @@ class _Search:
             return False
         other = replace(self.best, fed=fed)
         trace = self.rerun.run(other, self.fault.recording)
-        if trace is None or other.sequence >= len(trace.sequences):
-            return False
-        return self._keep(other, trace)
+        self.followed = trace is not None and _followed(trace, other)
+        return trace is not None and self.followed and self._keep(other, trace)
 
-    def shorten_prompt(self) -> None:
-        """Keep its beginning, or else its end; then leave out parts; then halve."""
-        if not self.can_cut:
-            return
+    def shorten_prompt(self) -> str:
+        """Keep its beginning, or else its end; then leave out parts; then halve. If it is left whole, says why."""
+        if not self.rerun.command.native:
+            return OWN_PROMPT
+        if not self.best.prompts:
+            return AT_FAULT
+        if not self.trusted:
+            return UNKNOWN
         whole = self.best.fed
         for shorten in (_first, _last):
             tried = ((count, _short(whole, count, shorten)) for count in _doubling(_longest(whole)))
@@ -100,7 +126,10 @@ class _Search:
             if found is not None:
                 self._leave_out_parts()
                 self._halve(whole, found, shorten)
-                return
+                return ""
+            if not self.followed:
+                return NOT_FOLLOWED
+        return NEEDED
 
     def _leave_out_parts(self) -> None:
         """Of a prompt of several parts, those that the fault does not need."""
@@ -122,6 +151,17 @@ class _Search:
                 enough = count
             else:
                 short = count
+
+
+def _followed(trace: Trace, fed: Input) -> bool:
+    """Whether a run took the tokens that it was fed, no more of them, and the prompt."""
+    if fed.sequence >= len(trace.sequences):
+        return False
+    sequence, forced = trace.sequences[fed.sequence], fed.fed.tokens
+    if sequence.step_count > len(forced) or not np.array_equal(sequence.tokens, forced[: sequence.step_count]):
+        return False
+    prompt = fed.fed.prompt if fed.prompts else {}
+    return all(np.array_equal(sequence.inputs.get(name, ()), part) for name, part in prompt.items())
 
 
 def _longest(fed: Fed) -> int:

@@ -98,7 +98,7 @@ def _said(case: Case, found: Cut, evidence: Evidence, before: tuple[int, int]) -
     """What the templates are filled with. Texts of traces stay on one line."""
     verdict, fed = case.verdict, found.fed
     explanation = (verdict.get("explanation") or {}).get("text") or next(iter(verdict.get("evidence") or ()), "")
-    left = fed.fed.length if fed.prompts else before[0]
+    prompt, steps = fed.lengths(before)
     return {
         "group": case.group,
         "seed": case.seed,
@@ -107,11 +107,11 @@ def _said(case: Case, found: Cut, evidence: Evidence, before: tuple[int, int]) -
         "mechanism": " ".join(str(explanation).split()),
         "kind": evidence.check["kind"],
         "check": evidence.check,
-        "prompt": (before[0], left),
-        "steps": (before[1], len(fed.fed.tokens)),
+        "prompt": (before[0], prompt),
+        "steps": (before[1], steps),
         "sequence": fed.sequence,
-        "native": case.command.native,
+        "note": found.note,
         "fed": fed,
-        "command": shlex.join(case.command.words),
+        "command": shlex.quote(shlex.join(case.command.words)),
         "folder": case.command.folder,
     }

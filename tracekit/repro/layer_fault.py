@@ -61,8 +61,11 @@ class AuditedFault:
 
     def _culprit(self, trace: Trace, fed: Input) -> Culprit | None:
         """The same site with the same mistake."""
-        elsewhere = {sequence.index: 0 for sequence in trace.sequences if sequence.index != fed.sequence}
-        found = audit(trace, self.checkpoint, stops=elsewhere, only={self.site}, wiring=self.reference)
+        stops = {sequence.index: 0 for sequence in trace.sequences if sequence.index != fed.sequence}
+        if not fed.tokens:
+            # Behind the fault a mended program chooses other tokens, and may choose fewer.
+            stops[fed.sequence] = self.position + 1
+        found = audit(trace, self.checkpoint, stops=stops, only={self.site}, wiring=self.reference)
         if not found.culprits or self.mechanism is None:
             return next(iter(found.culprits), None)
         found = explained_audit(trace, self.checkpoint, found)

@@ -44,6 +44,8 @@ class Recording:
         if command.native:
             return []
         words = [*command.recorder, "record", "-o", LOG, "--level", self.level]
+        seed = command.environment.get("TRACEKIT_SEED")
+        words += [] if seed is None else ["--seed", seed]
         words += [] if self.sites is None else ["--sites", self.sites]
         if fed.tokens:
             words += ["--follow", FOLLOW, *(["--follow-draws"] if fed.draws else [])]

@@ -9,7 +9,7 @@ from tracekit.align import SequencePair, align_sites
 from tracekit.opening import open_trace
 from tracekit.recipe import recipes
 from tracekit.repro.case import CAUSES, Case, Input, Repro, pair_of, whole_input
-from tracekit.repro.cut import Cut, cut
+from tracekit.repro.cut import cut
 from tracekit.repro.fault import Fault, NoRepro
 from tracekit.repro.files import write_folder
 from tracekit.repro.layer_fault import AuditedFault, ComparedFault
@@ -55,11 +55,8 @@ def write_repro(folder: Path, case: Case, *, most_runs: int = MOST_RUNS, time_li
         except NoRepro as why:
             return Repro(None, str(why), runs=rerun.runs)
         runs = rerun.runs
-    return Repro(path, None, (before[0], _prompt(found, before[0])), (before[1], len(found.fed.fed.tokens)), runs)
-
-
-def _prompt(found: Cut, whole: int) -> int:
-    return found.fed.fed.length if found.fed.prompts else whole
+    prompt, steps = found.fed.lengths(before)
+    return Repro(path, None, (before[0], prompt), (before[1], steps), runs)
 
 
 def _prepared(case: Case, reference: Trace, candidate: Trace) -> tuple[Fault, Input, tuple[int, int]]:
