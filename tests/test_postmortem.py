@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from tests.test_engine import tiny
 from tracekit.outcome import Run, Seed, State
 from tracekit.postmortem import luck, program
 from tracekit.postmortem.failure import Facts, rule
@@ -51,16 +50,9 @@ class Scene:
         return [*words, "-o", str(out), "--jobs", "2", "--fail", "values"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "llama"
-    tiny.make("llama", folder, tied=True)
-    return folder
-
-
 @pytest.fixture
-def scene(model: Path, tmp_path: Path) -> Scene:
-    return Scene(model, tmp_path / "notes.txt")
+def scene(tiny_llama: Path, tmp_path: Path) -> Scene:
+    return Scene(tiny_llama, tmp_path / "notes.txt")
 
 
 def tracekit_words(arguments: list[str]) -> list[str]:

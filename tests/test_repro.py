@@ -14,7 +14,6 @@ import pytest
 from safetensors.numpy import load_file
 
 import tracekit
-from tests.test_engine import tiny
 from tracekit.repro import Case, Command, Repro, write_repro
 
 ROOT = Path(__file__).parent.parent
@@ -68,16 +67,9 @@ class Scene:
         return made, str(verdict["cause"])
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "llama"
-    tiny.make("llama", folder, tied=True)
-    return folder
-
-
 @pytest.fixture
-def scene(tmp_path: Path, model: Path) -> Scene:
-    return Scene(tmp_path, model)
+def scene(tmp_path: Path, tiny_llama: Path) -> Scene:
+    return Scene(tmp_path, tiny_llama)
 
 
 def run_pytest(path: Path, mended: list[str] | None) -> int:

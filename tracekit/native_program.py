@@ -10,7 +10,7 @@ import numpy as np
 
 from tracekit.log import LogWriter, TensorLike
 from tracekit.opening import open_trace
-from tracekit.trace import Sequence, Trace
+from tracekit.trace import Draw, Json, Sequence, Trace
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,11 @@ def _write_sequence(writer: LogWriter, sequence: Sequence) -> None:
     writer.sequence(sequence.index, inputs, sampling=sequence.sampling, seed=sequence.seed)
     for index in range(sequence.step_count):
         step = sequence.step(index)
-        draws = [
-            {
-                "op": draw.op,
-                "generator": draw.generator,
-                "seed": draw.seed,
-                "offset": draw.offset,
-                "words": draw.words,
-                "result": draw.result,
-            }
-            for draw in step.draws
-        ]
+        draws = [draw_row(draw) for draw in step.draws]
         writer.step(sequence.index, step.index, step.position, step.token, {}, text=step.text, draws=draws or None)
     writer.end_sequence(sequence.index, sequence.step_count, sequence.end_reason or "left")
+
+
+def draw_row(draw: Draw) -> Json:
+    """A draw as a step's metadata has it (docs/format.md, kind `step`)."""
+    return {name: getattr(draw, name) for name in ("op", "generator", "seed", "offset", "words", "result")}

@@ -24,6 +24,11 @@ class State(StrEnum):
     TROUBLE = "trouble"  # nothing was recorded, or the traces cannot be compared
 
 
+BROKEN = (State.CRASH, State.TIMEOUT, State.TROUBLE)
+"""There are no two whole runs to compare."""
+FAILING = (State.FAIL, *BROKEN)
+
+
 @dataclass(frozen=True)
 class Run:
     """One program with one seed."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from safetensors.numpy import save
 
 from tracekit.speech import PROMPT_SPEECH, generated
 from tracekit.trace import Trace, TraceError
+from tracekit.whole_file import write_whole
 
 TokenIds = dict[str, NDArray[np.int64]]
 
@@ -52,20 +51,9 @@ def write_token_ids(ids: Mapping[str, NDArray[np.int64]], path: Path) -> None:
         data = (ids_text(ids) + "\n").encode()
     else:
         raise TraceError(f"{path}: has no suffix that says a format; name it .safetensors, .json or .txt")
-    _replace(path, data)
+    write_whole(path, data)
 
 
 def ids_text(ids: Mapping[str, NDArray[np.int64]]) -> str:
     """A line a tensor, its ids with spaces between."""
     return "\n".join(" ".join(map(str, array.tolist())) for array in ids.values())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_bytes(data)
-        scratch.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-        raise TraceError(f"{path}: cannot be written: {error.strerror}") from None

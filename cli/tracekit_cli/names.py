@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import click
 
 import tracekit
 from tracekit.name_proposals import Proposals, propose
-from tracekit.trace import TraceError
+from tracekit.whole_file import write_whole
 
 
 @click.command("names")
@@ -27,7 +26,7 @@ def command(reference: str, candidate: str, out: Path | None, as_json: bool) -> 
     with tracekit.open(reference) as one, tracekit.open(candidate) as other:
         found = propose(one, other)
     if out is not None:
-        _write(out, found.to_toml())
+        write_whole(out, found.to_toml().encode())
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     elif out is None:
@@ -42,13 +41,3 @@ def command(reference: str, candidate: str, out: Path | None, as_json: bool) -> 
 def _summary(found: Proposals, out: Path | None) -> str:
     where = f", written to {out}" if out else ""
     return f"tracekit: {found.matched} sites have one name on both sides; {len(found.lines)} lines proposed{where}"
-
-
-def _write(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text(text)
-        scratch.replace(path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise TraceError(f"{path}: cannot be written: {error.strerror}") from None

@@ -108,17 +108,16 @@ def _of_traces(folder: Path, options: dict[str, Any]) -> Postmortem:
     from tracekit.postmortem.conduct import FOUND
     from tracekit.postmortem.finish import Places, write_report
     from tracekit.postmortem.groups import conclude
-    from tracekit.postmortem.recorded import all_examined, pairs, unpaired
+    from tracekit.postmortem.recorded import examined, pairs, traces
     from tracekit.postmortem.store import open_store, write_json
 
     found_pairs = pairs(folder)
-    alone = unpaired(folder, found_pairs)
+    alone = len(traces(folder)) - 2 * len(found_pairs)
     if alone:
         click.echo(f"tracekit: {alone} traces in {folder} have no partner of the same seed: left out", err=True)
-    with click.progressbar(
-        all_examined(folder, options["fail"]), len(found_pairs), "tracekit: comparing", file=sys.stderr
-    ) as seeds:
-        found = conclude(str(folder), str(folder), seeds, len(found_pairs))
+    with click.progressbar(found_pairs, label="tracekit: comparing", file=sys.stderr) as shown:
+        seeds = [examined(pair, folder, options["fail"]) for pair in shown]
+    found = conclude(str(folder), str(folder), seeds, len(found_pairs))
     store = open_store(_absolute(options["out"]))
     write_json(store, FOUND, found.to_json())
     write_report(store, Places(None, folder), found)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from tracekit.outcome import Seed, State
+from tracekit.outcome import FAILING, Seed, State
 from tracekit.postmortem.groups import key_of
 
 EVERY = 10.0
@@ -72,7 +72,7 @@ class SeedProgress:
         return f"{self._done[stage]} of {self._expected[stage]} seeds, {STAGES[stage]}"
 
     def _failing(self) -> int:
-        return sum(state not in (State.PASS, State.NEAR_TIE, State.LATENT) for state in self._states.values())
+        return sum(state in FAILING for state in self._states.values())
 
     def _left(self) -> str:
         """Time left, as the seeds so far took it."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from tracekit.outcome import Postmortem, Run, Seed, State
+from tracekit.outcome import BROKEN, Postmortem, Run, Seed, State
 from tracekit.postmortem import examine
 from tracekit.postmortem.examine import SEEDS, Task, is_suspicious, needs_full, quietest
-from tracekit.postmortem.groups import BROKEN, Key, conclude, key_of
+from tracekit.postmortem.groups import Key, conclude, key_of
 from tracekit.postmortem.plan import Plan
 from tracekit.postmortem.program import STOPPED, Stopped
 from tracekit.postmortem.store import Store, read_json, write_json
@@ -41,7 +41,7 @@ class Conduct:
     watcher: Watcher
     _sparse: dict[int, Seed] = field(default_factory=dict)
     _full: dict[int, Seed] = field(default_factory=dict)
-    _running: dict[Future[Seed], tuple[str, int]] = field(default_factory=dict)
+    _running: list[Future[Seed]] = field(default_factory=list)
 
     def run(self) -> Postmortem:
         """Examine every seed and say what was found. Raises TraceError; after KeyboardInterrupt, no program runs on."""
@@ -67,25 +67,25 @@ class Conduct:
         """What is known of each seed, in full where that was looked for."""
         out = {}
         for number in self.seeds:
-            sparse, full = self._sparse[number], self._full.get(number)
-            usable = full is not None and full.state not in BROKEN
-            out[number] = full if full is not None and usable else sparse
-            if number == control and full is not None and full.state is State.PASS:
-                out[number] = sparse  # it is a passing seed like the others
+            out[number], full = self._sparse[number], self._full.get(number)
+            # A control that passes is a passing seed like the others.
+            passes = number == control and full is not None and full.state is State.PASS
+            if full is not None and full.state not in BROKEN and not passes:
+                out[number] = full
         return out
 
     def _examine_sparsely(self) -> None:
         self.watcher.expects("sparse", len(self.seeds))
         for number in self.seeds:
             self._start("sparse", number)
-        self._collect()
+        self._collect("sparse")
 
     def _examine_in_full(self, numbers: Iterable[int]) -> None:
-        new = [number for number in numbers if number not in self._full and not self._is_running(number)]
+        new = [number for number in numbers if number not in self._full]
         self.watcher.expects("full", len(new))
         for number in new:
             self._start("full", number)
-        self._collect()
+        self._collect("full")
 
     def _wanted(self) -> list[int]:
         """Seeds of which only the layers say what is wrong, and an example of each group."""
@@ -115,9 +115,6 @@ class Conduct:
 
     # ------------------------------------------------------------ one seed after the other
 
-    def _is_running(self, number: int) -> bool:
-        return ("full", number) in self._running.values()
-
     def _start(self, stage: str, number: int) -> None:
         known = read_json(self.store, _outcome(stage, number))
         if known is not None:
@@ -125,21 +122,18 @@ class Conduct:
             return
         task = Task(self.plan, self.store.place, number)
         if stage == "sparse":
-            future = self.crew.submit(guarded, examine.sparse, task)
+            self._running.append(self.crew.submit(guarded, examine.sparse, task))
         else:
-            future = self.crew.submit(guarded, examine.full, task, self._sparse[number])
-        self._running[future] = (stage, number)
+            self._running.append(self.crew.submit(guarded, examine.full, task, self._sparse[number]))
 
-    def _collect(self) -> None:
+    def _collect(self, stage: str) -> None:
         """Wait until nothing runs."""
-        while self._running:
-            done, _ = wait(self._running, return_when=FIRST_COMPLETED)
-            for future in done:
-                stage, _ = self._running.pop(future)
-                self._keep(stage, future.result(), new=True)
+        for future in as_completed(self._running):
+            self._keep(stage, future.result(), new=True)
+        self._running.clear()
 
     def _keep(self, stage: str, seed: Seed, *, new: bool) -> None:
-        if new and not _is_passing_trouble(seed):
+        if new and not _is_tried_again(seed):
             write_json(self.store, _outcome(stage, seed.seed), seed.to_json())
         (self._sparse if stage == "sparse" else self._full)[seed.seed] = seed
         self.watcher.has(stage, seed, new=new)
@@ -160,7 +154,7 @@ def guarded(work: Callable[..., Seed], task: Task, *more: Seed) -> Seed:
         return Seed(task.seed, State.TROUBLE, nothing, nothing, note=f"{OUT_OF_ORDER}{error or type(error).__name__}")
 
 
-def _is_passing_trouble(seed: Seed) -> bool:
+def _is_tried_again(seed: Seed) -> bool:
     return bool(seed.note and seed.note.startswith(OUT_OF_ORDER))
 
 

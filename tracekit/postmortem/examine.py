@@ -15,7 +15,7 @@ import numpy as np
 from tracekit.align import SequencePair, align_sequences
 from tracekit.divergence import first_token_difference
 from tracekit.opening import open_trace
-from tracekit.outcome import Run, Seed, State
+from tracekit.outcome import BROKEN, Run, Seed, State
 from tracekit.postmortem import luck
 from tracekit.postmortem.failure import Facts, rule
 from tracekit.postmortem.plan import SPARSE, Plan, Side
@@ -239,7 +239,7 @@ def is_suspicious(seed: Seed, quiet: float) -> bool:
 
 def needs_full(seed: Seed, quiet: float) -> bool:
     """Whether only the layers can say what is wrong with a seed."""
-    if seed.state in (State.CRASH, State.TIMEOUT, State.TROUBLE):
+    if seed.state in BROKEN:
         return False
     if is_suspicious(seed, quiet):
         return True
@@ -251,7 +251,7 @@ def needs_full(seed: Seed, quiet: float) -> bool:
 
 def _joined(found: Seed, again: Seed) -> Seed:
     """The full recording's verdict, and what the sparse one shows besides."""
-    if again.state in (State.CRASH, State.TIMEOUT, State.TROUBLE):
+    if again.state in BROKEN:
         return replace(found, note=f"recorded in full: {again.note}")
     same = (found.reference.tokens, found.candidate.tokens, found.sequence, found.step) == (
         again.reference.tokens,

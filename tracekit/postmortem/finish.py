@@ -21,8 +21,6 @@ from tracekit.trace import Json, Trace, TraceError
 REPORT = "report.html"
 REPROS = "repro"
 FINISHED = "finished.json"
-CONTROL = "control"
-"""Name of the report's pair that passes."""
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from tracekit.outcome import Group, Postmortem, Seed, State
+from tracekit.outcome import BROKEN, FAILING, Group, Postmortem, Seed, State
 from tracekit.postmortem import luck
 from tracekit.postmortem.examine import APART_FACTOR, fault_of, quietest
 from tracekit.trace import Json
 
-BROKEN = (State.CRASH, State.TIMEOUT, State.TROUBLE)
 UNLIKELY = 0.01
 """A probability below which luck is no explanation."""
 NAME_LENGTH = 60
@@ -41,7 +40,7 @@ def conclude(reference: str, candidate: str, seeds: Iterable[Seed], asked: int) 
     quiet = quietest(list(found))
     groups = [_group(one, len(found), passing, quiet) for one in members]
     groups = _named(sorted(groups, key=lambda group: (not group.failing, -len(group.seeds), group.name)))
-    failing = sum(seed.state in (State.FAIL, *BROKEN) for seed in found)
+    failing = sum(seed.state in FAILING for seed in found)
     return Postmortem(
         reference, candidate, found, tuple(groups), luck.rate(failing, len(found)), complete=len(found) == asked
     )

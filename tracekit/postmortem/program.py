@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import shutil
@@ -14,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tracekit.child_program import end, start
 from tracekit.native_program import NativeOptions, environment
 from tracekit.opening import open_trace
 from tracekit.outcome import Run
@@ -103,15 +103,7 @@ def run(words: list[str], folder: str, variables: dict[str, str], timeout: float
     output = scratch / OUTPUT
     with output.open("wb") as sink:
         try:
-            process = subprocess.Popen(
-                words,
-                cwd=folder,
-                env=variables,
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            process = start(words, folder, variables, sink)
         except OSError as error:
             return Ended(127, "", f"{words[0]}: cannot be started: {error.strerror}")
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))
@@ -127,24 +119,17 @@ def run(words: list[str], folder: str, variables: dict[str, str], timeout: float
 
 def _wait(process: subprocess.Popen[bytes], timeout: float | None) -> int | None:
     """Its exit code, or None where it ran out of time."""
-    end = None if timeout is None else time.monotonic() + timeout
+    limit = None if timeout is None else time.monotonic() + timeout
     while True:
         try:
             return process.wait(POLL)
         except subprocess.TimeoutExpired:
-            late = end is not None and time.monotonic() > end
+            late = limit is not None and time.monotonic() > limit
             if late or STOPPED.is_set():
-                _kill(process)
+                end(process)
                 if STOPPED.is_set():
                     raise Stopped from None
                 return None
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """A program and everything that it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _last_line(output: Path) -> str:

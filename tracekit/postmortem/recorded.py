@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def pairs(folder: Path) -> list[Pair]:
     if not folder.is_dir():
         raise TraceError(f"{folder}: is no folder; give one with traces of both programs, or --ref, --cand and --seeds")
     found: dict[int, list[tuple[bool, Path]]] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in ENDINGS and is_trace(path)):
+    for path in traces(folder):
         with open_trace(path) as trace:
             if (trace.config.get("recorder") or {}).get("follow") is not None:
                 continue  # an oracle, or a run that was forced: none of the pair
@@ -45,11 +44,9 @@ def pairs(folder: Path) -> list[Pair]:
     return [_pair(folder, seed, sides) for seed, sides in sorted(found.items()) if len(sides) > 1]
 
 
-def unpaired(folder: Path, paired: list[Pair]) -> int:
-    """How many traces in the folder have no partner."""
-    known = {path for pair in paired for path in (pair.reference, pair.candidate)}
-    every = {path for path in folder.rglob("*") if path.suffix in ENDINGS and is_trace(path)}
-    return len(every - known)
+def traces(folder: Path) -> list[Path]:
+    """Every trace in a folder and the folders in it."""
+    return sorted(path for path in folder.rglob("*") if path.suffix in ENDINGS and is_trace(path))
 
 
 def _seed(trace: Trace, path: Path) -> int:
@@ -98,9 +95,3 @@ def examined(pair: Pair, folder: Path, fail: str) -> Seed:
     except TraceError as error:
         nothing = [Run(None, 0, trace=name) for name in names]
         return Seed(pair.seed, State.TROUBLE, nothing[0], nothing[1], note=str(error))
-
-
-def all_examined(folder: Path, fail: str) -> Iterator[Seed]:
-    """Every pair of a folder."""
-    for pair in pairs(folder):
-        yield examined(pair, folder, fail)

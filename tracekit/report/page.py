@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -16,10 +14,12 @@ from tracekit.outcome import Postmortem
 from tracekit.report.sections import Alone, Pair, Section, alone_section, pair_section
 from tracekit.report.seed_rows import postmortem_rows
 from tracekit.trace import Json, TraceError
+from tracekit.whole_file import write_whole
 
 __all__ = ["Alone", "Pair", "write_page", "write_trace_page"]
 
 EXTRA = "the report needs jinja2 and plotly: pip install 'tracekit[report]'"
+ANOTHER = "name another file with -o"
 MAP_CELLS = 1_500_000
 """Bytes that all maps of a page may have together, before base64 adds a third."""
 
@@ -35,13 +35,13 @@ def write_page(out: Path, pairs: Iterable[Pair], postmortem: Postmortem | None =
     seeds = None
     if postmortem is not None:
         seeds = postmortem_rows(postmortem, {section.view["title"] for section in sections})
-    _replace(out, _page(template, plotly, sections, seeds))
+    write_whole(out, _page(template, plotly, sections, seeds), ANOTHER)
 
 
 def write_trace_page(out: Path, alone: Alone) -> None:
     """Write the page of one trace: what is in it, and its audit where its checkpoint is found. Raises TraceError."""
     template, plotly = _libraries()
-    _replace(out, _page(template, plotly, [alone_section(alone)], None))
+    write_whole(out, _page(template, plotly, [alone_section(alone)], None), ANOTHER)
 
 
 def _libraries() -> tuple[Any, str]:
@@ -105,14 +105,3 @@ def _markup(text: str) -> Any:
     from markupsafe import Markup
 
     return Markup(text)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_bytes(data)
-        scratch.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-        raise TraceError(f"{path}: cannot be written: {error.strerror}; name another file with -o") from None

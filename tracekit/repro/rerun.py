@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from tracekit.child_program import end, start
 from tracekit.log import LogWriter, TensorLike
+from tracekit.native_program import draw_row
 from tracekit.opening import open_trace
 from tracekit.repro.case import Command, Fed, Input
-from tracekit.trace import Draw, Trace, TraceError
+from tracekit.trace import Trace, TraceError
 
 LOG, FOLLOW = "{log}", "{follow}"
 """Stand for files in a kept command: where the program writes, and what it follows."""
@@ -92,15 +91,7 @@ class Rerun:
 def _ran(words: list[str], folder: str, variables: Mapping[str, str], limit: float) -> bool:
     """Whether a program came to its end in time; how it ended is for its log to say."""
     try:
-        process = subprocess.Popen(
-            words,
-            cwd=folder,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        process = start(words, folder, variables, subprocess.DEVNULL)
     except OSError:
         return False
     try:
@@ -109,9 +100,7 @@ def _ran(words: list[str], folder: str, variables: Mapping[str, str], limit: flo
         return False
     finally:
         if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            end(process)
     return True
 
 
@@ -128,11 +117,6 @@ def write_followed(fed: Input, path: Path) -> None:
 
 def _write_steps(writer: LogWriter, index: int, sequence: Fed) -> None:
     for step, token in enumerate(sequence.tokens.tolist()):
-        draws = [_row(draw) for draw in sequence.draws[step]] if step < len(sequence.draws) else []
+        draws = [draw_row(draw) for draw in sequence.draws[step]] if step < len(sequence.draws) else []
         writer.step(index, step, step, token, {}, draws=draws or None)
     writer.end_sequence(index, len(sequence.tokens), "left")
-
-
-def _row(draw: Draw) -> dict[str, Any]:
-    names = ("op", "generator", "seed", "offset", "words", "result")
-    return {name: getattr(draw, name) for name in names}

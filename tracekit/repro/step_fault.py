@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -48,8 +49,7 @@ def _record(step: Step) -> dict[str, Array]:
 
 @dataclass
 class StepFault:
-    """What is right at a step is the stated rule on the candidate's own record, where that rule gives the reference's
-    own answers; else it is the reference's record."""
+    """A fault that shows at a step, not in a layer."""
 
     pair: SequencePair
     last: int
@@ -59,10 +59,6 @@ class StepFault:
     compares = ""
 
     @property
-    def recording(self) -> Recording:
-        return Recording("logits")
-
-    @property
     def steps(self) -> int:
         return self.last + 1
 
@@ -70,6 +66,15 @@ class StepFault:
     def stated(self) -> Json:
         """What the sampler should do."""
         return self.pair.reference.sampling or self.pair.candidate.sampling
+
+
+class RuleFault(StepFault, ABC):
+    """What is right at a step is the stated rule on the candidate's own record, where that rule gives the reference's
+    own answers; else it is the reference's record."""
+
+    @property
+    def recording(self) -> Recording:
+        return Recording("logits")
 
     def trusts(self, trace: Trace, fed: Input) -> bool:
         """Whether the rule gives the reference's answers at all steps up to the one at fault. If so, it is used."""
@@ -101,18 +106,20 @@ class StepFault:
             check["tolerance"] = filter_rules.TOLERANCE
         return Evidence(check, inputs, {}, self._expected(sequence, index), actual, settings=self.stated)
 
+    @abstractmethod
     def _agrees(self, sequence: Sequence, index: int) -> bool:
         """Whether the rule, on the candidate's record, gives what the reference has."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _wrong(self, sequence: Sequence, index: int) -> bool:
-        raise NotImplementedError
+        """Whether the candidate's step is not what it should be."""
 
+    @abstractmethod
     def _expected(self, sequence: Sequence, index: int) -> Mapping[str, TensorLike]:
-        raise NotImplementedError
+        """What the step should have been, by name of tensor."""
 
 
-class FilterFault(StepFault):
+class FilterFault(RuleFault):
     """Other survivors."""
 
     compares = "survivors"
@@ -139,7 +146,7 @@ class FilterFault(StepFault):
         return {"survivors/id": ids, "survivors/prob": probs}
 
 
-class SamplerFault(StepFault):
+class SamplerFault(RuleFault):
     """Another token from the same survivors and draws."""
 
     compares = "token"
@@ -161,7 +168,7 @@ class SamplerFault(StepFault):
         return {"token": np.array([self._right(sequence, index)], dtype=np.int64)}
 
 
-class RandomFault(StepFault):
+class RandomFault(RuleFault):
     """Draws from another place of the generator's stream, or from another stream, or of another number."""
 
     compares = "draws"
