@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracekit import draw_rules, filter_rules, sampling
 from tracekit.align import SequencePair, align_sequences
 from tracekit.divergence import Finding, Search, first_token_difference
 from tracekit.draw_rules import Trial, Way
-from tracekit.observed import Observed, Streams, Tape, observations, observe, other_observations
+from tracekit.filter_rules import shares
+from tracekit.observed import Observed, Streams, observations, observe, other_observations
+from tracekit.race import lead, race_scores
 from tracekit.trace import Json, Sequence, Trace
 
 NEAR = 2.0
@@ -514,21 +517,23 @@ def token_margins(pair: SequencePair, step: int) -> Json:
     one, other = observe(pair.reference, step), observe(pair.candidate, step)
     if one.ids is None or one.probs is None:
         return _greedy_margins(one, other, pair.reference.sampling)
-    if other.ids is None or other.probs is None or not one.draws or one.draws[-1].op != "multinomial":
+    tokens = [one.token, other.token]
+    if other.ids is None or other.probs is None or not (np.isin(tokens, one.ids) & np.isin(tokens, other.ids)).all():
         return {}
-    if one.logits is None:
+    scores = _race(one, Streams(pair.reference))
+    if scores is None:
         return {}
-    ours = dict(zip(one.ids.tolist(), one.probs.tolist(), strict=True))
-    theirs = dict(zip(other.ids.tolist(), other.probs.tolist(), strict=True))
-    if not all(token in side for token in (one.token, other.token) for side in (ours, theirs)):
-        return {}
-    words = Streams(pair.reference).at(one.draws[-1], 2 * one.logits.size)
-    if words is None:
-        return {}
-    draws = Tape(words).exponential(one.logits.size)
-    winner, runner = (np.log(ours[token]) - np.log(draws[token]) for token in (one.token, other.token))
-    error = sum(abs(np.log(ours[token]) - np.log(theirs[token])) for token in (one.token, other.token))
-    return {"kind": "race", "margin": float(winner - runner), "error": float(error)}
+    winner, runner = (float(scores[one.ids == token][0]) for token in tokens)
+    ours, theirs = (np.log(shares(probs)) for probs in (one.probs, other.probs))
+    error = sum(abs(ours[one.ids == token][0] - theirs[other.ids == token][0]) for token in tokens)
+    return {"kind": "race", "margin": winner - runner, "error": float(error)}
+
+
+def _race(seen: Observed, streams: Streams) -> NDArray[np.float64] | None:
+    if seen.ids is None or seen.probs is None:
+        return None
+    vocabulary = None if seen.logits is None else seen.logits.size
+    return race_scores(seen.ids, seen.probs, seen.draws, streams, vocabulary)
 
 
 def _greedy_margins(one: Observed, other: Observed, stated: Json) -> Json:
@@ -585,9 +590,9 @@ def _pair_margins(out: Json, pair: SequencePair, most: int) -> int:
             if np.isfinite(distance):
                 said = {"processor": str(cut.processor), "unit": cut.unit, "token": token, "error": error}
                 _keep_least(out, "cut", distance, place | said)
-        race = _race_margin(one, streams)
-        if race is not None:
-            _keep_least(out, "race", race, place)
+        scores = _race(one, streams)
+        if scores is not None and scores.size > 1:
+            _keep_least(out, "race", lead(scores), place)
     return steps
 
 
@@ -602,20 +607,3 @@ def _logit_error(one: Observed, other: Observed) -> float | None:
     with np.errstate(invalid="ignore"):
         apart = np.abs(one.logits.astype(np.float64) - other.logits.astype(np.float64))
     return float(np.nanmax(apart, initial=0.0))
-
-
-def _race_margin(seen: Observed, streams: Streams) -> float | None:
-    """Nats by which the race's winner beat the runner-up."""
-    if seen.ids is None or seen.probs is None or seen.logits is None or seen.ids.size < 2 or not seen.draws:
-        return None
-    draw = seen.draws[-1]
-    words = streams.at(draw, 2 * seen.logits.size) if draw.op == "multinomial" else None
-    if words is None:
-        return None
-    draws = Tape(words).exponential(seen.logits.size)[seen.ids]
-    alive = (seen.probs > 0) & (draws > 0)
-    scores = np.log(seen.probs[alive].astype(np.float64)) - np.log(draws[alive])
-    if scores.size < 2:
-        return None
-    best = np.partition(scores, scores.size - 2)[-2:]
-    return float(abs(best[1] - best[0]))

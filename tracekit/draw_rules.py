@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from tracekit import sampling
 from tracekit.observed import Observed, Streams, Tape
+from tracekit.race import RACE_TOLERANCE
 from tracekit.sampling import GONE, RAS
 from tracekit.trace import Draw, Json
 
 Floats = NDArray[Any]
 NEAR_SEEDS = 64
 """Seeds on either side of the stated one that are tried."""
-RACE_TOLERANCE = 2e-5
-"""Nats within which a race run again on probabilities that were worked out again may end otherwise."""
 ENOUGH = 3
 """Tokens that a way of drawing must give back before it is named: one may come out by chance."""
 

@@ -7,7 +7,10 @@ Where that cannot be worked out, the distance to the cut is measured against the
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from tracekit import sampling
 from tracekit.align import SequencePair
@@ -77,11 +80,18 @@ def _measured(pair: SequencePair, one: Observed, other: Observed, gap: float | N
 
 
 def _log_ratio(one: Observed, other: Observed) -> float | None:
-    """Largest difference of a survivor's log-probability between the sides, which have the same ones. What all of a
-    side's are multiplied by is no matter to a draw."""
     if one.ids is None or one.probs is None or other.ids is None or other.probs is None:
         return None
-    ours = shares(one.probs)[np.argsort(one.ids)]
-    theirs = shares(other.probs)[np.argsort(other.ids)]
+    return log_ratio(one.ids, one.probs, other.ids, other.probs)
+
+
+def log_ratio(
+    ids: NDArray[np.int64], probs: NDArray[Any], other_ids: NDArray[np.int64], other_probs: NDArray[Any]
+) -> float:
+    """Largest difference of a survivor's log-probability between the sides, nats; both have the same survivors [n].
+
+    What all of a side's are multiplied by is no matter to a draw.
+    """
+    ours, theirs = shares(probs)[np.argsort(ids)], shares(other_probs)[np.argsort(other_ids)]
     sound = (ours > 1e-30) & (theirs > 1e-30)
     return float(np.abs(np.log(ours[sound]) - np.log(theirs[sound])).max(initial=0.0))

@@ -22,6 +22,7 @@ from tracekit.postmortem.plan import SPARSE, Plan, Side
 from tracekit.postmortem.program import record, scratch_folder
 from tracekit.postmortem.store import Store, open_store, read_json, write_json
 from tracekit.report.text import verdict_text
+from tracekit.survivors import log_ratio
 from tracekit.trace import Json, Step, Trace, TraceError
 from tracekit.verdict import Verdict, diff
 
@@ -186,24 +187,20 @@ def _apart(pairs: list[SequencePair]) -> float | None:
         parted = _parted(pair)
         common = min(pair.reference.step_count, pair.candidate.step_count)
         for index in range(common if parted is None else min(parted + 1, common)):
-            one, other = pair.reference.step(index), pair.candidate.step(index)
-            ours, theirs = _probabilities(one), _probabilities(other)
-            gap = None if ours is None or theirs is None else _log_gap(ours, theirs)
+            gap = _step_apart(pair.reference.step(index), pair.candidate.step(index))
             found += [] if gap is None else [gap]
     return float(f"{np.median(found):.{luck.DIGITS}g}") if found else None
 
 
-def _probabilities(step: Step) -> dict[int, float] | None:
-    if step.survivors_id is None or step.survivors_prob is None:
+def _step_apart(one: Step, other: Step) -> float | None:
+    """Nats, where both sides have the same survivors."""
+    if one.survivors_id is None or one.survivors_prob is None:
         return None
-    return dict(zip(step.survivors_id.tolist(), step.survivors_prob.tolist(), strict=True))
-
-
-def _log_gap(ours: dict[int, float], theirs: dict[int, float]) -> float | None:
-    if ours.keys() != theirs.keys():
+    if other.survivors_id is None or other.survivors_prob is None:
         return None
-    values = np.array([(prob, theirs[token]) for token, prob in ours.items() if min(prob, theirs[token]) > 1e-30])
-    return float(np.abs(np.log(values[:, 0]) - np.log(values[:, 1])).max()) if len(values) else None
+    if not np.array_equal(np.sort(one.survivors_id), np.sort(other.survivors_id)):
+        return None
+    return log_ratio(one.survivors_id, one.survivors_prob, other.survivors_id, other.survivors_prob)
 
 
 def _ends_unstated(candidate: Trace, verdict: Verdict) -> Iterator[Json]:

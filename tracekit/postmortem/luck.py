@@ -12,10 +12,10 @@ from collections.abc import Sequence as Seq
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tracekit.observed import Streams, Tape
+from tracekit.observed import Streams
 from tracekit.outcome import Rate
+from tracekit.race import lead, race_scores
 from tracekit.trace import Sequence, Step, TraceError
 
 DIGITS = 5
@@ -37,30 +37,13 @@ def margins(sequence: Sequence) -> list[float]:
 
 
 def _margin(step: Step, streams: Streams) -> float | None:
-    if step.survivors_id is None or step.survivors_prob is None or step.survivors_id.size < 2:
+    ids, probs = step.survivors_id, step.survivors_prob
+    if ids is None or probs is None or ids.size < 2:
         return None
     if not step.draws:
-        return _gap(np.log(step.survivors_prob.astype(np.float64)))
-    draw = step.draws[-1]
-    words = None if draw.words is None or draw.op != "multinomial" else streams.at(draw, draw.words)
-    if words is None:
-        return None
-    noise = Tape(words).exponential(words.size // 2)
-    if noise.size == step.survivors_id.size:
-        taken = noise  # drawn among the survivors, in their order
-    elif noise.size > int(step.survivors_id.max()):
-        taken = noise[step.survivors_id]  # drawn over the vocabulary
-    else:
-        return None
-    if len(step.draws) > 1 and noise.size != step.survivors_id.size:
-        return None  # a second draw, from other probabilities than the survivors'
-    with np.errstate(divide="ignore"):
-        return _gap(np.log(step.survivors_prob.astype(np.float64)) - np.log(taken))
-
-
-def _gap(scores: NDArray[np.float64]) -> float:
-    best = np.partition(scores, scores.size - 2)[-2:]
-    return float(best[1] - best[0])
+        return lead(np.log(probs.astype(np.float64)))
+    scores = race_scores(ids, probs, step.draws, streams, None)
+    return None if scores is None else lead(scores)
 
 
 def chance(sequence: Sequence) -> float:
