@@ -21,8 +21,10 @@ SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 20, "top_p": 0.9, "m
 Change = Callable[[str, int, np.ndarray], np.ndarray]
 Filter = Callable[[np.ndarray, list[int], int], np.ndarray]
 """(logits f64 [vocabulary], prompt and tokens so far, step) -> scores."""
-Draw = Callable[[TorchGenerator, np.ndarray, int], int]
-"""(generator, probabilities f32 [vocabulary], step) -> token."""
+Drawn = list[tuple[int, int]]
+"""Words and result of each draw of a step; the last one's is the token."""
+Draw = Callable[[TorchGenerator, np.ndarray, int], int | Drawn]
+"""(generator, probabilities f32 [vocabulary], step) -> token, or the draws that led to it."""
 
 
 def write_run(
@@ -49,11 +51,13 @@ def write_run(
     op: str = "multinomial",
     digest: int = 1,
     close: bool = True,
+    sparse: bool = False,
 ) -> Path:
     """Write a log. `change` alters a row of a site; `used` are the sampler's numbers where not those `stated`.
 
     `filtered` makes the scores in place of the stated filter, `draw` the token in place of the race; `words` is what it
-    takes. The run ends behind a token of `stops`. Without `tell` the draws and survivors are not recorded.
+    takes. The run ends behind a token of `stops`. Without `tell` the draws and survivors are not recorded; `sparse`,
+    nothing else is.
     """
     log = LogWriter(path)
     settings = {**SAMPLING, **(stated or {})}
@@ -75,7 +79,8 @@ def write_run(
     for step in range(steps):
         first = 0 if step == 0 else len(prompt) - 1 + step
         rows = [_rows(context, position, rounding, change, dtype) for position in range(first, len(context))]
-        log.call(0, first, len(rows), {name: np.stack([row[name] for row in rows]) for name in ("up", "down")})
+        if not sparse:
+            log.call(0, first, len(rows), {name: np.stack([row[name] for row in rows]) for name in ("up", "down")})
         logits = rows[-1]["logits"]
         numbers = {**settings, **(used or {})}
         if filtered is None:
@@ -88,13 +93,18 @@ def write_run(
         generator.skip(words_between_draws if step else 0)
         offset = generator.offset
         drawn = int(generator.multinomial(full)[0]) if draw is None else draw(generator, full, step)
-        token = pick(step, drawn, ids)
-        row = {"op": op, "generator": "mt19937", "seed": generator.seed, "offset": offset, "words": words}
-        tensors = {"logits": logits}
+        each = [(words, drawn)] if isinstance(drawn, int) else drawn
+        token = pick(step, each[-1][1], ids)
+        each[-1] = (each[-1][0], token)
+        draws, tensors = [], {} if sparse else {"logits": logits}
+        for count, result in each:
+            row = {"op": op, "generator": "mt19937", "seed": generator.seed, "offset": offset, "words": count}
+            draws.append(row | {"result": result if op == "multinomial" else None})
+            offset += count
         if tell:
             tensors |= {"survivors/id": ids, "survivors/prob": probs.astype(np.float32)}
-        draws = [{**row, "result": token if op == "multinomial" else None}] if tell else None
-        log.step(0, step, len(context) - 1, token, tensors, text=f"<{token}>", draws=draws)
+        told = draws if tell else None
+        log.step(0, step, len(context) - 1, token, tensors, text=f"<{token}>", draws=told)
         context.append(token)
         if token in stops:
             steps, reason = step + 1, "stop"

@@ -12,7 +12,7 @@ import torch
 from transformers.generation import logits_process as theirs
 
 import tracekit
-from tests.small_run import PROMPT, VOCABULARY, write_run
+from tests.small_run import PROMPT, VOCABULARY, Drawn, write_run
 from tests.test_engine import QWEN2, Engine, FolderOf, engine, flags, folder_of, native  # noqa: F401
 from tracekit import sampling
 from tracekit.draw_rules import RAS_RULES
@@ -396,6 +396,18 @@ def test_another_way_of_drawing_is_named(runs, kind: str, way: Any, more: Any, t
     assert kind_of(verdict) == kind
 
 
+@pytest.mark.parametrize(("kind", "way", "more", "tell"), [row for row in DRAWS if row[3]])
+def test_tokens_survivors_and_draws_are_enough_to_name_it(runs, kind: str, way: Any, more: Any, tell: bool) -> None:
+    """Without logits the number of tokens is known from the reference's race."""
+    stated = {"temperature": 1.3, "top_k": 20, "top_p": 1.0}
+    reference = runs("reference", stated=stated, sparse=True)
+    verdict = tracekit.diff(reference, runs("candidate", stated=stated, draw=way, sparse=True, **more))
+    assert (verdict.cause, kind_of(verdict)) == ("sampler", kind), verdict.evidence
+    moved = tracekit.diff(reference, runs("moved", stated=stated, generator_seed=8, sparse=True))
+    assert (moved.cause, kind_of(moved)) == ("rng", "seed"), moved.evidence
+    assert tracekit.diff(reference, runs("same", stated=stated, noise=1, sparse=True)).verdict == "parity"
+
+
 def test_a_seed_that_was_moved_is_counted(runs) -> None:
     verdict = tracekit.diff(runs("reference"), runs("candidate", generator_seed=8))
     assert (verdict.cause, verdict.explanation["kind"], verdict.explanation["value"]) == ("rng", "seed", 5)
@@ -436,34 +448,57 @@ def test_the_four_combinations_say_what_flips_the_token(runs) -> None:
 RAS = {"sampler": "ras", "temperature": None, "top_p": 0.8, "top_k": 25, "win_size": 10, "tau_r": 0.1}
 
 
-def ras(rule: Callable[[list[int], int], bool]) -> Callable[..., int]:
+def race_of(generator: TorchGenerator, probs: np.ndarray) -> int:
+    return int(np.argmax(probs / generator.exponential(probs.size).astype(np.float32)))
+
+
+def inverse_cdf_of(generator: TorchGenerator, probs: np.ndarray) -> int:
+    sums = np.cumsum(probs.astype(np.float64))
+    return int(np.searchsorted(sums, float(generator.rand(1, "float64")[0]) * sums[-1], side="right"))
+
+
+def ras(
+    rule: Callable[[list[int], int], bool],
+    pick: Callable[[TorchGenerator, np.ndarray], int] = race_of,
+    words: int | None = None,
+) -> Callable[..., Drawn]:
     """Repetition-aware sampling from its description; `rule` says of the tokens so far and the new one: draw again."""
     decoded: list[int] = []
 
-    def draw(generator: TorchGenerator, probs: np.ndarray, step: int, logits: np.ndarray) -> int:
+    def draw(generator: TorchGenerator, probs: np.ndarray, step: int, logits: np.ndarray) -> Drawn:
         if step == 0:
             decoded.clear()
         ids = [token for token in np.argsort(-probs, kind="stable") if probs[token] > 0]
-        token = int(ids[np.argmax(probs[ids] / generator.exponential(len(ids)).astype(np.float32))])
+        token = int(ids[pick(generator, probs[ids])])
+        drawn = [(words or 2 * len(ids), token)]
         if rule(decoded, token):
             whole = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-            token = int(np.argmax(whole.astype(np.float32) / generator.exponential(whole.size).astype(np.float32)))
+            token = pick(generator, whole.astype(np.float32))
+            drawn.append((words or 2 * whole.size, token))
         decoded.append(token)
-        return token
+        return drawn
 
     return draw
 
 
+def repeats(decoded: list[int], token: int) -> bool:
+    return token in decoded[-10:]
+
+
 RAS_FAULTS = [
-    ("repetition rule with >", lambda decoded, token: decoded[-10:].count(token) > 1),
-    ("no repetition rule", lambda decoded, token: False),
-    ("repetition window from the start", lambda decoded, token: decoded[:10].count(token) >= 1),
-    (None, lambda decoded, token: token in decoded[-10:]),
+    ("repetition rule with >", ras(lambda decoded, token: decoded[-10:].count(token) > 1)),
+    ("no repetition rule", ras(lambda decoded, token: False)),
+    ("repetition window from the start", ras(lambda decoded, token: decoded[:10].count(token) >= 1)),
+    ("inverse CDF", ras(repeats, inverse_cdf_of, 2)),
+    (None, ras(repeats)),
 ]
 
 
-@pytest.mark.parametrize(("kind", "rule"), RAS_FAULTS)
-def test_a_wrong_repetition_rule_is_named(runs, kind: str | None, rule: Any) -> None:
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize(("kind", "draw"), RAS_FAULTS)
+def test_a_wrong_repetition_rule_is_named(runs, kind: str | None, draw: Any, sparse: bool) -> None:
+    """`sparse`: from the nuclei, the tokens and the draws alone."""
+
     def run(name: str, draw: Any) -> tracekit.Trace:
         latest: list[np.ndarray] = []
 
@@ -477,10 +512,10 @@ def test_a_wrong_repetition_rule_is_named(runs, kind: str | None, rule: Any) -> 
             return cut(logits, keep)
 
         way = lambda generator, probs, step: draw(generator, probs, step, latest[0])  # noqa: E731
-        return runs(name, stated=RAS, filtered=keep, draw=way, steps=40)
+        return runs(name, stated=RAS, filtered=keep, draw=way, steps=40, sparse=sparse)
 
-    reference = run("reference", ras(lambda decoded, token: token in decoded[-10:]))
-    verdict = tracekit.diff(reference, run("candidate", ras(rule)))
+    reference = run("reference", ras(repeats))
+    verdict = tracekit.diff(reference, run("candidate", draw))
     if kind is None:
         assert verdict.verdict == "parity"
         return

@@ -207,20 +207,31 @@ def _explain_way(pair: SequencePair, step: int) -> Json | None:
     """A way of drawing, other than the stated one, that gives back every token of the candidate."""
     stated = pair.reference.sampling or pair.candidate.sampling
     steps = observations(pair.candidate, step)
-    among = draw_rules.trials(steps, stated, Streams(pair.candidate))
+    vocabulary = _vocabulary(pair, step)
+    among = draw_rules.trials(steps, stated, Streams(pair.candidate), vocabulary)
     if draw_rules.as_stated(among, stated):
         return None
     answers = draw_rules.explain(among, stated)
     if not answers:
         return None
     if len({way.kind for way, _ in answers}) > 1:
-        further = draw_rules.trials(other_observations(pair.candidate, steps), stated, Streams(pair.candidate))
+        others = other_observations(pair.candidate, steps)
+        further = draw_rules.trials(others, stated, Streams(pair.candidate), vocabulary)
         answers = draw_rules.narrowed(answers, further)
     way, tried = answers[0]
     also = [other.text for other, _ in answers[1:] if other.kind != way.kind]
     text = f"{way.text} ({tried.right} of {tried.of} tokens)"
     said = {"kind": way.kind, "value": None, "residual": 0, "text": text, "steps": tried.of}
     return said | ({"also": also} if also else {})
+
+
+def _vocabulary(pair: SequencePair, step: int) -> int | None:
+    """Number of tokens, as a side's race over all of them shows it; CosyVoice's is over the nucleus."""
+    for side in _sides(pair):
+        draws = side.step(step).draws
+        if draws and draws[-1].op == "multinomial" and draws[-1].words and side.sampling.get("sampler") != sampling.RAS:
+            return draws[-1].words // 2
+    return None
 
 
 def _explain_position(pair: SequencePair, first: Finding) -> Json | None:
@@ -370,7 +381,11 @@ def combinations(pair: SequencePair, step: int) -> Json:
     """
     stated = pair.reference.sampling or pair.candidate.sampling
     seen = [observe(side, step) for side in (pair.reference, pair.candidate)]
-    both = [draw_rules.trials([one], stated, Streams(side)) for one, side in zip(seen, _sides(pair), strict=True)]
+    vocabulary = _vocabulary(pair, step)
+    both = [
+        draw_rules.trials([one], stated, Streams(side), vocabulary)
+        for one, side in zip(seen, _sides(pair), strict=True)
+    ]
     if not both[0] or not both[1]:
         return {}
     way = draw_rules.own_way(stated)

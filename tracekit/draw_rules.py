@@ -32,6 +32,8 @@ class Chance:
     recorded: bool
     """Whether the probabilities are the recorded ones, not worked out again."""
     seen: Observed
+    whole: bool = True
+    """Whether `probs` is as long as the vocabulary."""
 
     @property
     def kept(self) -> Floats:
@@ -41,31 +43,39 @@ class Chance:
 
 @dataclass(frozen=True)
 class Way:
-    """A way of drawing. `words` is how many it takes of a vocabulary."""
+    """A way of drawing."""
 
     kind: str
     text: str
-    choose: Callable[[Tape, Chance], int]
+    choose: Callable[[Tape, Chance], int | None]
+    """The token; None where it comes from what was not recorded."""
+    whole: bool = False
+    """Whether it draws for every token of the vocabulary: its size decides which words a token gets."""
 
 
-def chance_of(seen: Observed, stated: Json) -> Chance | None:
-    """The distribution of a step: as recorded, else worked out from the logits under the stated settings."""
+def chance_of(seen: Observed, stated: Json, vocabulary: int | None = None) -> Chance | None:
+    """The distribution of a step: as recorded, else worked out from the logits under the stated settings.
+
+    `vocabulary` is the number of tokens where it is known of a step without logits.
+    """
     if seen.ids is not None and seen.probs is not None:
-        size = seen.logits.size if seen.logits is not None else int(seen.ids.max(initial=0)) + 1
-        if seen.logits is None:
-            return None  # the vocabulary's size decides which words a token gets
-        return _chance(seen.ids, seen.probs, size, seen, recorded=True)
+        size = seen.logits.size if seen.logits is not None else vocabulary
+        if size is None and stated.get("sampler") != RAS:
+            return None  # the stated way, too, draws for every token
+        known = size is not None and size > seen.ids.max(initial=0)
+        least = int(seen.ids.max(initial=0)) + 1
+        return _chance(seen.ids, seen.probs, size if size and known else least, seen, recorded=True, whole=known)
     if seen.logits is None:
         return None
     ids, probs = sampling.survivors(sampling.run(sampling.chain(stated), seen.logits, seen.context))
-    return _chance(ids, probs, seen.logits.size, seen, recorded=False)
+    return _chance(ids, probs, seen.logits.size, seen, recorded=False, whole=True)
 
 
-def _chance(ids: NDArray[np.int64], kept: Floats, size: int, seen: Observed, *, recorded: bool) -> Chance:
+def _chance(ids: NDArray[np.int64], kept: Floats, size: int, seen: Observed, *, recorded: bool, whole: bool) -> Chance:
     # What was worked out again keeps its precision: near-equal scores must not become equal probabilities.
     probs = np.zeros(size, dtype=np.float32 if recorded else np.float64)
     probs[ids] = kept
-    return Chance(probs, ids, seen.index, recorded, seen)
+    return Chance(probs, ids, seen.index, recorded, seen, whole)
 
 
 # -------------------------------------------------------------------- ways of drawing
@@ -135,9 +145,9 @@ def _race_or_largest(tape: Tape, chance: Chance) -> int:
     return top if chance.seen.token == top else drawn
 
 
-RACE = Way("race", "torch's exponential race", race)
+RACE = Way("race", "torch's exponential race", race, whole=True)
 WAYS = (
-    Way("argmax at the first step", "the first token is the largest, the others are drawn", _largest_first),
+    Way("argmax at the first step", "the first token is the largest, the others are drawn", _largest_first, whole=True),
     Way("argmax", "the largest is taken, nothing is drawn", largest),
     *(
         Way(
@@ -148,21 +158,36 @@ WAYS = (
         for order in ("id", "descending probability")
         for dtype in ("float32", "float64")
     ),
-    Way("uniform for exponential", "the race divides by uniform numbers in place of exponential ones", _uniform_race),
+    Way(
+        "uniform for exponential",
+        "the race divides by uniform numbers in place of exponential ones",
+        _uniform_race,
+        whole=True,
+    ),
     Way(
         "uniform for exponential",
         "the race divides by uniform float32 numbers in place of exponential ones",
         _uniform_race_of_words,
+        whole=True,
     ),
-    Way("normal for exponential", "the race divides by normal numbers in place of exponential ones", _normal_race),
+    Way(
+        "normal for exponential",
+        "the race divides by normal numbers in place of exponential ones",
+        _normal_race,
+        whole=True,
+    ),
     Way("race among survivors", "the race draws for the survivors alone, in order of id", _compact_race),
     Way(
         "race among survivors",
         "the race draws for the survivors alone, in descending order of probability",
         _compact_race_descending,
     ),
-    Way("argmax at some steps", "at some steps the largest is taken in place of the drawn", _race_or_largest),
-    Way("Gumbel noise", "the largest of log p plus Gumbel noise, in place of the exponential race", _gumbel),
+    Way(
+        "argmax at some steps", "at some steps the largest is taken in place of the drawn", _race_or_largest, whole=True
+    ),
+    Way(
+        "Gumbel noise", "the largest of log p plus Gumbel noise, in place of the exponential race", _gumbel, whole=True
+    ),
 )
 
 
@@ -199,11 +224,11 @@ def words_needed(chance: Chance) -> int:
     return 2 * max(2, len(chance.seen.draws) + 1) * chance.probs.size + 64
 
 
-def trials(steps: Sequence[Observed], stated: Json, streams: Streams) -> list[Trial]:
-    """The steps that can be drawn again."""
+def trials(steps: Sequence[Observed], stated: Json, streams: Streams, vocabulary: int | None = None) -> list[Trial]:
+    """The steps that can be drawn again; `vocabulary` as for `chance_of`."""
     out = []
     for seen in steps:
-        chance = chance_of(seen, stated)
+        chance = chance_of(seen, stated, vocabulary)
         if chance is None:
             continue
         draw = _token_draw(seen, stated)
@@ -220,7 +245,10 @@ def _token_draw(seen: Observed, stated: Json) -> Draw | None:
 
 
 def gives(way: Way, trial: Trial) -> int | None:
-    """The token that a way gives; None where the generator's words are not known and it needs them."""
+    """The token that a way gives; None where that hangs on what is not known: the generator's words, other tokens'
+    probabilities, the number of tokens."""
+    if way.whole and not trial.chance.whole:
+        return None
     if trial.words is None:
         return way.choose(Tape(np.zeros(0, np.uint32)), trial.chance) if _needs_none(way, trial) else None
     return way.choose(Tape(trial.words), trial.chance)
@@ -235,11 +263,12 @@ def _needs_none(way: Way, trial: Trial) -> bool:
     return way.kind in ("argmax", "last of equal logits")
 
 
-def reproduces(way: Way, trial: Trial) -> bool:
-    """Whether a way gives the recorded token, or loses it by a last bit of probabilities that were worked out again."""
+def reproduces(way: Way, trial: Trial) -> bool | None:
+    """Whether a way gives the recorded token, or loses it by a last bit of probabilities that were worked out again;
+    None where it cannot be tried."""
     token = gives(way, trial)
-    if token == trial.seen.token or token is None or trial.words is None:
-        return token == trial.seen.token
+    if token is None or trial.words is None or token == trial.seen.token:
+        return None if token is None else token == trial.seen.token
     if trial.chance.recorded or way is not RACE or trial.seen.token >= trial.chance.probs.size:
         return False
     scores = Tape(trial.words).race(trial.chance.probs)
@@ -252,11 +281,12 @@ def tried(way: Way, among: Sequence[Trial]) -> Tried:
     right, of = 0, 0
     drawn = any(trial.seen.draws for trial in among)
     for trial in among:
+        fits = reproduces(way, trial)
         undrawn = drawn and not trial.seen.draws  # a way that draws would have been seen to
-        if trial.words is None and not _needs_none(way, trial) and not undrawn:
+        if fits is None and not undrawn:
             continue
         of += 1
-        right += reproduces(way, trial)
+        right += bool(fits)
         if of - right > 1:
             break
     return Tried(right, of)
@@ -385,12 +415,19 @@ REDRAWS = 100
 """Times that `sampling_ids` draws again before it gives up."""
 
 
-def ras(rule: Ras, tape: Tape, seen: Observed, stated: Json) -> int:
-    """A token as CosyVoice's `sampling_ids` chooses it: before `min_len` steps, a stop token is drawn again."""
+NONE = -1
+"""No token: what a rule gives that would have drawn again where the recorded side did not."""
+
+
+def ras(rule: Ras, tape: Tape, seen: Observed, stated: Json) -> int | None:
+    """A token as CosyVoice's `sampling_ids` chooses it: before `min_len` steps, a stop token is drawn again.
+
+    None where it comes from probabilities that were not recorded.
+    """
     listed = sorted(stated.get("stop_token_ids") or ())
     stops = set(listed[1:2] if rule.eos_only else listed)
     early = len(seen.context.generated) < int(stated.get("min_len") or 0)
-    token = -1
+    token: int | None = NONE
     for _ in range(1 + REDRAWS):
         token = _ras_once(rule, tape, seen, stated)
         if not (early and token in stops and rule.redraws):
@@ -398,25 +435,35 @@ def ras(rule: Ras, tape: Tape, seen: Observed, stated: Json) -> int:
     return token
 
 
-def _ras_once(rule: Ras, tape: Tape, seen: Observed, stated: Json) -> int:
+def _ras_once(rule: Ras, tape: Tape, seen: Observed, stated: Json) -> int | None:
     """CosyVoice's `ras_sampling`, written anew.
 
     The nucleus is drawn from with numbers for its survivors alone; a token that repeats is drawn again from everything.
     """
-    if seen.logits is None:
-        raise ValueError("repetition-aware sampling needs logits")
-    values = sampling.run(sampling.chain(stated | {"sampler": RAS}), seen.logits, seen.context)
-    probs = sampling.softmax(sampling.working(seen.logits)).astype(np.float32)
-    order = np.argsort(-probs, kind="stable")
-    ids = order[values[order] > GONE]
-    token = int(ids[rule.pick(tape, probs[ids])])
+    ids, kept, probs = _nucleus_of(seen, stated)
+    token = int(ids[rule.pick(tape, kept)])
     window, share = int(stated.get("win_size", 10)), float(stated.get("tau_r", 0.1))
     decoded = list(seen.context.generated)
     recent = decoded[:window] if rule.window_from_start else decoded[-window:]
     count, least = recent.count(token), window * share
-    if rule.fallback and (count > least if rule.strict else count >= least):
-        token = rule.pick(tape, probs)
-    return token
+    if not (rule.fallback and (count > least if rule.strict else count >= least)):
+        return token
+    if probs is None:
+        return None if len(seen.draws) > 1 else NONE
+    return rule.pick(tape, probs)
+
+
+def _nucleus_of(seen: Observed, stated: Json) -> tuple[NDArray[np.int64], Floats, Floats | None]:
+    """Tokens of the nucleus and their probabilities, f32, and those of all tokens, which survivors alone do not say."""
+    if seen.logits is None:
+        if seen.ids is None or seen.probs is None:
+            raise ValueError("repetition-aware sampling needs logits or survivors")
+        return seen.ids, seen.probs.astype(np.float32), None
+    values = sampling.run(sampling.chain(stated | {"sampler": RAS}), seen.logits, seen.context)
+    probs = sampling.softmax(sampling.working(seen.logits)).astype(np.float32)
+    order = np.argsort(-probs, kind="stable")
+    ids = order[values[order] > GONE]
+    return ids, probs[ids], probs
 
 
 def _ras_way(rule: Ras, stated: Json) -> Way:
