@@ -28,7 +28,7 @@ RECORDER = ("-m", "tracekit_cli.main")
 @click.option("--ref", "reference", metavar="COMMAND", help="The reference; {seed} stands for the seed.")
 @click.option("--cand", "candidate", metavar="COMMAND", help="The candidate; {seed} stands for the seed.")
 @click.option("-o", "--out", default="postmortem", show_default=True, metavar="DIR", help="Folder, or an fsspec URL.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Seeds at a time. Default: half of the cores.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Programs at a time. Default: half of the cores.")
 @click.option("--scheduler", metavar="ADDRESS", help="Run on a Dask cluster, tcp://host:port, that shares the folder.")
 @click.option(
     "--fail",
@@ -133,7 +133,12 @@ def _absolute(place: str) -> str:
 def _crew(jobs: int | None, scheduler: str | None) -> Iterator[Executor]:
     """Who does the work: threads that wait for programs of this machine, or a Dask cluster."""
     if scheduler is None:
-        with ThreadPoolExecutor(jobs or max(1, (os.cpu_count() or 2) // 2)) as crew:
+        from tracekit.postmortem.program import SLOTS
+
+        jobs = jobs or max(1, (os.cpu_count() or 2) // 2)
+        SLOTS.limit(jobs)
+        # One thread more than programs: a seed is compared while the next one's programs run.
+        with ThreadPoolExecutor(jobs + 1) as crew:
             try:
                 yield crew
             finally:

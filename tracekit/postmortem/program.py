@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +36,31 @@ STOPPED = threading.Event()
 
 class Stopped(Exception):
     """The postmortem is being stopped."""
+
+
+class Slots:
+    """How many programs may run at a time in this process; as many as there are threads, unless it is said.
+
+    A thread that compares two traces holds none, so that the next program runs meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._free: threading.Semaphore | None = None
+
+    def limit(self, count: int) -> None:
+        """From now on, `count` at most."""
+        self._free = threading.Semaphore(count)
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Wait for one and hold it. Raises Stopped."""
+        with self._free or contextlib.nullcontext():
+            if STOPPED.is_set():
+                raise Stopped
+            yield
+
+
+SLOTS = Slots()
 
 
 @dataclass(frozen=True)
@@ -61,7 +88,8 @@ def record(plan: Plan, side: Side, seed: int, level: str, scratch: Path) -> tupl
         words, variables = [interpreter, *plan.recorder, "record", *options, *program], dict(os.environ)
     else:
         variables = environment(out, NativeOptions(seed=outside, level=level), scratch)
-    ended = run(words, plan.folder, variables, plan.timeout, scratch)
+    with SLOTS.one():
+        ended = run(words, plan.folder, variables, plan.timeout, scratch)
     # A Python program that is killed leaves its log, not the archive.
     found = next((path for path in (out, scratch / LOG) if path.exists()), None)
     if ended.code == 2 and found is None and python:
