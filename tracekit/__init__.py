@@ -1,7 +1,31 @@
-"""tracekit: record a language model on both sides of a port, and name the first step, layer or draw where they part."""
+"""tracekit: record a language model on both sides of a port, and name the first step, layer or draw where they part.
 
-from tracekit.opening import open_trace as open
+What compares traces is imported when it is asked for: a recorder needs none of it, and should start at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from tracekit.trace import Trace, TraceError
-from tracekit.verdict import Verdict, diff
+
+if TYPE_CHECKING:
+    from tracekit.opening import open_trace as open
+    from tracekit.verdict import Verdict, diff
 
 __all__ = ["Trace", "TraceError", "Verdict", "diff", "open"]
+
+_LATER = {
+    "open": ("tracekit.opening", "open_trace"),
+    "Verdict": ("tracekit.verdict", "Verdict"),
+    "diff": ("tracekit.verdict", "diff"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """See PEP 562."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LATER[name]
+    return getattr(import_module(module), attribute)
