@@ -18,6 +18,8 @@ from tracekit.postmortem.plan import LEVELS, Plan, checked, parse_seeds
 from tracekit.trace import TraceError
 
 KEEP = ("failing", "all", "none")
+DEFAULT_JOBS = 2
+"""One program starts up, on one core, while the other generates. More of them may not fit into memory."""
 RECORDER = ("-m", "tracekit_cli.main")
 """Arguments of an interpreter that run this program."""
 
@@ -28,7 +30,7 @@ RECORDER = ("-m", "tracekit_cli.main")
 @click.option("--ref", "reference", metavar="COMMAND", help="The reference; {seed} stands for the seed.")
 @click.option("--cand", "candidate", metavar="COMMAND", help="The candidate; {seed} stands for the seed.")
 @click.option("-o", "--out", default="postmortem", show_default=True, metavar="DIR", help="Folder, or an fsspec URL.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Programs at a time. Default: half of the cores.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Programs at a time. Default: 2 where there are 2 cores.")
 @click.option("--scheduler", metavar="ADDRESS", help="Run on a Dask cluster, tcp://host:port, that shares the folder.")
 @click.option(
     "--fail",
@@ -135,7 +137,7 @@ def _crew(jobs: int | None, scheduler: str | None) -> Iterator[Executor]:
     if scheduler is None:
         from tracekit.postmortem.program import SLOTS
 
-        jobs = jobs or max(1, (os.cpu_count() or 2) // 2)
+        jobs = jobs or min(DEFAULT_JOBS, os.cpu_count() or 1)
         SLOTS.limit(jobs)
         # One thread more than programs: a seed is compared while the next one's programs run.
         with ThreadPoolExecutor(jobs + 1) as crew:

@@ -46,10 +46,11 @@ class Slots:
 
     def __init__(self) -> None:
         self._free: threading.Semaphore | None = None
+        self.count: int | None = None
 
     def limit(self, count: int) -> None:
         """From now on, `count` at most."""
-        self._free = threading.Semaphore(count)
+        self._free, self.count = threading.Semaphore(count), count
 
     @contextlib.contextmanager
     def one(self) -> Iterator[None]:
@@ -61,6 +62,10 @@ class Slots:
 
 
 SLOTS = Slots()
+SHARING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+"""Environment of programs that run side by side: threads that wait let the other program have the core. What they
+compute is the same. Two PyTorch programs of two threads each on two cores take 22 s with threads that spin, 5 s with
+these, and 8.5 s one after the other."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ def record(plan: Plan, side: Side, seed: int, level: str, scratch: Path) -> tupl
         words, variables = [interpreter, *plan.recorder, "record", *options, *program], dict(os.environ)
     else:
         variables = environment(out, NativeOptions(seed=outside, level=level), scratch)
+    if SLOTS.count != 1:
+        variables = SHARING | variables
     with SLOTS.one():
         ended = run(words, plan.folder, variables, plan.timeout, scratch)
     # A Python program that is killed leaves its log, not the archive.
