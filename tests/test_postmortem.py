@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,42 @@ def test_a_program_may_fill_half_of_the_free_space(
     ran, _ = program.record(plan, Side.CANDIDATE, 1, "tokens", tmp_path)
     assert ran.trouble is not None and ran.exit_code
     assert all(path.stat().st_size <= 4 << 20 for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("jobs", "policy"), [(1, "unset"), (2, "PASSIVE")])
+def test_programs_that_run_side_by_side_do_not_spin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, policy: str
+) -> None:
+    """A program that has the machine for itself is run just as it is without a postmortem."""
+    slots = program.Slots()
+    slots.limit(jobs)
+    monkeypatch.setattr(program, "SLOTS", slots)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    says = shlex.join(["sh", "-c", f"echo ${{OMP_WAIT_POLICY:-unset}} > {tmp_path}/policy", "{seed}"])
+    program.record(Plan(says, says, str(ROOT)), Side.CANDIDATE, 1, "tokens", tmp_path)
+    assert (tmp_path / "policy").read_text().strip() == policy
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    program.record(Plan(says, says, str(ROOT)), Side.CANDIDATE, 1, "tokens", tmp_path)
+    assert (tmp_path / "policy").read_text().strip() == "ACTIVE"
+
+
+def test_no_more_programs_run_at_a_time_than_there_are_slots() -> None:
+    slots, running, most = program.Slots(), [], []
+    slots.limit(2)
+
+    def work() -> None:
+        with slots.one():
+            running.append(1)
+            most.append(len(running))
+            time.sleep(0.02)
+            running.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 6 and max(most) == 2
 
 
 def test_killed_at_random_it_goes_on_and_ends_with_the_same_report(scene: Scene, tmp_path: Path) -> None:

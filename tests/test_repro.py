@@ -114,8 +114,9 @@ def test_it_does_not_need_tracekit_in_rust(scene: Scene) -> None:
     assert "use tracekit" not in (made.path / "tests/repro.rs").read_text()
 
 
-def test_input_is_cut_to_what_still_shows_it(scene: Scene) -> None:
-    made, _ = scene.repro("gain:model.layers.1.mlp.up_proj:1.01")
+@pytest.mark.parametrize("fault", ["gain:model.layers.1.mlp.up_proj:1.01", "inverse-cdf"])
+def test_input_is_cut_to_what_still_shows_it(scene: Scene, fault: str) -> None:
+    made, _ = scene.repro(fault)
     assert made.steps[1] < made.steps[0] == 16
     assert made.prompt[1] < made.prompt[0] == len(PROMPT.split(","))
     assert made.runs <= 12

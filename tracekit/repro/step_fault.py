@@ -22,6 +22,9 @@ LOGITS_APART = 1e-2
 """Nats by which the reference's probabilities may differ from what the candidate's logits give by the stated rule: its
 logits are off by rounding. A wrong rule is off by more, or leaves other tokens."""
 DRAW_NUMBERS = ("seed", "offset", "words")
+FURTHER_STEPS = 64
+"""Steps that a candidate is fed behind the one at which the tokens part: with the reference's draws forced, another way
+of drawing may give the right token there, and another one soon."""
 
 
 def chosen(step: Step) -> int:
@@ -79,9 +82,8 @@ class RuleFault(StepFault, ABC):
     def trusts(self, trace: Trace, fed: Input) -> bool:
         """Whether the rule gives the reference's answers at all steps up to the one at fault. If so, it is used."""
         sequence = trace.sequences[fed.sequence]
-        count = min(self.steps, sequence.step_count)
-        reached = fed.tokens and count == self.steps
-        self.by_rule = reached and all(self._agrees(sequence, index) for index in range(count))
+        reached = fed.tokens and sequence.step_count > self.last
+        self.by_rule = reached and all(self._agrees(sequence, index) for index in range(self.last + 1))
         return self.by_rule
 
     def shown(self, trace: Trace, fed: Input) -> int | None:
@@ -150,6 +152,10 @@ class SamplerFault(RuleFault):
     """Another token from the same survivors and draws."""
 
     compares = "token"
+
+    @property
+    def steps(self) -> int:
+        return min(self.last + 1 + FURTHER_STEPS, self.pair.reference.step_count)
 
     def _rule(self, sequence: Sequence, index: int) -> int | None:
         among = draw_rules.trials([observe(sequence, index)], self.stated, Streams(sequence))
