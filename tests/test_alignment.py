@@ -102,6 +102,18 @@ def test_a_mistake_in_a_part_of_a_fused_site_is_named(run: Run, fused: Path, mod
     assert audited.exit_code == 1 and f"{site} at step 0" in audited.output
 
 
+def test_a_report_shows_the_parts_of_a_fused_site(run: Run, fused: Path, tmp_path: Path) -> None:
+    part = "model.layers.1.self_attn.k_proj"
+    page = tmp_path / "report.html"
+    traces = run(), run(*BOTH, "--fault", f"gain:{part}:1.01")
+    done = call("report", "--names", fused, "-o", page, *traces)
+    assert done.exit_code == 0, done.output
+    assert part in page.read_text() and "gain 1.01" in page.read_text()
+    assert call("report", "-o", page, *traces).exit_code == 0
+    assert "gain 1.01" not in page.read_text()
+    assert "leave out --names" in refused("report", "--names", fused, traces[0])
+
+
 # -------------------------------------------------------------------- other names
 
 

@@ -209,6 +209,14 @@ def test_other_prompts_have_a_sentence_in_place_of_the_map():
     assert page.data[0]["maps"] == []
 
 
+def test_noise_is_what_errors_are_measured_against():
+    one, noise, other = (write_run(Path(f"{seed}.tklog"), noise=seed) for seed in range(3))
+    text = page_of(one, other, "--noise", noise).text
+    assert "harmless variation" in text and "oracle (tracekit oracle)" not in text
+    code, said = tracekit("report", one, "--noise", noise)
+    assert code == 2 and "leave out --noise" in said
+
+
 def test_one_trace_alone_is_shown_with_its_audit():
     page = page_of(TRACES / "layer.h5", "--weights", TRACES / "model")
     assert "It departs from its checkpoint" in page.text

@@ -7,6 +7,7 @@ places here (`culprits`, `explanation`, `margins`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -120,7 +121,7 @@ def diff(
     if names is not None:
         checkpoint, _ = checkpoint_of(reference, candidate, weights)
         reference, candidate = in_one_language((reference, candidate), names, checkpoint)
-    yardstick = _yardstick(reference, oracle, noise or [])
+    yardstick = yardstick_of(reference, oracle, noise or [])
     problems = [problem for trace in (reference, candidate) for problem in capture_problems(trace)]
     if problems:
         return _withheld(problems, yardstick.calibration)
@@ -134,14 +135,14 @@ def diff(
     return verdict if note is None else replace(verdict, notes=(*verdict.notes, note))
 
 
-def _yardstick(reference: Trace, oracle: Trace | None, noise: list[Trace]) -> Yardstick:
+def yardstick_of(reference: Trace, oracle: Trace | None, noise: Seq[Trace]) -> Yardstick:
     """The best there is. Raises TraceError where it measures another run."""
     for trace, mend in (
         *((trace, f"record it with --follow {reference.path}") for trace in noise),
         *([(oracle, f"make it with `tracekit oracle {reference.path}`")] if oracle else []),
     ):
         check_yardstick(reference, trace, mend)
-    return Oracle(oracle) if oracle else Noise(noise) if noise else Uncalibrated()
+    return Oracle(oracle) if oracle else Noise(list(noise)) if noise else Uncalibrated()
 
 
 def _withheld(problems: list[str], calibration: str) -> Verdict:

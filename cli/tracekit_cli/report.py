@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 import tracekit
+from tracekit.culprits import checkpoint_of
+from tracekit.named_trace import in_one_language
 from tracekit.report import verdict_text
 from tracekit.report.page import Alone, Pair, write_page, write_trace_page
+from tracekit.site_names import NameMap, read_names
 from tracekit.trace import TraceError
 
 
@@ -24,29 +29,53 @@ from tracekit.trace import TraceError
     help="File to write. [default: report.html]",
 )
 @click.option("--oracle", type=click.Path(), help="The reference in higher precision, as `tracekit oracle` makes it.")
+@click.option(
+    "--noise", type=click.Path(), multiple=True, help="Another reference under harmless variation; repeatable."
+)
+@click.option("--names", type=click.Path(), help="A map of names (TOML), as `tracekit names` writes it.")
 @click.option("--weights", type=click.Path(), help="The checkpoint, if it is not where the traces say.")
-def command(traces: tuple[str, ...], output: Path, oracle: str | None, weights: str | None) -> None:
+def command(traces: tuple[str, ...], output: Path, **options: Any) -> None:
     """Write one self-contained page: the first of TRACES is the reference, each other one is compared with it.
 
     One trace alone: what is in it, and its audit where its checkpoint is found.
     """
-    if oracle and len(traces) == 1:
-        raise TraceError(f"{traces[0]}: one trace alone is not compared with anything; leave out --oracle")
     with contextlib.ExitStack() as stack:
         reference = stack.enter_context(tracekit.open(traces[0]))
-        truth = stack.enter_context(tracekit.open(oracle)) if oracle else None
         if len(traces) == 1:
-            write_trace_page(output, Alone(traces[0], reference, weights))
+            _check_alone(traces[0], options)
+            write_trace_page(output, Alone(traces[0], reference, options["weights"]))
         else:
-            write_page(output, _pairs(reference, traces[1:], truth, weights))
+            oracle = stack.enter_context(tracekit.open(options["oracle"])) if options["oracle"] else None
+            noise = tuple(stack.enter_context(tracekit.open(path)) for path in options["noise"])
+            names = read_names(options["names"]) if options["names"] else None
+            measure = Measure(oracle, noise, options["weights"], names)
+            write_page(output, _pairs(reference, traces[1:], measure))
     click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
 
 
-def _pairs(
-    reference: tracekit.Trace, candidates: tuple[str, ...], oracle: tracekit.Trace | None, weights: str | None
-) -> Iterator[Pair]:
+@dataclass(frozen=True)
+class Measure:
+    """What every pair is measured with."""
+
+    oracle: tracekit.Trace | None
+    noise: tuple[tracekit.Trace, ...]
+    weights: str | None
+    names: NameMap | None
+
+
+def _check_alone(trace: str, options: dict[str, Any]) -> None:
+    for name in ("oracle", "noise", "names"):
+        if options[name]:
+            raise TraceError(f"{trace}: one trace alone is not compared with anything; leave out --{name}")
+
+
+def _pairs(reference: tracekit.Trace, candidates: tuple[str, ...], by: Measure) -> Iterator[Pair]:
     for path in candidates:
         with tracekit.open(path) as candidate:
-            verdict = tracekit.diff(reference, candidate, oracle, weights=weights)
-            text = verdict_text(verdict, reference, candidate, oracle)
-            yield Pair(path, reference, candidate, verdict.to_json(), text, oracle, weights)
+            one, other = reference, candidate
+            if by.names is not None:
+                checkpoint, _ = checkpoint_of(reference, candidate, by.weights)
+                one, other = in_one_language((reference, candidate), by.names, checkpoint)
+            verdict = tracekit.diff(one, other, by.oracle, list(by.noise), weights=by.weights)
+            text = verdict_text(verdict, reference, candidate, by.oracle)
+            yield Pair(path, one, other, verdict.to_json(), text, by.oracle, by.noise, by.weights)

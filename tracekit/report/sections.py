@@ -33,9 +33,9 @@ from tracekit.report.site_facts import ordered_sites, site_facts
 from tracekit.report.token_rows import TokenTexts, alone_rows, token_rows
 from tracekit.report.token_text import without_controls
 from tracekit.report.verdict_words import audit_words, measured_against, recorded_words, verdict_words
-from tracekit.rounding import Oracle, Uncalibrated, Yardstick
 from tracekit.token_table import token_tables
 from tracekit.trace import Json, Sequence, Trace
+from tracekit.verdict import yardstick_of
 from tracekit.weights import Checkpoint, find_checkpoint
 
 ALL_STEPS = 1 << 40
@@ -54,6 +54,7 @@ class Pair:
     verdict: Json  # `Verdict.to_json`
     text: str
     oracle: Trace | None = None
+    noise: tuple[Trace, ...] = ()  # more references under harmless variation
     weights: str | None = None  # the checkpoint, if it is not where the traces say
     audited: bool = True  # False: own errors are not worked out
     names: tuple[str, str] | None = None  # of the two traces, where they are shown otherwise than by their paths
@@ -146,7 +147,7 @@ def pair_section(pair: Pair) -> Section:
 def _add_errors(section: Section, pair: Pair, compared: SequencePair, checkpoint: Checkpoint | None) -> None:
     one, other = pair.reference, pair.candidate
     alignment = align_sites(one, other)
-    yardstick: Yardstick = Oracle(pair.oracle) if pair.oracle else Uncalibrated()
+    yardstick = yardstick_of(one, pair.oracle, pair.noise)
     errors = site_errors(compared, alignment, yardstick)
     owns: dict[str, OwnErrors] = {}
     if pair.audited and checkpoint is not None:

@@ -73,6 +73,8 @@ def measured_against(calibration: str) -> str:
     """What the map's errors are divided by."""
     if calibration == "oracle":
         return "Errors are measured against an oracle, the reference in higher precision."
+    if calibration == "noise":
+        return "Errors are measured against how far harmless variation puts the reference from itself."
     return (
         "Errors are measured against what dtype and depth allow; an oracle (tracekit oracle) would show smaller ones."
     )
