@@ -18,6 +18,7 @@ from tracekit.repro.rerun import Rerun
 from tracekit.trace import Array, Trace
 
 AS_IT_IS = "Nothing is forced: the program does not follow other tokens, and runs as it is"
+ON_ITS_OWN = "Nothing is forced: with the reference's tokens and draws the fault does not show"
 OWN_PROMPT = "The prompt is left whole: a Python program makes its own"
 NOT_FOLLOWED = "The prompt is left whole: the program does not follow another one"
 AT_FAULT = "The prompt is left whole: it is what is wrong"
@@ -54,7 +55,7 @@ def cut(fault: Fault, rerun: Rerun, whole: Input) -> Cut:
         note = search.shorten_prompt()
         found = search.best
     else:
-        note = AS_IT_IS
+        note = ON_ITS_OWN if search.obeyed else AS_IT_IS
         found = replace(whole, tokens=False, prompts=False, draws=False)
     trace = rerun.run(found, fault.recording)
     if trace is None:
@@ -72,13 +73,15 @@ class _Search:
     def __init__(self, fault: Fault, rerun: Rerun, whole: Input) -> None:
         self.fault, self.rerun, self.best = fault, rerun, whole
         self.began = False
+        self.obeyed = False
         self.trusted = False
         self.followed = True
 
     def begins(self) -> bool:
         """Whether the fault shows on the whole prompt, with the steps cut."""
         trace = self.rerun.run(self.best, self.fault.recording)
-        if trace is None or not _followed(trace, self.best) or not self._obeys(trace):
+        self.obeyed = trace is not None and _followed(trace, self.best) and self._obeys(trace)
+        if trace is None or not self.obeyed:
             return False
         self.trusted = self.fault.trusts(trace, self.best)
         self.began = self._keep(self.best, trace)
