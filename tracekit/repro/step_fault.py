@@ -22,6 +22,8 @@ LOGITS_APART = 1e-2
 """Nats by which the reference's probabilities may differ from what the candidate's logits give by the stated rule: its
 logits are off by rounding. A wrong rule is off by more, or leaves other tokens."""
 DRAW_NUMBERS = ("seed", "offset", "words")
+LENGTHS = ("min_len", "max_len", "min_new_tokens", "max_new_tokens", "min_length", "max_length")
+"""Settings that a program may make from the prompt: those of a cut one are not the reference's."""
 FURTHER_STEPS = 64
 """Steps that a candidate is fed behind the one at which the tokens part: with the reference's draws forced, another way
 of drawing may give the right token there, and another one soon."""
@@ -70,6 +72,10 @@ class StepFault:
         """What the sampler should do."""
         return self.pair.reference.sampling or self.pair.candidate.sampling
 
+    def stated_of(self, sequence: Sequence) -> Json:
+        """What it should do in a run whose prompt may be another one."""
+        return self.stated | {name: value for name, value in sequence.sampling.items() if name in LENGTHS}
+
 
 class RuleFault(StepFault, ABC):
     """What is right at a step is the stated rule on the candidate's own record, where that rule gives the reference's
@@ -106,7 +112,7 @@ class RuleFault(StepFault, ABC):
         check: Json = {"kind": self.compares, "step": index}
         if self.compares == FilterFault.compares:
             check["tolerance"] = filter_rules.TOLERANCE
-        return Evidence(check, inputs, {}, self._expected(sequence, index), actual, settings=self.stated)
+        return Evidence(check, inputs, {}, self._expected(sequence, index), actual, settings=self.stated_of(sequence))
 
     @abstractmethod
     def _agrees(self, sequence: Sequence, index: int) -> bool:
@@ -131,12 +137,15 @@ class FilterFault(RuleFault):
         if theirs.survivors_id is None or theirs.survivors_prob is None:
             return False
         seen = replace(observe(sequence, index), ids=theirs.survivors_id, probs=theirs.survivors_prob)
-        return seen.logits is not None and filter_rules.misfit(sampling.chain(self.stated), seen) <= LOGITS_APART
+        return (
+            seen.logits is not None
+            and filter_rules.misfit(sampling.chain(self.stated_of(sequence)), seen) <= LOGITS_APART
+        )
 
     def _wrong(self, sequence: Sequence, index: int) -> bool:
         seen = observe(sequence, index)
         if self.by_rule:
-            return filter_rules.departs(sampling.chain(self.stated), seen, half=False) is True
+            return filter_rules.departs(sampling.chain(self.stated_of(sequence)), seen, half=False) is True
         theirs = self.pair.reference.step(index)
         return seen.ids is None or theirs.survivors_id is None or set(seen.ids) != set(theirs.survivors_id)
 
@@ -144,7 +153,8 @@ class FilterFault(RuleFault):
         seen = observe(sequence, index)
         if not self.by_rule or seen.logits is None:
             return _record(self.pair.reference.step(index))
-        ids, probs = sampling.survivors(sampling.run(sampling.chain(self.stated), seen.logits, seen.context))
+        chain = sampling.chain(self.stated_of(sequence))
+        ids, probs = sampling.survivors(sampling.run(chain, seen.logits, seen.context))
         return {"survivors/id": ids, "survivors/prob": probs}
 
 
@@ -158,8 +168,9 @@ class SamplerFault(RuleFault):
         return min(self.last + 1 + FURTHER_STEPS, self.pair.reference.step_count)
 
     def _rule(self, sequence: Sequence, index: int) -> int | None:
-        among = draw_rules.trials([observe(sequence, index)], self.stated, Streams(sequence))
-        return draw_rules.gives(draw_rules.own_way(self.stated), among[0]) if among else None
+        stated = self.stated_of(sequence)
+        among = draw_rules.trials([observe(sequence, index)], stated, Streams(sequence))
+        return draw_rules.gives(draw_rules.own_way(stated), among[0]) if among else None
 
     def _agrees(self, sequence: Sequence, index: int) -> bool:
         return self._rule(sequence, index) == chosen(self.pair.reference.step(index))
