@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import tracekit
+from tests import speech_model
 from tracekit.repro import Case, Command, Repro, write_repro
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +66,15 @@ class Scene:
         made = write_repro(self.folder / "repro", Case("group", 3, verdict, reference, candidate, command))
         assert made.path is not None, made.why
         return made, str(verdict["cause"])
+
+
+@dataclass(frozen=True)
+class SpokenScene(Scene):
+    """CosyVoice3's language model."""
+
+    def words(self, *faults: str) -> list[str]:
+        planted = [word for fault in faults for word in ("--fault", fault)]
+        return [NATIVE, "cosyvoice3", "--model", str(self.model), "--seed", "3", *planted]
 
 
 @pytest.fixture
@@ -120,6 +130,21 @@ def test_input_is_cut_to_what_still_shows_it(scene: Scene, fault: str) -> None:
     assert made.steps[1] < made.steps[0] == 16
     assert made.prompt[1] < made.prompt[0] == len(PROMPT.split(","))
     assert made.runs <= 12
+
+
+SPOKEN = ("inverse-cdf", "window-from-start", "stop-on-eos-only", "stop-masked")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", SPOKEN)
+def test_repetition_aware_sampling_is_cut_too(tmp_path: Path, fault: str) -> None:
+    """A shorter prompt has another `min_len`, and what is drawn besides the repetition rule is drawn as in the run."""
+    scene = SpokenScene(tmp_path, speech_model.folder())
+    made, _ = scene.repro(fault)
+    assert made.path is not None
+    assert made.prompt[1] < made.prompt[0] and made.steps[1] < made.steps[0]
+    assert run_pytest(made.path, mended=None) == 1
+    assert run_pytest(made.path, mended=scene.words()) == 0
 
 
 def test_it_holds_what_a_person_needs(scene: Scene) -> None:
