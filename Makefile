@@ -15,7 +15,7 @@ export TRACEKIT_NATIVE = $(abspath $(NATIVE))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup model cosyvoice3-model demo test lint parity bench faults bench-faults museum traces cosyvoice3-parity cosyvoice3-faults \
-        cosyvoice3-guide clean native
+        cosyvoice3-guide postmortem bench-repros clean native
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,7 +84,14 @@ cosyvoice3-faults: setup cosyvoice3-model ## Faults of real CosyVoice3 ports, on
 cosyvoice3-guide: setup cosyvoice3-model ## Run docs/cosyvoice3.md's commands again and put what they print into it
 	$(BIN)/python scripts/run_guide.py docs/cosyvoice3.md --native $(NATIVE)
 
-postmortem: setup cosyvoice3-model ## CosyVoice3 over 100 seeds with three faults by seed: groups, cost, report (about 20 minutes)
+bench-repros: setup cosyvoice3-model ## The repro of each fault of the native engine: fails with it, passes without it (about 6 minutes)
+	$(BIN)/python scripts/make_tiny_model.py llama out/tiny-llama
+	$(BIN)/python benchmarks/repros.py --model out/tiny-llama --native $(NATIVE)
+	$(BIN)/python benchmarks/repros.py --model .cache/cosyvoice3 --native $(NATIVE) --speech \
+	    inverse-cdf stop-early rope-f16 speaker-row no-prompt-prefix other-text fewer-speech-tokens stop-on-eos-only \
+	    stop-masked window-from-start repetition-strict quantised-decoder seed
+
+postmortem: setup cosyvoice3-model ## CosyVoice3 over 100 seeds with three faults by seed: groups, cost, report (about 10 minutes)
 	$(BIN)/python benchmarks/postmortem_cost.py --model .cache/cosyvoice3 --native $(NATIVE)
 
 traces: setup ## Make the checked-in sample traces again

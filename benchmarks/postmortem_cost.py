@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--native", required=True)
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--plain", type=int, default=20, help="seeds that are run without recording")
-    parser.add_argument("--jobs", type=int, default=1, help="programs of the postmortem that run at a time")
+    parser.add_argument("--jobs", type=int, default=2, help="programs of the postmortem that run at a time")
     parser.add_argument("--out", type=Path, default=Path("out/postmortem"))
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
