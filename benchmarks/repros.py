@@ -17,7 +17,9 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tabulate import tabulate
@@ -32,38 +34,42 @@ TEXT = ("--prompt-ids", "72,101,50,290,280,12,270", "--max-new-tokens", "16", "-
 SAMPLING = ("--temperature", "0.8", "--top-k", "50", "--top-p", "0.95")
 BUILT = {"CARGO_TARGET_DIR": str(ROOT / "hooks/rust/target"), "CARGO_PROFILE_RELEASE_DEBUG": "1"}
 """As the workspace is built: candle is not built again."""
+WRONG = "WRONG"
+Test = Callable[[Path, list[str] | None], subprocess.CompletedProcess[str]]
+"""(repro, command of a mended program or None) -> what came of its test."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("faults", nargs="*", metavar="FAULT")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--native", required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--native", type=Path, required=True)
     parser.add_argument("--speech", action="store_true", help="DIR holds CosyVoice3")
     parser.add_argument("--dtype", default="f32", help="of the text models")
     parser.add_argument("--rust", action="store_true", help="run the cargo test, too")
     options = parser.parse_args()
-    engine = Engine(str(Path(options.native).resolve()), options.model, options.speech, options.dtype)
-    wrong, rows = 0, []
+    engine = Engine(options.native.resolve(), options.model.resolve(), options.speech, options.dtype)
+    rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(engine, Path(scratch), options.rust)
+        bench = Bench(engine, Path(scratch))
         for fault in options.faults or engine.faults():
-            row = bench.tried(fault)
-            wrong += row[1] == "WRONG"
-            rows.append(row)
-            print(f"{fault}: {row[1]}", file=sys.stderr, flush=True)
+            rows.append(tried(bench, fault, [run_pytest, run_cargo] if options.rust else [run_pytest]))
+            print(f"{fault}: {rows[-1][1]}", file=sys.stderr, flush=True)
     print(tabulate(rows, headers=("fault", "tests", "cause", "prompt", "steps", "note"), disable_numparse=True))
-    sys.exit(1 if wrong else 0)
+    sys.exit(1 if any(row[1] == WRONG for row in rows) else 0)
+
+
+# -------------------------------------------------------------------- repros of planted faults
 
 
 @dataclass(frozen=True)
 class Engine:
     """The native engine on one model."""
 
-    native: str
-    model: str
-    speech: bool
-    dtype: str
+    native: Path
+    model: Path
+    speech: bool = False
+    dtype: str = "f32"
 
     def faults(self) -> list[str]:
         """Those that need no argument."""
@@ -74,65 +80,85 @@ class Engine:
     def words(self, *faults: str) -> list[str]:
         """Its command, with faults planted."""
         planted = [word for fault in faults for word in ("--fault", fault)]
+        always = ["--model", str(self.model), "--seed", str(SEED)]
         if self.speech:
-            return [self.native, "cosyvoice3", "--model", self.model, "--seed", str(SEED), *planted]
+            return [str(self.native), "cosyvoice3", *always, *planted]
         quiet = ["--quiet-config"] if faults else []
-        words = [self.native, "--model", self.model, "--seed", str(SEED), "--dtype", self.dtype, *TEXT, *SAMPLING]
-        return [*words, *planted, *quiet]
+        return [str(self.native), *always, "--dtype", self.dtype, *TEXT, *SAMPLING, *planted, *quiet]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Makes repros in a folder, and runs their tests."""
+    """Makes repros in a folder, `repro/FAULT`."""
 
     engine: Engine
     folder: Path
-    rust: bool
 
-    def tried(self, fault: str) -> tuple[str, str, str, str, str, str]:
-        """A row of the table."""
-        reference, _ = self._record("reference", [])
-        candidate, trouble = self._record("candidate", [fault])
-        if reference is None or candidate is None:
-            return fault, "not run", "", "", "", trouble.removeprefix("tracekit-native: ")
-        with tracekit.open(reference) as one, tracekit.open(candidate) as other:
+    @cached_property
+    def reference(self) -> Path:
+        """The log of a run without a fault."""
+        return self.record("reference", self.engine.words())
+
+    def record(self, name: str, words: list[str]) -> Path:
+        """The log of a run. Raises CalledProcessError."""
+        log = self.folder / f"{name}.tklog"
+        log.unlink(missing_ok=True)
+        told = {name: value for name, value in os.environ.items() if not name.startswith("TRACEKIT_")}
+        subprocess.run(words, env=told | {"TRACEKIT_LOG": str(log)}, check=True, capture_output=True, text=True)
+        return log
+
+    def repro(self, fault: str) -> tuple[Json, Repro | None]:
+        """The verdict on a fault, and its repro if it shows. Raises CalledProcessError where it cannot be planted."""
+        words = self.engine.words(fault)
+        candidate = self.record("candidate", words)
+        with tracekit.open(self.reference) as one, tracekit.open(candidate) as other:
             verdict = tracekit.diff(one, other).to_json()
         if verdict["cause"] is None:
-            return fault, "no fault shows", str(verdict["verdict"]), "", "", ""
+            return verdict, None
         name = re.sub(r"[^a-z0-9]+", "-", fault.lower())
-        command = Command(tuple(self.engine.words(fault)), str(Path.cwd()))
-        made = write_repro(self.folder / "repro", Case(name, SEED, verdict, reference, candidate, command))
-        if made.path is None:
-            return fault, "no repro", _cause(verdict), "", "", str(made.why)
-        return fault, self._judged(made), _cause(verdict), _cut(made.prompt), _cut(made.steps), _note(made)
+        command = Command(tuple(words), str(self.folder))
+        case = Case(name, SEED, verdict, self.reference, candidate, command)
+        return verdict, write_repro(self.folder / "repro", case)
 
-    def _record(self, side: str, faults: list[str]) -> tuple[Path | None, str]:
-        """The log of a run; None, and what it said, where there is none."""
-        log = self.folder / f"{side}.tklog"
-        log.unlink(missing_ok=True)
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("TRACEKIT_")}
-        words = self.engine.words(*faults)
-        done = subprocess.run(
-            words, env=clean | {"TRACEKIT_LOG": str(log)}, capture_output=True, text=True, check=False
-        )
-        return (log if done.returncode == 0 and log.exists() else None), done.stderr.strip()[-120:]
 
-    def _judged(self, made: Repro) -> str:
-        """Whether the tests fail as it is, and pass with a mended program."""
-        assert made.path is not None
-        python = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_repro.py"]
-        cargo = ["cargo", "test", "--offline", "--release"]
-        for words in [python, cargo] if self.rust else [python]:
-            broken, mended = (self._ran(words, made.path, repair) for repair in (False, True))
-            said = "1 failed" in broken.stdout or "test result: FAILED" in broken.stdout
-            if not (broken.returncode and said) or mended.returncode:
-                return "WRONG"
-        return "fail, pass mended"
+def run_pytest(path: Path, mended: list[str] | None) -> subprocess.CompletedProcess[str]:
+    """A repro's test in Python: on the program that it was cut for, or on a mended one."""
+    return _ran([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_repro.py"], path, mended)
 
-    def _ran(self, words: list[str], folder: Path, repair: bool) -> subprocess.CompletedProcess[str]:
-        repaired = {"REPRO_COMMAND": shlex.join(self.engine.words())} if repair else {}
-        environment = dict(os.environ) | BUILT | repaired
-        return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+def run_cargo(path: Path, mended: list[str] | None) -> subprocess.CompletedProcess[str]:
+    """The same in Rust."""
+    return _ran(["cargo", "test", "--offline", "--release"], path, mended)
+
+
+def _ran(words: list[str], folder: Path, mended: list[str] | None) -> subprocess.CompletedProcess[str]:
+    environment = dict(os.environ) | BUILT | ({} if mended is None else {"REPRO_COMMAND": shlex.join(mended)})
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+# -------------------------------------------------------------------- the table
+
+
+def tried(bench: Bench, fault: str, tests: list[Test]) -> tuple[str, str, str, str, str, str]:
+    """A row of the table."""
+    try:
+        verdict, made = bench.repro(fault)
+    except subprocess.CalledProcessError as error:
+        return fault, "not run", "", "", "", error.stderr.strip()[-120:]
+    if made is None:
+        return fault, "no fault shows", str(verdict["verdict"]), "", "", ""
+    if made.path is None:
+        return fault, "no repro", _cause(verdict), "", "", str(made.why)
+    right = all(_judges(test, made.path, bench.engine.words()) for test in tests)
+    said = "fail, pass mended" if right else WRONG
+    return fault, said, _cause(verdict), _cut(made.prompt), _cut(made.steps), made.note.partition(":")[0]
+
+
+def _judges(test: Test, path: Path, mended: list[str]) -> bool:
+    """Whether a test fails as it is, and passes with a mended program."""
+    broken = test(path, None)
+    said = "1 failed" in broken.stdout or "test result: FAILED" in broken.stdout
+    return bool(broken.returncode) and said and test(path, mended).returncode == 0
 
 
 def _cause(verdict: Json) -> str:
@@ -142,13 +168,6 @@ def _cause(verdict: Json) -> str:
 
 def _cut(counts: tuple[int, int]) -> str:
     return f"{counts[1]} of {counts[0]}"
-
-
-def _note(made: Repro) -> str:
-    """Why something was not cut."""
-    assert made.path is not None
-    line = next(line for line in (made.path / "README.md").read_text().splitlines() if line.startswith("- Seed"))
-    return line.partition("steps: ")[2].partition(". ")[2].partition(":")[0]
 
 
 if __name__ == "__main__":

@@ -539,8 +539,8 @@ def token_margins(pair: SequencePair, step: int) -> Json:
     if scores is None:
         return {}
     winner, runner = (float(scores[one.ids == token][0]) for token in tokens)
-    ours, theirs = (np.log(shares(probs)) for probs in (one.probs, other.probs))
-    error = sum(abs(ours[one.ids == token][0] - theirs[other.ids == token][0]) for token in tokens)
+    ours, theirs = shares(one.probs), shares(other.probs)
+    error = sum(abs(np.log(ours[one.ids == token][0]) - np.log(theirs[other.ids == token][0])) for token in tokens)
     return {"kind": "race", "margin": winner - runner, "error": float(error)}
 
 

@@ -62,9 +62,9 @@ def chance_of(seen: Observed, stated: Json, vocabulary: int | None = None) -> Ch
         size = seen.logits.size if seen.logits is not None else vocabulary
         if size is None and stated.get("sampler") != RAS:
             return None  # the stated way, too, draws for every token
-        known = size is not None and size > seen.ids.max(initial=0)
         least = int(seen.ids.max(initial=0)) + 1
-        return _chance(seen.ids, seen.probs, size if size and known else least, seen, recorded=True, whole=known)
+        whole = size is not None and size >= least
+        return _chance(seen.ids, seen.probs, max(size or 0, least), seen, recorded=True, whole=whole)
     if seen.logits is None:
         return None
     ids, probs = sampling.survivors(sampling.run(sampling.chain(stated), seen.logits, seen.context))
@@ -267,8 +267,10 @@ def reproduces(way: Way, trial: Trial) -> bool | None:
     """Whether a way gives the recorded token, or loses it by a last bit of probabilities that were worked out again;
     None where it cannot be tried."""
     token = gives(way, trial)
-    if token is None or trial.words is None or token == trial.seen.token:
-        return None if token is None else token == trial.seen.token
+    if token is None:
+        return None
+    if trial.words is None or token == trial.seen.token:
+        return token == trial.seen.token
     if trial.chance.recorded or way is not RACE or trial.seen.token >= trial.chance.probs.size:
         return False
     scores = Tape(trial.words).race(trial.chance.probs)

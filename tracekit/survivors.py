@@ -31,7 +31,7 @@ def difference(
     if one.ids is None or other.ids is None:
         return None, False
     same = np.array_equal(np.sort(one.ids), np.sort(other.ids))
-    ratio = _log_ratio(one, other) if same else None
+    ratio = log_ratio(one.ids, one.probs, other.ids, other.probs)
     if ratio is not None and ratio <= SAME_PROBABILITY[True]:
         return None, False
     facts: Json = {
@@ -79,19 +79,22 @@ def _measured(pair: SequencePair, one: Observed, other: Observed, gap: float | N
     return {"cut_distance": distance, "logit_error": gap, "explained": distance <= allowed}
 
 
-def _log_ratio(one: Observed, other: Observed) -> float | None:
-    if one.ids is None or one.probs is None or other.ids is None or other.probs is None:
-        return None
-    return log_ratio(one.ids, one.probs, other.ids, other.probs)
-
-
 def log_ratio(
-    ids: NDArray[np.int64], probs: NDArray[Any], other_ids: NDArray[np.int64], other_probs: NDArray[Any]
-) -> float:
-    """Largest difference of a survivor's log-probability between the sides, nats; both have the same survivors [n].
+    ids: NDArray[np.int64] | None,
+    probs: NDArray[Any] | None,
+    other_ids: NDArray[np.int64] | None,
+    other_probs: NDArray[Any] | None,
+) -> float | None:
+    """Largest difference of a survivor's log-probability between the sides, nats; None unless both have the same
+    survivors [n], with their probabilities.
 
     What all of a side's are multiplied by is no matter to a draw.
     """
-    ours, theirs = shares(probs)[np.argsort(ids)], shares(other_probs)[np.argsort(other_ids)]
+    if ids is None or probs is None or other_ids is None or other_probs is None:
+        return None
+    order, other_order = np.argsort(ids), np.argsort(other_ids)
+    if not np.array_equal(ids[order], other_ids[other_order]):
+        return None
+    ours, theirs = shares(probs)[order], shares(other_probs)[other_order]
     sound = (ours > 1e-30) & (theirs > 1e-30)
     return float(np.abs(np.log(ours[sound]) - np.log(theirs[sound])).max(initial=0.0))

@@ -118,9 +118,7 @@ def diff(
     `audited=False` leaves the audit out; `names`: what one side calls otherwise than the other. Raises TraceError where
     the traces cannot be compared.
     """
-    if names is not None:
-        checkpoint, _ = checkpoint_of(reference, candidate, weights)
-        reference, candidate = in_one_language((reference, candidate), names, checkpoint)
+    reference, candidate = in_common_names(reference, candidate, names, weights)
     yardstick = yardstick_of(reference, oracle, noise or [])
     problems = [problem for trace in (reference, candidate) for problem in capture_problems(trace)]
     if problems:
@@ -133,6 +131,16 @@ def diff(
             examination = examine(reference, candidate, checkpoint, found)
     verdict = reach(reference, candidate, found, yardstick.calibration, examination)
     return verdict if note is None else replace(verdict, notes=(*verdict.notes, note))
+
+
+def in_common_names(
+    reference: Trace, candidate: Trace, names: NameMap | None, weights: str | None = None
+) -> tuple[Trace, Trace]:
+    """Two traces as a map of names says they are called; as they are without one. Raises TraceError."""
+    if names is None:
+        return reference, candidate
+    checkpoint, _ = checkpoint_of(reference, candidate, weights)
+    return in_one_language((reference, candidate), names, checkpoint)
 
 
 def yardstick_of(reference: Trace, oracle: Trace | None, noise: Seq[Trace]) -> Yardstick:

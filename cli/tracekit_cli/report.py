@@ -11,12 +11,11 @@ from typing import Any
 import click
 
 import tracekit
-from tracekit.culprits import checkpoint_of
-from tracekit.named_trace import in_one_language
 from tracekit.report import verdict_text
 from tracekit.report.page import Alone, Pair, write_page, write_trace_page
 from tracekit.site_names import NameMap, read_names
 from tracekit.trace import TraceError
+from tracekit.verdict import in_common_names
 
 
 @click.command("report")
@@ -72,10 +71,7 @@ def _check_alone(trace: str, options: dict[str, Any]) -> None:
 def _pairs(reference: tracekit.Trace, candidates: tuple[str, ...], by: Measure) -> Iterator[Pair]:
     for path in candidates:
         with tracekit.open(path) as candidate:
-            one, other = reference, candidate
-            if by.names is not None:
-                checkpoint, _ = checkpoint_of(reference, candidate, by.weights)
-                one, other = in_one_language((reference, candidate), by.names, checkpoint)
+            one, other = in_common_names(reference, candidate, by.names, by.weights)
             verdict = tracekit.diff(one, other, by.oracle, list(by.noise), weights=by.weights)
             text = verdict_text(verdict, reference, candidate, by.oracle)
             yield Pair(path, one, other, verdict.to_json(), text, by.oracle, by.noise, by.weights)

@@ -23,7 +23,7 @@ from tracekit.postmortem.program import record, scratch_folder
 from tracekit.postmortem.store import Store, open_store, read_json, write_json
 from tracekit.report.text import verdict_text
 from tracekit.survivors import log_ratio
-from tracekit.trace import Json, Step, Trace, TraceError
+from tracekit.trace import Json, Trace, TraceError
 from tracekit.verdict import Verdict, diff
 
 SEEDS = "seeds"
@@ -187,20 +187,10 @@ def _apart(pairs: list[SequencePair]) -> float | None:
         parted = _parted(pair)
         common = min(pair.reference.step_count, pair.candidate.step_count)
         for index in range(common if parted is None else min(parted + 1, common)):
-            gap = _step_apart(pair.reference.step(index), pair.candidate.step(index))
+            one, other = pair.reference.step(index), pair.candidate.step(index)
+            gap = log_ratio(one.survivors_id, one.survivors_prob, other.survivors_id, other.survivors_prob)
             found += [] if gap is None else [gap]
     return float(f"{np.median(found):.{luck.DIGITS}g}") if found else None
-
-
-def _step_apart(one: Step, other: Step) -> float | None:
-    """Nats, where both sides have the same survivors."""
-    if one.survivors_id is None or one.survivors_prob is None:
-        return None
-    if other.survivors_id is None or other.survivors_prob is None:
-        return None
-    if not np.array_equal(np.sort(one.survivors_id), np.sort(other.survivors_id)):
-        return None
-    return log_ratio(one.survivors_id, one.survivors_prob, other.survivors_id, other.survivors_prob)
 
 
 def _ends_unstated(candidate: Trace, verdict: Verdict) -> Iterator[Json]:

@@ -52,6 +52,7 @@ class Repro:
     prompt: tuple[int, int] = (0, 0)  # entries of the prompt
     steps: tuple[int, int] = (0, 0)
     runs: int = 0  # of the candidate
+    note: str = ""  # what was not cut, and why
 
     def to_json(self) -> Json:
         """Ready for `json.dumps`."""
