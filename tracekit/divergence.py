@@ -63,6 +63,7 @@ class Search:
     left_sequences: list[int]
     findings: list[Finding] = field(default_factory=list)
     compared: Json = field(default_factory=dict)
+    compared_sites: set[SitePair] = field(default_factory=set)  # at one position of one sequence at least
     worst: tuple[float, str | None] = (0.0, None)  # largest site ratio of what was not found wrong
     token: Finding | None = None  # the first token that differs
     ratios: dict[str, float] = field(default_factory=dict)  # site -> largest site ratio
@@ -211,8 +212,9 @@ def _compare_sites(result: Search, pair: SequencePair, yardstick: Yardstick, sto
             if judged is None:
                 continue
             result.compared["values"] += (last - first) * pair.reference.sites[site.name].width
+            result.compared_sites.add(site)
             _note(result, pair, site, judged, first, prompt)
-        result.compared["sites"] += 1
+    result.compared["sites"] = len(result.compared_sites)
 
 
 PASSED_ON_UNITS = 16.0
@@ -228,7 +230,8 @@ def _passed_on(alignment: Alignment, pair: SequencePair, stop: int, prompt: int)
         other = partner.get(site.candidate)
         if other is None or other.name == site.name or other.name not in pair.reference.sites:
             continue
-        for first, last in common_ranges(pair, site, stop):
+        ranges = pair.reference.sites[other.name].shared(tuple(common_ranges(pair, site, stop)))
+        for first, last in ranges:
             one, two = site_reader(pair.reference, site.name), site_reader(pair.reference, other.name)
             apart = row_errors(two, one, first, last, row_bytes(pair.reference, site.name)).relative
             dtypes = pair.reference.sites[site.name].dtype, pair.candidate.sites[site.candidate].dtype

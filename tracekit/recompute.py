@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -39,6 +40,18 @@ class Window:
     @property
     def rows(self) -> NDArray[np.int64]:
         return np.arange(self.first, self.stop)
+
+
+def joined(windows: Iterable[Window], row: int) -> Window:
+    """The run of windows, each of which begins where the one before it ends, that holds a row. Raises StopIteration
+    where none does."""
+    runs: list[Window] = []
+    for window in sorted(windows, key=lambda window: window.first):
+        if runs and runs[-1].stop == window.first:
+            runs[-1] = Window(runs[-1].first, window.stop)
+        else:
+            runs.append(window)
+    return next(run for run in runs if run.first <= row < run.stop)
 
 
 class Parameters:
@@ -121,24 +134,39 @@ class Recomputation:
         return 1 if logits is None else int(logits.shape[1])
 
     def windows(self, recipe: Recipe, stop: int) -> list[Window]:
-        """Where a site and all its inputs are recorded, below position `stop`."""
+        """Where a site and all its inputs are recorded, below position `stop`, each a run of rows without a gap."""
         if recipe.site == "logits":
             steps = min(self.sequence.step_count, max(0, stop - self.first_step))
-            read = self._covers(recipe.inputs[0], self.first_step, self.first_step + steps)
-            return [Window(0, steps)] if steps and read else []
-        out = []
-        for first, last in self.sequence.sites[recipe.stored].ranges:
-            begin, end = first, min(last, stop)
-            needed = 0 if recipe.kind == "attention" else begin
-            if recipe.kind == "embedding":
-                end = min(end, len(self.ids))
-            if begin < end and all(self._covers(name, needed, end) for name in recipe.inputs):
-                out.append(Window(begin, end))
-        return out
+            ranges = self._shared(recipe.inputs, ((self.first_step, self.first_step + steps),))
+            return [Window(first - self.first_step, last - self.first_step) for first, last in ranges]
+        if recipe.kind == "embedding":
+            stop = min(stop, len(self.ids))
+        ranges = tuple((first, min(last, stop)) for first, last in self.sequence.sites[recipe.stored].ranges)
+        if recipe.kind != "attention":
+            return [Window(first, last) for first, last in self._shared(recipe.inputs, ranges)]
+        queries, *cached = recipe.inputs
+        # A query looks at every key and value before it.
+        begun = [self._from_start(name) for name in cached]
+        ranges = tuple((first, min(last, *begun)) for first, last in self._shared((queries,), ranges))
+        return [Window(first, last) for first, last in ranges if first < last]
 
-    def _covers(self, site: str, first: int, stop: int) -> bool:
+    def _shared(self, sites: tuple[str, ...], ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        """The parts of `ranges` at which all these sites are recorded."""
+        ranges = tuple((first, stop) for first, stop in ranges if first < stop)
+        for name in sites:
+            data = self.sequence.sites.get(name)
+            ranges = () if data is None else data.shared(ranges)
+        return ranges
+
+    def _from_start(self, site: str) -> int:
+        """The first position that is not recorded."""
         data = self.sequence.sites.get(site)
-        return data is not None and any(begin <= first and stop <= end for begin, end in data.ranges)
+        return next((stop for first, stop in data.ranges if first == 0), 0) if data is not None else 0
+
+    def covers(self, site: str, window: Window) -> bool:
+        """Whether all rows of a window are recorded of a site."""
+        data = self.sequence.sites.get(site)
+        return data is not None and data.covers(window.first, window.stop)
 
     def recorded(self, site: str, window: Window) -> Floats:
         """What the run recorded, [rows, width], to be read only."""

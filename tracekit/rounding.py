@@ -160,7 +160,7 @@ class Oracle:
 
     def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
         oracle = self._sequence(pair)
-        if oracle is None or site.name not in oracle.sites:
+        if oracle is None or site.name not in oracle.sites or not oracle.sites[site.name].covers(first, stop):
             return Uncalibrated().judge(pair, site, first, stop)
         one, other = pair.reference, pair.candidate
         ours, theirs = site_reader(one, site.name), site_reader(other, site.candidate)
@@ -234,7 +234,7 @@ class Noise:
         spread = np.zeros(stop - first)
         for trace in self.traces:
             other = trace.sequences[pair.index] if pair.index < len(trace.sequences) else None
-            if other is not None and site.name in other.sites and other.sites[site.name].rows >= stop:
+            if other is not None and site.name in other.sites and other.sites[site.name].covers(first, stop):
                 errors = row_errors(ours, site_reader(other, site.name), first, stop, row_bytes(one, site.name))
                 spread = np.maximum(spread, errors.difference)
         unit = _roundoff(one.sites[site.name].dtype, pair.candidate.sites[site.candidate].dtype)

@@ -100,6 +100,15 @@ class SiteData:
     def rows(self) -> int:
         return sum(stop - first for first, stop in self.ranges)
 
+    def covers(self, first: int, stop: int) -> bool:
+        """Whether every position of [first, stop) is recorded."""
+        return any(begin <= first and stop <= end for begin, end in self.ranges)
+
+    def shared(self, ranges: Seq[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        """The parts of other ranges that are recorded here, too."""
+        both = [(max(a, first), min(b, stop)) for a, b in ranges for first, stop in self.ranges]
+        return tuple(sorted((first, stop) for first, stop in both if first < stop))
+
 
 class Sequence(Protocol):
     """One generation inside a trace: one prompt, its forward calls, its steps."""
@@ -201,7 +210,8 @@ def resolve(trace: Trace, name: str) -> str | None:
     """The stored site that `name` stands for, or None.
 
     `X:in` resolves by the wiring to the site that is X's input; a site with `same_as` to that other site. A name whose
-    value is kept as the steps' logits resolves to `"logits"`. Cycles resolve to None.
+    value is kept as the steps' logits resolves to `"logits"`. A site that was skipped in some calls, and stored in
+    others, is stored. Cycles resolve to None.
     """
     seen: set[str] = set()
     while name not in seen:
@@ -218,7 +228,7 @@ def resolve(trace: Trace, name: str) -> str | None:
             name = site.same_as
         elif site.recorded_as == "logits":
             return "logits"
-        elif site.skipped is not None:
+        elif site.skipped is not None and not any(name in sequence.sites for sequence in trace.sequences):
             return None
         else:
             return name

@@ -16,7 +16,7 @@ from tracekit.divergence import prompt_length
 from tracekit.operations import Floats, Result
 from tracekit.own_error import BIAS_UNITS, ROW_LIMIT, Statistics, Tally, drawn_width
 from tracekit.recipe import Recipe, Recipes
-from tracekit.recompute import Recomputation, Window
+from tracekit.recompute import Recomputation, Window, joined
 from tracekit.trace import Json
 
 ROWS = 256
@@ -217,12 +217,9 @@ class Case:
 
 
 def _chosen(windows: list[Window], first: int) -> Window:
-    """The rows to look at: the window that holds the first wrong row, around that row where it is long."""
-    window = next(window for window in windows if window.first <= first < window.stop)
-    joined = [part for part in windows if part.first >= window.first]
-    stop = window.stop if not joined else max(part.stop for part in joined)
-    begin = windows[0].first
-    if stop - begin <= ROWS:
-        return Window(begin, stop)
-    begin = max(begin, min(first - ROWS // 4, stop - ROWS))
+    """The rows to look at: the run of rows without a gap that holds the first wrong one, around it where it is long."""
+    run = joined(windows, first)
+    if run.stop - run.first <= ROWS:
+        return run
+    begin = max(run.first, min(first - ROWS // 4, run.stop - ROWS))
     return Window(begin, begin + ROWS)

@@ -143,7 +143,7 @@ def _other_inputs(case: Case) -> Iterator[str]:
         return
     for recipe in case.recipes.known:
         if recipe.stored == case.recipe.inputs[0] and recipe.kind.endswith("norm"):
-            yield recipe.inputs[0]
+            yield from (name for name in recipe.inputs[:1] if case.run.covers(name, case.window))
 
 
 def _head_orders(case: Case, width: int) -> Iterator[tuple[str, NDArray[np.int64]]]:
@@ -345,14 +345,13 @@ def _beside(case: Case) -> list[str]:
     layer = case.recipe.site.removesuffix(".post_attention_layernorm:in")
     names = (f"{layer}.self_attn.o_proj", f"{layer}.mlp.down_proj")
     stored = {recipe.stored for recipe in case.recipes.known if recipe.site in names}
-    return sorted(stored - set(case.recipe.inputs))
+    return [name for name in sorted(stored - set(case.recipe.inputs)) if case.run.covers(name, case.window)]
 
 
 def _before(case: Case) -> list[str]:
     """What the stream that goes into the sum was made from."""
-    return [
-        recipe.inputs[0] for recipe in case.recipes.known if recipe.stored == case.recipe.inputs[0] and recipe.inputs
-    ]
+    made = [recipe for recipe in case.recipes.known if recipe.stored == case.recipe.inputs[0] and recipe.inputs]
+    return [recipe.inputs[0] for recipe in made if case.run.covers(recipe.inputs[0], case.window)]
 
 
 def _scaled_branch(case: Case, stream: Floats, branch: Floats) -> tuple[Floats, Value]:

@@ -93,8 +93,8 @@ def _site(
 ) -> SiteErrors | None:
     ratio = np.full(steps, np.nan)
     worst: tuple[float, Worst | None] = (0.0, None)
-    readers = site_reader(pair.reference, site.name), site_reader(pair.candidate, site.candidate)
     for first, last in common_ranges(pair, site, stop):
+        readers = site_reader(pair.reference, site.name), site_reader(pair.candidate, site.candidate)
         judged = yardstick.judge(pair, site, first, last)
         if judged is None:
             continue

@@ -18,7 +18,7 @@ from tracekit.dtypes import UNIT_ROUNDOFF, is_float, round_to, to_float
 from tracekit.log import Tensor, TensorLike
 from tracekit.own_error import BIAS_UNITS, GAIN_BIAS, LIMITS, Own
 from tracekit.recipe import Recipe
-from tracekit.recompute import Parameters, Recomputation, Window
+from tracekit.recompute import Parameters, Recomputation, Window, joined
 from tracekit.repro.case import Input
 from tracekit.repro.fault import Evidence
 from tracekit.repro.rerun import Recording
@@ -88,7 +88,8 @@ def _pattern(names: tuple[str, ...]) -> str:
 
 def _evidence(run: Recomputation, culprit: Culprit, checkpoint: Checkpoint) -> Evidence:
     own, recipe = culprit.own, culprit.own.recipe
-    window = Window(own.windows[0].first, own.windows[-1].stop)
+    shown = culprit.position - (run.first_step if recipe.site == "logits" else 0)
+    window = joined(own.windows, shown)
     inputs = run.inputs(recipe, window)
     recorded = run.recorded(recipe.stored, window)
     right = run.result(recipe, window, inputs, closely=True).closest(recorded)
@@ -240,7 +241,7 @@ class ComparedFault:
             data = other.sites.get(stored or "")
             if data is None or self.site not in one.sites:
                 return None
-            first, stop = _shared(one, self.site, other, data.name)
+            first, stop = _shared(one, self.site, other, data.name, self.position)
             if first >= stop:
                 return None
             rows = [one.read(self.site, first, stop), other.read(data.name, first, stop)]
@@ -252,10 +253,7 @@ class ComparedFault:
         return np.arange(first, stop), expected, actual, bound
 
 
-def _shared(one: Sequence, site: str, other: Sequence, name: str) -> tuple[int, int]:
-    """The first range of positions that both recorded."""
-    for begin, end in one.sites[site].ranges:
-        for start, finish in other.sites[name].ranges:
-            if max(begin, start) < min(end, finish):
-                return max(begin, start), min(end, finish)
-    return 0, 0
+def _shared(one: Sequence, site: str, other: Sequence, name: str, position: int) -> tuple[int, int]:
+    """The range of positions that both recorded which holds `position`; the first one where none does."""
+    ranges = other.sites[name].shared(one.sites[site].ranges)
+    return next((each for each in ranges if each[0] <= position < each[1]), ranges[0] if ranges else (0, 0))
