@@ -14,6 +14,7 @@ import pytest
 
 import tracekit
 from tracekit.drift import drift
+from tracekit.log import LogWriter
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ("--max-new-tokens", "30", "--temperature", "0.9", "--top-k", "30")
@@ -158,3 +159,129 @@ def test_noise_drifts_nowhere(seed: int) -> None:
 @pytest.mark.parametrize("values", [[], [1.0] * 5, [0.0] * 40, [np.inf] * 40, [np.nan] * 40])
 def test_what_says_nothing_is_no_drift(values: list[float]) -> None:
     assert drift(np.array(values)) is None
+
+
+# -------------------------------------------------------------------- what shows that a run followed
+
+
+def test_a_greedy_sampler_at_fault_shows_though_its_tokens_are_forced(native: Record) -> None:
+    """Nothing is drawn: the own choice of a step is known only where the program says it."""
+    greedy = ("--greedy", "--repetition-penalty", "1.3")
+    first = native(*greedy)
+    fault = (*greedy, "--fault", "penalty-ignored")
+    assert tracekit.diff(first, native(*fault)).verdict == "divergence"
+    followed = tracekit.diff(first, native(*fault, before=following(first)))
+    assert followed.verdict != "parity", followed.evidence
+
+
+def a_run(path: Path, *, follow: dict[str, object] | None = None, pick: int | None = None, **more: object) -> Path:
+    """A log of six steps without survivors and draws; `follow` is its `open` frame's, `pick` another token at step 3,
+    of which the log says nothing unless `forced` is among the events."""
+    log = LogWriter(path)
+    log.open("native", dtype="float32", seed=3, recorder={"follow": "ref.h5"} if follow is not None else None, **more)
+    log.sequence(0, {"prompt/token_ids": np.array([5, 6, 7, 8])}, sampling={"do_sample": False})
+    for step in range(6):
+        events = [{"kind": "forced", "detail": {"instead_of": pick}}] if pick is not None and step == 3 else None
+        log.step(0, step, 3 + step, 20 + step, {}, events=events)
+    log.end_sequence(0, 6, "length", **({} if follow is None else follow))
+    log.close()
+    return path
+
+
+def test_no_parity_where_nobody_knows_what_a_run_that_follows_chose(tmp_path: Path) -> None:
+    first = tracekit.open(a_run(tmp_path / "first.tklog"))
+    unsaid = tracekit.diff(first, tracekit.open(a_run(tmp_path / "unsaid.tklog", follow={})))
+    assert (unsaid.verdict, unsaid.cause, unsaid.exit_code) == ("withheld", "capture", 2)
+    assert "own choices not recorded at 6 of 6 steps" in unsaid.evidence[0]
+    assert any("nothing in the log shows that the program followed it" in note for note in unsaid.notes)
+    said = tracekit.diff(first, tracekit.open(a_run(tmp_path / "said.tklog", follow={"followed": {"tokens": 6}})))
+    assert said.verdict == "parity" and not said.notes
+    other = tracekit.diff(first, tracekit.open(a_run(tmp_path / "other.tklog", follow={}, pick=99)))
+    assert (other.verdict, other.step) == ("divergence", 3)
+
+
+STUBBORN = """
+import os, sys
+import numpy as np
+from tracekit.log import LogWriter
+log = LogWriter(os.environ["TRACEKIT_LOG"])
+log.open("native", dtype="float32", seed=1)
+log.sequence(0, {"prompt/token_ids": np.array([int(sys.argv[1])])})
+for step in range(4):
+    log.step(0, step, step, int(sys.argv[2]) + step, {})
+log.end_sequence(0, 4, "length")
+log.close()
+"""
+
+
+def recorded(out: Path, *words: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "tracekit_cli.main", "record", "-o", str(out), *words]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_native_program_that_follows_nothing_is_told_of(tmp_path: Path) -> None:
+    script = tmp_path / "stubborn.py"
+    script.write_text(STUBBORN)
+    first = tmp_path / "first.h5"
+    assert recorded(first, "--", sys.executable, str(script), "3", "20") == (
+        0,
+        f"tracekit: wrote {first}: 1 sequence, 4 steps\n",
+    )
+    follow = ("--follow", str(first), "--follow-draws", "--follow-inputs")
+    code, said = recorded(tmp_path / "other.h5", *follow, "--", sys.executable, str(script), "4", "30")
+    assert code == 0
+    assert "did not follow: sequence 0 has token 30 instead of 20 at step 0" in said
+    assert "no draw of the program is recorded" in said and "prompt/token_ids of sequence 0 is another" in said
+    code, said = recorded(tmp_path / "same.h5", "--strict", *follow[:2], "--", sys.executable, str(script), "3", "20")
+    assert code == 2 and "nothing in the log shows that the program followed it" in said
+    verdict = tracekit.diff(tracekit.open(first), tracekit.open(tmp_path / "same.h5"))
+    assert verdict.verdict == "withheld" and "own choices not recorded" in verdict.evidence[0]
+
+
+MODULE = """
+import torch
+torch.manual_seed(0)
+torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))(torch.ones(1, 3, 4))
+"""
+
+
+def test_a_module_without_steps_follows_nothing(tmp_path: Path, python: Record) -> None:
+    first, script = python(), tmp_path / "module.py"
+    script.write_text(MODULE)
+    code, said = recorded(tmp_path / "module.h5", "--follow", first.path, str(script))
+    assert code == 0 and "the program recorded no step, so it followed nothing" in said
+    assert recorded(tmp_path / "module.h5", "--strict", "--follow", first.path, str(script))[0] == 2
+
+
+LOOP = """
+import sys, numpy, torch, transformers
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+ids, cache = torch.tensor([[3, 4, 5]]), None
+for _ in range(5):
+    with torch.no_grad():
+        out = model(input_ids=ids, past_key_values=cache, use_cache=True)
+    cache, scores = out.past_key_values, out.logits[:, -1] * float(sys.argv[2])
+    token = scores.argmax(dim=-1) if sys.argv[3] == "torch" else torch.tensor([int(numpy.argmax(scores[0].numpy()))])
+    ids = token.reshape(1, 1)
+"""
+
+
+@pytest.mark.parametrize("way", ["torch", "numpy"])
+def test_a_loop_of_its_own_follows_where_its_choice_is_seen(tmp_path: Path, folder: Path, way: str) -> None:
+    """A token that numpy chose cannot be forced: the run goes its own way, and that is said."""
+    script, first = tmp_path / "loop.py", tmp_path / "first.h5"
+    script.write_text(LOOP)
+    assert recorded(first, str(script), str(folder), "1", way)[0] == 0
+    second = tmp_path / "second.h5"
+    code, said = recorded(second, "--follow", str(first), "--strict", str(script), str(folder), "-1", way)
+    trace = tracekit.open(second)
+    events = [event for step in range(trace.sequences[0].step_count) for event in trace.sequences[0].step(step).events]
+    if way == "torch":
+        assert code == 0, said
+        assert {event.kind for event in events} == {"forced"}
+        assert tracekit.diff(tracekit.open(first), trace).verdict == "divergence"
+    else:
+        assert code == 2 and "the program did not follow" in said and not events

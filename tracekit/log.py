@@ -135,11 +135,10 @@ class LogWriter:
             "step", {"sequence": sequence, "step": step, "position": position, **metadata}, {**chosen, **tensors}
         )
 
-    def end_sequence(self, sequence: int, steps: int, reason: str, detail: str | None = None) -> None:
+    def end_sequence(self, sequence: int, steps: int, reason: str, detail: str | None = None, **metadata: Any) -> None:
         """A sequence ends: `stop`, `length`, `error`, `left` or `done`."""
-        self.write_frame(
-            "end", {"scope": "sequence", "sequence": sequence, "steps": steps, "reason": reason, "detail": detail}
-        )
+        ended = {"scope": "sequence", "sequence": sequence, "steps": steps, "reason": reason, "detail": detail}
+        self.write_frame("end", ended | metadata)
 
     def close(self, reason: str = "done") -> None:
         """Write the final frame, fsync, close. A second call does nothing."""

@@ -16,7 +16,18 @@ from tracekit.dtypes import STORAGE
 from tracekit.log import FORMAT, BadFrame, Frame, map_file, read_frames, view
 from tracekit.trace import Array, Draw, Event, Json, Site, SiteData, Step, TraceError, Weight, site_from_row
 
-CONFIG_KEYS = ("versions", "device", "dtype", "model", "sampling", "seed", "command", "checkpoint", "recorder")
+CONFIG_KEYS = (
+    "versions",
+    "device",
+    "dtype",
+    "model",
+    "sampling",
+    "seed",
+    "command",
+    "checkpoint",
+    "recorder",
+    "follow",
+)
 
 
 @dataclass
@@ -80,6 +91,7 @@ class LogSequence:
         self.positions = 0
         self.end_reason: str | None = None
         self.end_detail: str | None = None
+        self.followed: Json | None = None
 
     @property
     def inputs(self) -> Mapping[str, Array]:
@@ -110,7 +122,8 @@ class LogSequence:
     @property
     def info(self) -> Json:
         known = ("sequence", "prompt_text", "texts", "sampling", "seed")
-        return {name: value for name, value in self._frame.metadata.items() if name not in known}
+        told = {name: value for name, value in self._frame.metadata.items() if name not in known}
+        return told if self.followed is None else told | {"followed": self.followed}
 
     @property
     def rng_state(self) -> bytes | None:
@@ -301,6 +314,7 @@ class LogTrace:
         elif frame.kind == "end":
             ended = self._sequence(metadata)
             ended.end_reason, ended.end_detail = metadata["reason"], metadata.get("detail")
+            ended.followed = metadata.get("followed")
 
     def _sequence(self, metadata: Json) -> LogSequence:
         index = metadata["sequence"]

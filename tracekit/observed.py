@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.dtypes import to_float
+from tracekit.following import own_choice
 from tracekit.rng import TorchGenerator
 from tracekit.sampling import Context
 from tracekit.trace import Draw, Json, Sequence
@@ -43,24 +44,17 @@ def observe(sequence: Sequence, index: int, tokens: NDArray[Any] | None = None) 
     if logits is not None and sequence.logits_dtype is not None:
         logits = to_float(logits, sequence.logits_dtype)
     prompt = [] if sequence.prompt_ids is None else [int(token) for token in sequence.prompt_ids]
-    forced = [event.detail for event in step.events if event.kind == "forced" and isinstance(event.detail, dict)]
-    token = int(forced[0]["instead_of"]) if forced and "instead_of" in forced[0] else step.token
-    results = [draw.result for draw in step.draws if draw.result is not None]
+    own = own_choice(step)
     return Observed(
         step.index,
         logits,
         Context(prompt + [int(token) for token in tokens[:index]], len(prompt)),
         step.survivors_id,
         step.survivors_prob,
-        results[-1] if len(results) == len(step.draws) and results and _is_token(step.draws[-1]) else token,
+        step.token if own is None else own,
         step.draws,
         tuple(event.detail for event in step.events if event.kind == "processor" and isinstance(event.detail, dict)),
     )
-
-
-def _is_token(draw: Draw) -> bool:
-    """Whether a draw's result is a token id: a race's is, a uniform number's need not be."""
-    return draw.op == "multinomial"
 
 
 def observations(sequence: Sequence, around: int = 0) -> list[Observed]:

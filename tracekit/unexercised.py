@@ -9,6 +9,7 @@ import numpy as np
 
 from tracekit import sampling
 from tracekit.divergence import prompt_length
+from tracekit.following import asked, shows_tokens
 from tracekit.observed import Observed, observe
 from tracekit.settings import NEUTRAL
 from tracekit.trace import Json, Sequence, Trace
@@ -24,12 +25,17 @@ def unexercised(reference: Trace, candidate: Trace | None = None) -> list[str]:
 
 
 def _forced(candidate: Trace) -> Iterator[str]:
-    recorder = candidate.config.get("recorder") or {}
-    if recorder.get("follow"):
+    told = asked(candidate)
+    if told is None:
+        return
+    if shows_tokens(candidate):
         yield "running on from tokens of its own (the candidate follows another trace)"
-    if recorder.get("follow_draws"):
+    else:
+        yield "running on from tokens of its own (the candidate was told to follow another trace)"
+    drawn = (each.step(index).draws for each in candidate.sequences for index in range(each.step_count))
+    if told.draws and any(drawn):
         yield "the candidate's random numbers (forced)"
-    if recorder.get("follow_inputs"):
+    if told.inputs:
         yield "the candidate's prompt (forced)"
 
 

@@ -17,6 +17,7 @@ from tracekit.capture import capture_problems, missing_positions
 from tracekit.counterfactual import AS_STATED, Ruling, rule_draw, rule_filter, rule_stop, rule_token, run_margins
 from tracekit.culprits import Examination, checkpoint_of, examine, settle
 from tracekit.divergence import Finding, Search, Stage, search
+from tracekit.following import shortfalls, unrecorded_choices
 from tracekit.named_trace import in_one_language, recorded_as
 from tracekit.rounding import Noise, Oracle, Uncalibrated, Yardstick
 from tracekit.settings import (
@@ -130,7 +131,18 @@ def diff(
         if checkpoint is not None:
             examination = examine(reference, candidate, checkpoint, found)
     verdict = reach(reference, candidate, found, yardstick.calibration, examination)
-    return verdict if note is None else replace(verdict, notes=(*verdict.notes, note))
+    verdict = verdict if note is None else replace(verdict, notes=(*verdict.notes, note))
+    return _without_choices(verdict, candidate)
+
+
+def _without_choices(verdict: Verdict, candidate: Trace) -> Verdict:
+    """No parity where nobody knows what the candidate would have chosen: its tokens are the reference's own."""
+    unknown = unrecorded_choices(candidate) if verdict.verdict == "parity" else []
+    if not unknown:
+        return verdict
+    mend = "record it without --follow, or let it record the own choice of each step as an event `forced`"
+    evidence = (*unknown, f"every other value that was compared is equal within rounding; {mend}")
+    return replace(verdict, verdict="withheld", cause="capture", evidence=evidence)
 
 
 def in_common_names(
@@ -254,6 +266,7 @@ def _token_json(finding: Finding | None) -> Json | None:
 def _notes(reference: Trace, candidate: Trace, found: Search, cause: str | None) -> list[str]:
     notes = [f"{trace.path}: {trace.status_detail}" for trace in (reference, candidate) if trace.status_detail]
     notes += [line for trace in (reference, candidate) for line in missing_positions(trace)]
+    notes += [line for trace in (reference, candidate) for line in shortfalls(trace)]
     if cause not in (None, "near-tie"):
         return notes  # the logits differ by more than rounding: what they move over a cut says nothing
     notes += [

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import click
 
+import tracekit
 from tracekit.archive import write_archive
 from tracekit.capture import no_such_site
+from tracekit.following import ask, shortfalls
 from tracekit.log_trace import LogTrace
 from tracekit.native_program import NativeOptions, environment
 from tracekit.trace import TraceError
 
 
-def run_native(words: list[str], out: Path, options: NativeOptions) -> int:
-    """Run `words` with recording on, make the archive `out`, and return the exit code to pass on.
+def run_native(words: list[str], out: Path, options: NativeOptions, strict: bool = False) -> int:
+    """Run `words` with recording on, make the archive `out`, and return the exit code to pass on; 2, if `strict`, where
+    the program succeeds but did not follow what it was told to.
 
     Raises TraceError where the program cannot be started, records nothing, or the archive cannot be written.
     """
@@ -32,14 +35,24 @@ def run_native(words: list[str], out: Path, options: NativeOptions) -> int:
         steps = sum(sequence.step_count for sequence in trace.sequences)
         count = len(trace.sequences)
         missed = no_such_site(trace, options.sites)
+        lacking = _not_followed(trace, options)
         if log != out:
             write_archive(trace, out)
     if log != out and not options.keep_log:
         log.unlink()
-    if missed is not None:
-        click.echo(f"tracekit: {missed}", err=True)
+    for sentence in (*([] if missed is None else [missed]), *lacking):
+        click.echo(f"tracekit: {sentence}", err=True)
     click.echo(f"tracekit: wrote {out}: {_counted(count, 'sequence')}, {_counted(steps, 'step')}", err=True)
-    return code
+    return 2 if code == 0 and strict and lacking else code
+
+
+def _not_followed(trace: LogTrace, options: NativeOptions) -> list[str]:
+    """What the program was to follow and did not; what it was told is kept in the trace, if it does not say so."""
+    if options.follow is None:
+        return []
+    trace.config = ask(trace.config, options.follow, options.follow_draws, options.follow_inputs)
+    with tracekit.open(options.follow) as followed:
+        return shortfalls(trace, followed)
 
 
 def _prepare(log: Path) -> None:

@@ -49,10 +49,11 @@ class RecordCommand(click.Command):
 @click.option("--follow", metavar="TRACE", type=click.Path(), help="Force the tokens of this trace.")
 @click.option("--follow-draws", is_flag=True, help="With --follow: force its random numbers, too.")
 @click.option("--follow-inputs", is_flag=True, help="With --follow: force its prompt, too; native programs.")
+@click.option("--strict", is_flag=True, help="Exit with 2 if the program did not follow what it was told to.")
 @click.option("--dtype", metavar="DTYPE", help="Run the model in float64, float32, bfloat16 or float16.")
 @click.option("--keep-log", is_flag=True, help="Keep the log (.tklog) beside the archive.")
 @click.argument("program", nargs=-1, type=click.UNPROCESSED, metavar="(SCRIPT.PY | -m MODULE | -- PROGRAM) [ARGS]...")
-def command(program: tuple[str, ...], out: Path | None, **options: Any) -> None:
+def command(program: tuple[str, ...], out: Path | None, strict: bool, **options: Any) -> None:
     """Run a program and record what its model does.
 
     A Python script runs in this process, unedited; a native program, after `--`, is told where to write its log. Either
@@ -62,7 +63,7 @@ def command(program: tuple[str, ...], out: Path | None, **options: Any) -> None:
         raise click.UsageError("give a script, `-m module`, or `-- program`")
     _check_follow(options)
     if program[0] == NATIVE:
-        _record_native(_restored(program[1:]), out, options)
+        _record_native(_restored(program[1:]), out, strict, options)
     words = _restored(program)
     is_module = program[0] == MODULE
     if is_module and len(words) < 2:
@@ -78,7 +79,12 @@ def command(program: tuple[str, ...], out: Path | None, **options: Any) -> None:
     if options.pop("follow_inputs"):
         raise click.UsageError("--follow-inputs is for native programs; give the Python program the prompt itself")
     target = Program(name, tuple(arguments), is_module)
-    run(target, out or default_out(name.rsplit(".", 1)[-1] if is_module else Path(name).stem), Options(**options))
+    run(
+        target,
+        out or default_out(name.rsplit(".", 1)[-1] if is_module else Path(name).stem),
+        Options(**options),
+        strict,
+    )
 
 
 def default_out(name: str) -> Path:
@@ -92,7 +98,7 @@ def _check_follow(options: dict[str, Any]) -> None:
             raise click.UsageError(f"--{option.replace('_', '-')} needs --follow TRACE")
 
 
-def _record_native(words: list[str], out: Path | None, options: dict[str, Any]) -> None:
+def _record_native(words: list[str], out: Path | None, strict: bool, options: dict[str, Any]) -> None:
     from tracekit.native_program import NativeOptions
     from tracekit_cli.native import run_native
 
@@ -102,7 +108,7 @@ def _record_native(words: list[str], out: Path | None, options: dict[str, Any]) 
         if options.pop(name) is not None:
             raise click.UsageError(f"--{name} is for Python programs; give it to the program itself")
     options.pop("rng")
-    raise SystemExit(run_native(words, out or default_out(Path(words[0]).name), NativeOptions(**options)))
+    raise SystemExit(run_native(words, out or default_out(Path(words[0]).name), NativeOptions(**options), strict))
 
 
 def _restored(words: tuple[str, ...]) -> list[str]:

@@ -20,8 +20,10 @@ from torch import nn
 
 from tracekit.archive import write_archive
 from tracekit.capture import no_such_site
+from tracekit.following import FORCED, shortfalls
 from tracekit.log import LogWriter, Tensor, TensorLike
 from tracekit.log_trace import LogTrace
+from tracekit.opening import open_trace
 from tracekit.trace import Json, TraceError
 from tracekit_torch import describe, precision
 from tracekit_torch.draws import Drawn, Draws
@@ -47,6 +49,8 @@ class Row:
     steps: int = 0
     reason: str | None = None
     """Why it ended; None while it goes on."""
+    followed: int = 0
+    """Steps that went on with the followed trace's token."""
 
 
 @dataclass
@@ -63,6 +67,8 @@ class Choice:
     """What the token stands for, where the program's tokenizer does not know it."""
     position: int | None = None
     """Of the logits, where it does not follow from the prompt and the step."""
+    own: int | None = None
+    """What the run chose by itself, where it was seen; the token of a step that was forced is another trace's."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,8 @@ class Recorder:
         self.broken: str | None = None
         self.closed = False
         self.notes: list[str] = []
+        self.not_followed: list[str] = []
+        """What was to be followed and was not, once the recording is closed."""
         self._draws = Draws(self, options.rng)
         self._writer: LogWriter | None = None
         self._process = os.getpid()
@@ -155,6 +163,7 @@ class Recorder:
             command=self.command,
             checkpoint=about.checkpoint,
             recorder=self.options.as_json(),
+            follow=self._following(),
             weights=weight_table(model),
         )
         self._handles = [model.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)]
@@ -179,14 +188,23 @@ class Recorder:
             writer.close(reason)
         else:
             writer.abandon()
-        if self.log_path != self.out and self.sequences:
+        if self.sequences:
             with LogTrace(self.log_path) as trace:
-                write_archive(trace, self.out)
+                if self.log_path != self.out:
+                    write_archive(trace, self.out)
                 missed = no_such_site(trace, self.options.sites)
-            if missed is not None:
-                self.note(missed)
-            if not self.options.keep_log:
+                self.not_followed = self._not_followed(trace)
+            for sentence in (*([] if missed is None else [missed]), *self.not_followed):
+                self.note(sentence)
+            if self.log_path != self.out and not self.options.keep_log:
                 self.log_path.unlink()
+
+    def _not_followed(self, trace: LogTrace) -> list[str]:
+        """What the run was to follow and did not."""
+        if self.options.follow is None or self.broken is not None:
+            return []
+        with open_trace(self.options.follow) as followed:
+            return shortfalls(trace, followed)
 
     def discard(self) -> None:
         """Remove what was written: it holds no sequence."""
@@ -364,8 +382,10 @@ class Recorder:
             self.taps.changed = {}
 
     def write_step(self, row: Row, choice: Choice) -> None:
-        """Write that `row` got its next token."""
+        """Write that `row` got its next token; an event says where that is another trace's and not its own."""
         tensors: dict[str, TensorLike] = {}
+        if self.follow is not None and choice.own is not None and choice.own != choice.token:
+            choice.events.append({"kind": FORCED, "detail": {"instead_of": choice.own}})
         if choice.logits is not None:
             tensors |= self._logits(choice.logits)
         if choice.survivors is not None:
@@ -383,6 +403,7 @@ class Recorder:
             draws=choice.draws or None,
             events=choice.events or None,
         )
+        row.followed += choice.own is not None and self.forced(row) == choice.token
         row.steps += 1
         self.steps += 1
 
@@ -390,12 +411,20 @@ class Recorder:
         """Write that `row` ends."""
         if row.reason is None:
             row.reason = reason
-            self.writer.end_sequence(row.sequence, row.steps, reason, detail)
+            followed = {"tokens": row.followed} if self.follow is not None else None
+            self.writer.end_sequence(row.sequence, row.steps, reason, detail, followed=followed)
 
     @property
     def keeps_logits(self) -> bool:
         """Whether steps hold logits."""
         return self.options.level != "tokens"
+
+    def _following(self) -> Json | None:
+        """What is followed, for the log's first frame; what came of it, the steps and ends say."""
+        if self.follow is None:
+            return None
+        draws, follower = self.options.follow_draws, f"tracekit {describe.versions().get('tracekit', '')} (Python)"
+        return {"trace": self.options.follow, "tokens": True, "draws": draws, "inputs": False, "follower": follower}
 
     def forced(self, row: Row) -> int | None:
         """The token that the followed trace has for the next step of `row`."""

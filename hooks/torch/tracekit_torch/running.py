@@ -42,8 +42,9 @@ class Program:
         return {"argv": [*argv, *self.arguments], "cwd": str(Path.cwd()), **kind}
 
 
-def run(program: Program, out: Path, options: Options) -> NoReturn:
-    """Run and record `program`, then exit as it does; with 2 where it succeeds but nothing could be recorded.
+def run(program: Program, out: Path, options: Options, strict: bool = False) -> NoReturn:
+    """Run and record `program`, then exit as it does; with 2 where it succeeds but nothing could be recorded, or, if
+    `strict`, where it did not follow what it was told to.
 
     Raises TraceError where the program cannot be found or the trace cannot be written.
     """
@@ -62,7 +63,7 @@ def run(program: Program, out: Path, options: Options) -> NoReturn:
         _join_threads()
     code = _exit_code(error)
     try:
-        trouble = _close(recorder, watch, error)
+        trouble = _close(recorder, watch, error) or (strict and bool(recorder.not_followed))
     except TraceError as failed:
         say(str(failed))
         trouble = True

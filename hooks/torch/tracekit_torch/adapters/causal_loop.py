@@ -273,8 +273,7 @@ class CausalLoop:
             else:
                 choice.draws.append(drawn.as_json())
             choice.values.append(drawn.value)
-        if waiting.natural is not None and waiting.natural[index] != token:
-            choice.events.append({"kind": "forced", "detail": {"instead_of": waiting.natural[index]}})
+        choice.own = None if waiting.natural is None else waiting.natural[index]
         return choice
 
     def _reason(self, begun: Begun, row: Row) -> str:

@@ -264,9 +264,9 @@ class CosyVoice:
             return None
         step, segment.step = segment.step, None
         choice = Choice(token, survivors=step.survivors, draws=step.draws, values=step.values, events=step.events())
+        choice.own = token
         forced = self._recorder.forced(segment.row)
-        if forced is not None and forced != token:
-            choice.events.append({"kind": "forced", "detail": {"instead_of": token}})
+        if forced is not None:
             choice.token = forced
         elif forced is None and self._recorder.follow is not None:
             self._end(segment, "left", "the followed trace ends")

@@ -205,8 +205,7 @@ class Generation:
             else:
                 choice.draws.append(drawn.as_json())
                 choice.values.append(drawn.value)
-        if self._natural is not None and self._natural[index] != token and self._recorder.follow is not None:
-            choice.events.append({"kind": "forced", "detail": {"instead_of": self._natural[index]}})
+        choice.own = None if self._natural is None else self._natural[index]
         return choice
 
     def _row_of(self, drawn: Drawn, index: int) -> Json:
