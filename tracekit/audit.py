@@ -22,6 +22,7 @@ from tracekit.peers import Peers
 from tracekit.recipe import Recipe, order_of, recipes
 from tracekit.recompute import Parameters, Recomputation
 from tracekit.settings import Difference, declared_differences, other_sizes
+from tracekit.stated_checkpoint import find_checkpoint
 from tracekit.trace import Json, Sequence, Trace, TraceError
 from tracekit.weights import Checkpoint
 
@@ -117,7 +118,9 @@ def audit(
     """
     apart = other_model(trace, checkpoint)
     if apart is not None:
-        raise TraceError(f"{checkpoint.path}: is of another model than {trace.path}: {apart}; give the one it ran with")
+        stated = " (which the trace states)" if checkpoint.path == find_checkpoint(trace) else ""
+        said = f"{checkpoint.path}{stated}: is of another model than {trace.path}: {apart}"
+        raise TraceError(f"{said}; give the one it ran with: --weights")
     parameters = Parameters(trace, checkpoint)
     known, unknown = _auditable(trace, checkpoint, parameters, wiring)
     known = [recipe for recipe in known if only is None or recipe.site in only]

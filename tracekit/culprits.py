@@ -11,8 +11,9 @@ from tracekit.divergence import Finding, Search, Stage, compared_positions
 from tracekit.explain import explain
 from tracekit.recipe import recipes
 from tracekit.recompute import Parameters, Recomputation
+from tracekit.stated_checkpoint import find_checkpoint, open_checkpoint, stated_checkpoint, why_no_checkpoint
 from tracekit.trace import Trace, TraceError
-from tracekit.weights import Checkpoint, find_checkpoint
+from tracekit.weights import Checkpoint
 
 ADDED_UP = 20.0
 """Times its yardstick that a site may be off though no module on the way is wrong by itself: errors within their bounds
@@ -48,14 +49,15 @@ def checkpoint_of(reference: Trace, candidate: Trace, weights: str | None) -> tu
     """The checkpoint to audit against, and why there is none. One that was not asked for must be, by its digests, what
     the reference ran with. Raises TraceError where `weights` holds none."""
     if weights is not None:
-        return Checkpoint(weights), None
+        return open_checkpoint(weights), None
     path = find_checkpoint(candidate) or find_checkpoint(reference)
     if path is None:
-        return None, None
+        stating = next((trace for trace in (candidate, reference) if stated_checkpoint(trace) is not None), None)
+        return None, None if stating is None else f"not audited: {stating.path} {why_no_checkpoint(stating)}"
     try:
-        checkpoint = Checkpoint(path)
-    except TraceError:
-        return None, None
+        checkpoint = open_checkpoint(path)
+    except TraceError as error:
+        return None, f"not audited: {error}"
     if other_model(reference, checkpoint) is not None or changed_weights(reference, checkpoint):
         return None, f"{path} is not what the reference ran with: not audited (--weights says where the checkpoint is)"
     return checkpoint, None

@@ -19,7 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from tracekit.dtypes import FROM_SAFETENSORS, STORAGE, round_to, to_float
-from tracekit.trace import Json, Trace, TraceError
+from tracekit.trace import Json, TraceError
 
 HEADER_LIMIT = 100 << 20
 """Longest safetensors header in bytes, as in the safetensors library."""
@@ -93,19 +93,6 @@ class Checkpoint:
         if held_as != self.dtype(name):
             bits = round_to(to_float(bits, self.dtype(name)), held_as)
         return xxhash.xxh3_64_intdigest(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
-
-
-def find_checkpoint(trace: Trace) -> str | None:
-    """Where a trace says its weights came from, if that is a folder or file here."""
-    said = trace.config.get("checkpoint")
-    if not isinstance(said, str):
-        return None
-    beside = Path(trace.path).resolve().parent
-    folders = [str((trace.config.get("command") or {}).get("cwd") or beside), str(beside)]
-    for path in (Path(said), *(Path(folder) / said for folder in folders)):
-        if path.is_absolute() and path.exists():
-            return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-    return None
 
 
 def _files(path: Path) -> list[Path]:

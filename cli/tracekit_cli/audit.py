@@ -15,13 +15,15 @@ from tracekit.culprits import explained_audit
 from tracekit.named_trace import Elsewhere, named
 from tracekit.report.audit import audit_json, audit_text
 from tracekit.site_names import read_names
+from tracekit.stated_checkpoint import find_checkpoint, open_checkpoint, why_no_checkpoint
 from tracekit.trace import TraceError
-from tracekit.weights import Checkpoint, find_checkpoint
 
 
 @click.command("audit")
 @click.argument("trace", type=click.Path())
-@click.option("--weights", type=click.Path(), help="The checkpoint: a Hugging Face folder or a .safetensors file.")
+@click.option(
+    "--weights", type=click.Path(), help="The checkpoint: a Hugging Face folder, a .safetensors or a GGUF file."
+)
 @click.option("--names", type=click.Path(), help="A map of the engine's names to the checkpoint's (TOML).")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole audit as JSON.")
 def command(trace: str, weights: str | None, names: str | None, as_json: bool) -> None:
@@ -32,8 +34,8 @@ def command(trace: str, weights: str | None, names: str | None, as_json: bool) -
     with tracekit.open(trace) as run:
         path = weights or find_checkpoint(run)
         if path is None:
-            raise TraceError(f"{trace}: its checkpoint is not where the trace says; give --weights FOLDER")
-        checkpoint = Checkpoint(path)
+            raise TraceError(f"{trace}: {why_no_checkpoint(run)}")
+        checkpoint = open_checkpoint(path)
         if names:
             run = named(run, read_names(names), Elsewhere(checkpoint=checkpoint))
         found = audit(run, checkpoint)

@@ -33,10 +33,11 @@ from tracekit.report.site_facts import ordered_sites, site_facts
 from tracekit.report.token_rows import TokenTexts, alone_rows, token_rows
 from tracekit.report.token_text import without_controls
 from tracekit.report.verdict_words import audit_words, measured_against, recorded_words, verdict_words
+from tracekit.stated_checkpoint import find_checkpoint, open_checkpoint, why_no_checkpoint
 from tracekit.token_table import token_tables
 from tracekit.trace import Json, Sequence, Trace
 from tracekit.verdict import yardstick_of
-from tracekit.weights import Checkpoint, find_checkpoint
+from tracekit.weights import Checkpoint
 
 ALL_STEPS = 1 << 40
 LONGEST_PROMPT = 2000
@@ -203,7 +204,7 @@ def alone_section(alone: Alone) -> Section:
     """What is in a trace, and its audit where there is a checkpoint. Raises TraceError where `weights` holds none."""
     trace = alone.trace
     path = alone.weights or find_checkpoint(trace)
-    checkpoint = None if path is None else Checkpoint(path)
+    checkpoint = None if path is None else open_checkpoint(path)
     sequence = trace.sequences[0] if trace.sequences else None
     recorded = sequence is not None and bool(sequence.sites)
     found = explained_audit(trace, checkpoint, audit(trace, checkpoint)) if checkpoint and recorded else None
@@ -226,7 +227,7 @@ def alone_section(alone: Alone) -> Section:
         }
     )
     if found is None or checkpoint is None or sequence is None:
-        section.view |= {"no_map": _not_audited(path, recorded), "map": None, "layers": None}
+        section.view |= {"no_map": _not_audited(trace, path, recorded), "map": None, "layers": None}
         return section
     _add_own(section, trace, sequence, checkpoint, found)
     return section
@@ -245,11 +246,11 @@ def _add_own(section: Section, trace: Trace, sequence: Sequence, checkpoint: Che
     }
 
 
-def _not_audited(path: str | None, recorded: bool) -> str:
+def _not_audited(trace: Trace, path: str | None, recorded: bool) -> str:
     if not recorded:
         return "The trace holds no layers; record it with --level all to have them audited."
     if path is None:
-        return "The checkpoint is not where the trace says; give --weights FOLDER to have every site audited."
+        return f"The trace {why_no_checkpoint(trace)}."
     return "No site of this trace can be audited against the checkpoint."
 
 

@@ -16,8 +16,8 @@ from tracekit.repro.layer_fault import AuditedFault, ComparedFault
 from tracekit.repro.rerun import Rerun
 from tracekit.repro.step_fault import FilterFault, InputFault, RandomFault, SamplerFault, StopFault
 from tracekit.rounding import LOGITS_ORDER
+from tracekit.stated_checkpoint import open_checkpoint
 from tracekit.trace import Trace
-from tracekit.weights import Checkpoint
 
 MOST_RUNS = 12
 TIME_LIMIT = 120.0
@@ -97,7 +97,7 @@ def _layer_fault(case: Case, reference: Trace, candidate: Trace, pair: SequenceP
     said = case.weights or (verdict.get("audit") or {}).get("checkpoint")
     if not ours or said is None:
         return _compared(case, reference, candidate, pair)
-    first, checkpoint = ours[0], Checkpoint(said)
+    first, checkpoint = ours[0], open_checkpoint(said)
     site, mechanism = str(first["site"]), (first.get("explanation") or {}).get("kind")
     found = [each for each in recipes(candidate, checkpoint.config, reference).known if each.site == site]
     inputs = tuple(name for each in found for name in (each.stored, *each.inputs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,10 +118,27 @@ def model_config(model: nn.Module) -> Json:
     return found | ({"attn_implementation": attention} if isinstance(attention, str) else {})
 
 
-def checkpoint(model: nn.Module) -> str | None:
-    """Where the weights came from, as far as the model knows."""
-    name = getattr(getattr(model, "config", None), "_name_or_path", None)
-    return name or None
+def checkpoint(model: nn.Module, cwd_is_known: bool = True) -> str | None:
+    """Where the weights came from, as far as the model knows: a path, absolute unless the trace says in which folder
+    the program ran; of a name on the Hugging Face hub the snapshot's folder, or the name where that is not found."""
+    config: Any = getattr(model, "config", None)
+    name = getattr(config, "_name_or_path", None)
+    if not isinstance(name, str) or not name:
+        return None
+    if Path(name).exists():
+        return name if cwd_is_known else str(Path(name).resolve())
+    return _snapshot(name, getattr(config, "_commit_hash", None)) or name
+
+
+def _snapshot(name: str, revision: Any) -> str | None:
+    """The folder of the hub's cache that holds a model; nothing is fetched."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(name, "config.json", revision=revision if isinstance(revision, str) else None)
+    except Exception:  # no hub's library, or a name that is none of the hub's
+        return None
+    return str(Path(found).parent) if isinstance(found, str) else None
 
 
 def sampling(config: Any) -> Json:

@@ -147,7 +147,7 @@ class Recorder:
         """Record `model` through `adapter`. Writes the log's first frame. Raises TraceError where it cannot."""
         import inspect
 
-        about = about or About(describe.model_config(model), describe.checkpoint(model))
+        about = about or About(describe.model_config(model), describe.checkpoint(model, self.command is not None))
         if self.options.dtype is not None:
             precision.run_in(model, self.options.dtype, about.lifted)
         self.model, self.adapter = model, adapter
