@@ -91,7 +91,7 @@ def test_a_harmless_rewrite_that_follows_drifts_nowhere(python: Record, native: 
     first = python()
     verdict = tracekit.diff(first, native(before=following(first)))
     assert (verdict.verdict, verdict.drift, verdict.compared["steps"]) == ("parity", None, STEPS)
-    assert any("follows another trace" in line for line in verdict.unexercised)
+    assert any("another trace" in line for line in verdict.unexercised)
 
 
 def test_a_sampler_at_fault_shows_though_its_tokens_are_forced(native: Record, reference: tracekit.Trace) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
+from tracekit.rotary_order import ReorderedTrace
 from tracekit.site_names import NameMap
 from tracekit.trace import INPUT_SUFFIX, Array, Json, Sequence, Site, SiteData, Step, Trace, TraceError, Weight
 from tracekit.weights import Checkpoint
@@ -71,6 +72,7 @@ def in_one_language(traces: tuple[Trace, Trace], names: NameMap, checkpoint: Che
 
 def recorded_as(trace: Trace, site: str) -> str | None:
     """What the program that was recorded calls a site, and which of its columns it is; None where it calls it so."""
+    trace = trace.inner if isinstance(trace, ReorderedTrace) else trace
     if not isinstance(trace, _NamedTrace) or site not in trace.book.origins:
         return None
     return str(trace.book.origins[site])

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tracekit.trace import TraceError
+from tracekit.trace import Trace, TraceError
 
 WILDCARD = re.compile(r"\{(\w+)\}")
 LARGEST = 1 << 20
@@ -61,6 +61,41 @@ class NameMap:
             value = _quoted(alias.parts[0]) if len(alias.parts) == 1 else f"[{', '.join(map(_quoted, alias.parts))}]"
             lines.append(f"{_quoted(alias.name)} = {value}" + (f"  # {comment}" if comment else ""))
         return "\n".join(lines) + "\n"
+
+
+GGUF = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+"""GGUF's word for a module of the decoder family -> the state-dict path (after `model.layers.N.` within a block)."""
+GGUF_BLOCK = re.compile(r"blk\.\d+\.\w+(:in)?$")
+
+
+def gguf_names(*traces: Trace) -> NameMap | None:
+    """The map of GGUF's names to Hugging Face's, where one of the traces has GGUF's and another, or none at all, has
+    Hugging Face's: two sides that both speak GGUF understand each other."""
+    speak = [any(GGUF_BLOCK.match(name) for name in trace.sites) for trace in traces]
+    if not any(speak) or (len(traces) > 1 and all(speak)):
+        return None
+    return NameMap(tuple(Alias(*_gguf_line(word, path)) for word, path in GGUF.items()), "GGUF's names")
+
+
+def _gguf_line(word: str, path: str) -> tuple[str, tuple[str, ...]]:
+    if path.startswith(("model.", "lm_head")):
+        return word, (path,)
+    return f"blk.{{N}}.{word}", (f"model.layers.{{N}}.{path}",)
 
 
 def read_names(path: str | os.PathLike[str]) -> NameMap:

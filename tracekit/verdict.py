@@ -19,6 +19,7 @@ from tracekit.culprits import Examination, checkpoint_of, examine, settle
 from tracekit.divergence import Finding, Search, Stage, search
 from tracekit.following import shortfalls, unrecorded_choices
 from tracekit.named_trace import in_one_language, recorded_as
+from tracekit.rotary_order import in_one_order, in_order_of
 from tracekit.rounding import Noise, Oracle, Uncalibrated, Yardstick
 from tracekit.settings import (
     FILTER_SETTINGS,
@@ -28,9 +29,10 @@ from tracekit.settings import (
     config_differences,
     weight_differences,
 )
-from tracekit.site_names import NameMap
+from tracekit.site_names import NameMap, gguf_names
 from tracekit.trace import Json, Trace, resolve
 from tracekit.unexercised import unexercised
+from tracekit.weights import Checkpoint
 
 FORMAT = 1
 MANY = 8
@@ -124,15 +126,25 @@ def diff(
     problems = [problem for trace in (reference, candidate) for problem in capture_problems(trace)]
     if problems:
         return _withheld(problems, yardstick.calibration)
+    reference, candidate, known = in_one_order(reference, candidate)
     found = search(reference, candidate, yardstick)
     examination, note = None, None
     if audited and _differs(found):
         checkpoint, note = checkpoint_of(reference, candidate, weights)
         if checkpoint is not None:
+            reference, candidate, more = _in_order_of(checkpoint, reference, candidate)
+            known += more
             examination = examine(reference, candidate, checkpoint, found)
     verdict = reach(reference, candidate, found, yardstick.calibration, examination)
-    verdict = verdict if note is None else replace(verdict, notes=(*verdict.notes, note))
+    verdict = replace(verdict, notes=(*verdict.notes, *known, *([] if note is None else [note])))
     return _without_choices(verdict, candidate)
+
+
+def _in_order_of(checkpoint: Checkpoint, reference: Trace, candidate: Trace) -> tuple[Trace, Trace, list[str]]:
+    """Both sides in the order of the checkpoint's rows, where they were not compared with each other's."""
+    first, ours = in_order_of(checkpoint, reference)
+    second, theirs = in_order_of(checkpoint, candidate, reference)
+    return first, second, ours + theirs
 
 
 def _without_choices(verdict: Verdict, candidate: Trace) -> Verdict:
@@ -149,6 +161,7 @@ def in_common_names(
     reference: Trace, candidate: Trace, names: NameMap | None, weights: str | None = None
 ) -> tuple[Trace, Trace]:
     """Two traces as a map of names says they are called; as they are without one. Raises TraceError."""
+    names = names or gguf_names(reference, candidate)
     if names is None:
         return reference, candidate
     checkpoint, _ = checkpoint_of(reference, candidate, weights)

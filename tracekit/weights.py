@@ -87,6 +87,14 @@ class Checkpoint:
             return values
         return to_float(round_to(values, held_as), held_as)
 
+    def may_hold(self, name: str, held_as: str, digest: int) -> bool:
+        """Whether an engine that loads this checkpoint may hold a parameter of this digest."""
+        return digest == self.digest(name, held_as)
+
+    def quantisation(self, name: str) -> str | None:
+        """What blocks a tensor is stored in; None of plain numbers, as all of safetensors are."""
+        return None
+
     def digest(self, name: str, held_as: str) -> int:
         """XXH3-64 of the parameter's bytes in the dtype that an engine holds it in."""
         bits = self.bits(name)

@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 import click
 
@@ -14,7 +15,8 @@ from tracekit.audit import audit
 from tracekit.culprits import explained_audit
 from tracekit.named_trace import Elsewhere, named
 from tracekit.report.audit import audit_json, audit_text
-from tracekit.site_names import read_names
+from tracekit.rotary_order import in_order_of
+from tracekit.site_names import gguf_names, read_names
 from tracekit.stated_checkpoint import find_checkpoint, open_checkpoint, why_no_checkpoint
 from tracekit.trace import TraceError
 
@@ -36,12 +38,14 @@ def command(trace: str, weights: str | None, names: str | None, as_json: bool) -
         if path is None:
             raise TraceError(f"{trace}: {why_no_checkpoint(run)}")
         checkpoint = open_checkpoint(path)
-        if names:
-            run = named(run, read_names(names), Elsewhere(checkpoint=checkpoint))
+        called = read_names(names) if names else gguf_names(run)
+        if called is not None:
+            run = named(run, called, Elsewhere(checkpoint=checkpoint))
+        run, notes = in_order_of(checkpoint, run)
         found = audit(run, checkpoint)
         if not (found.clean or found.culprits):
             raise TraceError(f"{trace}: holds no site that can be audited against {path}{_why(found.unknown)}")
-        found = explained_audit(run, checkpoint, found)
+        found = replace(explained_audit(run, checkpoint, found), notes=tuple(notes))
         click.echo(
             json.dumps(audit_json(found, run, checkpoint), indent=2) if as_json else audit_text(found, run, checkpoint)
         )

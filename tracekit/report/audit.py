@@ -30,6 +30,7 @@ def audit_text(found: Audit, trace: Trace, checkpoint: Checkpoint) -> str:
     sites = len(found.clean) + len(found.culprits)
     lines.append(f"  audited: {sites} sites, {counted_values(found.values)}")
     lines += _not_audited(found)
+    lines += [f"  note: {note}" for note in found.notes]
     return "\n".join(lines)
 
 
@@ -83,4 +84,5 @@ def audit_json(found: Audit, trace: Trace, checkpoint: Checkpoint) -> Json:
         "sites": len(found.clean) + len(found.culprits),
         "values": found.values,
         "not_audited": dict(found.unknown),
+        "notes": list(found.notes),
     }

@@ -33,6 +33,7 @@ from tracekit.report.site_facts import ordered_sites, site_facts
 from tracekit.report.token_rows import TokenTexts, alone_rows, token_rows
 from tracekit.report.token_text import without_controls
 from tracekit.report.verdict_words import audit_words, measured_against, recorded_words, verdict_words
+from tracekit.rotary_order import in_order_of
 from tracekit.stated_checkpoint import find_checkpoint, open_checkpoint, why_no_checkpoint
 from tracekit.token_table import token_tables
 from tracekit.trace import Json, Sequence, Trace
@@ -205,6 +206,8 @@ def alone_section(alone: Alone) -> Section:
     trace = alone.trace
     path = alone.weights or find_checkpoint(trace)
     checkpoint = None if path is None else open_checkpoint(path)
+    if checkpoint is not None:
+        trace, _ = in_order_of(checkpoint, trace)
     sequence = trace.sequences[0] if trace.sequences else None
     recorded = sequence is not None and bool(sequence.sites)
     found = explained_audit(trace, checkpoint, audit(trace, checkpoint)) if checkpoint and recorded else None

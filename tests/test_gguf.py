@@ -1,0 +1,199 @@
+"""Runs from a GGUF file: its checkpoint, the order of its q and k rows, its names, its quantised blocks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.test_gaps import told
+from tracekit.log import LogWriter, Tensor, map_file, read_frames
+from tracekit.rotary_order import halves, interleaved
+from tracekit.site_names import GGUF
+from tracekit.stated_checkpoint import open_checkpoint
+from tracekit.weights import Checkpoint
+
+gguf = pytest.importorskip("gguf")
+ROOT = Path(__file__).parent.parent
+HEADS = {"q_proj": 4, "k_proj": 2}
+Q_PROJ = "model.layers.1.self_attn.q_proj"
+
+
+@pytest.fixture(scope="session")
+def run(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Logs of the native engine on the tiny Llama."""
+    engine = os.environ.get("TRACEKIT_NATIVE", str(ROOT / "hooks/rust/target/release/tracekit-native"))
+    scratch = tmp_path_factory.mktemp("plain")
+
+    def make(*more: str) -> Path:
+        log = scratch / f"{len(list(scratch.iterdir()))}.tklog"
+        words = [engine, "--model", str(tiny_llama), "--prompt-ids", "72,101,50,290,280,12,270", "--greedy"]
+        subprocess.run(
+            [*words, "--max-new-tokens", "8", *more], check=True, env=os.environ | {"TRACEKIT_LOG": str(log)}
+        )
+        return log
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def file(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama as llama.cpp's converter writes it, in float32."""
+    return converted(tiny_llama, tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+def converted(folder: Path, out: Path, kind: str = "F32") -> Path:
+    checkpoint = Checkpoint(folder)
+    config = checkpoint.config
+    writer = gguf.GGUFWriter(out, "llama")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    rope = config.get("rope_parameters") or config
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_vocab_size(config["vocab_size"])
+    back = {path: word for word, path in GGUF.items()}
+    for name in checkpoint.names:
+        values = checkpoint.values(name)
+        path, role = name.rsplit(".", 1)
+        part = path.rsplit(".", 1)[-1]
+        if part in HEADS:
+            values = interleaved(values, HEADS[part])
+        pieces = path.split(".")
+        block = f"blk.{pieces[2]}.{back['.'.join(pieces[3:])]}" if pieces[1] == "layers" else back[path]
+        wanted = gguf.GGMLQuantizationType[kind if values.ndim == 2 else "F32"]
+        data = np.ascontiguousarray(values) if wanted.name == "F32" else gguf.quantize(values, wanted)
+        writer.add_tensor(f"{block}.{role}", data, raw_dtype=wanted)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+def as_gguf_engine(log: Path, out: Path, *, turned: tuple[str, ...] = tuple(HEADS), named: bool = True) -> Path:
+    """The log as an engine writes it that holds the projections `turned` in rotary pairs, and speaks GGUF's names."""
+    data, writer = map_file(log), LogWriter(out)
+    back = {path: word for word, path in GGUF.items()}
+
+    def spoken(name: str) -> str:
+        owner, colon, suffix = name.partition(":")
+        parts = owner.split(".")
+        path, role = owner.rsplit(".", 1) if parts[-1] in ("weight", "bias") else (owner, "")
+        pieces = path.split(".")
+        inner = ".".join(pieces[3:])
+        word = f"blk.{pieces[2]}.{back[inner]}" if inner in back and pieces[1] == "layers" else back.get(path, path)
+        return (f"{word}.{role}" if role else word) + colon + suffix if named else name
+
+    def site(row: dict[str, Any]) -> dict[str, Any]:
+        row = row | {key: spoken(row[key]) for key in ("name", "input", "same_as") if row.get(key)}
+        return row | {"parameters": {role: spoken(name) for role, name in (row.get("parameters") or {}).items()}}
+
+    for frame in read_frames(data):
+        metadata = dict(frame.metadata)
+        if "sites" in metadata:
+            metadata["sites"] = [site(row) for row in metadata["sites"]]
+        metadata.pop("checkpoint", None)
+        if metadata.get("weights"):
+            metadata["weights"] = [row | {"name": spoken(row["name"])} for row in metadata["weights"]]
+        tensors: dict[str, Any] = {}
+        for name, stored in frame.tensors.items():
+            if name == "weights/digest":
+                metadata.pop("weights", None)  # this engine hashes nothing
+                continue
+            part = name.rsplit(".", 1)[-1]
+            rows = frame.array(data, name)
+            if frame.kind == "call" and part in turned and rows is not None:
+                tensors[spoken(name)] = np.ascontiguousarray(interleaved(rows.T, HEADS[part]).T)
+            else:
+                raw = bytes(memoryview(data)[stored.offset : stored.offset + stored.nbytes])
+                tensors[spoken(name) if frame.kind == "call" else name] = Tensor(stored.dtype, stored.shape, raw)
+        writer.write_frame(frame.kind, metadata, tensors)
+    writer.abandon()
+    return out
+
+
+def test_the_two_orders_are_inverses() -> None:
+    rows = np.arange(48).reshape(16, 3)
+    assert np.array_equal(halves(interleaved(rows, 2), 2), rows)
+    assert interleaved(np.arange(8), 1).tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+
+
+def test_the_file_is_the_folder(tiny_llama: Path, file: Path) -> None:
+    one, other = Checkpoint(tiny_llama), open_checkpoint(file)
+    assert sorted(one.names) == sorted(other.names)
+    assert all(np.array_equal(one.values(name), other.values(name)) for name in one.names)
+    for name in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "vocab_size"):
+        assert one.config[name] == other.config[name], name
+    assert other.config["rope_theta"] == 10000.0 and other.config["tie_word_embeddings"] is True
+
+
+@pytest.mark.parametrize("kind", ["plain", "turned", "named"])
+def test_a_run_is_audited_against_the_file(run: Callable[..., Path], file: Path, tmp_path: Path, kind: str) -> None:
+    log = run()
+    if kind != "plain":
+        log = as_gguf_engine(log, tmp_path / "engine.tklog", named=kind == "named")
+    code, said = told("audit", str(log), "--weights", str(file))
+    assert code == 0 and "WITHIN" in said, said
+    assert ("rotary pairs in 3 layers" in said) == (kind != "plain")
+
+
+FAULTS = {
+    f"gain:{Q_PROJ}:1.01": (Q_PROJ, "gain 1.01"),
+    "rope-theta:5000:1": ("model.layers.1.self_attn.o_proj:in", "rotary theta 5000"),
+    "gain:model.layers.1.mlp.up_proj:1.001": ("model.layers.1.mlp.up_proj", "gain 1.001"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("weights", ["gguf", "folder", "none"])
+def test_a_fault_beside_the_other_order_is_named(
+    run: Callable[..., Path], file: Path, tiny_llama: Path, tmp_path: Path, fault: str, weights: str
+) -> None:
+    site, explained = FAULTS[fault]
+    log = as_gguf_engine(run("--fault", fault), tmp_path / "engine.tklog")
+    given = {"gguf": ("--weights", str(file)), "folder": ("--weights", str(tiny_llama)), "none": ("--no-audit",)}
+    code, said = told("diff", str(run()), str(log), *given[weights])
+    assert code == 1 and "at step 0, position" in said and site in said.split("DIVERGENCE")[1].splitlines()[0], said
+    if weights != "none":
+        assert explained in said
+        code, said = told("audit", str(log), *given[weights])
+        assert code == 1 and site in said and explained in said
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_other_order_alone_is_parity_with_a_note(run: Callable[..., Path], tmp_path: Path, named: bool) -> None:
+    reference = run()
+    log = as_gguf_engine(reference, tmp_path / "engine.tklog", named=named)
+    for one, other in ((reference, log), (log, reference)):
+        code, said = told("diff", str(one), str(other), "--no-audit")
+        assert code == 0 and "PARITY" in said, said
+        assert "note: " in said and "rotary pairs in 3 layers, as in a GGUF file" in said
+
+
+@pytest.mark.parametrize("turned", ["q_proj", "k_proj"])
+def test_one_of_the_two_turned_alone_is_a_fault(
+    run: Callable[..., Path], file: Path, tmp_path: Path, turned: str
+) -> None:
+    log = as_gguf_engine(run(), tmp_path / "engine.tklog", turned=(turned,), named=False)
+    for words in (["diff", str(run()), str(log)], ["audit", str(log)]):
+        code, said = told(*words, "--weights", str(file))
+        assert code == 1 and turned in said, said
+
+
+def test_both_turned_but_halves_rotated_is_a_fault_of_attention(
+    run: Callable[..., Path], file: Path, tmp_path: Path
+) -> None:
+    """An engine that loads GGUF's rows and rotates halves: both projections are what the file holds."""
+    rotated = run("--fault", "rope-interleaved")
+    log = as_gguf_engine(rotated, tmp_path / "engine.tklog")
+    code, said = told("audit", str(log), "--weights", str(file))
+    assert code == 1 and "o_proj:in" in said and "q_proj" not in said.split("note:")[0], said
