@@ -22,7 +22,7 @@ help: ## This list
 
 setup: $(VENV)/.ready native ## .venv with everything for development, and the native engine
 
-$(VENV)/.ready: setup.cfg pyproject.toml scripts/check_tools.sh
+$(VENV)/.ready: setup.cfg setup.py pyproject.toml scripts/check_tools.sh
 	@sh scripts/check_tools.sh $(PYTHON)
 	@echo "setup: creating $(VENV); PyTorch is about 1 GB to download, a few minutes"
 	$(PYTHON) -m venv $(VENV)
@@ -56,7 +56,7 @@ test: setup model cosyvoice3-model lint ## Everything: lint, types, Rust tests, 
 	@sh scripts/check_hdf5_tools.sh
 	@sh scripts/check_chromium.sh
 	cd $(RUST) && $(CARGO) test --release --workspace --all-features
-	$(BIN)/python -m pytest -n 2 --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=10
 
 parity: setup model ## Tokens of transformers and of the native engine, 20 seeds x 100 tokens and greedy
 	$(BIN)/python scripts/parity.py --model $(MODEL) --native $(NATIVE)

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tracekit import child_program
 from tracekit.outcome import Run, Seed, State
 from tracekit.postmortem import luck, program
 from tracekit.postmortem.failure import Facts, rule
@@ -116,13 +117,38 @@ def test_a_seed_that_crashes_hangs_or_floods_does_not_take_the_others_along(scen
 def test_a_program_may_fill_half_of_the_free_space(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     free = shutil.disk_usage(tmp_path)._replace(free=8 << 20)
     monkeypatch.setattr(program.shutil, "disk_usage", lambda path: free)
     plan = Plan(scene.command("ref"), scene.command("cand", "1:FLOOD"), str(ROOT))
     ran, _ = program.record(plan, Side.CANDIDATE, 1, "tokens", tmp_path)
     assert ran.trouble is not None and ran.exit_code
     assert all(path.stat().st_size <= 4 << 20 for path in tmp_path.iterdir())
+
+
+def test_the_limit_of_a_program_holds_before_its_first_instruction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent may be late as long as it likes: here it waits until the program is done."""
+    started = child_program.subprocess.Popen
+
+    class Late(started):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.wait()
+
+    monkeypatch.setattr(child_program.subprocess, "Popen", Late)
+    flood = ["sh", "-c", "dd if=/dev/zero of=flood bs=64k count=64; true"]  # a child of a child
+    with (tmp_path / "output").open("wb") as output:
+        child_program.start(flood, str(tmp_path), os.environ, output, largest_file=1 << 20).wait()
+    assert (tmp_path / "flood").stat().st_size == 1 << 20
+
+
+@pytest.mark.parametrize(("name", "why"), [("no-such-program", "No such file"), ("./plain.txt", "Permission denied")])
+def test_a_program_that_cannot_be_started_is_said(tmp_path: Path, name: str, why: str) -> None:
+    (tmp_path / "plain.txt").write_text("no program")
+    ended = program.run([name], str(tmp_path), dict(os.environ), None, tmp_path)
+    assert ended.code == 127 and ended.trouble is not None
+    assert ended.trouble.startswith(f"{name}: cannot be started: {why}")
 
 
 @pytest.mark.parametrize(("jobs", "policy"), [(1, "unset"), (2, "PASSIVE")])

@@ -25,6 +25,8 @@ _LATER = {
 
 def __getattr__(name: str) -> Any:
     """See PEP 562."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("tracekit")
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _LATER[name]

@@ -75,10 +75,11 @@ def command(
 def _of_programs(seeds: str, reference: str, candidate: str, options: dict[str, Any]) -> Postmortem:
     from tracekit.postmortem.conduct import Conduct
     from tracekit.postmortem.failure import rule
-    from tracekit.postmortem.finish import finish
+    from tracekit.postmortem.finish import check_libraries, finish
     from tracekit.postmortem.store import open_store
     from tracekit_cli.seed_progress import SeedProgress
 
+    check_libraries("cluster" if options["scheduler"] or "://" in options["out"] else "postmortem")
     numbers = parse_seeds(seeds)
     rule(options["fail"])
     plan = checked(
@@ -108,11 +109,12 @@ def _of_programs(seeds: str, reference: str, candidate: str, options: dict[str, 
 
 def _of_traces(folder: Path, options: dict[str, Any]) -> Postmortem:
     from tracekit.postmortem.conduct import FOUND
-    from tracekit.postmortem.finish import Places, write_report
+    from tracekit.postmortem.finish import Places, check_libraries, write_report
     from tracekit.postmortem.groups import conclude
     from tracekit.postmortem.recorded import examined, pairs, traces
     from tracekit.postmortem.store import open_store, write_json
 
+    check_libraries("postmortem")
     found_pairs = pairs(folder)
     alone = len(traces(folder)) - 2 * len(found_pairs)
     if alone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from tracekit.opening import open_trace
@@ -21,6 +22,15 @@ from tracekit.trace import Json, Trace, TraceError
 REPORT = "report.html"
 REPROS = "repro"
 FINISHED = "finished.json"
+LIBRARIES = ("jinja2", "plotly", "scipy")
+
+
+def check_libraries(extra: str) -> None:
+    """Raises TraceError, with the extra that brings it, where a library is missing that the end of a postmortem needs:
+    before the first program runs, not after the last."""
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    if missing:
+        raise TraceError(f"a postmortem needs {' and '.join(missing)}: pip install 'tracekit[{extra}]'")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -138,10 +137,9 @@ def run(words: list[str], folder: str, variables: dict[str, str], timeout: float
     output = scratch / OUTPUT
     with output.open("wb") as sink:
         try:
-            process = start(words, folder, variables, sink)
+            process = start(words, folder, variables, sink, largest_file=most)
         except OSError as error:
             return Ended(127, "", f"{words[0]}: cannot be started: {error.strerror}")
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))
         code = _wait(process, timeout)
     if code is None:
         return Ended(None, "", f"stopped after {timeout:g} seconds, its time limit (--timeout)")

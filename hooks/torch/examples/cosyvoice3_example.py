@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from cosyvoice3 import CosyVoice3LM, load
@@ -48,7 +49,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model / "CosyVoice-BlankEN")
+    tokenizer: Any = AutoTokenizer.from_pretrained(arguments.model / "CosyVoice-BlankEN")
     model = load(arguments.model)
     if arguments.top_p is not None:
         model.sampling.keywords["top_p"] = arguments.top_p  # type: ignore[attr-defined]
@@ -84,7 +85,7 @@ def speak(
     """Speech tokens of a text, one by one."""
     prompt, words = (encoded(tokenizer, part) for part in (arguments.prompt_text, text))
     print(f"prompt text {prompt.shape[1]} tokens, text {words.shape[1]}, prompt speech {speech.shape[1]}")
-    shared = {
+    shared: dict[str, Any] = {
         "prompt_text": prompt,
         "prompt_text_len": length(prompt),
         "prompt_speech_token": speech,
@@ -92,7 +93,7 @@ def speak(
         "embedding": torch.zeros(1, 192),
     }
     if arguments.stream:
-        return model.inference_bistream(text=iter(words.split(PIECE, dim=1)), **shared)
+        return model.inference_bistream(text=iter(torch.split(words, PIECE, dim=1)), **shared)
     return model.inference(text=words, text_len=length(words), uuid="example", **shared)
 
 

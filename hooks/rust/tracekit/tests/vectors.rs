@@ -8,7 +8,7 @@ use tracekit::rng::TorchRng;
 use tracekit::sampling::{choose, Sampling};
 
 fn vectors(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../tests/vectors").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name)
 }
 
 fn read_json(name: &str) -> Value {
