@@ -18,6 +18,7 @@ import numpy as np
 from tracekit import operations
 from tracekit.divergence import prompt_length, step_of
 from tracekit.own_error import Own, own_error
+from tracekit.measured import measured
 from tracekit.peers import Peers
 from tracekit.recipe import Recipe, order_of, recipes
 from tracekit.recompute import Parameters, Recomputation
@@ -171,9 +172,15 @@ def _auditable(
     trace: Trace, checkpoint: Checkpoint, parameters: Parameters, wiring: Trace | None
 ) -> tuple[list[Recipe], dict[str, str]]:
     """Recipes that can be followed, in execution order; and the other sites, with the reason."""
-    found = recipes(trace, checkpoint.config, wiring)
+    found = recipes(trace, checkpoint, wiring)
     unknown, known = dict(found.unknown), []
-    for recipe in found.known:
+    meanings = measured(trace, checkpoint, wiring, found.known)
+    for each in found.known:
+        meaning = meanings.get(each.class_of or "", {})
+        if isinstance(meaning, str):
+            unknown[each.site] = meaning
+            continue
+        recipe = replace(each, **meaning)  # type: ignore[arg-type]
         if not parameters.has(recipe):
             unknown[recipe.site] = "the checkpoint has no parameter of that name"
         elif not _fits(trace, parameters, recipe):
@@ -209,6 +216,11 @@ def _fits(trace: Trace, parameters: Parameters, recipe: Recipe) -> bool:
     for sequence in trace.sequences:
         sites = sequence.sites
         widths = [sites[name].width for name in recipe.inputs if name in sites]
+        if recipe.columns and len(widths) == len(recipe.inputs):
+            parts = [part or (0, wide) for part, wide in zip(recipe.columns, widths, strict=True)]
+            if max(stop for _, stop in parts) != widths[0]:
+                return False
+            widths = [stop - first for first, stop in parts]
         if recipe.stored == "logits":
             width = _logits_width(sequence)
         elif recipe.stored in sites:
@@ -219,7 +231,7 @@ def _fits(trace: Trace, parameters: Parameters, recipe: Recipe) -> bool:
             continue
         if recipe.parameters and not parameters.fits(recipe, width, widths[0] if widths else width):
             return False
-        if recipe.kind in ("residual", "gate", "identity") and any(other != width for other in widths):
+        if recipe.kind in ("residual", "gate", "identity", "capped") and any(other != width for other in widths):
             return False
         if recipe.core is not None:
             core = recipe.core
@@ -270,6 +282,8 @@ def changed_weights(trace: Trace, checkpoint: Checkpoint) -> list[str]:
             continue
         if weight.dtype not in operations.SMALLEST:
             continue
-        if not checkpoint.may_hold(found, weight.dtype, weight.digest):
+        # A tied head may be held under the name of the file's own table, which then is another parameter.
+        options = [option for option in (found, checkpoint.other_head(name)) if option is not None]
+        if not any(checkpoint.may_hold(option, weight.dtype, weight.digest) for option in options):
             out.append(name)
     return out

@@ -94,7 +94,7 @@ def _all(trace: Trace, stops: Mapping[int, int]) -> dict[int, int]:
 
 
 def _explained(trace: Trace, checkpoint: Checkpoint, culprits: list[Culprit], wiring: Trace | None) -> list[Culprit]:
-    book, parameters = recipes(trace, checkpoint.config, wiring), Parameters(trace, checkpoint)
+    book, parameters = recipes(trace, checkpoint, wiring), Parameters(trace, checkpoint)
     out: list[Culprit] = []
     for index, culprit in enumerate(culprits):
         run = Recomputation(trace.sequences[culprit.sequence], parameters)
@@ -106,7 +106,7 @@ def _explained(trace: Trace, checkpoint: Checkpoint, culprits: list[Culprit], wi
 
 def _alike(trace: Trace, checkpoint: Checkpoint, found: Audit, wiring: Trace | None) -> list[Culprit]:
     """Sites that make the same mistake in every layer, each within its bound: the mistake accounts for all of it."""
-    book, parameters = recipes(trace, checkpoint.config, wiring), Parameters(trace, checkpoint)
+    book, parameters = recipes(trace, checkpoint, wiring), Parameters(trace, checkpoint)
     out: list[Culprit] = []
     for group in found.inexact:
         tried: list[Culprit] = []

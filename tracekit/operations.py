@@ -87,10 +87,41 @@ def as_stored(values: Floats, dtype: str) -> Floats:
 # ---------------------------------------------------------------- modules
 
 
-def embedding(table: NDArray[Any], ids: NDArray[np.int64], dtype: str) -> Result:
-    """Rows of the table; exact where the engine holds the table in the dtype that it records."""
+def embedding(table: NDArray[Any], ids: NDArray[np.int64], dtype: str, factor: float = 1.0) -> Result:
+    """Rows of the table; exact where the engine holds the table in the dtype that it records. `factor`: what they are
+    multiplied by, which engines round to the dtype first or do not."""
     values = table[ids].astype(np.float64)
-    return Result(values, np.full_like(values, SMALLEST.get(dtype, 0.0) ** 2 + 1e-290))
+    plain = Result(values, np.full_like(values, SMALLEST.get(dtype, 0.0) ** 2 + 1e-290))
+    return plain if factor == 1.0 else times(values, factor, dtype)
+
+
+def times(x: Floats, factor: float, dtype: str) -> Result:
+    """x times a number, which engines round to the dtype first or do not."""
+
+    def with_factor(number: float) -> Result:
+        values = x * number
+        orders = in_16_bits(dtype, lambda: [as_stored(values, dtype)])
+        return Result(values, rounding(values, dtype) + rounding(values, "float32"), rounded=orders)
+
+    narrow = float(as_stored(np.array([factor]), dtype)[0])
+    return replace(with_factor(factor), others=() if narrow == factor else (with_factor(narrow),))
+
+
+def capped(x: Floats, factor: float, cap: float | None, dtype: str) -> Result:
+    """Logits from what the head gave: times a number, then softly capped."""
+    if cap is None:
+        return times(x, factor, dtype)
+    inside = x * factor / cap
+    values = cap * np.tanh(inside)
+    # Quotient, tanh and product each round; the first error shrinks as tanh flattens.
+    variance = rounding(values, dtype, 3.0) + rounding(values, "float32", 4.0)
+    variance += rounding(inside, dtype, 2.0) * np.square(cap * (1.0 - np.square(np.tanh(inside))))
+
+    def orders() -> list[Floats]:
+        tanh = as_stored(np.tanh(as_stored(inside, dtype)), dtype)
+        return [as_stored(values, dtype), as_stored(tanh * cap, dtype)]
+
+    return Result(values, variance, rounded=in_16_bits(dtype, orders))
 
 
 def identity(x: Floats, dtype: str) -> Result:
@@ -159,24 +190,31 @@ def rms_norm(x: Floats, weight: Floats | None, eps: float, dtype: str, plus_one:
     """x / sqrt(mean(x^2) + eps) * w (Zhang and Sennrich 2019); the mean is taken in float32. A weight that is shorter
     than a row is that of each head."""
     if weight is not None and weight.size < x.shape[1]:
-        heads = rms_norm(x.reshape(-1, weight.size), weight, eps, dtype, plus_one)
-        rounded = tuple(values.reshape(x.shape) for values in heads.rounded)
-        return replace(
-            heads, values=heads.values.reshape(x.shape), variance=heads.variance.reshape(x.shape), rounded=rounded
-        )
+        return _each_head(rms_norm(x.reshape(-1, weight.size), weight, eps, dtype, plus_one), x.shape)
     scale = 1.0 / np.sqrt(np.mean(np.square(x), axis=1, keepdims=True) + eps)
     return _scaled(x * scale, weight, None, dtype, plus_one)
 
 
-def layer_norm(x: Floats, weight: Floats | None, bias: Floats | None, eps: float, dtype: str) -> Result:
-    """(x - mean) / sqrt(variance + eps) * w + b (Ba, Kiros and Hinton 2016)."""
+def layer_norm(
+    x: Floats, weight: Floats | None, bias: Floats | None, eps: float, dtype: str, plus_one: bool = False
+) -> Result:
+    """(x - mean) / sqrt(variance + eps) * w + b (Ba, Kiros and Hinton 2016). A weight that is shorter than a row is that
+    of each head."""
+    if weight is not None and weight.size < x.shape[1]:
+        return _each_head(layer_norm(x.reshape(-1, weight.size), weight, bias, eps, dtype, plus_one), x.shape)
     centred = x - x.mean(axis=1, keepdims=True)
     scale = 1.0 / np.sqrt(np.mean(np.square(centred), axis=1, keepdims=True) + eps)
-    result = _scaled(centred * scale, weight, bias, dtype, False)
+    result = _scaled(centred * scale, weight, bias, dtype, plus_one)
     # The mean is subtracted with an error of its own, the same for the whole row and as large as the row's entries.
     lost = (2.0 * accumulator(dtype)) ** 2 * np.mean(np.square(x), axis=1, keepdims=True) * np.square(scale)
-    factor = 1.0 if weight is None else np.square(weight)
+    factor = 1.0 if weight is None else np.square(weight + float(plus_one))
     return replace(result, variance=result.variance + lost * factor)
+
+
+def _each_head(heads: Result, shape: tuple[int, ...]) -> Result:
+    """The result of rows that are one head each, as rows of a position each."""
+    rounded = tuple(values.reshape(shape) for values in heads.rounded)
+    return replace(heads, values=heads.values.reshape(shape), variance=heads.variance.reshape(shape), rounded=rounded)
 
 
 def _scaled(normal: Floats, weight: Floats | None, bias: Floats | None, dtype: str, plus_one: bool) -> Result:
@@ -194,10 +232,14 @@ def _scaled(normal: Floats, weight: Floats | None, bias: Floats | None, dtype: s
     return Result(values, variance, shared, in_16_bits(dtype, orders))
 
 
-def residual(one: Floats, other: Floats, dtype: str) -> Result:
-    """The residual stream and what a block adds to it."""
-    values = one + other
-    return Result(values, rounding(values, dtype), rounded=in_16_bits(dtype, lambda: [as_stored(values, dtype)]))
+def residual(one: Floats, other: Floats, dtype: str, factor: float = 1.0) -> Result:
+    """The residual stream and what a block adds to it, times a number."""
+    added = other if factor == 1.0 else other * factor
+    values = one + added
+    if factor == 1.0:
+        return Result(values, rounding(values, dtype), rounded=in_16_bits(dtype, lambda: [as_stored(values, dtype)]))
+    orders = in_16_bits(dtype, lambda: [as_stored(values, dtype), as_stored(one + as_stored(added, dtype), dtype)])
+    return Result(values, rounding(values, dtype) + rounding(added, dtype), rounded=orders)
 
 
 def silu(x: Floats) -> Floats:
@@ -272,15 +314,20 @@ class Rotary:
     width: int  # dimensions of a head that are rotated
     scaling: tuple[tuple[str, Any], ...] = ()
 
+    @property
+    def kind(self) -> str:
+        """`default`, `linear`, `llama3` ..."""
+        scaling = dict(self.scaling)
+        return str(scaling.get("rope_type", scaling.get("type")) or "default")
+
     def frequencies(self) -> tuple[Floats, float]:
         """Inverse frequencies [width / 2], and the factor on cos and sin (1 but for yarn).
 
         Source: transformers `modeling_rope_utils.py`. Raises KeyError for a scaling that is not known here.
         """
         inverse = self.theta ** (-np.arange(0, self.width, 2, dtype=np.float64) / self.width)
-        scaling = dict(self.scaling)
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        if kind in ("default", None, "dynamic"):  # dynamic changes nothing within the trained length
+        scaling, kind = dict(self.scaling), self.kind
+        if kind in ("default", "dynamic"):  # dynamic changes nothing within the trained length
             return inverse, 1.0
         if kind == "linear":
             return inverse / float(scaling["factor"]), 1.0

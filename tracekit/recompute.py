@@ -72,7 +72,7 @@ class Parameters:
             return not recipe.parameters
         shape = self.checkpoint.shape(found)
         if recipe.kind == "linear":
-            return shape == (width, inputs)
+            return shape == ((inputs, width) if recipe.transposed else (width, inputs))
         if recipe.kind == "embedding":
             return len(shape) == 2 and shape[1] == width
         return len(shape) == 1 and width == inputs and width % shape[0] == 0
@@ -87,9 +87,10 @@ class Parameters:
         return self._values(recipe.parameters["weight"])
 
     def matrix(self, recipe: Recipe) -> Matrix:
-        key = tuple(sorted(recipe.parameters.values()))
+        key = (*sorted(recipe.parameters.values()), recipe.transposed)
         if getattr(self._last, "key", None) != key:
             weight = self._values(recipe.parameters["weight"]).astype(np.float64)
+            weight = np.ascontiguousarray(weight.T) if recipe.transposed else weight
             self._last.key, self._last.matrix = key, Matrix(weight, self.vector(recipe, "bias"))
         matrix: Matrix = self._last.matrix
         return matrix
@@ -116,7 +117,9 @@ class Recomputation:
     def ids(self) -> NDArray[np.int64]:
         """Token ids by position: the prompt's, then the sampled ones."""
         prompt = self.sequence.prompt_ids
-        head = np.zeros(0, np.int64) if prompt is None else np.asarray(prompt, dtype=np.int64)
+        if prompt is None or (self.sequence.step_count and len(prompt) != self.first_step + 1):
+            return np.zeros(0, np.int64)  # fed with something else than these ids
+        head = np.asarray(prompt, dtype=np.int64)
         return np.concatenate([head, np.asarray(self.sequence.tokens, dtype=np.int64)])
 
     def dtype(self, site: str) -> str:
@@ -182,19 +185,20 @@ class Recomputation:
         """The recorded inputs of the same rows; of the attention core, keys and values from position 0."""
         if recipe.site == "logits":
             window = Window(window.first + self.first_step, window.stop + self.first_step)
-        if recipe.kind != "attention":
-            return [self.recorded(name, window) for name in recipe.inputs]
-        q, k, v = recipe.inputs
-        whole = Window(0, window.stop)
-        return [self.recorded(q, window), self.recorded(k, whole), self.recorded(v, whole)]
+        whole = Window(0, window.stop) if recipe.kind == "attention" else window
+        rows = [self.recorded(name, whole if index else window) for index, name in enumerate(recipe.inputs)]
+        cut = zip(rows, recipe.columns, strict=True) if recipe.columns else ()
+        return [values if part is None else values[:, slice(*part)] for values, part in cut] or rows
 
     def result(self, recipe: Recipe, window: Window, inputs: list[Floats], closely: bool = False) -> Result:
         """What the site should hold, and how far rounding may have moved it."""
         dtype, parameters = self.computed_in(recipe), self.parameters
         if recipe.kind == "embedding":
-            return operations.embedding(parameters.table(recipe), self.ids[window.first : window.stop], dtype)
+            return self._looked_up(recipe, window, dtype)
         if recipe.kind == "identity":
             return operations.identity(inputs[0], dtype)
+        if recipe.kind == "capped":
+            return operations.capped(inputs[0], recipe.factor, recipe.cap, dtype)
         if recipe.kind == "linear":
             return operations.linear(parameters.matrix(recipe), inputs[0], dtype, closely)
         if recipe.kind == "rms_norm":
@@ -202,13 +206,21 @@ class Recomputation:
             return operations.rms_norm(inputs[0], weight, recipe.eps, dtype, recipe.plus_one)
         if recipe.kind == "layer_norm":
             weight, bias = parameters.vector(recipe, "weight"), parameters.vector(recipe, "bias")
-            return operations.layer_norm(inputs[0], weight, bias, recipe.eps, dtype)
+            return operations.layer_norm(inputs[0], weight, bias, recipe.eps, dtype, recipe.plus_one)
         if recipe.kind == "residual":
-            return operations.residual(inputs[0], inputs[1], dtype)
+            return operations.residual(inputs[0], inputs[1], dtype, recipe.factor)
         if recipe.kind == "gate":
             return operations.gated(inputs[0], inputs[1], recipe.activation, dtype)
         assert recipe.core is not None
         return attention(recipe.core, inputs, window, dtype, closely)
+
+    def _looked_up(self, recipe: Recipe, window: Window, dtype: str) -> Result:
+        """Rows of a table, multiplied where the family does; at the table's own site they may not be yet."""
+        table, ids = self.parameters.table(recipe), self.ids[window.first : window.stop]
+        result = operations.embedding(table, ids, dtype, recipe.factor)
+        if not recipe.either:
+            return result
+        return replace(result, others=(*result.others, operations.embedding(table, ids, dtype)))
 
     def computed_in(self, recipe: Recipe) -> str:
         """The coarser format of a site and its inputs: 16-bit logits are often handed over in float32."""

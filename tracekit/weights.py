@@ -29,8 +29,10 @@ SPEECH_MODELS = ("llm.rl.safetensors", "llm.safetensors")
 there."""
 PREFIXES = ("", "model.", "transformer.", "base_model.", "llm.")
 """What one side may put before a parameter's name where the other does not."""
-TIED = {"lm_head.weight": "model.embed_tokens.weight"}
-"""Parameters that a checkpoint with tied embeddings leaves out."""
+HEADS = ("lm_head.weight", "embed_out.weight")
+"""What the table of a logits head is called, which may be that of the embeddings."""
+TABLES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
+"""Endings of the names of embedding tables that a head is tied to."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,39 @@ class Checkpoint:
         return list(self._entries)
 
     def find(self, name: str) -> str | None:
-        """The checkpoint's name of a parameter that a trace calls `name`, prefixes and tied embeddings allowed for."""
-        for wanted in (name, TIED.get(name, name)):
-            for prefix in PREFIXES:
-                for option in (prefix + wanted, wanted.removeprefix(prefix)):
-                    if option in self._entries:
-                        return option
+        """The checkpoint's name of a parameter that a trace calls `name`, prefixes and tied embeddings allowed for: a
+        head is the embeddings' table where `config.json` ties it, even if the file has a table for it."""
+        own, tied = self._own(name), self.config.get("tie_word_embeddings")
+        if not name.endswith(HEADS) or (own is not None and tied is not True):
+            return own
+        return own if tied is False else self._table() or own
+
+    def _own(self, name: str) -> str | None:
+        """The file's own entry; a head may be called otherwise than in the program."""
+        head = next((head for head in HEADS if name.endswith(head)), None)
+        options = [name] if head is None else [name, *(name.removesuffix(head) + other for other in HEADS)]
+        return next((found for option in options if (found := self._named(option)) is not None), None)
+
+    def _named(self, name: str) -> str | None:
+        for prefix in PREFIXES:
+            for option in (prefix + name, name.removeprefix(prefix)):
+                if option in self._entries:
+                    return option
         return None
+
+    def _table(self) -> str | None:
+        """The table of the token embeddings, where there is one only."""
+        found = [name for name in self._entries if name.endswith(TABLES)]
+        return found[0] if len(found) == 1 else next((name for name in found if name.endswith(".embed_tokens.weight")
+            and name.removesuffix("embed_tokens.weight") in PREFIXES), None)
+
+    def other_head(self, name: str) -> str | None:
+        """The other table that a head might be taken for: the file's own where it is tied, the embeddings' where it is
+        not. None where there is no other, and for what is no head."""
+        if not name.endswith(HEADS):
+            return None
+        used = self.find(name)
+        return next((other for other in (self._own(name), self._table()) if other not in (None, used)), None)
 
     def dtype(self, name: str) -> str:
         return self._entries[name].dtype

@@ -28,11 +28,13 @@ def attention_mistakes(case: Case) -> Iterator[Hypothesis]:
         yield replace(plainly(kind, text, _attended, case, changed), flips=flips)
     yield from _cache(case, core)
     yield from _swapped(case, core)
-    yield _theta(case, core)
+    if core.rotate_queries:
+        yield _theta(case, core)
     yield _scale(case, core)
     yield _window(case, core)
     yield _softcap(case, core)
-    yield _linear_factor(case, core)
+    if core.rotate_queries:
+        yield _linear_factor(case, core)
 
 
 def _exactly(case: Case, core: Core, rows: NDArray[np.int64]) -> Floats:
@@ -63,6 +65,8 @@ def _switches(case: Case, core: Core) -> Iterator[tuple[str, str, Core]]:
     yield "mask one ahead", "the mask lets one key too many through", replace(core, mask="future", prompt=prompt)
     yield "mask one behind", "a position does not see its own key", replace(core, mask="past")
     yield "sink", "one more entry of score 0 in every softmax", replace(core, sink_from=0)
+    if core.softcap is not None:
+        yield "soft cap of scores left out", f"the soft cap of {core.softcap:g} is left out", replace(core, softcap=None)
     if core.window is not None:
         yield "window ignored", f"the sliding window of {core.window} is ignored", replace(core, window=None)
     if 1 < core.kv_heads < core.heads:
@@ -78,6 +82,10 @@ def _rotations(case: Case, core: Core) -> Iterator[tuple[str, str, Core]]:
     rotary = core.rotary
     yield "interleaved rotary", "rotary of interleaved pairs instead of halves", replace(core, interleaved=True)
     yield "rotary backwards", "queries rotated the other way", replace(core, backwards=True)
+    if not core.rotate_queries:
+        both = replace(core, rotate_queries=True, rotate_keys=True)
+        yield "rotary", "queries and keys are rotated in a layer that has no rotary embedding", both
+        return
     yield "no rotary", "queries and keys are not rotated", replace(core, rotate_queries=False, rotate_keys=False)
     yield "keys not rotated", "keys are not rotated", replace(core, rotate_keys=False)
     yield "queries not rotated", "queries are not rotated", replace(core, rotate_queries=False)

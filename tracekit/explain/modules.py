@@ -48,6 +48,7 @@ def module_mistakes(case: Case) -> Iterator[Hypothesis]:
         "residual": _residual,
         "embedding": _embedding,
         "identity": _passed,
+        "capped": _capped,
     }
     yield from kinds[case.recipe.kind](case)
 
@@ -56,6 +57,19 @@ def _passed(case: Case) -> Iterator[Hypothesis]:
     width = case.right.values.shape[1]
     scaled = case.right.values * float(np.sqrt(width))
     yield plainly("embedding scale", f"scaled by sqrt({width})", _same, scaled)
+
+
+def _capped(case: Case) -> Iterator[Hypothesis]:
+    x, recipe = case.inputs[0], case.recipe
+    if recipe.cap is not None:
+        yield plainly("soft cap left out", f"the soft cap of {recipe.cap:g} is left out", _same, x * recipe.factor)
+    if recipe.factor != 1.0:
+        text = f"the logits are not multiplied by {recipe.factor:.6g}"
+        yield plainly("logits scale left out", text, _uncapped_factor, case)
+
+
+def _uncapped_factor(case: Case) -> Result:
+    return operations.capped(case.inputs[0], 1.0, case.recipe.cap, case.dtype)
 
 
 def _same(values: Floats) -> Floats:
@@ -76,6 +90,7 @@ def _linear(case: Case) -> Iterator[Hypothesis]:
     if weight.shape[0] == weight.shape[1]:
         yield plainly("weight transposed", "weight transposed", _product, x, weight.T, bias)
     yield from _siblings(case)
+    yield from _other_head(case, x, bias)
     for source in _other_inputs(case):
         text = f"computed from {source} instead of {case.recipe.inputs[0]}"
         yield plainly("another input", text, _from_other, case, source, weight, bias)
@@ -92,6 +107,17 @@ def _linear(case: Case) -> Iterator[Hypothesis]:
     if case.dtype in ("float16", "bfloat16"):
         yield Hypothesis("gain", 2, lambda: _weight_gain(case), lambda gain: f"weight times {gain:.6g}")
     yield Hypothesis("one weight", 3, lambda: _one_weight(case, x), str)
+
+
+def _other_head(case: Case, x: Floats, bias: Floats | None) -> Iterator[Hypothesis]:
+    """The head with the embeddings' table where it has one of its own, and the other way round."""
+    checkpoint, asked = case.run.parameters.checkpoint, case.recipe.parameters["weight"]
+    used, other = checkpoint.find(asked), checkpoint.other_head(asked)
+    if used is None or other is None or checkpoint.shape(used) != checkpoint.shape(other):
+        return
+    declared = checkpoint.config.get("tie_word_embeddings")
+    text = f"the head's table is {other} instead of {used} (tie_word_embeddings {str(bool(declared)).lower()})"
+    yield plainly("another head", text, _product, x, checkpoint.values(other).astype(np.float64), bias)
 
 
 def _product(x: Floats, weight: Floats, bias: Floats | None) -> Floats:
@@ -218,8 +244,10 @@ def _norm(case: Case) -> Iterator[Hypothesis]:
 
     if weight is not None:
         used = weight + 1.0 if recipe.plus_one else weight
-        yield plainly("norm weight + 1", "weight + 1 used instead of weight", with_weight, used + 1.0)
-        yield plainly("norm weight - 1", "weight - 1 used instead of weight", with_weight, used - 1.0)
+        right = "weight + 1" if recipe.plus_one else "weight"
+        more, less = ("weight + 2", "weight") if recipe.plus_one else ("weight + 1", "weight - 1")
+        yield plainly("norm weight + 1", f"{more} used instead of {right}", with_weight, used + 1.0)
+        yield plainly("norm weight - 1", f"{less} used instead of {right}", with_weight, used - 1.0)
         yield plainly("norm weight left out", "weight left out", with_weight, None)
     yield from _siblings(case)
     yield plainly("norm skipped", "the norm is skipped", _same, x)
@@ -362,9 +390,16 @@ def _scaled_branch(case: Case, stream: Floats, branch: Floats) -> tuple[Floats, 
 
 
 def _embedding(case: Case) -> Iterator[Hypothesis]:
-    width = case.right.values.shape[1]
-    scaled = case.right.values * float(np.sqrt(width))
-    yield plainly("embedding scale", f"scaled by sqrt({width})", _same, scaled)
+    factor = case.recipe.factor
+    if factor != 1.0:
+        text = f"the embeddings are not multiplied by {factor:.6g}"
+        yield plainly("embedding scale left out", text, _same, case.right.values / factor)
+        twice = f"the embeddings are multiplied by {factor:.6g} twice"
+        yield plainly("embedding scale twice", twice, _same, case.right.values * factor)
+    else:
+        width = case.right.values.shape[1]
+        scaled = case.right.values * float(np.sqrt(width))
+        yield plainly("embedding scale", f"scaled by sqrt({width})", _same, scaled)
     yield Hypothesis("other tokens", 3, lambda: _looked_up(case), str)
 
 

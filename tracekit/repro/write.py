@@ -99,7 +99,9 @@ def _layer_fault(case: Case, reference: Trace, candidate: Trace, pair: SequenceP
         return _compared(case, reference, candidate, pair)
     first, checkpoint = ours[0], open_checkpoint(said)
     site, mechanism = str(first["site"]), (first.get("explanation") or {}).get("kind")
-    found = [each for each in recipes(candidate, checkpoint.config, reference).known if each.site == site]
+    found = [each for each in recipes(candidate, checkpoint, reference).known if each.site == site]
+    if not all(each.plain for each in found):
+        raise NoRepro(f"what {site} computes in this family is not among the operations of a repro")
     inputs = tuple(name for each in found for name in (each.stored, *each.inputs))
     return AuditedFault(site, int(first["position"]), mechanism, checkpoint, pair, reference, inputs)
 

@@ -67,6 +67,8 @@ class CallMemory:
 
     def __init__(self, full: Callable[[], None]) -> None:
         self.slots: list[Slot] = []
+        self.tails: dict[str, torch.Tensor] = {}
+        """Sites that have only the last rows of the call, [batch, rows, width] on the host."""
         self.pinned = False
         """Copies come from a CUDA device and have to be waited for."""
         self._full = full
@@ -83,6 +85,7 @@ class CallMemory:
     def clear(self) -> None:
         """Forget the values; the memory stays for the next call."""
         self.slots = []
+        self.tails = {}
         self._ends = []
         self._index = self._used = self._total = 0
         self._gaps = self._moved = False

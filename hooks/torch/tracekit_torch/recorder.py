@@ -344,9 +344,13 @@ class Recorder:
     def write_call(self, row: Row, position: int, first: int, batch_row: int) -> None:
         """Write the values that the taps hold of one row of the batch, rows `first` on, the first at `position`."""
         taps = self.taps
-        if taps is None or taps.call is None or not taps.memory.slots:
+        if taps is None or taps.call is None:
             return
         call = taps.call
+        for rows, tail in self.tails(first, batch_row):
+            self.writer.call(row.sequence, position + call.time - first - rows, rows, tail)
+        if not taps.memory.slots:
+            return
         layout = taps.memory.layout() if call.batch == 1 and first == 0 else None
         if layout is None:
             self.writer.call(row.sequence, position, call.time - first, self.call_tensors(first, batch_row))
@@ -369,6 +373,15 @@ class Recorder:
             data = slot.memory[begin : begin + (time - first) * size]
             tensors[slot.name] = Tensor(slot.word, (time - first, slot.width), data)
         return tensors
+
+    def tails(self, first: int, batch_row: int) -> Iterator[tuple[int, dict[str, TensorLike]]]:
+        """Sites that have only the last rows of the call: how many, and their values."""
+        taps = self.taps
+        if taps is None or taps.call is None:
+            return
+        for name, values in taps.memory.tails.items():
+            rows = min(values.shape[1], taps.call.time - first)
+            yield rows, {name: as_tensor(values[batch_row, -rows:].flatten(1))}
 
     def _wait(self) -> None:
         """Wait for copies from the device."""

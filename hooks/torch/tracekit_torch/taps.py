@@ -45,6 +45,7 @@ class Tap:
         "is_head",
         "keeps_input",
         "keeps_output",
+        "last_rows",
         "module",
         "name",
         "outputs",
@@ -61,6 +62,8 @@ class Tap:
         self.why_not = "not asked for"
         self.fired = 0
         self.source: str | None = None
+        self.last_rows = 0
+        """Rows of its input in this call, where they are the last of the call's positions and not all of them."""
         self.outputs: list[Place] = []
         self.inputs: list[Place | None] = []
 
@@ -82,9 +85,28 @@ class Call:
     def fits(self, value: torch.Tensor) -> bool:
         """Whether `value` has one row a position: [batch, time, ...] or [batch * time, ...]."""
         shape = value.shape
+        if self.heads_first(value):
+            return True
         if len(shape) >= 2 and shape[0] == self.batch and shape[1] == self.time:
             return True
         return bool(shape) and shape[0] == self.rows and (len(shape) == 2 or self.flat)
+
+    def heads_first(self, value: torch.Tensor) -> bool:
+        """Whether `value` is [batch, heads, time, width]. With as many heads as positions the strides tell: queries are
+        made as [batch, time, heads, width] and exchanged after that."""
+        shape = value.shape
+        if len(shape) != 4 or shape[0] != self.batch or shape[2] != self.time:
+            return False
+        return shape[1] != self.time or (self.time > 1 and value.stride(1) < value.stride(2))
+
+    def tail_of(self, value: torch.Tensor, rows: int) -> torch.Tensor | None:
+        """`value` as [batch, rows, width], where it has as many rows, fewer than the call."""
+        shape = value.shape
+        if not 0 < rows < self.time or shape[0] != self.batch:
+            return None
+        if len(shape) == 3 and shape[1] == rows:
+            return value
+        return value.unsqueeze(1) if len(shape) == 2 and rows == 1 else None
 
 
 class Taps:
@@ -155,8 +177,20 @@ class Taps:
 
     def mark_logits(self) -> None:
         """The head's output is kept as the steps' logits, not as a site."""
-        if self._head is not None and self._head.outputs:
+        if self._head is not None and self._head.outputs and not self._head.outputs[0].stored:
             self._change(self._head.outputs[0], recorded_as="logits")
+
+    def logits_are(self, logits: torch.Tensor) -> None:
+        """The model gave these logits. Where they are made from the head's output, its last row is a site."""
+        tap, call = self._head, self.call
+        value = None if call is None else call.head_output
+        if value is not None and value.data_ptr() == logits.data_ptr():
+            self.mark_logits()
+            return
+        if tap is None or not tap.outputs or not tap.keeps_output or value is None or value.dim() != 3:
+            return
+        if call is not None and value.shape[0] == call.batch and value.dtype in WORDS:
+            self._keep_tail(tap.outputs[0], value[:, -1:])
 
     @property
     def head_site(self) -> str | None:
@@ -223,8 +257,11 @@ class Taps:
             tap.inputs.append(None)
         place = tap.inputs[tap.fired]
         source = call.seen.source(value)
+        tap.last_rows = 0
         if source is None and not call.fits(value):
             source = call.seen.source_of_last_rows(value)
+            if (source is not None or tap.is_head) and value.dim() in (2, 3):
+                tap.last_rows = 1 if value.dim() == 2 else value.shape[1]
         # An input that got a site of its own once keeps it, so that no position is missing there.
         if (source is not None and (place is None or not place.stored)) or not tap.keeps_input:
             return source
@@ -233,7 +270,7 @@ class Taps:
         if place is None:
             name = _repeated(tap.name, tap.fired) + INPUT_SUFFIX
             place = tap.inputs[tap.fired] = Place(name, "input", self._next_order())
-        self._keep(call, place, value)
+        self._keep(call, place, value, tap.last_rows)
         return place.slot.name
 
     def _see(self, call: Call, tap: Tap, value: torch.Tensor) -> None:
@@ -255,10 +292,17 @@ class Taps:
             return
         if row.get("same_as") is not None:
             self._change(place, same_as=None)
-        self._keep(call, place, value)
+        self._keep(call, place, value, tap.last_rows)
 
-    def _keep(self, call: Call, place: Place, value: torch.Tensor) -> None:
+    def _keep(self, call: Call, place: Place, value: torch.Tensor, last_rows: int = 0) -> None:
+        """Copy a value; of one that has only the last rows of the call, those."""
+        tail = call.tail_of(value, last_rows) if last_rows else None
+        if tail is not None and tail.dtype in WORDS:
+            self._keep_tail(place, tail)
+            return
         slot = place.slot
+        if value.dim() == 4 and call.heads_first(value):
+            value = value.transpose(1, 2)
         if slot.rows == (call.batch, call.time) and self.memory.keep_again(slot, value):
             call.seen.add(value, slot)
             return
@@ -273,6 +317,12 @@ class Taps:
         self.memory.keep(slot, value, call.rows)
         slot.rows = (call.batch, call.time)
         call.seen.add(value, slot)
+
+    def _keep_tail(self, place: Place, tail: torch.Tensor) -> None:
+        if not place.stored:
+            place.stored = True
+            self._change(place, skipped=None)
+        self.memory.tails[place.slot.name] = tail.detach().to("cpu", copy=True)
 
     def _add_place(self, tap: Tap) -> None:
         place = Place(_repeated(tap.name, tap.fired), type(tap.module).__name__, self._next_order())
@@ -327,6 +377,8 @@ def _description(tap: Tap) -> Json:
     }
     if "variance_epsilon" in numbers:
         numbers["eps"] = numbers["variance_epsilon"]
+    if not type(tap.module).__module__.startswith("torch."):
+        numbers["defined_in"] = type(tap.module).__module__
     return {key: value for key, value in (("parameters", own), ("attributes", numbers)) if value}
 
 

@@ -33,6 +33,8 @@ class HeldCall:
     first: int
     rows: int
     tensors: dict[str, TensorLike]
+    tail: bool = False
+    """Sites that have only the last rows of a call, which is held as well."""
 
 
 @dataclass
@@ -122,8 +124,11 @@ class CausalLoop:
         taps, begun = self._recorder.taps, self._begun
         if taps is None or taps.call is None or begun is None:
             return
-        self.write()
         logits = output_logits(output)
+        head = taps.call.head_output
+        if logits is not None and head is not None and head.data_ptr() != logits.data_ptr():
+            taps.logits_are(logits)
+        self.write()
         if begun.held is not None and taps.call.head_output is not None:
             begun.head.append(taps.call.head_output.detach().to("cpu", copy=True))
         for row in begun.rows:
@@ -294,11 +299,12 @@ class CausalLoop:
             skipped = max(0, row.next_position + row.padding - begun.first, row.padding - begun.first)
             if skipped >= time:
                 continue
-            tensors: dict[str, TensorLike] = {}
-            for name, value in self._recorder.call_tensors(skipped, index).items():
-                if isinstance(value, Tensor):
-                    tensors[name] = Tensor(value.dtype, value.shape, bytes(value.data))
-            begun.held[index].append(HeldCall(begun.first + skipped - row.padding, time - skipped, tensors))
+            first = begun.first + skipped - row.padding
+            held = HeldCall(first, time - skipped, _copied(self._recorder.call_tensors(skipped, index)))
+            begun.held[index].append(held)
+            for rows, tail in self._recorder.tails(skipped, index):
+                at = first + time - skipped - rows
+                begun.held[index].append(HeldCall(at, rows, _copied(tail), tail=True))
 
     def _release(self, begun: Begun, *, with_head: bool) -> None:
         """Write the beginning of the sequences and the calls that were held back."""
@@ -327,8 +333,17 @@ class CausalLoop:
         name = taps.head_site if taps is not None else None
         if name is None or begun.held is None:
             return
-        calls = {call.first: call for call in begun.held[index]}.values()
+        calls = {call.first: call for call in begun.held[index] if not call.tail}.values()
         for call, head in zip(calls, begun.head, strict=False):
             if head.dim() == 3 and head.shape[1] >= call.rows:
                 rows = head[index, head.shape[1] - call.rows :]
                 self._recorder.writer.call(row.sequence, call.first, call.rows, {name: as_tensor(rows)})
+
+
+def _copied(tensors: dict[str, TensorLike]) -> dict[str, TensorLike]:
+    """The same values in memory of their own."""
+    return {
+        name: Tensor(value.dtype, value.shape, bytes(value.data))
+        for name, value in tensors.items()
+        if isinstance(value, Tensor)
+    }

@@ -114,8 +114,7 @@ class Generation:
         call = taps.call
         logits = output_logits(output)
         if logits is not None:
-            if call.head_output is not None and logits.data_ptr() == call.head_output.data_ptr():
-                taps.mark_logits()
+            taps.logits_are(logits)
             if self._recorder.keeps_logits:
                 self._logits = logits[:, -1].detach().to("cpu", copy=True)
         self.write()
