@@ -17,8 +17,8 @@ import numpy as np
 
 from tracekit import operations
 from tracekit.divergence import prompt_length, step_of
-from tracekit.own_error import Own, own_error
 from tracekit.measured import measured
+from tracekit.own_error import Own, own_error
 from tracekit.peers import Peers
 from tracekit.recipe import Recipe, order_of, recipes
 from tracekit.recompute import Parameters, Recomputation

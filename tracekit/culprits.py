@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 from tracekit.align import SequencePair, align_sequences, names
 from tracekit.audit import Audit, Culprit, audit, changed_weights, other_model
@@ -33,6 +33,8 @@ class Examination:
     unknown: Mapping[str, str]  # the candidate's sites that were not audited, and why
     shared: tuple[str, ...]  # sites at which both sides depart from the recipe alike
     values: int
+    harmless: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Sites of the reference and of the candidate that hold one thing at two stages, both right; and what differs."""
 
     @property
     def named(self) -> frozenset[str]:
@@ -85,7 +87,32 @@ def examine(reference: Trace, candidate: Trace, checkpoint: Checkpoint, found: S
         audited.unknown,
         tuple(sorted(suspects & also)),
         audited.values,
+        _harmless(reference, candidate, checkpoint, audited.clean),
     )
+
+
+def _harmless(
+    reference: Trace, candidate: Trace, checkpoint: Checkpoint, clean: Collection[str]
+) -> dict[tuple[str, str], str]:
+    """Embeddings that one side multiplies in the module that looks them up and the other after it."""
+    sides = [
+        {recipe.site: recipe for recipe in recipes(trace, checkpoint, wiring).known if recipe.factor != 1.0}
+        for trace, wiring in ((reference, None), (candidate, reference))
+    ]
+    runs = [Recomputation(trace.sequences[0], Parameters(trace, checkpoint)) for trace in (reference, candidate)]
+    out = {}
+    for site in sides[0].keys() & sides[1].keys():
+        pair = sides[0][site], sides[1][site]
+        if pair[0].kind != "embedding" or pair[1].stored not in clean:
+            continue
+        scaled = [run.is_multiplied(recipe) for run, recipe in zip(runs, pair, strict=True)]
+        if None not in scaled and scaled[0] != scaled[1]:
+            who = ("reference", "candidate") if scaled[0] else ("candidate", "reference")
+            said = (
+                f"{site}: the {who[0]} multiplies the embeddings by {pair[0].factor:.6g} in it, the {who[1]} after it"
+            )
+            out[pair[0].stored, pair[1].stored] = f"{said}; both are right, and it is not compared"
+    return out
 
 
 def _all(trace: Trace, stops: Mapping[int, int]) -> dict[int, int]:

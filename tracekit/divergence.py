@@ -6,8 +6,8 @@ stop. What is found are facts (`Finding`); their cause is `verdict`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -79,10 +79,15 @@ class Search:
         return min(self.findings, key=lambda finding: (finding.sequence, *finding.rank), default=None)
 
 
-def search(reference: Trace, candidate: Trace, yardstick: Yardstick) -> Search:
-    """Compare two traces. Raises TraceError where they cannot be of the same model."""
+def search(
+    reference: Trace, candidate: Trace, yardstick: Yardstick, harmless: Set[tuple[str, str]] = frozenset()
+) -> Search:
+    """Compare two traces. `harmless`: sites of both sides that hold the same thing at two stages of the computation,
+    and are not compared. Raises TraceError where the traces cannot be of the same model."""
     alignment = align_sites(reference, candidate)
     check_same_model(reference, candidate, alignment)
+    kept = tuple(pair for pair in alignment.pairs if (pair.name, pair.candidate) not in harmless)
+    alignment = replace(alignment, pairs=kept)
     pairs, left = align_sequences(reference, candidate)
     result = Search(alignment, left)
     counts = {"sequences": len(pairs), "steps": 0, "steps_after_divergence": 0, "sites": 0, "values": 0}

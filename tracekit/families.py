@@ -115,9 +115,18 @@ def unread_setting(declared: Json) -> str | None:
     return next(told, None)
 
 
+def unstated_setting(declared: Json) -> str | None:
+    """A setting that the family's layers depend on and that is not declared: its default is the program's."""
+    family = family_of(declared)
+    needed = CAPPED if family is not None and family.settings >= CAPPED else frozenset()
+    return min((name for name in needed if name not in declared), default=None)
+
+
 def activation(declared: Json) -> str | None:
     """The gate's activation; None where it is not known."""
-    said = str(declared.get("hidden_activation") or declared.get("hidden_act") or "silu")
+    family = family_of(declared)
+    usual = "gelu_pytorch_tanh" if family is not None and family.embedding_scaled else "silu"
+    said = str(declared.get("hidden_activation") or declared.get("hidden_act") or usual)
     if declared.get("model_type") == "gemma" and said == "gelu":
         said = "gelu_pytorch_tanh"  # the first Gemma checkpoints say gelu and mean this
     return said if said in ACTIVATIONS else None
@@ -174,7 +183,7 @@ def declared_core(declared: Json, layer: int, positions: int = 0) -> Core | None
 
 
 def declared_rotary(declared: Json, head_dim: int, layer: int = 0) -> Rotary:
-    """Rotary numbers of a `config.json` of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`), where
+    """Rotary numbers of a `config.json` of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`):
     local and global layers may have their own."""
     kind = layer_kind(declared, layer)
     rope = declared.get("rope_parameters") or {}

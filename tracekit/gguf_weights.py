@@ -98,6 +98,10 @@ class GgufCheckpoint(Checkpoint):
         self.config = self._file.config
         self._entries = dict.fromkeys(self._file.names)  # type: ignore[assignment]
 
+    @property
+    def one_added(self) -> bool:
+        return True  # llama.cpp's conversion adds it
+
     def find(self, name: str) -> str | None:
         return super().find(huggingface_name(name))
 

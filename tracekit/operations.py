@@ -198,8 +198,8 @@ def rms_norm(x: Floats, weight: Floats | None, eps: float, dtype: str, plus_one:
 def layer_norm(
     x: Floats, weight: Floats | None, bias: Floats | None, eps: float, dtype: str, plus_one: bool = False
 ) -> Result:
-    """(x - mean) / sqrt(variance + eps) * w + b (Ba, Kiros and Hinton 2016). A weight that is shorter than a row is that
-    of each head."""
+    """(x - mean) / sqrt(variance + eps) * w + b (Ba, Kiros and Hinton 2016). A weight that is shorter than a row is
+    that of each head."""
     if weight is not None and weight.size < x.shape[1]:
         return _each_head(layer_norm(x.reshape(-1, weight.size), weight, bias, eps, dtype, plus_one), x.shape)
     centred = x - x.mean(axis=1, keepdims=True)

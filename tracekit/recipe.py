@@ -154,7 +154,8 @@ class _Book:
             return f"the operations between the modules of a {said} are not known"
         if self.unread is not None:
             return f"config.json declares {self.unread}, which no recipe of a {said} reads"
-        return None
+        unstated = families.unstated_setting(self.declared)
+        return None if unstated is None else f"the checkpoint does not declare {unstated}"
 
     # ---------------------------------------------------------------- modules
 
@@ -207,7 +208,7 @@ class _Book:
             eps = self.declared.get("rms_norm_eps") or site.attributes.get("eps")
             if eps is None:
                 return "its eps is not stated"
-            return replace(recipe, eps=float(eps), plus_one=self.family.plus_one)
+            return replace(recipe, eps=float(eps), plus_one=self.family.plus_one and not self.checkpoint.one_added)
         eps = site.attributes.get("eps")
         if kind == "layer_norm":
             return "its eps is not stated" if eps is None else replace(recipe, eps=float(eps))
@@ -401,5 +402,3 @@ def _class_of(site: Site) -> str:
     """The name of a class and where it is defined, where that is told."""
     place = site.attributes.get("defined_in")
     return site.module_class if place is None else f"{place}.{site.module_class}"
-
-

@@ -214,6 +214,17 @@ class Recomputation:
         assert recipe.core is not None
         return attention(recipe.core, inputs, window, dtype, closely)
 
+    def is_multiplied(self, recipe: Recipe) -> bool | None:
+        """Whether an embedding's site holds rows that are multiplied already; None where it holds none to tell by."""
+        data = self.sequence.sites.get(recipe.stored)
+        windows = [] if data is None else self.windows(recipe, 1 << 62)[:1]
+        for window in windows:
+            recorded = self.recorded(recipe.stored, window)
+            table = self.parameters.table(recipe)[self.ids[window.first : window.stop]].astype(np.float64)
+            gaps = [float(np.square(recorded - table * factor).sum()) for factor in (1.0, recipe.factor)]
+            return gaps[1] < gaps[0]
+        return None
+
     def _looked_up(self, recipe: Recipe, window: Window, dtype: str) -> Result:
         """Rows of a table, multiplied where the family does; at the table's own site they may not be yet."""
         table, ids = self.parameters.table(recipe), self.ids[window.first : window.stop]

@@ -135,6 +135,9 @@ def diff(
             reference, candidate, more = _in_order_of(checkpoint, reference, candidate)
             known += more
             examination = examine(reference, candidate, checkpoint, found)
+            if examination.harmless:
+                found = search(reference, candidate, yardstick, examination.harmless.keys())
+                known += examination.harmless.values()
     verdict = reach(reference, candidate, found, yardstick.calibration, examination)
     verdict = replace(verdict, notes=(*verdict.notes, *known, *([] if note is None else [note])))
     return _without_choices(verdict, candidate)

@@ -57,6 +57,11 @@ class Checkpoint:
         self.config = _read_config(Path(path))
 
     @property
+    def one_added(self) -> bool:
+        """Whether norms that multiply by 1 + weight are stored as that sum."""
+        return False
+
+    @property
     def names(self) -> list[str]:
         """Parameters in the order of the files."""
         return list(self._entries)
@@ -85,8 +90,18 @@ class Checkpoint:
     def _table(self) -> str | None:
         """The table of the token embeddings, where there is one only."""
         found = [name for name in self._entries if name.endswith(TABLES)]
-        return found[0] if len(found) == 1 else next((name for name in found if name.endswith(".embed_tokens.weight")
-            and name.removesuffix("embed_tokens.weight") in PREFIXES), None)
+        return (
+            found[0]
+            if len(found) == 1
+            else next(
+                (
+                    name
+                    for name in found
+                    if name.endswith(".embed_tokens.weight") and name.removesuffix("embed_tokens.weight") in PREFIXES
+                ),
+                None,
+            )
+        )
 
     def other_head(self, name: str) -> str | None:
         """The other table that a head might be taken for: the file's own where it is tied, the embeddings' where it is

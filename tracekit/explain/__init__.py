@@ -42,6 +42,10 @@ def explanation_of(case: Case, known: tuple[Json, ...] = (), others: bool = True
     hypotheses = list(_mistakes(case))
     kinds = {explanation["kind"] for explanation in known}
     for explanation in known:
+        if "parts" in explanation:
+            both = _apart(case, tuple(explanation["parts"]), others=False)
+            if both is not None:
+                return both
         same = [fit for fit in _held(case, hypotheses, kinds) if fit.text == explanation["text"]]
         if same:
             return same[0].to_json()
@@ -51,10 +55,21 @@ def explanation_of(case: Case, known: tuple[Json, ...] = (), others: bool = True
     for complexities in ((1, 2), (3,), (4,)):
         best = best or _held(case, [one for one in hypotheses if one.complexity in complexities])
     if not best:
-        return None
+        return _apart(case, (), others=True)
     least = min(fit.residual for fit in best)
     near = [fit for fit in best if fit.residual <= max(NEARLY * least, ROUNDED_AWAY)]
     return min(near, key=lambda fit: (fit.complexity, fit.partial, fit.residual)).to_json()
+
+
+def _apart(case: Case, known: tuple[Json, ...], others: bool) -> Json | None:
+    """The mistake in the prompt and the one in decoding, where both are wrong and each has its own."""
+    parts = case.prompt_and_decoding()
+    found = [explanation_of(part, known, others) for part in parts]
+    if len(found) < 2 or found[0] is None or found[1] is None:
+        return None
+    text = f"in the prompt: {found[0]['text']}; in decoding: {found[1]['text']}"
+    residual = max(float(one["residual"]) for one in found if one is not None)
+    return {"kind": "two mistakes", "value": None, "residual": residual, "text": text, "parts": found}
 
 
 def _held(case: Case, hypotheses: list[Hypothesis], kinds: set[str] | None = None) -> list[Fit]:

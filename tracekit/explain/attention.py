@@ -66,7 +66,11 @@ def _switches(case: Case, core: Core) -> Iterator[tuple[str, str, Core]]:
     yield "mask one behind", "a position does not see its own key", replace(core, mask="past")
     yield "sink", "one more entry of score 0 in every softmax", replace(core, sink_from=0)
     if core.softcap is not None:
-        yield "soft cap of scores left out", f"the soft cap of {core.softcap:g} is left out", replace(core, softcap=None)
+        yield (
+            "soft cap of scores left out",
+            f"the soft cap of {core.softcap:g} is left out",
+            replace(core, softcap=None),
+        )
     if core.window is not None:
         yield "window ignored", f"the sliding window of {core.window} is ignored", replace(core, window=None)
     if 1 < core.kv_heads < core.heads:

@@ -117,6 +117,21 @@ class Case:
     def prompt(self) -> int:
         return prompt_length(self.run.sequence)
 
+    def prompt_and_decoding(self) -> list[Case]:
+        """The case cut in two, where rows are wrong on both sides; none where they are not."""
+        rows = self.window.rows
+        reading = rows < self.prompt
+        if self.recipe.site == "logits" or not self.wrong[reading].any() or not self.wrong[~reading].any():
+            return []
+        cut = self.prompt
+        windows = (Window(self.window.first, cut), Window(cut, self.window.stop))
+        return [self._part(window, part) for window, part in zip(windows, (reading, ~reading), strict=True)]
+
+    def _part(self, window: Window, rows: NDArray[np.bool_]) -> Case:
+        inputs, recorded = self.run.inputs(self.recipe, window), self.run.recorded(self.recipe.stored, window)
+        right = self.run.result(self.recipe, window, inputs, closely=True).closest(recorded)
+        return replace(self, window=window, inputs=inputs, recorded=recorded, right=right, wrong=self.wrong[rows])
+
     @cached_property
     def base(self) -> Floats:
         """The right values as the engine would round them."""

@@ -393,7 +393,9 @@ def _embedding(case: Case) -> Iterator[Hypothesis]:
     factor = case.recipe.factor
     if factor != 1.0:
         text = f"the embeddings are not multiplied by {factor:.6g}"
-        yield plainly("embedding scale left out", text, _same, case.right.values / factor)
+        ids = case.run.ids[case.window.first : case.window.stop]
+        rows = case.run.parameters.table(case.recipe)[ids].astype(np.float64)
+        yield plainly("embedding scale left out", text, _same, rows)
         twice = f"the embeddings are multiplied by {factor:.6g} twice"
         yield plainly("embedding scale twice", twice, _same, case.right.values * factor)
     else:

@@ -1,0 +1,108 @@
+"""Tiny random models of many families, made by transformers from their configurations, and faults in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import tracekit_torch
+import transformers
+
+import tracekit
+from tracekit.trace import Trace
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 160,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+HEADS = {"head_dim": 8}
+PROMPT = [[72, 101, 50, 90, 80, 12, 70, 33, 91, 41]]
+
+
+def _rope(theta: float) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", HEADS),
+    "mistral": ("MistralConfig", HEADS | {"sliding_window": 6}),
+    "qwen2": ("Qwen2Config", _rope(1e6)),
+    "qwen3": ("Qwen3Config", HEADS | _rope(1e6)),
+    "smollm3": ("SmolLM3Config", {"num_hidden_layers": 4}),
+    "gemma": ("GemmaConfig", HEADS),
+    "gemma2": ("Gemma2Config", HEADS | {"sliding_window": 6, "query_pre_attn_scalar": 16}),
+    "gemma3": ("Gemma3TextConfig", HEADS | {"sliding_window": 6, "query_pre_attn_scalar": 16}),
+    "phi3": ("Phi3Config", {"sliding_window": 6}),
+    "olmo2": ("Olmo2Config", {}),
+    "granite": ("GraniteConfig", {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 4.0}),
+    "mixtral": ("MixtralConfig", HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3moe": ("Qwen3MoeConfig", HEADS | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
+    "qwen3next": (
+        "Qwen3NextConfig",
+        HEADS
+        | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_hidden_layers": 4}
+        | {"shared_expert_intermediate_size": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2}
+        | {"linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    ),
+    "cohere": ("CohereConfig", {}),
+    "cohere2": ("Cohere2Config", {"sliding_window": 6, "head_dim": 8}),
+    "stablelm": ("StableLmConfig", {"partial_rotary_factor": 0.5}),
+    "glm": ("GlmConfig", HEADS),
+    "olmo": ("OlmoConfig", {"clip_qkv": 1.0}),
+    "starcoder2": ("Starcoder2Config", {}),
+    "nemotron": ("NemotronConfig", {}),
+    "phi": ("PhiConfig", {"partial_rotary_factor": 0.5}),
+    "gptoss": ("GptOssConfig", HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6}),
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
+    "gptneox": ("GPTNeoXConfig", {}),
+    "falcon": ("FalconConfig", {}),
+    "opt": ("OPTConfig", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "bloom": ("BloomConfig", {"n_layer": 2, "n_head": 4}),
+    "deepseekv3": (
+        "DeepseekV3Config",
+        {"num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+        | {"first_k_dense_replace": 1, "n_group": 2, "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16}
+        | {"qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8},
+    ),
+}
+"""Name -> class of its configuration, and what differs from `SIZES`."""
+
+
+def make(name: str, folder: Path, **settings: Any) -> Path:
+    """A checkpoint of a family, scaled so that attention and norms matter."""
+    torch.manual_seed(11)
+    kind, more = FAMILIES[name]
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**SIZES | more | settings))
+    with torch.no_grad():
+        for key, value in model.float().named_parameters():
+            if value.dim() >= 2:
+                scale = 0.5 if "embed" in key or "wte" in key else value.shape[-1] ** -0.5
+                value.copy_(torch.randn_like(value) * scale)
+            elif "norm" in key.lower() or "ln_" in key:
+                value.add_(0.2 * torch.randn_like(value))
+            elif not key.endswith(("A_log", "dt_bias", "D")):
+                value.copy_(0.2 * torch.randn_like(value))
+    model.save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path, attention: str = "eager", dtype: str = "float32") -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation=attention, dtype=getattr(torch, dtype)
+    ).eval()
+
+
+def run(model: Any, out: Path, **options: Any) -> Trace:
+    """A trace of one greedy generation of 10 tokens."""
+    with tracekit_torch.record(model, out, **options):
+        model.generate(torch.tensor(PROMPT), max_new_tokens=10, do_sample=False, eos_token_id=None)
+    return tracekit.open(out)
