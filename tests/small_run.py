@@ -52,12 +52,13 @@ def write_run(
     digest: int = 1,
     close: bool = True,
     sparse: bool = False,
+    unseeded: bool = False,
 ) -> Path:
     """Write a log. `change` alters a row of a site; `used` are the sampler's numbers where not those `stated`.
 
     `filtered` makes the scores in place of the stated filter, `draw` the token in place of the race; `words` is what it
-    takes. The run ends behind a token of `stops`. Without `tell` the draws and survivors are not recorded; `sparse`,
-    nothing else is.
+    takes, and `unseeded` says that nobody seeded the generator. The run ends behind a token of `stops`. Without `tell`
+    the draws and survivors are not recorded; `sparse`, nothing else is.
     """
     log = LogWriter(path)
     settings = {**SAMPLING, **(stated or {})}
@@ -99,6 +100,8 @@ def write_run(
         draws, tensors = [], {} if sparse else {"logits": logits}
         for count, result in each:
             row = {"op": op, "generator": "mt19937", "seed": generator.seed, "offset": offset, "words": count}
+            if unseeded:
+                row = {"op": op, "generator": "thread_rng"}
             draws.append(row | {"result": result if op == "multinomial" else None})
             offset += count
         if tell:

@@ -21,7 +21,8 @@ import xxhash
 from safetensors.numpy import load_file, save_file
 
 import tracekit
-from tracekit.trace import Step, Trace, resolve
+from tracekit.observed import observe
+from tracekit.trace import Event, Step, Trace, resolve
 
 ROOT = Path(__file__).parent.parent
 PROMPT = [72, 101, 50, 290, 280, 12, 270]
@@ -376,6 +377,28 @@ def test_it_follows_the_tokens_of_another_trace(engine: Engine, folder_of: Folde
     assert done.returncode == 0, done.stderr
     prompt = tracekit.open(str(tmp_path / "second.tklog")).sequences[0].prompt_ids
     assert prompt is not None and prompt.tolist() == PROMPT
+
+
+def test_a_run_that_follows_says_what_it_would_have_chosen(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:
+    """Greedy, so that no draw tells it: a fault of the sampler shows by the own choices alone."""
+    folder, penalised = folder_of(QWEN2), ["--greedy", "--repetition-penalty", "1.3"]
+    faulty = [*penalised, "--fault", "penalty-ignored"]
+    reference = engine.record(folder, tmp_path / "first.tklog", *penalised)
+    alone = engine.record(folder, tmp_path / "alone.tklog", *faulty)
+    following = {"TRACEKIT_FOLLOW": str(tmp_path / "first.tklog")}
+    followed = engine.record(folder, tmp_path / "followed.tklog", *faulty, **following)
+    for trace in (alone, followed):
+        verdict = tracekit.diff(reference, trace)
+        assert verdict.verdict == "divergence", verdict.evidence
+    sequence = followed.sequences[0]
+    assert sequence.tokens.tolist() == reference.sequences[0].tokens.tolist()
+    own = [observe(sequence, step).token for step in range(sequence.step_count)]
+    first = next(step for step, token in enumerate(own) if token != sequence.tokens[step])
+    assert own[: first + 1] == alone.sequences[0].tokens.tolist()[: first + 1]
+    forced = [event for event in sequence.step(first).events if event.kind == "forced"]
+    assert forced == [Event(first, "forced", {"instead_of": own[first]})]
+    harmless = engine.record(folder, tmp_path / "harmless.tklog", *penalised, **following)
+    assert tracekit.diff(reference, harmless).verdict == "parity"
 
 
 def test_the_seed_of_the_environment_is_the_default(engine: Engine, folder_of: FolderOf) -> None:
@@ -1144,8 +1167,6 @@ def test_a_bad_environment_is_one_line(engine: Engine, folder_of: FolderOf, tmp_
     assert "nowhere" in engine.refusal(folder, TRACEKIT_FOLLOW=str(tmp_path / "nowhere.tklog"))
     (tmp_path / "junk.tklog").write_bytes(b"junk" * 20)
     assert "junk" in engine.refusal(folder, TRACEKIT_FOLLOW=str(tmp_path / "junk.tklog"))
-    assert "missing-folder" in engine.refusal(folder, TRACEKIT_LOG=str(tmp_path / "missing-folder" / "a.tklog"))
-    assert "TRACEKIT_LEVEL" in engine.refusal(folder, TRACEKIT_LOG=str(tmp_path / "a.tklog"), TRACEKIT_LEVEL="x")
 
 
 # ---------------------------------------------------------------- the real checkpoint

@@ -195,7 +195,9 @@ def test_module_names_what_to_record(tmp_path, script):
         (["-m", "no.such.module"], "no.such.module: there is no such module"),
         (["--", "./no-such-program"], "no-such-program: cannot be started"),
         (["--level", "most", "script.py"], "--level most: give one of"),
+        (["--level", "most", "--", "true"], "--level most: give one of"),
         (["--logits", "0", "script.py"], "--logits 0"),
+        (["--logits", "0", "--", "true"], "--logits 0"),
         (["--sites", "(", "script.py"], "--sites (: not a regular expression"),
         (["--follow", "none.h5", "script.py"], "none.h5"),
         (["-o", "script.py/run.h5", "script.py"], "cannot be written"),
@@ -241,7 +243,10 @@ def test_a_native_program_is_told_where_to_write_and_keeps_its_exit_code(tmp_pat
     options = ["--level", "logits", "--logits", "5", "--sites", "mlp", "--seed", "3"]
     recorded = run("record", "-o", "run.h5", *options, "--", *program, cwd=tmp_path)
     assert recorded.returncode == 0, recorded.stderr
-    told = "{'TRACEKIT_LEVEL': 'logits', 'TRACEKIT_LOGITS': '5', 'TRACEKIT_SEED': '3', 'TRACEKIT_SITES': 'mlp'}\n"
+    told = (
+        "{'TRACEKIT_LEVEL': 'logits', 'TRACEKIT_LOGITS': '5', 'TRACEKIT_LOG_IS_NEW': '1', "
+        "'TRACEKIT_SEED': '3', 'TRACEKIT_SITES': 'mlp'}\n"
+    )
     assert recorded.stdout == told
     assert "wrote run.h5: 1 sequence, 1 step" in recorded.stderr
     assert tracekit.open(tmp_path / "run.h5").implementation == "native"

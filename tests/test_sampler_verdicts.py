@@ -426,6 +426,18 @@ def test_a_seed_is_found_where_the_side_does_not_tell_it(runs) -> None:
     assert tracekit.diff(reference, runs("same", stated=stated, tell=False)).verdict == "parity"
 
 
+def test_a_generator_that_nobody_seeded_is_said(runs) -> None:
+    """Its draws are known and cannot be repeated: neither side is shown to draw in another way."""
+    stated = {"temperature": 1.3, "top_k": 20, "top_p": 1.0}
+    loose = {"stated": stated, "unseeded": True}
+    candidate = runs("candidate", generator_seed=987654, **loose)
+    verdict = tracekit.diff(runs("reference", stated=stated), candidate)
+    assert (verdict.cause, verdict.step, kind_of(verdict)) == ("rng", 0, "unseeded"), verdict.evidence
+    assert verdict.explanation["text"].startswith("the candidate draws from thread_rng, an unseeded generator")
+    both = tracekit.diff(candidate, runs("other", generator_seed=5, **loose))
+    assert both.cause == "rng" and "both sides draw from an unseeded generator (thread_rng)" in both.evidence[0]
+
+
 def test_words_between_draws_are_counted(runs) -> None:
     verdict = tracekit.diff(runs("reference"), runs("candidate", words_between_draws=3))
     assert (verdict.cause, verdict.step) == ("rng", 1)

@@ -244,6 +244,8 @@ def _explain_position(pair: SequencePair, first: Finding) -> Json | None:
     ]
     if first.facts["field"] == "seed" or not rows:
         return _seed_moved(rows)
+    if first.facts["field"] == "generator":
+        return _unseeded(rows)
     ours, theirs = rows[0]
     if ours.offset is None or theirs.offset is None or ours.seed != theirs.seed:
         return None
@@ -266,6 +268,17 @@ def _explain_position(pair: SequencePair, first: Finding) -> Json | None:
         text += f": {races} {'race' if races == 1 else 'races'} over the vocabulary of {logits.size}"
     text += "" if steady else ", and the distance changes later"
     return {"kind": "extra draw" if shift > 0 else "missing draw", "value": shift, "residual": 0, "text": text}
+
+
+def _unseeded(rows: list[tuple[Any, Any]]) -> Json | None:
+    """Of a candidate whose generator seeded itself, where the reference's draws can be repeated."""
+    if not all(one.seed is not None and other.seed is None for one, other in rows):
+        return None
+    text = (
+        f"the candidate draws from {rows[0][1].generator}, an unseeded generator: its draws cannot be reproduced; "
+        "seed it, or draw with tracekit::rng::TorchRng"
+    )
+    return {"kind": "unseeded", "value": rows[0][1].generator, "residual": 0, "text": text}
 
 
 def _seed_moved(rows: list[tuple[Any, Any]]) -> Json | None:
@@ -298,6 +311,11 @@ def rule_token(reference: Trace, candidate: Trace, found: Search, first: Finding
         return Ruling("near-tie", _cut_evidence(pair, step), first, margins)
     evidence = ["same survivors and draws, another token"]
     way = _explain_way(pair, step)
+    drawn = [side.step(step).draws for side in _sides(pair)]
+    if way is None and all(drawn) and all(draws[-1].seed is None for draws in drawn):
+        names = " and ".join(dict.fromkeys(draws[-1].generator for draws in drawn))
+        said = f"same survivors, another token: both sides draw from an unseeded generator ({names})"
+        return Ruling("rng", [f"{said}, which cannot be reproduced"], first, margins)
     evidence += _processors_said([observe(side, step) for side in _sides(pair)])
     if way is None and flips is None:
         way = _explain_seed(pair, step)

@@ -6,10 +6,14 @@ being sound. What the frames mean is `log_trace`'s business.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
 import math
 import mmap
 import os
+import stat
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,15 +78,31 @@ class Layout:
 
 
 class LogWriter:
-    """Writes a log. One `write` a frame, no fsync until `close`; after a kill every frame that was written is there.
+    """Writes a log. One `write` a frame, no fsync until `close`; after a kill every frame that was written is there. A
+    frame that the file does not take whole is taken back.
 
-    Raises OSError where the file cannot be written, KeyError for a numpy dtype that the format does not have.
+    Raises OSError where the file cannot be written, or another process writes it; KeyError for a numpy dtype that the
+    format does not have.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, hash_frames: bool = True) -> None:
         self.path = os.fspath(path)
         self._hash = hash_frames
-        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._length = 0  # bytes of whole frames
+        if stat.S_ISREG(os.fstat(self._file).st_mode):
+            self._claim()
+
+    def _claim(self) -> None:
+        """Empty the file, which no other process may be writing: it would be writing into this log."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.abandon()
+            raise OSError(errno.EWOULDBLOCK, "another process writes it", self.path) from None
+        except OSError:
+            pass  # a file system without locks
+        os.ftruncate(self._file, 0)
 
     def write_frame(
         self, kind: str, metadata: Mapping[str, Any], tensors: Mapping[str, TensorLike] | None = None
@@ -140,6 +160,10 @@ class LogWriter:
         ended = {"scope": "sequence", "sequence": sequence, "steps": steps, "reason": reason, "detail": detail}
         self.write_frame("end", ended | metadata)
 
+    def trouble(self, detail: str) -> None:
+        """What of this run the log does not hold, and why; a log with this frame reads as recovered."""
+        self.write_frame("trouble", {"detail": detail})
+
     def close(self, reason: str = "done") -> None:
         """Write the final frame, fsync, close. A second call does nothing."""
         if self._file < 0:
@@ -166,11 +190,18 @@ class LogWriter:
     def _write(self, buffers: list[Any], length: int) -> None:
         if len(buffers) > IOV_LIMIT:
             buffers = [b"".join(buffers)]
-        written = os.writev(self._file, buffers)
-        if written < length:
-            rest = memoryview(b"".join(buffers))[written:]
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
+        try:
+            written = os.writev(self._file, buffers)
+            if written < length:
+                rest = memoryview(b"".join(buffers))[written:]
+                while rest:
+                    rest = rest[os.write(self._file, rest) :]
+        except OSError:
+            # What was written of it goes, so that a reader finds whole frames, and one more may follow.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._length)
+            raise
+        self._length += length
 
 
 def _as_tensor(value: TensorLike) -> Tensor:

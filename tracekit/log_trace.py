@@ -251,6 +251,7 @@ class LogTrace:
         self.status = "recovered"
         self.status_detail: str | None = None
         self._rows: dict[str, Site] = {}
+        self._troubles: list[str] = []
         self._read()
 
     @cached_property
@@ -283,11 +284,17 @@ class LogTrace:
             why = f"the frame at byte {offset} does not fit what came before ({error})"
         else:
             if self.status == "complete":
+                self._say_troubles()
                 return
         if taken == 0:
             raise TraceError(f"{self.path}: not a readable log: {why}; record it again")
         self.status = "recovered"
-        self.status_detail = f"recovered {self._recovered()}; {why}"
+        self.status_detail = "; ".join([f"recovered {self._recovered()}", *(self._troubles or [why])])
+
+    def _say_troubles(self) -> None:
+        """A log that its writer closed, but which lacks something by its writer's own account."""
+        if self._troubles:
+            self.status, self.status_detail = "recovered", "; ".join(self._troubles)
 
     def _recovered(self) -> str:
         if not self.sequences:
@@ -309,6 +316,8 @@ class LogTrace:
             self._sequence(metadata).add_call(frame)
         elif frame.kind == "step":
             self._sequence(metadata).add_step(frame)
+        elif frame.kind == "trouble":
+            self._troubles.append(str(metadata["detail"]))
         elif frame.kind == "end" and metadata["scope"] == "file":
             self.status = "complete"
         elif frame.kind == "end":

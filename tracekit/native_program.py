@@ -10,12 +10,15 @@ import numpy as np
 
 from tracekit.log import LogWriter, TensorLike
 from tracekit.opening import open_trace
-from tracekit.trace import Draw, Json, Sequence, Trace
+from tracekit.trace import Draw, Json, Sequence, Trace, TraceError
+
+LEVELS = ("tokens", "logits", "layers", "all")
 
 
 @dataclass(frozen=True)
 class NativeOptions:
-    """What a native program is asked to record; see `tracekit record --help`."""
+    """What a native program is asked to record; see `tracekit record --help`. Raises TraceError for a level or a count
+    that means nothing."""
 
     seed: int | None = None
     level: str = "all"
@@ -26,6 +29,13 @@ class NativeOptions:
     follow_inputs: bool = False
     keep_log: bool = False
 
+    def __post_init__(self) -> None:
+        # The program would run and not be recorded: it does not end at a setting that means nothing.
+        if self.level not in LEVELS:
+            raise TraceError(f"--level {self.level}: give one of {', '.join(LEVELS)}")
+        if self.logits != "full" and not (self.logits.isdecimal() and int(self.logits) > 0):
+            raise TraceError(f"--logits {self.logits}: give `full` or a count of at least 1")
+
 
 def environment(log: Path, options: NativeOptions, scratch: Path) -> dict[str, str]:
     """The environment of a program that is to write `log`. What it follows is laid down in the folder `scratch`.
@@ -33,7 +43,8 @@ def environment(log: Path, options: NativeOptions, scratch: Path) -> dict[str, s
     Raises TraceError where the trace to follow cannot be read.
     """
     variables = {name: value for name, value in os.environ.items() if not name.startswith("TRACEKIT_FOLLOW")}
-    variables |= {"TRACEKIT_LOG": str(log.resolve()), "TRACEKIT_LEVEL": options.level}
+    # The first process that records takes the log; another one of the same run must not begin it anew.
+    variables |= {"TRACEKIT_LOG": str(log.resolve()), "TRACEKIT_LOG_IS_NEW": "1", "TRACEKIT_LEVEL": options.level}
     variables["TRACEKIT_LOGITS"] = options.logits
     if options.sites is not None:
         variables["TRACEKIT_SITES"] = options.sites

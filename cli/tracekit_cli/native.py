@@ -25,23 +25,28 @@ def run_native(words: list[str], out: Path, options: NativeOptions, strict: bool
     """
     log = out if out.suffix == ".tklog" else out.with_suffix(".tklog")
     _prepare(log)
-    with tempfile.TemporaryDirectory(prefix="tracekit-") as scratch:
-        code = _run(words, environment(log, options, Path(scratch)))
-    if not log.exists():
-        if code == 0:
-            raise TraceError(f"{words[0]}: ran, but recorded nothing; it has to be built with tracekit's crate")
-        return code
+    try:
+        with tempfile.TemporaryDirectory(prefix="tracekit-") as scratch:
+            code = _run(words, environment(log, options, Path(scratch)))
+    except TraceError:
+        log.unlink(missing_ok=True)
+        raise
+    if not log.exists() or not log.stat().st_size:
+        return _nothing(words[0], log, code)
     with LogTrace(log) as trace:
         steps = sum(sequence.step_count for sequence in trace.sequences)
         count = len(trace.sequences)
         missed = no_such_site(trace, options.sites)
         lacking = _not_followed(trace, options)
+        lost = trace.status_detail
         if log != out:
             write_archive(trace, out)
     if log != out and not options.keep_log:
         log.unlink()
     for sentence in (*([] if missed is None else [missed]), *lacking):
         click.echo(f"tracekit: {sentence}", err=True)
+    if lost is not None:
+        click.echo(f"tracekit: the trace is incomplete: {lost}", err=True)
     click.echo(f"tracekit: wrote {out}: {_counted(count, 'sequence')}, {_counted(steps, 'step')}", err=True)
     return 2 if code == 0 and strict and lacking else code
 
@@ -58,10 +63,23 @@ def _not_followed(trace: LogTrace, options: NativeOptions) -> list[str]:
 def _prepare(log: Path) -> None:
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        # A log of an earlier run must not be taken for this one's.
+        # A log of an earlier run must not be taken for this one's; where none can be made, the program need not run.
         log.unlink(missing_ok=True)
+        log.touch()
     except OSError as error:
         raise TraceError(f"{log}: cannot be written: {error.strerror}") from None
+
+
+def _nothing(program: str, log: Path, code: int) -> int:
+    """The exit code of a program that left no log, and what to do. Raises TraceError where it succeeded."""
+    gone = not log.exists()
+    log.unlink(missing_ok=True)
+    why = "its log was removed while it ran" if gone else "it has to be built with tracekit's crate and to call it"
+    sentence = f"{program}: ran, but recorded nothing; {why}, or it says above why it could not"
+    if code == 0:
+        raise TraceError(sentence)
+    click.echo(f"tracekit: {sentence}", err=True)
+    return code
 
 
 def _run(words: list[str], variables: dict[str, str]) -> int:

@@ -98,6 +98,9 @@ class Listener(Protocol):
     def chose(self, scores: torch.Tensor, result: torch.Tensor) -> torch.Tensor | None:
         """An argmax was taken; as `drew`."""
 
+    def guarded(self, action: Callable[..., Any], *args: Any) -> Any:
+        """What `action` gives; None where it fails, which the program does not see."""
+
 
 class StreamPosition:
     """Where in its stream one generator is: kept from draw to draw, so that the stream is not walked each time."""
@@ -203,15 +206,27 @@ class Draws:
         if moved and source is not None:
             # Drawn on the CPU generator, so that a port can draw the same.
             return self._on_cpu(name, function, args, kwargs, source)
+        # What is done around the draw may fail, the draw is the program's: it runs as it would, once.
+        generator, before = self._listener.guarded(self._prepare, kwargs, source) or (None, None)
+        self._inside = True
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            self._inside = False
+        if generator is None:
+            return result
+        forced = self._listener.guarded(self._tell, name, source, result, generator, before, kwargs)
+        return result if forced is None else forced
+
+    def _prepare(self, kwargs: dict[str, Any], source: torch.Tensor | None) -> tuple[torch.Generator, torch.Tensor]:
+        """The generator that a draw will use, put where it is to be, and its state."""
         generator = _generator(kwargs, source)
         self._inside = True
         try:
             self._listener.draws_from(generator)
-            before = generator.get_state()
-            result = function(*args, **kwargs)
+            return generator, generator.get_state()
         finally:
             self._inside = False
-        return self._tell(name, source, result, generator, before, kwargs)
 
     def _on_cpu(
         self,
@@ -238,9 +253,10 @@ class Draws:
         generator: torch.Generator,
         before: torch.Tensor,
         kwargs: dict[str, Any],
-    ) -> Any:
+    ) -> torch.Tensor | None:
+        """Report a draw; what the program gets in place of its result, if anything."""
         if not isinstance(result, torch.Tensor):
-            return result
+            return None
         after = generator.get_state()
         if generator.device.type == "cpu":
             stream = self._streams.setdefault(generator, StreamPosition())
@@ -251,8 +267,7 @@ class Draws:
             kind = "philox"
             offset, words = _philox_offset(before), _philox_offset(after) - _philox_offset(before)
         drawn = Drawn(name, source, result, kind, generator.initial_seed(), offset, words)
-        forced = self._listener.drew(drawn)
-        return result if forced is None else forced
+        return self._listener.drew(drawn)
 
     def operator(self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operator that the dispatch mode saw to be random."""

@@ -6,6 +6,7 @@ leaves what was recorded until then.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -116,6 +117,8 @@ class Recorder:
         self.steps = 0
         self.broken: str | None = None
         self.closed = False
+        self.unwritten = False
+        """The archive could not be made; the log is there."""
         self.notes: list[str] = []
         self.not_followed: list[str] = []
         """What was to be followed and was not, once the recording is closed."""
@@ -171,7 +174,7 @@ class Recorder:
         self._handles.append(model.register_forward_hook(self._after))
 
     def close(self, reason: str = "done", detail: str | None = None) -> None:
-        """End the trace and make the archive. Raises TraceError where that cannot be written."""
+        """End the trace and make the archive; where that cannot be written it is said, and the log stays."""
         if self.closed or os.getpid() != self._process:
             return
         self.closed = True
@@ -185,9 +188,16 @@ class Recorder:
             except Exception as error:
                 self.fail(error)
         if self.broken is None:
-            writer.close(reason)
-        else:
-            writer.abandon()
+            self.guarded(writer.close, reason)
+        writer.abandon()
+        try:
+            self._make_archive()
+        except Exception as error:
+            self.broken = self.broken or str(error)
+            self.unwritten = True
+            self.note(f"{error}; what was recorded is in {self.log_path}")
+
+    def _make_archive(self) -> None:
         if self.sequences:
             with LogTrace(self.log_path) as trace:
                 if self.log_path != self.out:
@@ -225,9 +235,16 @@ class Recorder:
             what = str(error) if isinstance(error, (TraceError, OSError)) else f"{type(error).__name__}: {error}"
             self.broken = what
             self._detach()
+            self._leave_reason(what)
             say(f"recording stopped, the program goes on: {what}")
             if os.environ.get("TRACEKIT_DEBUG"):
                 sys.excepthook(type(error), error, error.__traceback__)
+
+    def _leave_reason(self, what: str) -> None:
+        """Into the log, where it takes it: a full disk may not."""
+        if self._writer is not None:
+            with contextlib.suppress(Exception):
+                self._writer.trouble(what)
 
     def guarded(self, action: Callable[..., Any], *args: Any) -> Any:
         """What `action` gives; None where it fails, which ends the recording and not the program."""

@@ -168,6 +168,8 @@ def _close(recorder: Recorder, watch: Watch, error: BaseException | None) -> boo
         if recorder.broken is None:
             say(watch.why_nothing if recorder.model is None else "the model was found, but no call of it was recorded")
         return True
+    if recorder.unwritten:
+        return True
     steps = f"{recorder.steps} steps" if recorder.steps != 1 else "1 step"
     sequences = f"{recorder.sequences} sequences" if recorder.sequences != 1 else "1 sequence"
     say(f"wrote {recorder.out}: {sequences}, {steps}")

@@ -170,7 +170,7 @@ class Watch:
             if name in sys.modules:
                 action(sys.modules[name])
             else:
-                missing[name] = action
+                missing[name] = functools.partial(self._recorder.guarded, action)
         if missing:
             finder = _AfterImport(missing)
             sys.meta_path.insert(0, finder)
@@ -185,7 +185,7 @@ class Watch:
         def make(original: Callable[..., Any]) -> Callable[..., Any]:
             def init(tokenizer: Any, *args: Any, **kwargs: Any) -> None:
                 original(tokenizer, *args, **kwargs)
-                self._recorder.texts.made(tokenizer)
+                self._recorder.guarded(self._recorder.texts.made, tokenizer)
 
             return init
 

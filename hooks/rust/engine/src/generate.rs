@@ -50,34 +50,31 @@ impl Generation<'_> {
             if let Some(follow) = self.follow {
                 follow.place(0, step, &mut rng)?;
             }
-            let (choice, events) = sampler.choose(&mut rng, &logits, &context);
-            let token = match self.follow {
-                None => choice.token,
-                Some(follow) => match follow.token(0, step) {
-                    Some(token) => token,
-                    None => break,
-                },
-            };
-            let stops = stop.contains(&token) || faults.stops(step);
-            let is_last = stops || step + 1 == self.limit;
-            if is_last && faults.drops_last() {
-                reason = if stops { "stop" } else { reason };
+            if self.follow.is_some_and(|follow| step >= follow.steps(0)) {
                 break;
             }
-            history.push(token);
-            tracekit::step(tracekit::Step {
-                token,
-                text: tracekit::enabled().then(|| text(token)),
+            let (choice, events) = sampler.choose(&mut rng, &logits, &context);
+            let ends = |token: u32| stop.contains(&token) || faults.stops(step);
+            let is_limit = step + 1 == self.limit;
+            if faults.drops_last() && (ends(choice.token) || is_limit) {
+                reason = if ends(choice.token) { "stop" } else { reason };
+                break;
+            }
+            let token = tracekit::next_token(tracekit::Step {
+                token: choice.token,
+                text: tracekit::enabled().then(|| text(choice.token)),
                 logits: &logits,
                 survivors: &choice.survivors,
                 draws: &choice.draws,
                 events: &events,
             })?;
+            history.push(token);
+            let stops = ends(token);
             if stops {
                 reason = "stop";
                 break;
             }
-            if !is_last {
+            if !is_limit {
                 faults.at_step(step + 1);
                 logits = model.forward(&[token])?;
             }

@@ -37,7 +37,7 @@ impl<'a> Model<'a> {
 
     /// Logits of the last of `ids`, [vocabulary] in float32; the cache grows by all of them.
     pub fn forward(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
-        tracekit::forward(self.cached(), ids.len()).map_err(|error| candle_core::Error::Msg(error.to_string()))?;
+        tracekit::forward(self.cached(), ids.len())?;
         let input = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
         let hidden = self.decoder.forward(self.faults.embedded(self.embed_tokens.forward(&input)?)?)?;
         let last = hidden.narrow(1, ids.len() - 1, 1)?.to_dtype(self.lm_head.weight().dtype())?.contiguous()?;
@@ -50,7 +50,7 @@ impl<'a> Model<'a> {
 
 /// The logits head; its output is recorded with each step.
 fn head(config: &Config, vb: &VarBuilder, embed_tokens: &Embedding, faults: &Faults) -> Result<Linear> {
-    tracekit::logits_site("lm_head").map_err(|error| candle_core::Error::Msg(error.to_string()))?;
+    tracekit::logits_site("lm_head")?;
     if faults.ties_head(config.tie_word_embeddings) {
         return Linear::tied("lm_head", embed_tokens.embeddings());
     }

@@ -117,13 +117,14 @@ impl<'a> Sampler<'a> {
 
     fn draw(&self, rng: &mut TorchRng, probs: &[f32], step: usize) -> Choice {
         self.faults.before_draw(rng, step);
-        let (offset, seed) = (rng.offset(), rng.initial_seed());
+        let (offset, seed) = (rng.offset(), Some(rng.initial_seed()));
         let (op, token) = match self.faults.draw(rng, probs) {
             Some(other) => other,
             None => ("multinomial", rng.multinomial_one(probs)),
         };
         let result = token as u32;
-        let draw = Draw { op, generator: "mt19937", seed, offset, words: rng.offset() - offset, result };
+        let words = Some(rng.offset() - offset);
+        let draw = Draw { op, generator: "mt19937", seed, offset: Some(offset), words, result };
         Choice { token: result, survivors: survivors(probs), draws: vec![draw] }
     }
 }

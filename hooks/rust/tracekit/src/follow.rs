@@ -9,32 +9,48 @@
 //! - `--follow-inputs` (`TRACEKIT_FOLLOW_INPUTS=1`): the prompt's token ids, and whatever else the reference was prompted
 //!   with, are taken from the reference.
 //!
-//! [`crate::generation::LogitsProcessor`] follows by itself. A loop of its own says, at step `step` of sequence 0:
+//! [`crate::generation::LogitsProcessor`] follows by itself. A loop of its own:
 //!
 //! ```
 //! use tracekit::follow::Follow;
 //! use tracekit::rng::TorchRng;
 //! use tracekit::sampling::{choose, Sampling};
+//! use tracekit::Step;
 //!
-//! # fn decode(logits: &[f32], own_prompt: Vec<u32>, step: usize) -> tracekit::Result<Option<u32>> {
+//! # fn generate(own_prompt: Vec<u32>, model: impl Fn(&[u32]) -> Vec<f32>) -> tracekit::Result<Vec<u32>> {
 //! let follow = Follow::from_env()?;
 //! let prompt = match &follow {
 //!     Some(follow) if follow.forces_inputs() => follow.prompt_ids(0).unwrap_or_default().to_vec(),
 //!     _ => own_prompt,
 //! };
-//! let mut rng = TorchRng::seed(0);
-//! // before a token is chosen: the generator stands where the reference's stood
-//! if let Some(follow) = &follow {
-//!     follow.place(0, step, &mut rng)?;
+//! tracekit::sequence(&prompt)?;
+//! let settings = Sampling { temperature: Some(1.0), ..Sampling::default() };
+//! let (mut rng, mut history) = (TorchRng::seed(0), prompt);
+//! for step in 0..4 {
+//!     let logits = model(&history);
+//!     // before a token is chosen: the generator stands where the reference's stood
+//!     if let Some(follow) = &follow {
+//!         follow.place(0, step, &mut rng)?;
+//!     }
+//!     let choice = choose(&settings, &mut rng, &logits, &history);
+//!     // the own choice is recorded, and the reference's token goes on
+//!     history.push(tracekit::next_token(Step {
+//!         token: choice.token,
+//!         logits: &logits,
+//!         survivors: &choice.survivors,
+//!         draws: &choice.draws,
+//!         ..Step::default()
+//!     })?);
 //! }
-//! let choice = choose(&Sampling { temperature: Some(1.0), ..Sampling::default() }, &mut rng, logits, &prompt);
-//! // and the reference's token goes on; `None` where the reference ends
-//! let token = follow.as_ref().map_or(Some(choice.token), |follow| follow.token(0, step));
-//! # Ok(token)
+//! # Ok(history)
 //! # }
-//! # assert!(decode(&[0.1, 0.9], vec![3], 0)?.is_some());
+//! # assert_eq!(generate(vec![3], |_| vec![0.1, 0.9])?.len(), 5);
 //! # Ok::<(), tracekit::Error>(())
 //! ```
+//!
+//! There is no other way to the reference's token than [`crate::next_token`], so a run that follows always says what it
+//! would have chosen by itself: in an event `forced`, where that is another token. A program that only says
+//! [`crate::step`] goes on with its own tokens; its log says that it was to follow, and that it did not.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -61,8 +77,6 @@ pub struct FollowedDraw {
     pub offset: Option<u64>,
     /// Words used by it.
     pub words: Option<u64>,
-    /// The token.
-    pub result: Option<u32>,
     /// The number, where a single one was drawn.
     pub value: Option<f64>,
 }
@@ -70,6 +84,7 @@ pub struct FollowedDraw {
 #[derive(Clone, Debug, Default)]
 struct FollowedStep {
     token: Option<u32>,
+    text: Option<String>,
     draws: Vec<FollowedDraw>,
 }
 
@@ -139,7 +154,8 @@ impl Follow {
                 let index = frame.metadata.get("sequence").and_then(Value::as_u64).unwrap_or(0) as usize;
                 if let Some(sequence) = self.sequences.get_mut(index) {
                     let token = ids(frame, "token")?.first().copied();
-                    sequence.steps.push(FollowedStep { token, draws: draws(frame) });
+                    let text = frame.metadata.get("text").and_then(Value::as_str).map(str::to_string);
+                    sequence.steps.push(FollowedStep { token, text, draws: draws(frame) });
                 }
             }
             _ => {}
@@ -165,9 +181,15 @@ impl Follow {
         self.inputs
     }
 
-    /// The token to force, or `None` where the followed trace has ended.
-    pub fn token(&self, sequence: usize, step: usize) -> Option<u32> {
-        self.sequences.get(sequence)?.steps.get(step)?.token
+    /// How many steps a sequence of the followed trace has.
+    pub fn steps(&self, sequence: usize) -> usize {
+        self.sequences.get(sequence).map_or(0, |followed| followed.steps.len())
+    }
+
+    /// The token to force and its text, or `None` where the followed trace has ended.
+    pub(crate) fn forced(&self, sequence: usize, step: usize) -> Option<(u32, Option<&str>)> {
+        let step = self.sequences.get(sequence)?.steps.get(step)?;
+        Some((step.token?, step.text.as_deref()))
     }
 
     /// The prompt of a sequence.
@@ -249,7 +271,6 @@ fn draws(frame: &Frame) -> Vec<FollowedDraw> {
         seed: row["seed"].as_u64().or(row["seed"].as_i64().map(|seed| seed as u64)),
         offset: row["offset"].as_u64(),
         words: row["words"].as_u64(),
-        result: row["result"].as_u64().and_then(|id| u32::try_from(id).ok()),
         value: value(index),
     };
     rows.iter().enumerate().map(draw).collect()

@@ -20,8 +20,7 @@
 use candle_core::{DType, Result, Tensor};
 use serde_json::json;
 
-use crate::follow::Follow;
-use crate::recorder::{next_step, sampler, step};
+use crate::recorder::{next_token, place, sampler};
 use crate::rng::TorchRng;
 use crate::sampling::{argmax, draw, probabilities_of, softmax, Choice, Event};
 use crate::steps::Step;
@@ -82,24 +81,21 @@ impl Sampling {
 }
 
 /// Chooses tokens, and records each as a step where the process records. Where the process follows another trace
-/// ([`crate::follow`]), that trace's tokens are given out, for as long as it goes.
+/// ([`crate::follow`]), that trace's tokens are given out, for as long as it goes, and what was chosen is recorded.
 ///
 /// A program that never says [`crate::sequence`] gets one sequence, whose prompt is what the first embedding was given.
 #[derive(Clone, Debug)]
 pub struct LogitsProcessor {
     rng: TorchRng,
     settings: crate::sampling::Sampling,
-    /// Tokens it chose so far.
-    steps: usize,
 }
 
 impl LogitsProcessor {
     /// A processor whose generator is seeded as by `torch.manual_seed(seed)`.
     pub fn from_sampling(seed: u64, sampling: Sampling) -> Self {
         let settings = sampling.settings();
-        // A log that cannot be written is reported by the first sample: this cannot fail in candle-transformers.
-        let _ = sampler(settings.to_json(), seed);
-        Self { rng: TorchRng::seed(seed), settings, steps: 0 }
+        sampler(settings.to_json(), seed);
+        Self { rng: TorchRng::seed(seed), settings }
     }
 
     /// Draws at a temperature, from the smallest set of mass `top_p`; without a temperature (or one below 1e-7) takes
@@ -114,40 +110,28 @@ impl LogitsProcessor {
         Self::from_sampling(seed, sampling)
     }
 
-    /// The next token; `logits` is [vocabulary].
+    /// The next token; `logits` is `[vocabulary]`.
     ///
     /// # Errors
-    /// If the logits have another shape or hold NaN, or the log cannot be written.
+    /// If the logits have another shape or hold NaN. What goes wrong with the recording is none of them.
     pub fn sample(&mut self, logits: &Tensor) -> Result<u32> {
         self.sample_f(logits, |_| {})
     }
 
-    /// As [`Self::sample`]; `f` may change the probabilities, [vocabulary], between temperature and cuts.
+    /// As [`Self::sample`]; `f` may change the probabilities, `[vocabulary]`, between temperature and cuts.
     ///
     /// # Errors
-    /// If the logits have another shape or hold NaN, or the log cannot be written.
+    /// If the logits have another shape or hold NaN. What goes wrong with the recording is none of them.
     pub fn sample_f(&mut self, logits: &Tensor, f: impl FnOnce(&mut [f32])) -> Result<u32> {
         let logits = logits.to_dtype(DType::F32)?.to_vec1::<f32>()?;
         if logits.is_empty() || logits.iter().any(|logit| logit.is_nan()) {
             candle_core::bail!("no token can be chosen: the logits are empty or hold NaN");
         }
-        let recorded = next_step().map_err(into_candle)?;
-        let (sequence, index) = recorded.unwrap_or((0, self.steps));
-        let follow = Follow::of_process().map_err(into_candle)?;
-        if let Some(follow) = follow {
-            follow.place(sequence, index, &mut self.rng).map_err(into_candle)?;
-        }
-        let (mut choice, mut events) = self.choose(&logits, f)?;
-        if let Some(token) = follow.and_then(|follow| follow.token(sequence, index)) {
-            events.extend(force(&mut choice, token, logits.len())?);
-        }
-        self.steps += 1;
-        if recorded.is_some() {
-            let Choice { token, survivors, draws } = &choice;
-            step(Step { token: *token, text: None, logits: &logits, survivors, draws, events: &events })
-                .map_err(into_candle)?;
-        }
-        Ok(choice.token)
+        place(&mut self.rng);
+        let (Choice { token, survivors, draws }, events) = self.choose(&logits, f)?;
+        let step = Step { token, text: None, logits: &logits, survivors: &survivors, draws: &draws, events: &events };
+        // Recording has no errors of its own; this is the own choice, or the followed trace's token.
+        Ok(next_token(step).unwrap_or(token))
     }
 
     fn choose(&mut self, logits: &[f32], f: impl FnOnce(&mut [f32])) -> Result<(Choice, Vec<Event>)> {
@@ -162,19 +146,6 @@ impl LogitsProcessor {
         }
         Ok((draw(&mut self.rng, &probs), events))
     }
-}
-
-fn into_candle(error: crate::Error) -> candle_core::Error {
-    candle_core::Error::Msg(error.to_string())
-}
-
-/// Takes the followed trace's token; an event says which one was chosen, if it is another.
-fn force(choice: &mut Choice, token: u32, vocabulary: usize) -> Result<Option<Event>> {
-    if token as usize >= vocabulary {
-        candle_core::bail!("the followed trace has token {token}, outside the vocabulary of {vocabulary}");
-    }
-    let own = std::mem::replace(&mut choice.token, token);
-    Ok((own != token).then(|| Event { kind: "forced".into(), detail: json!({ "instead_of": own }) }))
 }
 
 /// Lets `f` change the probabilities; scores that it leaves alone keep their bits. Says how many it changed.

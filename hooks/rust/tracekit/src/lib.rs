@@ -22,7 +22,7 @@
 //! `TRACEKIT_LOG=/tmp/x.tklog cargo run --example record_candle --features candle`.
 //!
 //! Any other engine calls [`tap_raw`], and its generation loop says three things: [`sequence`] where a generation
-//! starts, [`forward`] before a forward call, [`step`] after a token was sampled.
+//! starts, [`forward`] before a forward call, [`next_token`] after a token was sampled.
 //!
 //! ```
 //! use tracekit::{Dtype, Step};
@@ -34,17 +34,32 @@
 //! let hidden = [0.5f32; 6]; // [3 positions, width 2]
 //! let bytes: Vec<u8> = hidden.iter().flat_map(|x| x.to_le_bytes()).collect();
 //! tracekit::tap_raw("model.embed", Dtype::F32, &[3, 2], &bytes)?;
-//! tracekit::step(Step { token: 1, logits: &[0.1, 0.9], ..Step::default() })?;
+//! let token = tracekit::next_token(Step { token: 1, logits: &[0.1, 0.9], ..Step::default() })?;
 //! tracekit::end_sequence("length")?;
 //! tracekit::close()?;
 //! # let frames = tracekit::log::read(&path)?;
 //! # assert_eq!(frames.frames.len(), 7);
+//! # assert_eq!(token, 1);
 //! # std::fs::remove_file(&path)?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # The program is never harmed
+//!
+//! Recording may break, the program may not: same tokens, same exit code. A full disk, a missing folder, a closed pipe, a
+//! setting that means nothing, a panic in here: it is said in one line on stderr, the log holds the reason where it can,
+//! and recording is off from then on.
+//!
+//! A log belongs to the process that made it, until that process ends. A child process that inherits `TRACEKIT_LOG` is
+//! **not recorded**, and says so in one line; give it a log of its own by setting the variable for it. The log of an
+//! earlier run is replaced; a file that is no log is left alone. After [`close`] nothing is recorded any more.
+//!
+//! Generations on several threads are kept apart, a [`sequence`] each; those that take turns on one thread are kept apart
+//! by [`Generation`].
 #![warn(missing_docs)]
 
 mod call;
+mod claim;
 pub mod follow;
 #[cfg(feature = "candle")]
 pub mod generation;
@@ -58,17 +73,21 @@ mod recording;
 pub mod repetition_aware;
 pub mod rng;
 pub mod sampling;
+mod scope;
+mod sequence;
 mod settings;
+mod signals;
 mod sites;
 mod steps;
 
 pub use log::Dtype;
 pub use program::Description;
 pub use recorder::{
-    close, describe, enabled, end_sequence, forward, logits_site, register_site, register_weight, sequence,
+    close, describe, enabled, end_sequence, forward, logits_site, next_token, register_site, register_weight, sequence,
     sequence_with, step, tap_raw,
 };
 pub use recording::SequenceStart;
+pub use scope::{Entered, Generation};
 pub use sites::SiteRow;
 pub use steps::Step;
 
@@ -93,5 +112,17 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Result of everything here that can fail.
+/// So that what this crate gives can be passed on with `?` in a function of candle's.
+#[cfg(feature = "candle")]
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        Self::Msg(error.to_string())
+    }
+}
+
+/// Result of everything here.
+///
+/// What records (taps, steps, sequences, `describe`, `register...`, `close`) is always `Ok`: an error of ours never
+/// reaches the program that is recorded. It is a `Result` all the same so that it can stand where the program's own
+/// calls stand, `tracekit::forward(position, rows)?`. What reads (logs, traces to follow) does fail.
 pub type Result<T> = std::result::Result<T, Error>;

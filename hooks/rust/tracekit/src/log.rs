@@ -1,15 +1,16 @@
 //! The log (`*.tklog`): append-only frames of safetensors, as docs/format.md specifies them.
 
 use std::fs::File;
-use std::io::{IoSlice, Write};
+use std::io::{ErrorKind, IoSlice, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::{xxh3_64, Xxh3Default};
 
+use crate::signals::held_back;
 use crate::{Error, Result};
 
-const MAGIC: &[u8; 4] = b"TKL1";
+pub(crate) const MAGIC: &[u8; 4] = b"TKL1";
 const HEAD: usize = 24;
 /// Longest safetensors header in bytes, as in the safetensors library.
 const HEADER_LIMIT: usize = 100 << 20;
@@ -94,11 +95,13 @@ pub struct TensorRef<'a> {
     pub data: &'a [u8],
 }
 
-/// Writes frames, one `write` each.
+/// Writes frames, one `write` each. A frame that the file does not take whole is taken back.
 #[derive(Debug)]
 pub struct Writer {
     file: File,
     path: PathBuf,
+    /// Bytes of whole frames.
+    length: u64,
 }
 
 impl Writer {
@@ -109,7 +112,12 @@ impl Writer {
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create(path)
             .map_err(|error| Error::new(format!("{}: cannot be written: {error}", path.display())))?;
-        Ok(Self { file, path: path.to_path_buf() })
+        Ok(Self::of(file, path))
+    }
+
+    /// Writes to an empty file at hand.
+    pub(crate) fn of(file: File, path: &Path) -> Self {
+        Self { file, path: path.to_path_buf(), length: 0 }
     }
 
     /// Appends one frame; `metadata` values are stored as JSON texts. No two tensors may have the same name.
@@ -144,15 +152,33 @@ impl Writer {
         self.write(&parts)
     }
 
-    /// One vectored write where the kernel takes it all; the rest, if any, by plain writes.
     fn write(&mut self, parts: &[&[u8]]) -> Result<()> {
+        match held_back(|| self.append(parts)) {
+            Ok(()) => {
+                self.length += parts.iter().map(|part| part.len() as u64).sum::<u64>();
+                Ok(())
+            }
+            Err(error) => {
+                // What was written of it goes, so that a reader finds whole frames, and one more may follow.
+                let _ = self.file.set_len(self.length);
+                let _ = self.file.seek(SeekFrom::Start(self.length));
+                Err(Error::new(format!("{}: cannot be written: {error}", self.path.display())))
+            }
+        }
+    }
+
+    /// One vectored write where the kernel takes it all; the rest, if any, by plain writes.
+    fn append(&mut self, parts: &[&[u8]]) -> std::io::Result<()> {
         let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-        let fail =
-            |path: &Path, error: std::io::Error| Error::new(format!("{}: cannot be written: {error}", path.display()));
-        let mut written = self.file.write_vectored(&slices).map_err(|error| fail(&self.path, error))?;
+        let mut written = loop {
+            match self.file.write_vectored(&slices) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                done => break done?,
+            }
+        };
         for part in parts {
             let done = written.min(part.len());
-            self.file.write_all(&part[done..]).map_err(|error| fail(&self.path, error))?;
+            self.file.write_all(&part[done..])?;
             written -= done;
         }
         Ok(())
@@ -163,7 +189,13 @@ impl Writer {
     /// # Errors
     /// If the disk does not take it.
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_all().map_err(|error| Error::new(format!("{}: cannot be flushed: {error}", self.path.display())))
+        match self.file.sync_all() {
+            // A pipe or a device has nothing to flush.
+            Err(error) if error.kind() != ErrorKind::InvalidInput => {
+                Err(Error::new(format!("{}: cannot be flushed: {error}", self.path.display())))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

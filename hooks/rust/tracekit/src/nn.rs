@@ -24,39 +24,41 @@ use candle_core::{CpuStorage, DType, DeviceLocation, Module, Result, Storage, Te
 use candle_nn::VarBuilder;
 
 use crate::log::Dtype;
-use crate::recorder::{embeds, enabled, lies_on, register_site, register_weight, tap_input, tap_part, tap_value};
-use crate::sites::SiteRow;
+use crate::recorder::{
+    embeds, enabled, guarded, lies_on, register_site, register_weight, skip_value, tap_input, tap_part, tap_value,
+};
+use crate::sites::{SiteRow, INPUT_SUFFIX};
 
 /// Records a tensor, [rows, width] or [1, rows, width...], under a site name.
 ///
 /// # Errors
-/// If the log cannot be written.
+/// Never, as all recording: see [`crate::Result`].
 pub fn tap(name: &str, xs: &Tensor) -> Result<()> {
-    if !enabled() {
-        return Ok(());
+    if enabled() {
+        guarded(|| match described(xs) {
+            Ok((dtype, shape)) => tap_value(name, Some(identity(xs)), dtype, &shape, || bytes(xs).map_err(into_own)),
+            Err(why) => skip_value(name, why),
+        });
     }
-    let (dtype, shape) = described(xs)?;
-    tap_value(name, Some(identity(xs)), dtype, &shape, || bytes(xs).map_err(into_own)).map_err(into_candle)
+    Ok(())
 }
 
-fn tap_in(name: &str, xs: &Tensor) -> Result<()> {
-    let (dtype, shape) = described(xs)?;
-    tap_input(name, identity(xs), dtype, &shape, || bytes(xs).map_err(into_own)).map_err(into_candle)
+fn tap_in(name: &str, xs: &Tensor) {
+    guarded(|| match described(xs) {
+        Ok((dtype, shape)) => tap_input(name, identity(xs), dtype, &shape, || bytes(xs).map_err(into_own)),
+        Err(why) => skip_value(&format!("{name}{INPUT_SUFFIX}"), why),
+    });
 }
 
 /// `part` is the last rows of `whole`, which a site recorded: a module that is given `part` is wired to that site.
 ///
 /// # Errors
-/// If the log cannot be written.
+/// Never, as all recording: see [`crate::Result`].
 pub fn part_of(whole: &Tensor, part: &Tensor) -> Result<()> {
-    if !enabled() {
-        return Ok(());
+    if enabled() {
+        guarded(|| tap_part(identity(whole), identity(part)));
     }
-    tap_part(identity(whole), identity(part)).map_err(into_candle)
-}
-
-fn into_candle(error: crate::Error) -> candle_core::Error {
-    candle_core::Error::Msg(error.to_string())
+    Ok(())
 }
 
 fn into_own(error: candle_core::Error) -> crate::Error {
@@ -70,8 +72,8 @@ fn identity(xs: &Tensor) -> usize {
     text.bytes().filter(u8::is_ascii_digit).fold(0, |total, digit| total * 10 + usize::from(digit - b'0'))
 }
 
-/// Number format, and the shape with a leading batch of one dropped.
-fn described(xs: &Tensor) -> Result<(Dtype, Vec<usize>)> {
+/// Number format, and the shape with a leading batch of one dropped; or why no log can hold the values.
+fn described(xs: &Tensor) -> std::result::Result<(Dtype, Vec<usize>), String> {
     let dtype = match xs.dtype() {
         DType::U8 => Dtype::U8,
         DType::U32 => Dtype::U32,
@@ -83,7 +85,7 @@ fn described(xs: &Tensor) -> Result<(Dtype, Vec<usize>)> {
         DType::F32 => Dtype::F32,
         DType::F64 => Dtype::F64,
         DType::F8E4M3 => Dtype::F8E4M3,
-        other => candle_core::bail!("tracekit cannot record {other:?}"),
+        other => return Err(format!("its dtype {other:?} is none that a trace can hold")),
     };
     let dims = xs.dims();
     let shape = if dims.len() > 2 && dims[0] == 1 { &dims[1..] } else { dims };
@@ -120,22 +122,24 @@ fn raw<T: candle_core::WithDType>(values: &[T]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), std::mem::size_of_val(values)) }
 }
 
-/// Notes a parameter as it was loaded.
+/// Notes a parameter as it was loaded. One whose dtype no log can hold is left out.
 ///
 /// # Errors
-/// If the log cannot be written.
+/// Never, as all recording: see [`crate::Result`].
 pub fn register(name: &str, tensor: &Tensor) -> Result<()> {
-    if !enabled() {
-        return Ok(());
+    if enabled() {
+        guarded(|| {
+            let device = match tensor.device().location() {
+                DeviceLocation::Cpu => "cpu".to_string(),
+                DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+                DeviceLocation::Metal { gpu_id } => format!("mps:{gpu_id}"),
+            };
+            lies_on(device)?;
+            let Ok((dtype, _)) = described(tensor) else { return Ok(()) };
+            register_weight(name, dtype, tensor.dims(), &bytes(tensor).map_err(into_own)?)
+        });
     }
-    let device = match tensor.device().location() {
-        DeviceLocation::Cpu => "cpu".to_string(),
-        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-        DeviceLocation::Metal { gpu_id } => format!("mps:{gpu_id}"),
-    };
-    lies_on(device).map_err(into_candle)?;
-    let (dtype, _) = described(tensor)?;
-    register_weight(name, dtype, tensor.dims(), &bytes(tensor)?).map_err(into_candle)
+    Ok(())
 }
 
 fn register_module(
@@ -155,7 +159,8 @@ fn register_module(
             row.parameters.push((role, parameter));
         }
     }
-    register_site(row).map_err(into_candle)
+    guarded(|| register_site(row));
+    Ok(())
 }
 
 fn recorded<M: Module>(name: &str, inner: &M, xs: &Tensor) -> Result<Tensor> {
@@ -166,7 +171,7 @@ fn recorded_as(name: &str, xs: &Tensor, forward: impl FnOnce(&Tensor) -> Result<
     if !enabled() {
         return forward(xs);
     }
-    tap_in(name, xs)?;
+    tap_in(name, xs);
     let out = forward(xs)?;
     tap(name, &out)?;
     Ok(out)
@@ -188,7 +193,7 @@ impl Linear {
     /// A logits head that shares the table of an embedding; its weight is noted under the head's own name.
     ///
     /// # Errors
-    /// If the log cannot be written.
+    /// Never, as all recording: see [`crate::Result`].
     pub fn tied(name: &str, table: &Tensor) -> Result<Self> {
         register_module(name, "Linear", &[("weight", Some(table))], vec![])?;
         Ok(Self::named(name, table.clone(), None))
@@ -204,7 +209,7 @@ impl Linear {
         self.inner.weight()
     }
 
-    /// [out].
+    /// `[out]`.
     pub fn bias(&self) -> Option<&Tensor> {
         self.inner.bias()
     }
@@ -271,13 +276,16 @@ impl Embedding {
 impl Module for Embedding {
     fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         if enabled() {
-            let ids = ids.flatten_all()?.to_dtype(DType::U32)?.to_vec1::<u32>()?;
-            embeds(&self.name, &ids).map_err(into_candle)?;
+            guarded(|| embeds(&self.name, &token_ids(ids).map_err(into_own)?));
         }
         let out = self.inner.forward(ids)?;
         tap(&self.name, &out)?;
         Ok(out)
     }
+}
+
+fn token_ids(ids: &Tensor) -> Result<Vec<u32>> {
+    ids.flatten_all()?.to_dtype(DType::U32)?.to_vec1()
 }
 
 /// An embedding table loaded from `vb`.
@@ -309,7 +317,7 @@ impl RmsNorm {
         &self.name
     }
 
-    /// [width].
+    /// `[width]`.
     pub fn weight(&self) -> &Tensor {
         self.inner.weight()
     }
@@ -323,7 +331,7 @@ impl RmsNorm {
     /// square to 16 bits first.
     ///
     /// # Errors
-    /// If the shapes do not fit, or the log cannot be written.
+    /// If the shapes do not fit.
     pub fn forward_diff(&self, xs: &Tensor) -> Result<Tensor> {
         recorded_as(&self.name, xs, |xs| self.inner.forward_diff(xs))
     }

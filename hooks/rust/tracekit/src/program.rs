@@ -93,6 +93,7 @@ impl Program {
             "checkpoint": description.checkpoint,
             "command": {"argv": argv, "cwd": cwd},
             "recorder": crate::settings::as_asked(),
+            "follow": crate::settings::followed(),
             "weights": weights,
         }))
     }

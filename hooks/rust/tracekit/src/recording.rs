@@ -5,14 +5,17 @@ use std::path::Path;
 use serde_json::{json, Value};
 
 use crate::call::Call;
+use crate::claim::{claim, Refusal};
 use crate::log::{object, Dtype, TensorRef, Writer};
 use crate::program::Program;
+use crate::sampling::Event;
+use crate::sequence::Sequence;
 use crate::settings::Settings;
 #[cfg(feature = "candle")]
 use crate::sites::INPUT_SUFFIX;
 use crate::sites::{SiteTable, Stored};
 use crate::steps::Step;
-use crate::{Error, Result};
+use crate::Result;
 
 /// How a sequence starts.
 #[derive(Clone, Debug, Default)]
@@ -52,7 +55,7 @@ impl SequenceStart<'_> {
     }
 
     /// Positions of the prompt.
-    fn length(&self) -> usize {
+    pub(crate) fn length(&self) -> usize {
         let given = self.inputs.iter().find(|(name, _)| *name == TOKEN_IDS);
         given.map_or(self.prompt_ids.len(), |(_, values)| values.len())
     }
@@ -66,53 +69,35 @@ pub(crate) struct Recording {
     opened: bool,
     pub(crate) sites: SiteTable,
     pub(crate) logits_site: Option<String>,
-    sequences: usize,
-    in_sequence: bool,
-    /// The program did not say where the sequence began.
-    unsaid: bool,
-    prompt: usize,
-    steps: usize,
-    call: Call,
-    /// What the embedding was given in a call that belongs to no sequence yet.
-    embedded: Vec<u32>,
 }
 
 impl Recording {
-    pub(crate) fn create(path: &Path, settings: Settings) -> Result<Self> {
+    pub(crate) fn create(path: &Path, settings: Settings) -> std::result::Result<Self, Refusal> {
         Ok(Self {
-            writer: Writer::create(path)?,
+            writer: Writer::of(claim(path)?, path),
             settings,
             program: Program::default(),
             opened: false,
             sites: SiteTable::default(),
             logits_site: None,
-            sequences: 0,
-            in_sequence: false,
-            unsaid: false,
-            prompt: 0,
-            steps: 0,
-            call: Call::default(),
-            embedded: Vec::new(),
         })
     }
 
     /// The first frame is written as late as it can be, when everything that is loaded is known.
     fn open(&mut self) -> Result<()> {
-        if self.opened {
-            return Ok(());
+        if !self.opened {
+            self.program.open(&mut self.writer)?;
+            self.opened = true;
         }
-        self.opened = true;
-        self.program.open(&mut self.writer)
+        Ok(())
     }
 
-    pub(crate) fn start_sequence(&mut self, start: &SequenceStart<'_>) -> Result<()> {
-        if self.in_sequence {
-            self.end_sequence("left")?;
-        }
+    /// Writes that a sequence begins.
+    pub(crate) fn start_sequence(&mut self, sequence: &Sequence, start: &SequenceStart<'_>) -> Result<()> {
         self.open()?;
         let (sampling, seed) = self.program.sampling();
         let mut metadata = object(json!({
-            "sequence": self.sequences,
+            "sequence": sequence.index,
             "prompt_text": start.prompt_text,
             "texts": start.texts,
             "sampling": start.sampling.as_ref().unwrap_or(sampling),
@@ -132,109 +117,112 @@ impl Recording {
         if let Some(state) = start.rng_state {
             tensors.push(TensorRef { name: "rng/state", dtype: Dtype::U8, shape: &state_shape, data: state });
         }
-        self.writer.frame("sequence", &metadata, &tensors)?;
-        self.count_sequence(start.length());
-        self.call = Call::default();
-        Ok(())
+        self.writer.frame("sequence", &metadata, &tensors)
     }
 
-    /// Taps came before anybody said `sequence`: its prompt is what the embedding was given, if there is one.
-    fn start_sequence_of_taps(&mut self) -> Result<()> {
-        let prompt = std::mem::take(&mut self.embedded);
+    /// Taps or a step came before anybody said `sequence`: its prompt is what the embedding was given, if there is one.
+    fn start_unsaid(&mut self, sequence: &mut Sequence) -> Result<()> {
+        self.open()?;
+        let prompt = std::mem::take(&mut sequence.embedded);
+        let index = sequence.begin(prompt.len(), true);
         let (data, shape) = (id_bytes(&prompt), [prompt.len()]);
         let tensor = TensorRef { name: "prompt/token_ids", dtype: Dtype::I64, shape: &shape, data: &data };
         let tensors = if prompt.is_empty() { vec![] } else { vec![tensor] };
-        self.writer.frame("sequence", &object(json!({"sequence": self.sequences})), &tensors)?;
-        self.count_sequence(prompt.len());
-        self.unsaid = true;
-        Ok(())
+        self.writer.frame("sequence", &object(json!({ "sequence": index })), &tensors)
     }
 
-    /// Index of the sequence and of its next step; a sequence begins where nobody said so.
-    #[cfg(feature = "candle")]
-    pub(crate) fn next_step(&mut self) -> Result<(usize, usize)> {
-        self.finish_call()?;
-        if !self.in_sequence {
-            self.open()?;
-            self.start_sequence_of_taps()?;
+    /// Writes the call in hand, and gives the index of the sequence, which begins where nobody said so.
+    pub(crate) fn come_to_step(&mut self, sequence: &mut Sequence) -> Result<()> {
+        self.finish_call(sequence)?;
+        if sequence.index.is_none() {
+            self.start_unsaid(sequence)?;
         }
-        Ok((self.sequences - 1, self.steps))
+        Ok(())
     }
 
     /// The ids that an embedding looks up in a call.
     #[cfg(feature = "candle")]
-    pub(crate) fn take_ids(&mut self, name: &str, ids: &[u32]) -> Result<()> {
-        self.begin_if_repeated(name)?;
-        if !self.in_sequence {
-            self.embedded = ids.to_vec();
+    pub(crate) fn take_ids(&mut self, sequence: &mut Sequence, name: &str, ids: &[u32]) -> Result<()> {
+        self.begin_if_repeated(sequence, name)?;
+        if sequence.index.is_none() {
+            sequence.embedded = ids.to_vec();
         }
         Ok(())
     }
 
-    fn count_sequence(&mut self, prompt: usize) {
-        self.sequences += 1;
-        self.in_sequence = true;
-        self.unsaid = false;
-        self.prompt = prompt;
-        self.steps = 0;
+    /// Writes that a sequence ends.
+    pub(crate) fn end_sequence(&mut self, sequence: &mut Sequence, reason: &str) -> Result<()> {
+        self.finish_call(sequence)?;
+        let Some(index) = sequence.index else { return Ok(()) };
+        let followed = (sequence.followed > 0).then(|| json!({ "tokens": sequence.followed }));
+        let metadata = object(json!({
+            "scope": "sequence", "sequence": index, "steps": sequence.steps, "reason": reason, "followed": followed,
+        }));
+        self.writer.frame("end", &metadata, &[])
     }
 
-    pub(crate) fn end_sequence(&mut self, reason: &str) -> Result<()> {
-        self.finish_call()?;
-        if self.in_sequence {
-            self.in_sequence = false;
-            let metadata = object(json!({
-                "scope": "sequence", "sequence": self.sequences - 1, "steps": self.steps, "reason": reason,
-            }));
-            self.writer.frame("end", &metadata, &[])?;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn close(&mut self) -> Result<()> {
+    /// Writes the final frame. Gives the file, which stays this process' own.
+    pub(crate) fn close(mut self) -> Result<Writer> {
         self.open()?;
-        self.end_sequence("left")?;
         self.writer.frame("end", &object(json!({"scope": "file", "reason": "done"})), &[])?;
-        self.writer.sync()
+        self.writer.sync()?;
+        Ok(self.writer)
     }
 
-    pub(crate) fn begin_call(&mut self, first: usize, rows: usize) -> Result<()> {
-        self.finish_call()?;
-        self.call = Call::told(first, rows);
+    /// Leaves in the log why it says less than the program did. Gives the file, as `close` does.
+    pub(crate) fn stop(mut self, why: &str) -> Writer {
+        // Where even this finds no room, the file ends without an end frame, and is read as recovered.
+        if self.opened {
+            let _ = self.trouble(why);
+        }
+        self.writer
+    }
+
+    /// Leaves in the log what of this run it does not hold.
+    pub(crate) fn trouble(&mut self, why: &str) -> Result<()> {
+        self.open()?;
+        self.writer.frame("trouble", &object(json!({ "detail": why })), &[])
+    }
+
+    pub(crate) fn begin_call(&mut self, sequence: &mut Sequence, first: usize, rows: usize) -> Result<()> {
+        self.finish_call(sequence)?;
+        sequence.call = Call::told(first, rows);
         Ok(())
     }
 
     /// A program that never says `forward`: a site that fires again starts the next call.
-    fn begin_if_repeated(&mut self, name: &str) -> Result<()> {
-        if self.call.is_over_at(name) {
-            self.finish_call()?;
-            self.call = self.call.following();
+    fn begin_if_repeated(&mut self, sequence: &mut Sequence, name: &str) -> Result<()> {
+        if sequence.call.is_over_at(name) {
+            self.finish_call(sequence)?;
+            sequence.call = sequence.call.following();
         }
         Ok(())
     }
 
     pub(crate) fn take_value(
         &mut self,
+        sequence: &mut Sequence,
         name: &str,
         identity: Option<usize>,
         dtype: Dtype,
         shape: &[usize],
         copy: impl FnOnce() -> Result<Vec<u8>>,
     ) -> Result<()> {
-        self.begin_if_repeated(name)?;
-        if !self.call.fire(name) {
+        self.begin_if_repeated(sequence, name)?;
+        let call = &mut sequence.call;
+        if !call.fire(name) {
             return Ok(()); // twice within one told call: the first value stands
         }
-        if let Some(first) = self.call.source(identity) {
+        if let Some(first) = call.source(identity) {
             self.sites.meet(name, Stored::SameAs(first.to_string()));
             return Ok(());
         }
-        self.call.set_source(identity, name);
+        call.set_source(identity, name);
         if self.logits_site.as_deref() == Some(name) {
             self.sites.meet(name, Stored::AsLogits);
             return Ok(());
         }
-        if let Some(why) = self.call.unfit(shape) {
+        if let Some(why) = call.unfit(shape) {
             self.sites.meet(name, Stored::Skipped(why));
             return Ok(());
         }
@@ -242,81 +230,81 @@ impl Recording {
             return Ok(());
         }
         self.sites.meet(name, Stored::Values);
-        self.call.keep(name, dtype, shape, copy)
+        call.keep(name, dtype, shape, copy)
+    }
+
+    /// A site gave a value that no log can hold.
+    #[cfg(feature = "candle")]
+    pub(crate) fn skip_value(&mut self, sequence: &mut Sequence, name: &str, why: String) -> Result<()> {
+        self.begin_if_repeated(sequence, name)?;
+        sequence.call.fire(name);
+        self.sites.meet(name, Stored::Skipped(why));
+        Ok(())
     }
 
     /// A module's input: wired to the site that recorded the very tensor, or recorded as `name:in`.
     #[cfg(feature = "candle")]
     pub(crate) fn take_input(
         &mut self,
+        sequence: &mut Sequence,
         name: &str,
         identity: usize,
         dtype: Dtype,
         shape: &[usize],
         copy: impl FnOnce() -> Result<Vec<u8>>,
     ) -> Result<()> {
-        self.begin_if_repeated(name)?;
-        if let Some(source) = self.call.source(Some(identity)) {
+        self.begin_if_repeated(sequence, name)?;
+        if let Some(source) = sequence.call.source(Some(identity)) {
             self.sites.wire(name, source);
             return Ok(());
         }
         let input = format!("{name}{INPUT_SUFFIX}");
         self.sites.wire(name, &input);
-        self.take_value(&input, Some(identity), dtype, shape, copy)
+        self.take_value(sequence, &input, Some(identity), dtype, shape, copy)
     }
 
-    /// The tensor `part` counts as the value of the site that recorded `whole`.
-    #[cfg(feature = "candle")]
-    pub(crate) fn take_part(&mut self, whole: usize, part: usize) {
-        if let Some(source) = self.call.source(Some(whole)).map(str::to_string) {
-            self.call.set_source(Some(part), &source);
-        }
-    }
-
-    fn finish_call(&mut self) -> Result<()> {
-        if !self.call.has_values() && !self.sites.has_waiting() {
-            return Ok(());
-        }
-        self.open()?;
-        if !self.in_sequence {
-            self.start_sequence_of_taps()?;
-        }
+    fn finish_call(&mut self, sequence: &mut Sequence) -> Result<()> {
         let rows = self.sites.take_waiting();
         if !rows.is_empty() {
+            self.open()?;
             self.writer.frame("sites", &object(json!({ "sites": rows })), &[])?;
         }
-        if !self.call.has_values() {
+        if !sequence.call.has_values() {
             return Ok(());
         }
+        if sequence.index.is_none() {
+            self.start_unsaid(sequence)?;
+        }
+        let call = &mut sequence.call;
         let metadata = object(json!({
-            "sequence": self.sequences - 1, "position": self.call.first, "rows": self.call.rows.unwrap_or(0),
+            "sequence": sequence.index, "position": call.first, "rows": call.rows.unwrap_or(0),
         }));
-        self.writer.frame("call", &metadata, &self.call.tensors())?;
-        self.call.forget_values();
+        self.writer.frame("call", &metadata, &call.tensors())?;
+        call.forget_values();
+        sequence.calls += 1;
         Ok(())
     }
 
-    pub(crate) fn write_step(&mut self, step: &Step<'_>) -> Result<()> {
-        self.finish_call()?;
-        if !self.in_sequence {
-            return Err(Error::new("tracekit::step came before tracekit::sequence; say which prompt it belongs to"));
-        }
-        let (draws, events) = step.uses();
+    /// Writes the next step of a sequence that has begun. `token` and its `text` are what goes on; `forced` says where
+    /// another one was chosen.
+    pub(crate) fn write_step(
+        &mut self,
+        sequence: &Sequence,
+        step: &Step<'_>,
+        token: u32,
+        text: Option<&str>,
+        forced: Option<&Event>,
+    ) -> Result<()> {
+        let (draws, mut events) = step.uses();
+        events.extend(forced.map(Event::to_json));
         let metadata = object(json!({
-            "sequence": self.sequences - 1,
-            "step": self.steps,
-            "position": self.step_position(),
-            "text": step.text,
+            "sequence": sequence.index,
+            "step": sequence.steps,
+            "position": sequence.step_position(),
+            "text": text,
             "draws": draws,
             "events": events,
         }));
-        self.steps += 1;
-        step.write(&mut self.writer, &metadata, &self.settings)
-    }
-
-    /// Where the logits of this step stand. An unsaid prompt may have come in several calls: then the last call tells.
-    fn step_position(&self) -> usize {
-        let rows = if self.unsaid { self.call.end() } else { 0 };
-        (if rows > 0 { rows } else { self.prompt + self.steps }).saturating_sub(1)
+        step.write(token, &mut self.writer, &metadata, &self.settings)
     }
 }

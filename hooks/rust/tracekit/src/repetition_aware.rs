@@ -29,7 +29,7 @@ impl RepetitionAware {
         })
     }
 
-    /// What the nucleus keeps of probabilities [vocabulary]: descending, ties by lower id.
+    /// What the nucleus keeps of probabilities `[vocabulary]`: descending, ties by lower id.
     pub fn nucleus(&self, probs: &[f32]) -> Vec<(u32, f32)> {
         let mut order: Vec<usize> = (0..probs.len()).collect();
         order.sort_by(|&a, &b| probs[b].total_cmp(&probs[a]).then(a.cmp(&b)));
@@ -58,7 +58,7 @@ impl RepetitionAware {
     }
 }
 
-/// log-softmax in float32 with a float64 sum, [vocabulary].
+/// log-softmax in float32 with a float64 sum, `[vocabulary]`.
 pub fn log_softmax(logits: &[f32]) -> Vec<f32> {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum = logits.iter().map(|&x| f64::from((x - top).exp())).sum::<f64>();

@@ -48,19 +48,25 @@ impl Sampling {
 pub struct Draw {
     /// `multinomial`, `uniform`.
     pub op: &'static str,
-    /// `mt19937`.
+    /// `mt19937`, or a name of the generator's own: `thread_rng`.
     pub generator: &'static str,
-    /// What the generator was seeded with.
-    pub seed: u64,
-    /// Words used before this draw.
-    pub offset: u64,
-    /// Words used by it.
-    pub words: u64,
+    /// What the generator was seeded with; `None` where nobody knows: it seeded itself.
+    pub seed: Option<u64>,
+    /// Words used before this draw, where they are counted.
+    pub offset: Option<u64>,
+    /// Words used by it, where they are counted.
+    pub words: Option<u64>,
     /// The token.
     pub result: u32,
 }
 
 impl Draw {
+    /// A draw from a generator that seeded itself (`rand::thread_rng`, `rand::rng`): what it gave is known, and it cannot
+    /// be made again.
+    pub fn unseeded(op: &'static str, generator: &'static str, result: u32) -> Self {
+        Self { op, generator, seed: None, offset: None, words: None, result }
+    }
+
     pub(crate) fn to_json(&self) -> Value {
         json!({
             "op": self.op, "generator": self.generator, "seed": self.seed, "offset": self.offset,
@@ -105,16 +111,17 @@ pub fn choose(settings: &Sampling, rng: &mut TorchRng, logits: &[f32], history: 
     draw(rng, &probs)
 }
 
-/// Draws one token as `torch.multinomial(probs, 1)`; `probs` is [vocabulary], zeros where a token was filtered.
+/// Draws one token as `torch.multinomial(probs, 1)`; `probs` is `[vocabulary]`, zeros where a token was filtered.
 pub fn draw(rng: &mut TorchRng, probs: &[f32]) -> Choice {
     let (seed, offset) = (rng.initial_seed(), rng.offset());
     let token = rng.multinomial_one(probs) as u32;
     let words = rng.offset() - offset;
+    let (seed, offset, words) = (Some(seed), Some(offset), Some(words));
     let draw = Draw { op: "multinomial", generator: "mt19937", seed, offset, words, result: token };
     Choice { token, survivors: survivors(probs), draws: vec![draw] }
 }
 
-/// The distribution that is drawn from, [vocabulary], zeros where a token was filtered; `None` when greedy.
+/// The distribution that is drawn from, `[vocabulary]`, zeros where a token was filtered; `None` when greedy.
 pub fn probabilities(settings: &Sampling, logits: &[f32], history: &[u32]) -> Option<Vec<f32>> {
     let temperature = settings.temperature?;
     let mut scores = logits.to_vec();

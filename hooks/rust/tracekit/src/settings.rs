@@ -86,6 +86,26 @@ pub(crate) fn as_asked() -> Value {
     Value::Object(out)
 }
 
+/// What is followed, as the first frame's `follow` holds it: what was asked for, and whether it can be. Steps say what
+/// came of it.
+pub(crate) fn followed() -> Option<Value> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let path = variable("TRACEKIT_FOLLOW")?;
+    let (forces, failed) = match crate::follow::Follow::of_process() {
+        Ok(Some(follow)) => ((follow.forces_draws(), follow.forces_inputs()), None),
+        Ok(None) => ((false, false), None),
+        Err(error) => ((false, false), Some(error.to_string())),
+    };
+    Some(serde_json::json!({
+        "trace": variable("TRACEKIT_FOLLOWED").unwrap_or(path),
+        "tokens": failed.is_none(),
+        "draws": forces.0,
+        "inputs": forces.1,
+        "follower": concat!("tracekit ", env!("CARGO_PKG_VERSION"), " (Rust)"),
+        "failed": failed,
+    }))
+}
+
 /// Level `layers` keeps outputs whose name has no part behind a number: `model.embed_tokens`, `model.layers.3`.
 fn is_layer(name: &str) -> bool {
     let mut parts = name.split('.').skip_while(|part| part.parse::<u32>().is_err());

@@ -93,10 +93,6 @@ impl SiteTable {
     pub(crate) fn take_waiting(&mut self) -> Vec<Value> {
         std::mem::take(&mut self.waiting)
     }
-
-    pub(crate) fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty()
-    }
 }
 
 #[cfg(test)]
@@ -116,7 +112,7 @@ mod tests {
         assert_eq!(rows[0], serde_json::json!({"name": "norm:in", "order": 0, "class": "input"}));
         assert_eq!((&rows[1]["class"], &rows[1]["attributes"]["eps"]), (&"RMSNorm".into(), &0.5.into()));
         assert_eq!(rows[1]["parameters"]["weight"], "norm.weight");
-        assert!(!table.has_waiting());
+        assert!(table.take_waiting().is_empty());
     }
 
     #[test]

@@ -10,11 +10,11 @@ use crate::Result;
 /// One sampled token.
 #[derive(Clone, Debug, Default)]
 pub struct Step<'a> {
-    /// The chosen token.
+    /// The token that this run chose by itself.
     pub token: u32,
     /// Its text.
     pub text: Option<String>,
-    /// Logits as the model gave them, [vocabulary].
+    /// Logits as the model gave them, `[vocabulary]`.
     pub logits: &'a [f32],
     /// What could be drawn, by descending probability; empty: not known.
     pub survivors: &'a [(u32, f32)],
@@ -30,10 +30,16 @@ impl Step<'_> {
         (self.draws.iter().map(Draw::to_json).collect(), self.events.iter().map(Event::to_json).collect())
     }
 
-    /// Writes its frame: token, logits as the settings want them, survivors.
-    pub(crate) fn write(&self, writer: &mut Writer, metadata: &Map<String, Value>, settings: &Settings) -> Result<()> {
+    /// Writes its frame: the token that goes on, logits as the settings want them, survivors.
+    pub(crate) fn write(
+        &self,
+        token: u32,
+        writer: &mut Writer,
+        metadata: &Map<String, Value>,
+        settings: &Settings,
+    ) -> Result<()> {
         let mut parts = Parts::default();
-        parts.push("token", Dtype::I64, i64::from(self.token).to_le_bytes().to_vec());
+        parts.push("token", Dtype::I64, i64::from(token).to_le_bytes().to_vec());
         if settings.level >= Level::Logits && !self.logits.is_empty() {
             match settings.top_logits {
                 None => parts.push("logits", Dtype::F32, le_bytes(self.logits)),

@@ -49,7 +49,7 @@ proptest! {
         prop_assert!(choice.survivors.iter().any(|&(id, _)| id == choice.token));
         prop_assert_eq!(rng.offset(), 2 * logits.len() as u64);
         let draw = &choice.draws[0];
-        prop_assert_eq!((draw.offset, draw.words, draw.result), (0, rng.offset(), choice.token));
+        prop_assert_eq!((draw.offset, draw.words, draw.result), (Some(0), Some(rng.offset()), choice.token));
     }
 
     #[test]

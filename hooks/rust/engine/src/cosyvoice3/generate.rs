@@ -88,9 +88,6 @@ impl Voice<'_> {
     }
 
     fn begin(&self, rng: &TorchRng, index: usize, segment: &Segment) -> Result<()> {
-        if !tracekit::enabled() {
-            return Ok(());
-        }
         let rows = segment.input(self.settings, 1);
         let number = |row: &Row| match row {
             Row::Text(id) => (i64::from(*id), TEXT),
@@ -154,17 +151,13 @@ impl Voice<'_> {
             if let Some(follow) = self.follow {
                 follow.place(index, step, rng)?;
             }
+            if self.follow.is_some_and(|follow| step >= follow.steps(index)) {
+                break;
+            }
             let (choice, events) = sampler.choose(rng, &logits, &tokens, step < fewest)?;
-            let token = match self.follow {
-                None => choice.token,
-                Some(follow) => match follow.token(index, step) {
-                    Some(token) => token,
-                    None => break,
-                },
-            };
-            tracekit::step(tracekit::Step {
-                token,
-                text: tracekit::enabled().then(|| self.settings.text(token)),
+            let token = tracekit::next_token(tracekit::Step {
+                token: choice.token,
+                text: tracekit::enabled().then(|| self.settings.text(choice.token)),
                 logits: &logits,
                 survivors: &choice.survivors,
                 draws: &choice.draws,

@@ -39,7 +39,7 @@ impl<'a> SpeechModel<'a> {
         variants: Variants,
     ) -> Result<Self> {
         let root = vb.pp("llm").pp("model").pp("model");
-        tracekit::logits_site("llm_decoder").map_err(|error| candle_core::Error::Msg(error.to_string()))?;
+        tracekit::logits_site("llm_decoder")?;
         let llm_decoder = linear_no_bias(config.hidden_size, settings.rows(), vb.pp("llm_decoder"))?;
         Ok(Self {
             embed_tokens: embedding(config.vocab_size, config.hidden_size, root.pp("embed_tokens"))?,
@@ -70,14 +70,14 @@ impl<'a> SpeechModel<'a> {
         while first < rows.len() {
             let same = rows[first..].iter().take_while(|row| kind(row) == kind(&rows[first])).count();
             if rows.len() > 1 {
-                announce(cached + first, same)?;
+                tracekit::forward(cached + first, same)?;
             }
             parts.push(self.embed(&rows[first..first + same])?);
             first += same;
         }
         // With one row the decoder's call is the embedding's.
         if rows.len() > 1 {
-            announce(cached, rows.len())?;
+            tracekit::forward(cached, rows.len())?;
         }
         let input = Tensor::cat(&parts, 1)?.copy()?;
         let hidden = self.decoder.forward(input)?;
@@ -112,11 +112,6 @@ impl<'a> SpeechModel<'a> {
             _ => vec![0.0; self.width],
         }
     }
-}
-
-/// A call of `rows` rows comes next.
-fn announce(first: usize, rows: usize) -> Result<()> {
-    tracekit::forward(first, rows).map_err(|error| candle_core::Error::Msg(error.to_string()))
 }
 
 fn kind(row: &Row) -> u8 {

@@ -65,13 +65,14 @@ impl<'a> SpeechSampler<'a> {
     }
 
     fn draw(&self, rng: &mut TorchRng, probs: &[f32], id: impl Fn(usize) -> u32, draws: &mut Vec<Draw>) -> u32 {
-        let (seed, offset) = (rng.initial_seed(), rng.offset());
+        let (seed, offset) = (Some(rng.initial_seed()), rng.offset());
         let (op, index) = match self.faults.draw(rng, probs) {
             Some(other) => other,
             None => ("multinomial", rng.multinomial_one(probs)),
         };
         let result = id(index);
-        draws.push(Draw { op, generator: "mt19937", seed, offset, words: rng.offset() - offset, result });
+        let words = Some(rng.offset() - offset);
+        draws.push(Draw { op, generator: "mt19937", seed, offset: Some(offset), words, result });
         result
     }
 }

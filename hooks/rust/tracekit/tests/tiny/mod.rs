@@ -1,6 +1,9 @@
 //! A tiny candle program that says nothing of its generation, and its runs in processes of their own: whether a process
 //! records is decided once.
 
+// Each test file uses its part of it.
+#![allow(dead_code)]
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
