@@ -14,7 +14,7 @@ export TRACEKIT_MODEL = $(abspath $(MODEL))
 export TRACEKIT_NATIVE = $(abspath $(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model cosyvoice3-model demo test lint parity bench faults bench-faults museum traces cosyvoice3-parity cosyvoice3-faults \
+.PHONY: help setup model cosyvoice3-model transformers4 demo test lint parity bench faults bench-faults museum traces cosyvoice3-parity cosyvoice3-faults \
         cosyvoice3-guide postmortem bench-repros clean native
 
 help: ## This list
@@ -52,7 +52,13 @@ lint: $(VENV)/.ready ## ruff, mypy, rustfmt, clippy
 	cd $(RUST) && cargo fmt --all --check
 	cd $(RUST) && $(CARGO) clippy --release --workspace --all-targets --all-features -- -D warnings
 
-test: setup model cosyvoice3-model lint ## Everything: lint, types, Rust tests, Python tests
+transformers4: .cache/transformers4/made_by.txt ## The transformers that CosyVoice pins, beside the environment's own
+
+.cache/transformers4/made_by.txt: scripts/second_transformers.py | $(VENV)/.ready
+	$(BIN)/python scripts/second_transformers.py .cache/transformers4
+	@touch $@
+
+test: setup model cosyvoice3-model transformers4 lint ## Everything: lint, types, Rust tests, Python tests
 	@sh scripts/check_hdf5_tools.sh
 	@sh scripts/check_chromium.sh
 	cd $(RUST) && $(CARGO) test --release --workspace --all-features
@@ -75,8 +81,9 @@ bench-faults: setup model ## Faults drawn at random, on both sides, and harmless
 museum: setup model ## Faults that were reported in public, staged one by one: writes docs/museum.md
 	$(BIN)/python -m benchmarks.fault_bench --museum docs/museum.md --model $(MODEL) --native $(NATIVE)
 
-cosyvoice3-parity: setup cosyvoice3-model ## CosyVoice3 in PyTorch and in the native engine, 20 seeds x 2 texts
+cosyvoice3-parity: setup cosyvoice3-model transformers4 ## CosyVoice3 in PyTorch, with two transformers, and native: 20 seeds x 2 texts
 	$(BIN)/python scripts/cosyvoice_parity.py --model .cache/cosyvoice3 --native $(NATIVE)
+	PYTHONPATH=.cache/transformers4 $(BIN)/python scripts/cosyvoice_parity.py --model .cache/cosyvoice3 --native $(NATIVE)
 
 cosyvoice3-faults: setup cosyvoice3-model ## Faults of real CosyVoice3 ports, on both texts (about 4 minutes)
 	$(BIN)/python benchmarks/cosyvoice_faults.py --model .cache/cosyvoice3 --native $(NATIVE)

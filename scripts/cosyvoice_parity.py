@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import tracekit_torch
+import transformers
 from transformers import AutoTokenizer
 
 import tracekit
@@ -57,7 +58,7 @@ def main() -> None:
                 print(f"seed {seed:3}  {line}", flush=True)
             for path in paths:
                 path.unlink()
-    print(f"{options.seeds - differ} of {options.seeds} seeds equal")
+    print(f"{options.seeds - differ} of {options.seeds} seeds equal, transformers {transformers.__version__}")
     sys.exit(1 if differ else 0)
 
 

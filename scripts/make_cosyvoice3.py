@@ -1,11 +1,16 @@
 """Make a CosyVoice3 model folder: the public checkpoint's names and shapes, for tests and benchmarks.
 
     python scripts/make_cosyvoice3.py .cache/cosyvoice3             # small, trained for a minute at most
+    python scripts/make_cosyvoice3.py out/public --size public-ids  # small, text token ids as the public file has them
     python scripts/make_cosyvoice3.py out/full --size full          # 0.5B, random, not trained
 
-The folder holds `llm.rl.pt`, `llm.rl.safetensors`, `cosyvoice3.yaml`, `CosyVoice-BlankEN/config.json`, `tokenizer.json`
-with `<|endofprompt|>`, and `prompt_speech_tokens.safetensors`. A folder that is there already and was made by this very
-script with the same options is left as it is.
+The folder holds `llm.rl.pt`, `llm.rl.safetensors`, `cosyvoice3.yaml`, `tokenizer.json` with `<|endofprompt|>`,
+`prompt_speech_tokens.safetensors`, and `CosyVoice-BlankEN`, which `Qwen2ForCausalLM.from_pretrained` and
+`AutoTokenizer.from_pretrained` of transformers 4.51 and 5 load. A folder that is there already and was made by this
+very script with the same options is left as it is.
+
+The public program refuses a prompt without token 151646, its `<|endofprompt|>`. `public-ids` is the small model after
+training, with a text table of the public size (39 MB) and that token's row at that id.
 
 The small model is trained on speech that `Speech` makes up: each text token has a few speech tokens of its own, which
 follow one another, stay for a while, and now and then stray; behind the last one the speech stops. So its
@@ -42,7 +47,12 @@ import cosyvoice3  # noqa: E402
 
 SPEECH_TOKENS = 6561
 PREFIX = "You are a helpful assistant. Please speak in English.<|endofprompt|>"
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|endofprompt|>")
+PROMPT_END = "<|endofprompt|>"
+PUBLIC_PROMPT_END = 151646
+"""The id that the public program looks for in every prompt."""
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", PROMPT_END)
+INNER = "llm.model."
+"""Begins the names of the Qwen2 inside."""
 STAMP = "made_by.json"
 PROMPT_SPEECH = "prompt_speech_tokens.safetensors"
 PROMPT_LENGTH = 32
@@ -81,10 +91,13 @@ class Size:
     max_position_embeddings: int
     steps: int
     """Steps of training; 0 leaves the weights random."""
+    grown_vocab_size: int | None = None
+    """Rows that the text table gets after training, where not `vocab_size`."""
 
 
 SIZES = {
     "small": Size(64, 192, 3, 4, 2, 512, 2048, 240),
+    "public-ids": Size(64, 192, 3, 4, 2, 512, 2048, 240, 151936),
     "full": Size(896, 4864, 24, 14, 2, 151936, 32768, 0),
 }
 
@@ -146,6 +159,7 @@ def _fill(folder: Path, size: Size, seed: int) -> None:
     blank = folder / "CosyVoice-BlankEN"
     words = tokenizer()
     words.save_pretrained(blank)
+    (blank / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG, indent=2) + "\n")
     words.backend_tokenizer.save(str(folder / "tokenizer.json"))
     (blank / "config.json").write_text(json.dumps(qwen2_config(size), indent=2) + "\n")
     (folder / "cosyvoice3.yaml").write_text(YAML.format(width=size.hidden_size))
@@ -156,7 +170,32 @@ def _fill(folder: Path, size: Size, seed: int) -> None:
         train(model, speech, size.steps)
     prompt = torch.tensor(speech.prompt(PROMPT_LENGTH), dtype=torch.int64)
     save_file({"speech_token_ids": prompt}, folder / PROMPT_SPEECH)
+    if size.grown_vocab_size is not None:
+        grow(model, folder, size.grown_vocab_size, words.convert_tokens_to_ids(PROMPT_END))
     save(model, folder)
+
+
+def grow(model: cosyvoice3.CosyVoice3LM, folder: Path, rows: int, prompt_end: int) -> None:
+    """Give the text table `rows` rows and move that of `<|endofprompt|>` to its public id, in the files too."""
+    inner = model.llm.model
+    old = inner.get_input_embeddings().weight.detach()
+    new = torch.zeros(rows, old.shape[1])
+    new[: len(old)] = old
+    new[PUBLIC_PROMPT_END] = old[prompt_end]
+    inner.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        inner.get_input_embeddings().weight.copy_(new)
+    blank = folder / "CosyVoice-BlankEN"
+    config = json.loads((blank / "config.json").read_text()) | {"vocab_size": rows}
+    (blank / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for path in (folder / "tokenizer.json", blank / "tokenizer.json"):
+        told = json.loads(path.read_text())
+        for token in told["added_tokens"]:
+            if token["content"] == PROMPT_END:
+                token["id"] = PUBLIC_PROMPT_END
+        # A token of the model's own vocabulary keeps its id; one that is only added gets the next free one.
+        told["model"]["vocab"][PROMPT_END] = PUBLIC_PROMPT_END
+        path.write_text(json.dumps(told, ensure_ascii=False, indent=2))
 
 
 def save(model: torch.nn.Module, folder: Path) -> None:
@@ -170,6 +209,11 @@ def save(model: torch.nn.Module, folder: Path) -> None:
         plain[name] = value.clone() if value.data_ptr() in seen else value.contiguous()
         seen.add(value.data_ptr())
     save_file(plain, folder / "llm.rl.safetensors")
+    inner = {name.removeprefix(INNER): value for name, value in plain.items() if name.startswith(INNER)}
+    tied = inner.pop("lm_head.weight")
+    assert torch.equal(tied, inner["model.embed_tokens.weight"])
+    # `from_pretrained` of transformers 4 refuses a file that does not say what wrote it.
+    save_file(inner, folder / "CosyVoice-BlankEN" / "model.safetensors", {"format": "pt"})
 
 
 # -------------------------------------------------------------------- what the folder declares
@@ -177,7 +221,7 @@ def save(model: torch.nn.Module, folder: Path) -> None:
 
 def qwen2_config(size: Size) -> dict[str, Any]:
     """The Qwen2's `config.json`."""
-    shape = {name: value for name, value in asdict(size).items() if name != "steps"}
+    shape = {name: value for name, value in asdict(size).items() if name not in ("steps", "grown_vocab_size")}
     config = Qwen2Config(
         **shape,
         hidden_act="silu",
@@ -197,6 +241,14 @@ def qwen2_config(size: Size) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None}
 
 
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "eos_token": SPECIAL[0],
+    "pad_token": SPECIAL[0],
+    "clean_up_tokenization_spaces": False,
+    "model_max_length": 32768,
+}
+"""Written by hand: transformers 5 names a class that transformers 4 does not have."""
 YAML = """\
 # set random seed, so that you may reproduce your result.
 __set_seed1: !apply:random.seed [1986]

@@ -34,13 +34,13 @@ class Run:
     ends: bool = True
     offset: int = 0  # random words drawn before the first step
 
-    def write(self, path: Path) -> Path:
+    def write(self, path: Path, **info: Any) -> Path:
         log = LogWriter(path)
         model = {"model_type": "cosyvoice3", "hidden_size": 64, "speech_token_size": 6561} | self.model
         log.open(self.implementation, dtype="float32", seed=7, model=model)
         offset = self.offset
         for index, tokens in enumerate(self.tokens):
-            self._begin(log, index)
+            self._begin(log, index, info)
             for step, token in enumerate(tokens):
                 offset = _step(log, index, step, token, offset)
             if self.ends:
@@ -48,13 +48,13 @@ class Run:
         log.close()
         return path
 
-    def _begin(self, log: LogWriter, index: int) -> None:
+    def _begin(self, log: LogWriter, index: int, info: dict[str, Any]) -> None:
         words = TEXTS[index]
         parts = {"prompt_text_token_ids": PROMPT_TEXT, "tts_text_token_ids": words, "speech_token_ids": SPEECH}
         tensors = {f"prompt/{name}": np.arange(count) for name, count in parts.items()}
         tensors["prompt/token_ids"] = np.arange(2 + PROMPT_TEXT + words + SPEECH)
         limits = {"min_len": 2 * (words + self.ratio_words), "max_len": 20 * (words + self.ratio_words)}
-        log.sequence(index, tensors, sampling=RAS | limits | self.sampling, seed=7)
+        log.sequence(index, tensors, sampling=RAS | limits | self.sampling, seed=7, **info)
 
 
 def _step(log: LogWriter, index: int, step: int, token: int, offset: int) -> int:

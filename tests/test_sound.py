@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.speech_traces import Run, golden, tracekit
+from tests.speech_traces import EOS, Run, golden, tracekit
 
 soundfile = pytest.importorskip("soundfile")
 RATE = 24000
@@ -129,3 +129,25 @@ def test_without_the_library_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
         2,
         "one.wav: measuring sound needs a library; pip install 'tracekit[audio]'",
     )
+
+
+def test_a_segment_is_compared_with_the_same_segment():
+    for index, name in enumerate(("py0.wav", "py1.wav", "native0.wav", "native1.wav")):
+        tone(name, 0.1, gain=(0.5, 0.25, 0.5, 0.125)[index])
+    Run().write(Path("py.tklog"), silent_token_ids=[11])
+    Run("native").write(Path("native.tklog"))
+    words = ("py0.wav", "py1.wav", "native0.wav", "native1.wav", "--traces", "py.tklog", "native.tklog")
+    rows = json.loads(tracekit("audio", *words, "--json")[1])["files"]
+    assert [row["compared_with"] for row in rows] == [None, None, "py0.wav", "py1.wav"]
+    louder = [row["difference"] and round(row["difference"]["rms_db"], 1) for row in rows]
+    assert louder == [None, None, 0.0, -6.0]
+    assert "compared with" in tracekit("audio", *words)[1]
+
+
+def test_tokens_that_were_dropped_make_no_sound():
+    tone("py.wav", 0.16)
+    Run(tokens=([11] * 8 + [EOS], [20, EOS])).write(Path("py.tklog"), silent_token_ids=[11])
+    told = json.loads(tracekit("audio", "py.wav", "--traces", "py.tklog", "--json")[1])
+    assert (told["files"][0]["tokens"], told["files"][0]["dropped_silent_tokens"]) == (9, 3)
+    assert told["files"][0]["token_seconds"] == 6 / 25
+    assert "3 of 9 tokens are silent ones after the fifth in a row, which llm_job drops" in told["notes"][0]

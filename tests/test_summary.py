@@ -9,6 +9,7 @@ import pytest
 
 import tracekit as tk
 from tests.speech_traces import EOS, Run, golden, tracekit
+from tracekit.log import LogWriter
 from tracekit.summary import summarise
 
 TRACES = Path(__file__).parent.parent / "traces"
@@ -101,7 +102,10 @@ def test_token_ids_are_taken_where_a_log_has_them():
         ("nothing of interest\n", "bad.txt: is no log of tracekit, and has no line `LLM generated N speech tokens`"),
         ("", "bad.txt: is no log of tracekit"),
         (PYTHON_LOG + NATIVE_LOG, "bad.txt: holds lines of both programs; import the log of each side by itself"),
-        ("token ids: [1, 2]\nGenerated 3 speech tokens\n", "bad.txt: segment 0 says 3 speech tokens and lists 2"),
+        (
+            "token ids: [1, 2]\nGenerated 1 speech tokens\n",
+            "bad.txt: segment 0 says 1 speech tokens and lists 2, which",
+        ),
     ],
 )
 def test_a_log_that_does_not_say_it_gets_one_line(text: str, said: str):
@@ -115,3 +119,90 @@ def test_an_archive_is_not_written_where_there_is_no_folder():
     Path("log.txt").write_text(PYTHON_LOG)
     code, line = tracekit("import", "log.txt", "-o", "no/such/out.h5")
     assert (code, line) == (2, "no/such/out.h5: cannot be written: No such file or directory")
+
+
+NATIVE_EXAMPLE = """\
+DEBUG: mel_len=120, token_len=61, aligned_token_len=60
+Prompt token length: 67
+Segment 0 token length: 34
+DEBUG: Prompt tokens: [4, 5, 6]
+2026-01-01T00:00:00Z DEBUG port: Gen token 0: 1
+LLM: stop token reached at step 147 (token id 6562)
+Generated 147 speech tokens: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20]
+Input speech_tokens shape: [1, 147]
+Replacing prompt_speech_tokens: [1, 87] -> [1, 120]
+Segment 0 token length: 33
+LLM: stop token reached at step 3 (token id 6562)
+Generated 3 speech tokens: [1, 2, 3]
+"""
+"""The lines that native_example.rs prints, with its lists of the first 20."""
+
+
+def test_a_list_shorter_than_its_count_is_the_beginning():
+    Path("native.txt").write_text(NATIVE_EXAMPLE)
+    assert tracekit("import", "native.txt")[0] == 0
+    rows = json.loads(tracekit("summary", "native.h5", "--json")[1])
+    keys = ("prompt_text_tokens", "text_tokens", "prompt_speech_tokens", "generated_tokens", "stop_step")
+    assert [tuple(row[key] for key in keys) for row in rows] == [(67, 34, 60, 147, 147), (67, 33, 60, 3, 3)]
+    with tk.open("native.h5") as trace:
+        assert [list(sequence.tokens) for sequence in trace.sequences] == [[*range(1, 21)], [1, 2, 3]]
+    code, said = tracekit("tokens", "native.h5")
+    assert code == 0 and "native.h5: sequence 0: the log lists the first 20 of 147 tokens" in said
+
+
+def test_listed_tokens_are_compared_as_far_as_they_go():
+    Path("one.txt").write_text(NATIVE_EXAMPLE)
+    Path("two.txt").write_text(
+        NATIVE_EXAMPLE.replace("Generated 147", "Generated 190").replace("[1, 2, 3]", "[1, 2, 4]")
+    )
+    Path("three.txt").write_text(NATIVE_EXAMPLE.replace("length: 33", "length: 35"))
+    for name in ("one", "two", "three"):
+        assert tracekit("import", f"{name}.txt")[0] == 0
+    code, said = tracekit("diff", "one.h5", "two.h5")
+    assert code == 2 and "WITHHELD  capture" in said
+    assert "sequence 0: generated tokens: 147 in the reference, 190 in the candidate" in said
+    assert "sequence 0: the first 20 tokens are equal; those after it, up to step 189, are not recorded" in said
+    assert "sequence 1: tokens differ from step 2: reference 3 | candidate 4" in said
+    assert (
+        "sequence 1: text tokens: 33 in the reference, 35 in the candidate" in tracekit("diff", "one.h5", "three.h5")[1]
+    )
+    assert "counts only" not in said
+
+
+def test_segments_may_be_told_first_and_generation_skipped():
+    lines = [
+        "Prompt token length: 7",
+        "Segment 0 token length: 4",
+        "Segment 1 token length: 5",
+        "Generated 9 speech tokens: [1]",
+    ]
+    Path("log.txt").write_text("\n".join([*lines, "Skipping LLM generation, using 12 forced tokens.", ""]))
+    assert tracekit("import", "log.txt")[0] == 0
+    rows = json.loads(tracekit("summary", "log.h5", "--json")[1])
+    assert [(row["text_tokens"], row["generated_tokens"]) for row in rows] == [(4, 9), (5, 0)]
+
+
+def test_what_nobody_recorded_is_not_counted_as_none():
+    log = LogWriter(Path("bare.tklog"))
+    log.open("native", dtype="float32", model={"model_type": "cosyvoice3"})
+    log.sequence(0, {})
+    log.step(0, 0, 0, 5, {})
+    log.end_sequence(0, 1, "stop")
+    log.close()
+    Run().write(Path("py.tklog"))
+    rows = json.loads(tracekit("summary", "py.tklog", "bare.tklog", "--json")[1])
+    assert [(row["fallbacks"], row["redraws"]) for row in rows] == [(1, 0), (None, None), (0, 0)]
+    assert tracekit("summary", "py.tklog", "bare.tklog")[1].splitlines()[3].split()[-2:] == ["-", "-"]
+
+
+def test_silent_tokens_that_the_program_drops_are_counted():
+    run = Run(tokens=([1, 1, 1, 1, 1, 1, 1, 2, 3, 1, EOS], [20, 21, EOS]))
+    run.write(Path("py.tklog"), silent_token_ids=[1, 2])
+    Run("native", tokens=run.tokens).write(Path("native.tklog"))
+    rows = json.loads(tracekit("summary", "py.tklog", "native.tklog", "--json")[1])
+    assert [row["dropped_silent_tokens"] for row in rows] == [3, None, None, None]
+    said = tracekit("diff", "py.tklog", "native.tklog")[1]
+    assert (
+        "sequence 0: llm_job drops 3 silent tokens, those after the fifth in a row; the other side drops none: 0.12 s"
+        in said
+    )

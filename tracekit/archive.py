@@ -127,6 +127,8 @@ def _write_sequence(group: h5py.Group, sequence: Sequence, trace: Trace) -> None
     group.attrs["positions"] = sequence.positions
     if sequence.end_reason is not None:
         group.attrs["end_reason"] = sequence.end_reason
+    if sequence.end_detail is not None:
+        group.attrs["end_detail"] = sequence.end_detail
     info = {
         "prompt_text": sequence.prompt_text,
         "texts": sequence.texts,

@@ -144,6 +144,8 @@ class ArchiveSequence:
         self.positions = int(group.attrs["positions"])
         reason = group.attrs.get("end_reason")
         self.end_reason = None if reason is None else str(reason)
+        detail = group.attrs.get("end_detail")
+        self.end_detail = None if detail is None else str(detail)
         self._info: Json = reader.json(group, "config")
         if not isinstance(self._info, dict):
             raise reader.fail(str(group.name), "its config is not an object")
@@ -292,6 +294,11 @@ class ArchiveSequence:
             draws=tuple(tables["draws"].get(index, ())),
             events=tuple(tables["events"].get(index, ())),
         )
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        rows = self._tables["events"] if self.step_count else {}
+        return tuple(event for step in sorted(rows) for event in rows[step])
 
     def _survivors(self, index: int) -> tuple[Array | None, Array | None]:
         if "survivors" not in self._tables:

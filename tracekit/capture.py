@@ -11,6 +11,9 @@ from tracekit.dtypes import is_float, to_float
 from tracekit.speech import counts
 from tracekit.trace import Array, Sequence, Trace
 
+UNSEEN = "unseen"
+"""Kind of the event of a step whose token is known and whose draw was not seen, with why; reason of a sequence's end
+where not even the token was seen."""
 LOOKED_AT = 8
 """Rows of each site that are looked at."""
 LEAST_SITES = 4
@@ -25,12 +28,26 @@ CONSTANT_SHARE = 0.5
 def capture_problems(trace: Trace) -> list[str]:
     """Why no verdict can be reached from this trace, one line each; empty where it looks like a recording."""
     if any(counts(sequence) for sequence in trace.sequences):
-        return [
-            f"{trace.path}: was read from a text log and holds counts only; tracekit summary sets them side by side"
-        ]
+        holds = "counts and token ids" if any(sequence.step_count for sequence in trace.sequences) else "counts only"
+        return [f"{trace.path}: was read from a text log and holds {holds}; tracekit summary sets them side by side"]
     out = []
     for sequence in trace.sequences:
-        out += [f"{trace.path}: sequence {sequence.index}: {problem}" for problem in _problems(sequence)]
+        problems = [*_problems(sequence), *_unseen(sequence)]
+        out += [f"{trace.path}: sequence {sequence.index}: {problem}" for problem in problems]
+    return out
+
+
+def _unseen(sequence: Sequence) -> list[str]:
+    """What the recorder did not see of how tokens came about."""
+    why = {str(event.detail): event.step for event in reversed(sequence.events) if event.kind == UNSEEN}
+    out = []
+    if why:
+        count = len({event.step for event in sequence.events if event.kind == UNSEEN})
+        reason, step = min(why.items(), key=lambda item: item[1])
+        said = f"how the token was drawn was not seen at {count} of {sequence.step_count} steps"
+        out.append(f"{said}, step {step} first: {reason}")
+    if sequence.end_reason == UNSEEN:
+        out.append(f"recording ends at step {sequence.step_count}: {sequence.end_detail}")
     return out
 
 

@@ -57,7 +57,9 @@ def rule_filter(reference: Trace, candidate: Trace, found: Search, first: Findin
         moved = "rounding cannot have moved them" if distance > NEAR * error else "rounding alone might have moved them"
         evidence.append(f"distance to the cut {distance:.2g}, logit error {error:.1e}: {moved}")
     if "departs" in first.facts:
-        evidence.append(f"the {first.facts['departs']} does not give its own survivors from its own logits as stated")
+        side = first.facts["departs"]
+        whose = "the reference's" if _states_other(pair) else "the"
+        evidence.append(f"the {side}'s survivors do not match its own logits under {whose} declared settings")
     evidence += _processors_said(seen)
     evidence += _draws_said(pair, first.step or 0)
     side, explanation = _explain_filter(pair, first.step or 0)
@@ -145,6 +147,12 @@ def _unknown_said(sides: tuple[Sequence, Sequence], seen: list[Observed]) -> lis
     return out
 
 
+def _states_other(pair: SequencePair) -> bool:
+    """Whether the candidate declares other settings than the reference."""
+    one, other = _sides(pair)
+    return bool(other.sampling) and sampling.chain(one.sampling) != sampling.chain(other.sampling)
+
+
 AS_STATED = "settings as stated"
 """Kind of the explanation that a side did just what it states, which is not what the other one states."""
 
@@ -176,7 +184,7 @@ def _as_stated(pair: SequencePair) -> Json | None:
         return None
     extra = ", ".join(each for each in theirs if each not in ours) or "nothing"
     missing = ", ".join(each for each in ours if each not in theirs) or "nothing"
-    text = f"the candidate does as it states: {extra} in place of {missing}"
+    text = f"the candidate follows its own declared settings: {extra} in place of {missing}"
     return {"kind": AS_STATED, "value": theirs, "residual": 0.0, "text": text, "steps": 1}
 
 
@@ -191,12 +199,15 @@ def rule_draw(reference: Trace, candidate: Trace, found: Search, first: Finding)
     margins = combinations(pair, first.step or 0)
     way = _explain_way(pair, first.step or 0)
     if way is not None:
-        evidence = [f"same survivors, another way of drawing: {said}", f"explained: {way['text']}"]
+        evidence = [
+            f"{_same(pair, first.step or 0)}another sampling algorithm: {said}",
+            f"explained: {way['text']}",
+        ]
         evidence += [f"what would give the same tokens: {other}" for other in way.get("also", [])[:2]]
         return Ruling("sampler", evidence, first, margins, way)
     if name == "op":
         return Ruling("sampler", [f"same generator, seed and offset, another draw: {said}"], first, margins)
-    evidence = [f"same survivors, another draw: {said}"]
+    evidence = [f"{_same(pair, first.step or 0)}another draw: {said}"]
     moved = _explain_position(pair, first)
     if moved is not None:
         evidence.append(f"explained: {moved['text']}")
@@ -295,6 +306,31 @@ def _seed_moved(rows: list[tuple[Any, Any]]) -> Json | None:
     return {"kind": "seed", "value": delta, "residual": 0, "text": text}
 
 
+def _same(pair: SequencePair, step: int) -> str:
+    """That the survivors are the same, where both sides recorded them."""
+    return "same survivors, " if all(side.step(step).survivors_id is not None for side in _sides(pair)) else ""
+
+
+def _token_said(pair: SequencePair, step: int) -> str:
+    """What is the same on both sides of a step with two tokens, and what nobody recorded."""
+    steps = [side.step(step) for side in _sides(pair)]
+    told = {
+        "survivors": [one.survivors_id is not None for one in steps],
+        "draws": [bool(one.draws) for one in steps],
+    }
+    same = " and ".join(what for what, sides in told.items() if all(sides))
+    if not any(map(any, told.values())):
+        return "another token; survivors and draws are recorded on neither side"
+    lacks = [
+        f"{what} are recorded on neither side"
+        if not any(sides)
+        else f"{what} are recorded in the {SIDES[sides[1]]} only"
+        for what, sides in told.items()
+        if not all(sides)
+    ]
+    return "; ".join([f"same {same}, another token" if same else "another token", *lacks])
+
+
 def rule_token(reference: Trace, candidate: Trace, found: Search, first: Finding) -> Ruling:
     """Another token from the same survivors and draws: a near-tie where that can be proved, else the sampler."""
     pair = _pair(reference, candidate, first)
@@ -309,7 +345,7 @@ def rule_token(reference: Trace, candidate: Trace, found: Search, first: Finding
             return Ruling("near-tie", [said, proof], first, margins)
     if margin is None and flips == "logits" and (first.sequence, step) in found.ties:
         return Ruling("near-tie", _cut_evidence(pair, step), first, margins)
-    evidence = ["same survivors and draws, another token"]
+    evidence = [_token_said(pair, step)]
     way = _explain_way(pair, step)
     drawn = [side.step(step).draws for side in _sides(pair)]
     if way is None and all(drawn) and all(draws[-1].seed is None for draws in drawn):

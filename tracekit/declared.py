@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tracekit.settings import as_used
+from tracekit.settings import ONLY_SAMPLED, SWITCHES, as_used, in_effect
 from tracekit.speech import PROMPT_TEXT, SPOKEN_TEXT
 from tracekit.trace import Json, Sequence, Trace, TraceError
 
@@ -61,6 +61,8 @@ class Setting:
     value: Any
     place: str
     part: str  # "model", "sampling", "ratio", "stop", "seed"
+    switches: Json = field(default_factory=dict)
+    """The file's settings that turn others off."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,14 @@ def _of_json(path: Path, text: str) -> list[Setting]:
     if not isinstance(declared, dict):
         raise TraceError(f"{path}: holds no settings; give the model's config.json")
     if "model_type" not in declared and "hidden_size" not in declared:
-        return [Setting(key, declared[key], key, "sampling") for key in SAMPLING_KEYS if key in declared]
+        unused = ONLY_SAMPLED if declared.get("do_sample") is False else ()
+        keys = [key for key in SAMPLING_KEYS if key in declared and key not in unused]
+        return [Setting(key, declared[key], key, "sampling") for key in keys]
     plain = as_used(declared)
-    return [Setting(key, plain[key], key, "model") for key in MODEL_KEYS if plain.get(key) is not None]
+    switches = {key: plain[key] for key in SWITCHES if key in plain}
+    # One that is switched off is a setting too: an engine may apply it.
+    named = [key for key in MODEL_KEYS if plain.get(key) is not None or declared.get(key) is not None]
+    return [Setting(key, plain[key], key, "model", switches) for key in named]
 
 
 class _DataLoader(yaml.SafeLoader):
@@ -255,7 +262,7 @@ def _seeds_torch(value: Any) -> bool:
 
 def _used(setting: Setting, trace: Trace) -> Used:
     if setting.part == "model":
-        model = trace.config.get("model") or {}
+        model = in_effect(trace.config.get("model") or {}, setting.switches)
         return _judged(setting, trace, [model[setting.name]] if setting.name in model else [])
     if setting.part == "seed":
         seeds = {sequence.seed for sequence in trace.sequences}

@@ -17,6 +17,7 @@ from tracekit import survivors
 from tracekit.align import Alignment, SequencePair, SitePair, align_sequences, align_sites, check_same_model
 from tracekit.drift import drift
 from tracekit.dtypes import UNIT_ROUNDOFF
+from tracekit.fed_rows import fed_apart, unmatched_rows
 from tracekit.metrics import row_bytes, row_errors, site_reader
 from tracekit.observed import Observed, observe
 from tracekit.rounding import Judged, Yardstick
@@ -101,7 +102,7 @@ def search(
 
 def _compare_sequence(result: Search, pair: SequencePair, yardstick: Yardstick) -> None:
     one, other = pair.reference, pair.candidate
-    finding = _input_difference(pair)
+    finding = _input_difference(pair) or _rows_difference(pair, result.alignment)
     if finding is not None:
         result.findings.append(finding)
         return
@@ -138,7 +139,7 @@ def _compare_sequence(result: Search, pair: SequencePair, yardstick: Yardstick) 
 def compared_positions(pair: SequencePair) -> int:
     """Positions that both sides computed from the same tokens; none where their inputs differ."""
     one, other = pair.reference, pair.candidate
-    if _input_difference(pair) is not None:
+    if _input_difference(pair) is not None or fed_apart(pair) is not None:
         return 0
     split = first_token_difference(one, other)
     steps = min(one.step_count, other.step_count) if split is None else split + 1
@@ -165,6 +166,8 @@ def step_of(position: int, prompt: int) -> int:
     return max(0, position - (prompt - 1))
 
 
+ROWS = "rows"
+"""What was fed, where it is not what the prompt's entries say."""
 TOKEN_IDS = "token_ids"
 """The prompt itself, before what it was put together from."""
 
@@ -208,6 +211,17 @@ def _input_difference(pair: SequencePair) -> Finding | None:
             facts["more"] = _parts_apart(pair)
         return Finding(pair.index, Stage.INPUT, 0, position, f"prompt/{name}", facts=facts)
     return None
+
+
+def _rows_difference(pair: SequencePair, alignment: Alignment) -> Finding | None:
+    """Other rows fed than the prompt's entries, on one side: which of them is known from the values alone."""
+    fed = fed_apart(pair)
+    if fed is None:
+        return None
+    found = unmatched_rows(pair, alignment, fed)
+    facts: Json = {"input": ROWS, "lengths": list(fed.fed), "entries": list(fed.told), "unmatched": found}
+    position = found[1][0] if found and found[1] else None
+    return Finding(pair.index, Stage.INPUT, 0, position, f"prompt/{ROWS}", facts=facts)
 
 
 def _compare_sites(result: Search, pair: SequencePair, yardstick: Yardstick, stop: int, prompt: int) -> None:

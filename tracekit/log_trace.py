@@ -156,10 +156,12 @@ class LogSequence:
             survivors_id=survivors_id,
             survivors_prob=survivors_prob,
             draws=tuple(_draw(metadata["step"], row) for row in metadata.get("draws") or ()),
-            events=tuple(
-                Event(metadata["step"], row["kind"], row.get("detail")) for row in metadata.get("events") or ()
-            ),
+            events=_events(metadata),
         )
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        return tuple(event for frame in self._steps for event in _events(frame.metadata))
 
     @cached_property
     def sites(self) -> Mapping[str, SiteData]:
@@ -231,6 +233,11 @@ class LogSequence:
             raise ValueError("a step needs one token and a position")
         del self._steps[index:]
         self._steps.append(frame)
+
+
+def _events(metadata: Json) -> tuple[Event, ...]:
+    rows = metadata.get("events") or ()
+    return tuple(Event(metadata["step"], row["kind"], row.get("detail")) for row in rows)
 
 
 def _draw(step: int, row: Json) -> Draw:

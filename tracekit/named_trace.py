@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from tracekit.rotary_order import ReorderedTrace
 from tracekit.site_names import NameMap
-from tracekit.trace import INPUT_SUFFIX, Array, Json, Sequence, Site, SiteData, Step, Trace, TraceError, Weight
+from tracekit.trace import INPUT_SUFFIX, Array, Event, Json, Sequence, Site, SiteData, Step, Trace, TraceError, Weight
 from tracekit.weights import Checkpoint
 
 
@@ -246,6 +246,14 @@ class _NamedSequence:
 
     def step(self, index: int) -> Step:
         return self._sequence.step(index)
+
+    @property
+    def events(self) -> Seq[Event]:
+        return self._sequence.events
+
+    @property
+    def end_detail(self) -> str | None:
+        return self._sequence.end_detail
 
     def logits(self, first: int, stop: int) -> Array | None:
         return self._sequence.logits(first, stop)

@@ -16,7 +16,7 @@ from tracekit.metrics import site_reader
 from tracekit.operations import Core, Emulated, Floats, Matrix, Result, Rounding
 from tracekit.recipe import Recipe
 from tracekit.rounding import logits_reader
-from tracekit.trace import Sequence, Trace
+from tracekit.trace import Sequence, Trace, TraceError
 from tracekit.weights import Checkpoint
 
 DRAWN_ROUNDINGS = 3
@@ -190,6 +190,17 @@ class Recomputation:
         cut = zip(rows, recipe.columns, strict=True) if recipe.columns else ()
         return [values if part is None else values[:, slice(*part)] for values, part in cut] or rows
 
+    def _check_ids(self, recipe: Recipe, ids: NDArray[np.int64], rows: int, first: int) -> None:
+        """Raise TraceError where a token id has no row in the embedding's table."""
+        beyond = np.flatnonzero((ids < 0) | (ids >= rows))
+        if beyond.size:
+            at = int(beyond[0])
+            raise TraceError(
+                f"{self.parameters.trace.path}: sequence {self.sequence.index}, position {first + at}: token id "
+                f"{ids[at]} has no row in {recipe.parameters['weight']}, which has {rows}; record the ids of the table "
+                "that was read, or say with prompt/vocabulary which table each is from"
+            )
+
     def result(self, recipe: Recipe, window: Window, inputs: list[Floats], closely: bool = False) -> Result:
         """What the site should hold, and how far rounding may have moved it."""
         dtype, parameters = self.computed_in(recipe), self.parameters
@@ -228,6 +239,7 @@ class Recomputation:
     def _looked_up(self, recipe: Recipe, window: Window, dtype: str) -> Result:
         """Rows of a table, multiplied where the family does; at the table's own site they may not be yet."""
         table, ids = self.parameters.table(recipe), self.ids[window.first : window.stop]
+        self._check_ids(recipe, ids, len(table), window.first)
         result = operations.embedding(table, ids, dtype, recipe.factor)
         if not recipe.either:
             return result

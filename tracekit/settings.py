@@ -45,6 +45,14 @@ MODEL_SETTINGS = (
 )
 
 
+SWITCHES: dict[str, tuple[bool, tuple[str, ...]]] = {
+    "use_sliding_window": (False, ("sliding_window", "max_window_layers")),
+}
+"""Setting that turns others off -> its value that does, and those."""
+ONLY_SAMPLED = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+"""Sampling settings that greedy decoding does not apply."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """A setting that the two sides state differently."""
@@ -63,7 +71,8 @@ def config_differences(reference: Trace, candidate: Trace) -> list[Difference]:
     for name in (*(() if greedy else (*FILTER_SETTINGS, *REPETITION_SETTINGS)), *STOP_SETTINGS):
         if one and other and (name in NEUTRAL or (name in one and name in other)):
             pairs.append((name, one.get(name), other.get(name)))
-    models = ours.get("model") or {}, theirs.get("model") or {}
+    stated = ours.get("model") or {}, theirs.get("model") or {}
+    models = in_effect(stated[0], stated[1]), in_effect(stated[1], stated[0])
     pairs += [
         (f"model.{name}", models[0][name], models[1][name])
         for name in MODEL_SETTINGS
@@ -133,7 +142,7 @@ def _stored_transposed(trace: Trace) -> set[str]:
 
 def declared_differences(declared: Json, trace: Trace) -> list[Difference]:
     """Hyper-parameters that a checkpoint's `config.json` declares and the engine says it used otherwise."""
-    used = trace.config.get("model") or {}
+    used = in_effect(trace.config.get("model") or {}, declared)
     plain = as_used(declared)
     return [
         Difference(f"model.{name}", plain[name], used[name])
@@ -150,6 +159,16 @@ def other_sizes(declared: Json, trace: Trace) -> str | None:
     return next((f"{name} {declared[name]}, not {used[name]}" for name in apart), None)
 
 
+def in_effect(model: Json, other: Json) -> Json:
+    """`model` with None for what a switch of its own turns off; a switch that it does not state is that of `other`, a
+    description of the same model."""
+    out = dict(model)
+    for switch, (off, names) in SWITCHES.items():
+        if model.get(switch, other.get(switch)) is off:
+            out |= {name: None for name in names if name in out}
+    return out
+
+
 def as_used(declared: Json) -> Json:
     """A `config.json` of transformers 4 or 5 in the words that traces use: theta and scaling apart, defaults there."""
     plain = dict(declared)
@@ -161,8 +180,9 @@ def as_used(declared: Json) -> Json:
     if heads:
         plain.setdefault("num_key_value_heads", heads)
         plain.setdefault("head_dim", int(plain.get("hidden_size") or 0) // int(heads))
-    if plain.get("use_sliding_window") is False:
-        plain["sliding_window"] = None
+    if "use_sliding_window" in plain:
+        plain.setdefault("sliding_window", None)
+    plain = in_effect(plain, {})
     return {
         name: value for name, value in plain.items() if value is not None or name in ("rope_scaling", "sliding_window")
     }

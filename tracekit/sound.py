@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.speech import TOKENS_A_SECOND, generated_count
+from tracekit.speech import TOKENS_A_SECOND, dropped, generated_count
 from tracekit.trace import Json, Trace, TraceError
 
 BLOCK = 1 << 18
@@ -93,24 +93,62 @@ def compare(first: Sound, other: Sound) -> Apart:
     return Apart(other.seconds - first.seconds, loud, _largest_difference(first.path, other.path) if alike else None)
 
 
-def spoken_tokens(traces: list[Trace], files: int) -> list[tuple[str, int]]:
-    """For each of `files` sounds the trace's path and its number of tokens: a trace a file, or a sequence a file.
+@dataclass(frozen=True)
+class Spoken:
+    """What a sound was made from."""
+
+    trace: str
+    tokens: int
+    dropped: int | None
+    """Tokens that a filter of silence took out before the sound was made; None where none is known of."""
+    against: int
+    """Which of the sounds it is compared with: the first, or that of the first trace's sequence of the same index."""
+
+    @property
+    def heard(self) -> int:
+        """Tokens that the sound was made from."""
+        return self.tokens - (self.dropped or 0)
+
+
+def spoken_tokens(traces: list[Trace], files: int) -> list[Spoken]:
+    """What each of `files` sounds was made from: a trace a file, or a sequence a file.
 
     Raises TraceError where neither fits.
     """
     sequences = [(trace, sequence) for trace in traces for sequence in trace.sequences]
     if files == len(traces):
-        sums = [sum(generated_count(trace, sequence) for sequence in trace.sequences) for trace in traces]
-        return [(trace.path, made) for trace, made in zip(traces, sums, strict=True)]
+        return [
+            Spoken(
+                trace.path,
+                sum(generated_count(trace, one) for one in trace.sequences),
+                _added(dropped(trace, one) for one in trace.sequences),
+                0,
+            )
+            for trace in traces
+        ]
     if files == len(sequences):
-        return [(f"{trace.path}[{one.index}]", generated_count(trace, one)) for trace, one in sequences]
+        partners = len(traces[0].sequences) if len(traces) > 1 else 1
+        return [
+            Spoken(
+                f"{trace.path}[{one.index}]",
+                generated_count(trace, one),
+                dropped(trace, one),
+                min(one.index, max(0, partners - 1)),
+            )
+            for trace, one in sequences
+        ]
     raise TraceError(
         f"{files} sounds fit neither {len(traces)} traces nor their {len(sequences)} sequences; "
         "give one sound a trace, or one a sequence, in the same order"
     )
 
 
-def sound_row(sound: Sound, first: Sound | None, spoken: tuple[str, int] | None) -> Json:
+def _added(numbers: Iterable[int | None]) -> int | None:
+    known = [number for number in numbers if number is not None]
+    return sum(known) if known else None
+
+
+def sound_row(sound: Sound, first: Sound | None, spoken: Spoken | None) -> Json:
     """A file as a row: its measures, its difference to `first`, and what its tokens would last."""
     apart = None if first is None else compare(first, sound)
     return {
@@ -122,9 +160,11 @@ def sound_row(sound: Sound, first: Sound | None, spoken: tuple[str, int] | None)
         "rms": sound.rms,
         "max_amplitude": sound.max_amplitude,
         "difference": None if apart is None else vars(apart),
-        "trace": spoken and spoken[0],
-        "tokens": spoken and spoken[1],
-        "token_seconds": spoken and spoken[1] / TOKENS_A_SECOND,
+        "compared_with": first and first.path,
+        "trace": spoken and spoken.trace,
+        "tokens": spoken and spoken.tokens,
+        "dropped_silent_tokens": spoken and spoken.dropped,
+        "token_seconds": spoken and spoken.heard / TOKENS_A_SECOND,
     }
 
 

@@ -16,6 +16,10 @@ SPOKEN_TEXT = "tts_text_token_ids"
 STOPPED = "stop"
 FILL = "fill"
 """Kind of the event that a program fed a fill token by itself."""
+SILENT = "silent_token_ids"
+"""Key of a sequence's metadata: speech tokens that stand for silence, where the program drops some of them."""
+SILENT_KEPT = 5
+"""Silent tokens in a row that upstream's `llm_job` passes on; it drops those that follow."""
 COUNTS = "counts"
 """Key of a sequence's metadata: the numbers of a run of which only a text log is left (docs/format.md)."""
 
@@ -48,6 +52,25 @@ def generated(trace: Trace, sequence: Sequence) -> Array:
     for index in np.flatnonzero(np.isin(tokens[:last], sequence.sampling.get("stop_token_ids") or [])):
         kept[index] = all(event.kind != FILL for event in sequence.step(int(index)).events)
     return np.asarray(tokens[:last][kept])
+
+
+def dropped(trace: Trace, sequence: Sequence) -> int | None:
+    """How many generated tokens the program's filter of silence took out before the sound was made; None where the
+    trace says nothing of such a filter."""
+    silent = sequence.info.get(SILENT)
+    if not isinstance(silent, list) or counts(sequence):
+        return None
+    run = out = 0
+    for is_silent in np.isin(generated(trace, sequence), silent):
+        run = run + 1 if is_silent else 0
+        out += run > SILENT_KEPT
+    return out
+
+
+def not_listed(sequence: Sequence) -> int:
+    """How many tokens at the end a text log counts without saying which they are."""
+    said = counts(sequence).get("generated_tokens")
+    return max(0, said - sequence.step_count) if isinstance(said, int) and sequence.step_count else 0
 
 
 def generated_count(trace: Trace, sequence: Sequence) -> int:

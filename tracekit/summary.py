@@ -12,6 +12,7 @@ from tracekit.speech import (
     STOPPED,
     TOKENS_A_SECOND,
     counts,
+    dropped,
     generated_count,
     is_speech,
 )
@@ -52,6 +53,7 @@ def sequence_summary(trace: Trace, sequence: Sequence) -> Json:
         "stop_step": told.get("stop_step", sequence.step_count - 1 if stopped and not told else None),
         "end": _end(sequence, told),
         "seconds": made / TOKENS_A_SECOND if speech else None,
+        "dropped_silent_tokens": dropped(trace, sequence) or None,
         **_events(sequence, speech, bool(told)),
     }
 
@@ -71,6 +73,7 @@ def _length(sequence: Sequence, name: str, told: Json) -> int | None:
 
 def _events(sequence: Sequence, speech: bool, counted: bool) -> Json:
     """Fallbacks and redraws; None where the run could not have any, or where nobody recorded them."""
-    found = Counter(event.kind for index in range(sequence.step_count) for event in sequence.step(index).events)
-    known = (speech and not counted) or bool(found[FALLBACK] or found[REDRAW])
+    found = Counter(event.kind for event in sequence.events)
+    drawn = speech and not counted and any(sequence.step(index).draws for index in range(sequence.step_count))
+    known = drawn or bool(found[FALLBACK] or found[REDRAW])
     return {"fallbacks": found[FALLBACK] if known else None, "redraws": found[REDRAW] if known else None}

@@ -1,8 +1,10 @@
 """A program's own text log as a trace: the counts that it printed, and token ids where it printed those.
 
 Two programs are known. Python's prints `LLM generated N speech tokens`; the native one prints
-`LLM: stop token reached at step N` and `Generated N speech tokens`. Lines of token ids are a list in brackets after the
-words `speech tokens` or `token ids`; prompt and text lengths are a number after the words that name them.
+`LLM: stop token reached at step N (token id T)` and `Generated N speech tokens: [the first 20]`. Lines of token ids are
+a list in brackets after the words `speech tokens` or `token ids`; one that is shorter than its count is the first of
+what was generated. Prompt and text lengths are a number after the words that name them; `Prompt token length` and
+`aligned_token_len` are said once for all segments, `Segment I token length` once a segment, before it or all at first.
 """
 
 from __future__ import annotations
@@ -28,8 +30,20 @@ LINE_LIMIT = 1 << 20
 DIGITS = r"(\d{1,9})"
 PYTHON = re.compile(rf"LLM generated {DIGITS} speech tokens?\b")
 NATIVE = re.compile(rf"(?<!LLM )\bGenerated {DIGITS} speech tokens?\b")
-STOP = re.compile(rf"LLM: stop token reached at step {DIGITS}\b")
-IDS = re.compile(r"(?P<prompt>prompt )?(?:speech[ _]tokens?|token[ _]ids?)\b[^\[\]\d]{0,40}\[(?P<ids>[\d,\s]*)\]", re.I)
+STOP = re.compile(rf"LLM: stop token reached at step {DIGITS}\b(?: \(token id {DIGITS}\))?")
+FORCED = re.compile(rf"Skipping LLM generation, using {DIGITS} forced tokens?\b")
+SEGMENT = re.compile(rf"\bsegment {DIGITS} token[ _]len(?:gth)?\s*[:=]\s*{DIGITS}\b", re.I)
+GENERATED = re.compile(rf"\bGen token {DIGITS}: {DIGITS}\b")
+FOR_ALL = {
+    "prompt_text_tokens": re.compile(rf"\bprompt[ _]token[ _]len(?:gth)?\s*[:=]\s*{DIGITS}\b", re.I),
+    "prompt_speech_tokens": re.compile(rf"\baligned_token_len={DIGITS}\b"),
+}
+"""What a log says once for all segments that follow -> the line."""
+SHAPE = re.compile(r"\bshape\b|\] ?-> ?\[")
+"""A list in such a line is a tensor's shape."""
+IDS = re.compile(
+    r"(?P<prompt>prompt[ _])?(?:speech[ _]tokens?|token[ _]ids?)\b[^\[\]\d]{0,40}\[(?P<ids>[\d,\s]*)\]", re.I
+)
 LENGTHS = {
     "prompt_speech_tokens": re.compile(
         rf"prompt[ _]speech(?:[ _]tokens?)?(?:[ _]len(?:gth)?)?\s*[:=]?\s*{DIGITS}\b", re.I
@@ -66,12 +80,24 @@ def read_text_log(path: Path) -> TextLog:
     segments: list[Segment] = []
     open_segment = Segment()
     seen: set[str] = set()
+    for_all: Json = {}
+    texts: list[int] = []
     for line in _lines(path):
         _take_input(line, open_segment)
+        for_all |= {name: int(said[1]) for name, pattern in FOR_ALL.items() if (said := pattern.search(line))}
+        texts += [int(said[2]) for said in [SEGMENT.search(line)] if said]
         stop = STOP.search(line)
         if stop:
             seen.add("native")
             open_segment.counts["stop_step"] = int(stop[1])
+            if stop[2]:
+                open_segment.counts["stop_token"] = int(stop[2])
+        forced = FORCED.search(line)
+        if forced:
+            seen.add("native")
+            open_segment.counts |= {"generated_tokens": 0, "forced_tokens": int(forced[1])}
+            segments.append(open_segment)
+            open_segment = Segment()
         for side, pattern in (("python", PYTHON), ("native", NATIVE)):
             said = pattern.search(line)
             if said:
@@ -81,6 +107,10 @@ def read_text_log(path: Path) -> TextLog:
                 open_segment = Segment()
     if "stop_step" in open_segment.counts:  # the program was stopped between its two lines
         segments.append(open_segment)
+    for segment, text in zip(segments, texts, strict=False):
+        segment.counts.setdefault("tts_text_tokens", text)
+    for segment in segments:
+        segment.counts = for_all | segment.counts
     _check(path, segments, seen)
     return TextLog(path, seen.pop(), segments)
 
@@ -95,7 +125,10 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _take_input(line: str, segment: Segment) -> None:
-    ids = IDS.search(line)
+    drawn = GENERATED.search(line)
+    if drawn and int(drawn[1]) == len(segment.tokens or []):
+        segment.tokens = [*(segment.tokens or []), int(drawn[2])]
+    ids = None if SHAPE.search(line) else IDS.search(line)
     if ids:
         numbers = [int(number) for number in ids["ids"].replace(",", " ").split() if len(number) < 10]
         if ids["prompt"]:
@@ -120,9 +153,9 @@ def _check(path: Path, segments: list[Segment], seen: set[str]) -> None:
         raise TraceError(f"{path}: holds lines of both programs; import the log of each side by itself")
     for index, segment in enumerate(segments):
         said = segment.counts.get("generated_tokens")
-        if segment.tokens is not None and said is not None and len(segment.tokens) != said:
+        if segment.tokens is not None and said is not None and len(segment.tokens) > said:
             raise TraceError(
-                f"{path}: segment {index} says {said} speech tokens and lists {len(segment.tokens)}; "
+                f"{path}: segment {index} says {said} speech tokens and lists {len(segment.tokens)}, which is more; "
                 "give the log as the program wrote it"
             )
 

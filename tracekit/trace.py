@@ -157,6 +157,14 @@ class Sequence(Protocol):
         """Everything recorded of one step. Raises IndexError."""
 
     @property
+    def events(self) -> Seq[Event]:
+        """The events of all steps, in order; read without the steps' logits."""
+
+    @property
+    def end_detail(self) -> str | None:
+        """What is to say of the end besides its reason."""
+
+    @property
     def sites(self) -> Mapping[str, SiteData]:
         """What is stored, by site name. Aliases (`same_as`, wiring) are not in here; see `Trace.resolve`."""
 

@@ -14,9 +14,10 @@ from typing import Any
 from tracekit.align import check_yardstick
 from tracekit.audit import Culprit
 from tracekit.capture import capture_problems, missing_positions
+from tracekit.counted import counted_differences, is_counted
 from tracekit.counterfactual import AS_STATED, Ruling, rule_draw, rule_filter, rule_stop, rule_token, run_margins
 from tracekit.culprits import Examination, checkpoint_of, examine, settle
-from tracekit.divergence import Finding, Search, Stage, search
+from tracekit.divergence import ROWS, Finding, Search, Stage, search
 from tracekit.following import shortfalls, unrecorded_choices
 from tracekit.named_trace import in_one_language, recorded_as
 from tracekit.rotary_order import in_one_order, in_order_of
@@ -30,6 +31,7 @@ from tracekit.settings import (
     weight_differences,
 )
 from tracekit.site_names import NameMap, gguf_names
+from tracekit.speech import TOKENS_A_SECOND, dropped
 from tracekit.trace import Json, Trace, resolve
 from tracekit.unexercised import unexercised
 from tracekit.weights import Checkpoint
@@ -124,6 +126,8 @@ def diff(
     reference, candidate = in_common_names(reference, candidate, names, weights)
     yardstick = yardstick_of(reference, oracle, noise or [])
     problems = [problem for trace in (reference, candidate) for problem in capture_problems(trace)]
+    if is_counted(reference) or is_counted(candidate):
+        problems += counted_differences(reference, candidate)
     if problems:
         return _withheld(problems, yardstick.calibration)
     reference, candidate, known = in_one_order(reference, candidate)
@@ -279,10 +283,29 @@ def _token_json(finding: Finding | None) -> Json | None:
     return None if finding is None else {"step": finding.step, **finding.facts}
 
 
+def _silence_said(reference: Trace, candidate: Trace) -> list[str]:
+    """Where a program's filter of silence makes sounds of another length than the tokens say."""
+    out = []
+    for one, other in zip(reference.sequences, candidate.sequences, strict=False):
+        counts = dropped(reference, one), dropped(candidate, other)
+        for trace, sequence, count, others in (
+            (reference, one, counts[0], counts[1]),
+            (candidate, other, counts[1], counts[0]),
+        ):
+            if count and count != others:
+                elsewhere = "the other side drops none" if not others else f"the other side drops {others}"
+                out.append(
+                    f"{trace.path}: sequence {sequence.index}: llm_job drops {count} silent tokens, those after the "
+                    f"fifth in a row; {elsewhere}: {abs(count - (others or 0)) / TOKENS_A_SECOND:.2f} s of sound"
+                )
+    return out
+
+
 def _notes(reference: Trace, candidate: Trace, found: Search, cause: str | None) -> list[str]:
     notes = [f"{trace.path}: {trace.status_detail}" for trace in (reference, candidate) if trace.status_detail]
     notes += [line for trace in (reference, candidate) for line in missing_positions(trace)]
     notes += [line for trace in (reference, candidate) for line in shortfalls(trace)]
+    notes += _silence_said(reference, candidate)
     if cause not in (None, "near-tie"):
         return notes  # the logits differ by more than rounding: what they move over a cut says nothing
     notes += [
@@ -351,7 +374,29 @@ def _show(value: Any) -> str:
     return "not set" if value is None else str(value)
 
 
+def _rule_rows(first: Finding) -> Ruling:
+    """Rows were fed that no prompt entry tells of, or fewer than there are entries."""
+    lengths, entries, found = first.facts["lengths"], first.facts["entries"], first.facts["unmatched"]
+    evidence = [
+        f"{side}: {rows} rows fed for {told} prompt entries"
+        for side, rows, told in zip(("reference", "candidate"), lengths, entries, strict=True)
+    ]
+    if found is not None:
+        side, rows = ("reference", "candidate")[found[0]], found[1]
+        which = f"row {rows[0]}" if len(rows) == 1 else f"rows {', '.join(map(str, rows[:MANY]))}"
+        verb = "equals" if len(rows) == 1 else "equal"
+        if lengths[found[0]] > entries[found[0]]:
+            evidence.append(f"{which} of the {side} {verb} no prompt entry's row on the other side: put in untold")
+        else:
+            evidence.append(f"{which} of the {side} {verb} no row of the other side, which left it out")
+    else:
+        evidence.append("which rows is not known: no site holds them on both sides")
+    return Ruling("input", evidence, first)
+
+
 def _rule_input(reference: Trace, candidate: Trace, found: Search, first: Finding) -> Ruling:
+    if first.facts["input"] == ROWS:
+        return _rule_rows(first)
     lengths, values = first.facts["lengths"], first.facts.get("values")
     evidence = [f"{first.facts['input']}: {lengths[0]} entries in the reference, {lengths[1]} in the candidate"]
     texts = first.facts.get("texts") or (None, None)

@@ -10,8 +10,15 @@ import click
 import tracekit
 from tracekit.opening import is_trace
 from tracekit.report.sound_text import sound_text
-from tracekit.sound import measure, sound_row, spoken_tokens
+from tracekit.sound import Sound, Spoken, measure, sound_row, spoken_tokens
+from tracekit.speech import TOKENS_A_SECOND
 from tracekit.trace import TraceError
+
+
+def _partner(sounds: list[Sound], index: int, made: Spoken | None) -> Sound | None:
+    """The sound that one is compared with; None for one that others are compared with."""
+    at = 0 if made is None else made.against
+    return None if at == index else sounds[at]
 
 
 @click.command("audio", short_help="Duration, RMS and maximum of WAV files, beside token counts.")
@@ -21,7 +28,8 @@ from tracekit.trace import TraceError
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(files: tuple[str, ...], traces: tuple[str, ...], as_json: bool) -> None:
-    """Measure FILES (WAV and what else libsndfile reads), each against the first.
+    """Measure FILES (WAV and what else libsndfile reads), each against the first, or, with a file for each sequence of
+    several traces, against the first trace's sequence of the same index.
 
     RMS and maximum are fractions of full scale. The largest difference is sample by sample over what both have, where
     rate and channels are the same. With --traces: what the tokens last at 25 a second.
@@ -32,11 +40,17 @@ def command(files: tuple[str, ...], traces: tuple[str, ...], as_json: bool) -> N
     with contextlib.ExitStack() as stack:
         traces += tuple(path for path in files if is_trace(path))
         opened = [stack.enter_context(tracekit.open(path)) for path in traces]
-        spoken = spoken_tokens(opened, len(sounds_at)) if opened else [None] * len(sounds_at)
+        spoken: list[Spoken] | list[None] = spoken_tokens(opened, len(sounds_at)) if opened else [None] * len(sounds_at)
     sounds = [measure(path) for path in sounds_at]
     rows = [
-        sound_row(sound, sounds[0] if index else None, tokens)
-        for index, (sound, tokens) in enumerate(zip(sounds, spoken, strict=True))
+        sound_row(sound, _partner(sounds, index, made), made)
+        for index, (sound, made) in enumerate(zip(sounds, spoken, strict=True))
     ]
     notes = [note for sound in sounds for note in sound.notes()]
+    notes += [
+        f"{made.trace}: {made.dropped} of {made.tokens} tokens are silent ones after the fifth in a row, which llm_job "
+        f"drops: {made.dropped / TOKENS_A_SECOND:.2f} s of sound"
+        for made in spoken
+        if made is not None and made.dropped
+    ]
     click.echo(json.dumps({"files": rows, "notes": notes}, indent=2) if as_json else sound_text(rows, notes))

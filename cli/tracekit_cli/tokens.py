@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 import tracekit
+from tracekit.speech import not_listed
 from tracekit.token_export import generated_ids, ids_text, prompt_speech_ids, write_token_ids
 from tracekit.trace import TraceError
 
@@ -30,6 +31,11 @@ def command(trace: str, output: Path | None, prompt_speech: bool, sequence: int 
     with tracekit.open(trace) as opened:
         if sequence is not None and not 0 <= sequence < len(opened.sequences):
             raise TraceError(f"{trace}: has no sequence {sequence}; it holds {len(opened.sequences)}, counted from 0")
+        for one in opened.sequences:
+            missing = 0 if prompt_speech or sequence not in (None, one.index) else not_listed(one)
+            if missing:
+                said = f"the log lists the first {one.step_count} of {one.step_count + missing} tokens"
+                click.echo(f"tracekit: {trace}: sequence {one.index}: {said}", err=True)
         ids = prompt_speech_ids(opened, sequence) if prompt_speech else generated_ids(opened)
     if sequence is not None and not prompt_speech:
         ids = {f"sequence_{sequence}": ids[f"sequence_{sequence}"]}

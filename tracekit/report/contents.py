@@ -130,7 +130,8 @@ def site_detail(trace: Trace, sequence: Sequence, name: str) -> Json:
     """A site in full: shape, wiring, and per position its norm, extremes and non-finite elements."""
     stored = resolve(trace, name)
     if stored is None or stored not in sequence.sites:
-        raise TraceError(f"{trace.path}: sequence {sequence.index} has no values of site {name!r}{_near(trace, name)}")
+        near = _near(trace, sequence, name)
+        raise TraceError(f"{trace.path}: sequence {sequence.index} has no values of site {name!r}{near}")
     data = sequence.sites[stored]
     positions = []
     for first, stop in data.ranges:
@@ -159,7 +160,12 @@ def site_detail(trace: Trace, sequence: Sequence, name: str) -> Json:
     }
 
 
-def _near(trace: Trace, name: str) -> str:
+def _near(trace: Trace, sequence: Sequence, name: str) -> str:
+    row = trace.sites.get(name.removesuffix(INPUT_SUFFIX))
+    if row is not None:
+        where = "its values are the steps' logits" if row.recorded_as == "logits" else row.skipped
+        return f": {where}" if where else ", which the site table lists; it was not recorded in this sequence"
     known = [*trace.sites, *(site + INPUT_SUFFIX for site, row in trace.sites.items() if row.input)]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    held = [site for site in known if resolve(trace, site) in sequence.sites]
+    near = difflib.get_close_matches(name, held, n=3, cutoff=0.5)
     return f"; did you mean {', '.join(near)}?" if near else "; tracekit show lists the sites"

@@ -1,4 +1,4 @@
-"""Sounds as a table, the differences to the first beside them."""
+"""Sounds as a table, the differences to those they are compared with beside them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ def sound_text(rows: list[Json], notes: list[str]) -> str:
     """The rows of `tracekit.sound.sound_row`; amplitudes are fractions of full scale."""
     heads = ["file", "seconds", "rate", "channels", "RMS", "maximum"]
     compared = len(rows) > 1
+    several = len({row["compared_with"] for row in rows if row["compared_with"]}) > 1
+    heads += ["compared with"] if several else []
     heads += ["longer by", "louder by", "largest difference"] if compared else []
     spoken = rows[0]["tokens"] is not None
     heads += ["trace", "tokens", "at 25 a second"] if spoken else []
-    cells = [_measured(row) + (_apart(row) if compared else []) + (_spoken(row) if spoken else []) for row in rows]
+    with_whom = [[row["compared_with"] or ""] if several else [] for row in rows]
+    cells = [
+        _measured(row) + with_whom[index] + (_apart(row) if compared else []) + (_spoken(row) if spoken else [])
+        for index, row in enumerate(rows)
+    ]
     return "\n".join([aligned(cells, heads), *(f"note: {note}" for note in notes)])
 
 

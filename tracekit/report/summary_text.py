@@ -1,4 +1,4 @@
-"""The summary as a table: sides under each other, columns that nobody fills left out."""
+"""The summary as a table: sides under each other, columns that nobody fills left out, `-` for what is not recorded."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ COLUMNS = {
     "stop_step": "stop step",
     "end": "end",
     "seconds": "seconds",
+    "dropped_silent_tokens": "silent, dropped",
     "fallbacks": "fallbacks",
     "redraws": "redraws",
 }
@@ -39,7 +40,7 @@ def aligned(cells: list[list[str]], heads: list[str]) -> str:
 
 def _is_number(cell: str) -> bool:
     try:
-        float(cell or 0)
+        float(0 if cell in ("", "-") else cell)
     except ValueError:
         return False
     return True
@@ -47,5 +48,5 @@ def _is_number(cell: str) -> bool:
 
 def _cell(value: object) -> str:
     if value is None:
-        return ""
+        return "-"
     return f"{value:.2f}" if isinstance(value, float) else str(value)

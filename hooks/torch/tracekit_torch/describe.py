@@ -32,6 +32,7 @@ HYPER_PARAMETERS = (
     "tie_word_embeddings",
     "max_position_embeddings",
     "sliding_window",
+    "use_sliding_window",
     "attention_bias",
     "mlp_bias",
     "bos_token_id",

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracekit.rng import offset_of, words_between
 from tracekit.trace import Json, TraceError
+from tracekit_torch.patching import replace
 
 BLOCK_WORDS = 624
 """Words that mt19937 makes at a time."""
@@ -159,10 +160,10 @@ class Draws:
     def watching(self) -> Iterator[None]:
         """Replace the entry points (and push the dispatch mode) inside the block; put them back after it."""
         places = [(torch, name) for name in FUNCTIONS + CHOICES] + [(torch.Tensor, name) for name in METHODS + CHOICES]
-        originals = [(owner, name, vars(owner).get(name), getattr(owner, name)) for owner, name in places]
-        for owner, name, _, function in originals:
+        undo = []
+        for owner, name in places:
             make = self._choice if name in CHOICES else self._draw
-            setattr(owner, name, make(name, function))
+            undo.append(replace(owner, name, make(name, getattr(owner, name))))
         mode = _Watch(self) if self._mode == "thorough" else None
         try:
             if mode is None:
@@ -171,11 +172,8 @@ class Draws:
                 with mode:
                     yield
         finally:
-            for owner, name, own, _ in originals:
-                if own is None:
-                    delattr(owner, name)
-                else:
-                    setattr(owner, name, own)
+            for put_back in reversed(undo):
+                put_back()
 
     def _draw(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def draw(*args: Any, **kwargs: Any) -> Any:

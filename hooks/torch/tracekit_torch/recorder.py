@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from tracekit.archive import write_archive
-from tracekit.capture import no_such_site
+from tracekit.capture import UNSEEN, no_such_site
 from tracekit.following import FORCED, shortfalls
 from tracekit.log import LogWriter, Tensor, TensorLike
 from tracekit.log_trace import LogTrace
@@ -70,6 +70,10 @@ class Choice:
     """Of the logits, where it does not follow from the prompt and the step."""
     own: int | None = None
     """What the run chose by itself, where it was seen; the token of a step that was forced is another trace's."""
+    unseen: str | None = None
+    """Why it was not seen how the token was drawn; None where it was."""
+    may_be_given: bool = False
+    """An unseen token may be one that the program feeds, not one that it chose."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,10 @@ class Recorder:
         self.notes: list[str] = []
         self.not_followed: list[str] = []
         """What was to be followed and was not, once the recording is closed."""
+        self.unseen: dict[str, int] = {}
+        """Why it was not seen how tokens were drawn -> how many of them."""
+        self.incomplete = False
+        """Draws are surely missing."""
         self._draws = Draws(self, options.rng)
         self._writer: LogWriter | None = None
         self._process = os.getpid()
@@ -187,6 +195,8 @@ class Recorder:
                 self.adapter.finish("error" if reason == "error" else None, detail)
             except Exception as error:
                 self.fail(error)
+        for why, tokens in self.unseen.items():
+            self.note(f"how {tokens} tokens were drawn was not seen: {why}; tracekit diff gives no verdict on them")
         if self.broken is None:
             self.guarded(writer.close, reason)
         writer.abandon()
@@ -416,6 +426,9 @@ class Recorder:
         tensors: dict[str, TensorLike] = {}
         if self.follow is not None and choice.own is not None and choice.own != choice.token:
             choice.events.append({"kind": FORCED, "detail": {"instead_of": choice.own}})
+        if choice.unseen is not None:
+            self.missed(choice.unseen, may_be_given=choice.may_be_given)
+            choice.events.append({"kind": UNSEEN, "detail": choice.unseen})
         if choice.logits is not None:
             tensors |= self._logits(choice.logits)
         if choice.survivors is not None:
@@ -443,6 +456,11 @@ class Recorder:
             row.reason = reason
             followed = {"tokens": row.followed} if self.follow is not None else None
             self.writer.end_sequence(row.sequence, row.steps, reason, detail, followed=followed)
+
+    def missed(self, why: str, tokens: int = 1, *, may_be_given: bool = False) -> None:
+        """It was not seen how that many tokens were drawn."""
+        self.unseen[why] = self.unseen.get(why, 0) + tokens
+        self.incomplete = self.incomplete or not may_be_given
 
     @property
     def keeps_logits(self) -> bool:

@@ -173,4 +173,4 @@ def _close(recorder: Recorder, watch: Watch, error: BaseException | None) -> boo
     steps = f"{recorder.steps} steps" if recorder.steps != 1 else "1 step"
     sequences = f"{recorder.sequences} sequences" if recorder.sequences != 1 else "1 sequence"
     say(f"wrote {recorder.out}: {sequences}, {steps}")
-    return recorder.broken is not None
+    return recorder.broken is not None or recorder.incomplete

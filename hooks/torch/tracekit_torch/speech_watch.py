@@ -18,6 +18,7 @@ from tracekit.trace import Json
 from tracekit_torch.adapters.cosyvoice import CosyVoice
 from tracekit_torch.adapters.speech_models import is_speech_class
 from tracekit_torch.adapters.speech_segment import Segment
+from tracekit_torch.patching import replace
 from tracekit_torch.recorder import Recorder
 
 GENERATIONS = ("inference", "inference_bistream", "inference_wrapper")
@@ -34,31 +35,32 @@ class SpeechWatch:
         self._found = found
         self.classes: list[type] = []
         """The classes that were found; a program that has one is waited for."""
+        self._watched: set[tuple[type, str]] = set()
 
     def install(self, undo: list[Callable[[], None]]) -> None:
         """Watch from now on; `undo` gets what puts everything back."""
         for kind in _subclasses(nn.Module):
             self._watch(kind, undo)
-        own = vars(nn.Module).get("__init_subclass__")
 
         def made(cls: Any, /, **kwargs: Any) -> None:
             super(nn.Module, cls).__init_subclass__(**kwargs)  # type: ignore[misc]
             self._watch(cls, undo)
 
-        nn.Module.__init_subclass__ = classmethod(made)  # type: ignore[assignment]
-        undo.append(lambda: _put_back(nn.Module, "__init_subclass__", own))
+        undo.append(replace(nn.Module, "__init_subclass__", classmethod(made)))
 
     def _watch(self, kind: type, undo: list[Callable[[], None]]) -> None:
         if not is_speech_class(kind) or kind in self.classes:
             return
         self.classes.append(kind)
-        for name in (*GENERATIONS, SAMPLER):
-            original = vars(kind).get(name)
-            if not inspect.isfunction(original):
-                continue
-            make = self._sampler if name == SAMPLER else self._generation
-            setattr(kind, name, functools.wraps(original)(make(original)))
-            undo.append(functools.partial(setattr, kind, name, original))
+        # Each base's own as well: upstream's `sampling_ids` is that of the first class of the chain.
+        for base in kind.__mro__:
+            for name in (*GENERATIONS, SAMPLER):
+                original = vars(base).get(name)
+                if not inspect.isfunction(original) or (base, name) in self._watched:
+                    continue
+                self._watched.add((base, name))
+                make = self._sampler if name == SAMPLER else self._generation
+                undo.append(replace(base, name, functools.wraps(original)(make(original))))
 
     # ---------------------------------------------------------------- segments
 
@@ -86,6 +88,7 @@ class SpeechWatch:
                 if token is _END:
                     guarded(adapter.ended, segment)
                     return
+                guarded(adapter.gave, segment, token)
                 yield token
         except GeneratorExit:
             if self._recorder.active:
@@ -115,6 +118,8 @@ class SpeechWatch:
             adapter = recorder.adapter
             if not isinstance(adapter, CosyVoice) or recorder.model is not model or not recorder.active:
                 return original(model, *args, **kwargs)
+            if adapter.listening():  # a base's method, called by the one that is watched
+                return original(model, *args, **kwargs)
             arguments = recorder.guarded(_named, original, model, args, kwargs) or {}
             scores, decoded = list(arguments.values())[:2] if len(arguments) > 1 else (None, ())
             if isinstance(scores, torch.Tensor):
@@ -143,10 +148,3 @@ def _subclasses(kind: type) -> Iterator[type]:
     for child in kind.__subclasses__():
         yield child
         yield from _subclasses(child)
-
-
-def _put_back(owner: type, name: str, own: Any) -> None:
-    if own is None:
-        delattr(owner, name)
-    else:
-        setattr(owner, name, own)

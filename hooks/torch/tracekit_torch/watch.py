@@ -27,6 +27,7 @@ from tracekit_torch.adapters.any_module import AnyModule
 from tracekit_torch.adapters.cosyvoice import CosyVoice
 from tracekit_torch.adapters.processors import watched_chain
 from tracekit_torch.adapters.transformers_causal import TransformersCausal
+from tracekit_torch.patching import replace
 from tracekit_torch.recorder import Adapter, Recorder
 from tracekit_torch.speech_watch import SpeechWatch
 from tracekit_torch.texts import TOKENIZER_MODULE
@@ -55,7 +56,7 @@ class Watch:
         self._waits_for: str | None = None
         self._passed: set[str] = set()
         self._named: set[int] = set()
-        self._module_call: Callable[..., Any] | None = None
+        self._put_back_call: Callable[[], None] | None = None
         self._speech = SpeechWatch(recorder, self._speaks)
 
     @contextmanager
@@ -109,7 +110,7 @@ class Watch:
     # ---------------------------------------------------------------- any module's call, until the model is found
 
     def _watch_modules(self) -> None:
-        original = self._module_call = nn.Module.__call__
+        original = nn.Module.__call__
 
         @functools.wraps(original)
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -120,13 +121,13 @@ class Watch:
                     self._recorder.fail(error)
             return original(module, *args, **kwargs)
 
-        nn.Module.__call__ = call  # type: ignore[method-assign]
+        self._put_back_call = replace(nn.Module, "__call__", call)
         self._undo.append(self._release_modules)
 
     def _release_modules(self) -> None:
-        if self._module_call is not None:
-            nn.Module.__call__ = self._module_call  # type: ignore[method-assign]
-            self._module_call = None
+        if self._put_back_call is not None:
+            self._put_back_call()
+            self._put_back_call = None
 
     def _called(self, module: nn.Module) -> None:
         if self._pattern is not None:
@@ -178,8 +179,7 @@ class Watch:
 
     def _replace(self, owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         original = getattr(owner, name)
-        setattr(owner, name, functools.wraps(original)(make(original)))
-        self._undo.append(lambda: setattr(owner, name, original))
+        self._undo.append(replace(owner, name, functools.wraps(original)(make(original))))
 
     def _watch_tokenizers(self, module: ModuleType) -> None:
         def make(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -31,6 +31,18 @@ def cache_length(arguments: Json) -> int:
     return int(cache[0][0].shape[-2])
 
 
+NOT_DRAWN = "nothing was drawn through torch for this token"
+
+
+def is_largest(scores: torch.Tensor | None, row: int, token: int) -> bool:
+    """Whether `token` has the largest of the scores [batch, V] of its row: greedy search needs no draw. True where the
+    scores are not known."""
+    if scores is None or not 0 <= token < scores.shape[-1]:
+        return True
+    values = scores[row]
+    return bool(values[token] >= values.max())
+
+
 def output_logits(output: Any) -> torch.Tensor | None:
     """The logits [batch, time, vocabulary] of a model's output object or tuple."""
     logits = getattr(output, "logits", None)

@@ -20,7 +20,14 @@ from torch import nn
 from tracekit.log import Tensor, TensorLike
 from tracekit.trace import Json
 from tracekit_torch import describe
-from tracekit_torch.adapters.causal_calls import cache_length, left_padding, output_logits, write_call
+from tracekit_torch.adapters.causal_calls import (
+    NOT_DRAWN,
+    cache_length,
+    is_largest,
+    left_padding,
+    output_logits,
+    write_call,
+)
 from tracekit_torch.adapters.processors import Stage
 from tracekit_torch.draws import Drawn
 from tracekit_torch.recorder import Choice, Recorder, Row, as_tensor, generator_state, survivors
@@ -279,6 +286,10 @@ class CausalLoop:
                 choice.draws.append(drawn.as_json())
             choice.values.append(drawn.value)
         choice.own = None if waiting.natural is None else waiting.natural[index]
+        chosen = waiting.chosen is not None and waiting.chosen[index] == token
+        if not (chosen or waiting.drawn or is_largest(waiting.logits, index, token)):
+            choice.unseen = f"{NOT_DRAWN}, and it is not the largest logit (given by the program, or drawn elsewhere)"
+            choice.may_be_given = True
         return choice
 
     def _reason(self, begun: Begun, row: Row) -> str:

@@ -15,15 +15,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from tracekit.capture import UNSEEN
+from tracekit.speech import SILENT
 from tracekit.trace import Json
-from tracekit_torch.adapters.causal_calls import cache_length
+from tracekit_torch.adapters.causal_calls import NOT_DRAWN, cache_length, is_largest
 from tracekit_torch.adapters.ras_step import RasStep, sampling_numbers
+from tracekit_torch.adapters.speech_models import silent_tokens
 from tracekit_torch.adapters.speech_rows import NO_TOKEN, InputRow, Run, Vocabulary, runs
 from tracekit_torch.adapters.speech_segment import Segment
 from tracekit_torch.draws import Drawn
 from tracekit_torch.recorder import Choice, Recorder, Row, as_tensor, generator_state
 
 SPECIAL = ("sos", "eos_token", "task_id", "fill_token")
+NOT_CALLED = "sampling_ids was not called, or is not the class's own"
+"""Why a draw was not seen."""
 
 
 class CosyVoice:
@@ -126,7 +131,9 @@ class CosyVoice:
         """The generation came to its end."""
         row = segment.row
         if row is None:
-            pass
+            self._uncalled(segment)
+        elif segment.answered:
+            self._lost(segment, "the last token was not seen: sampling_ids was not called for it")
         elif segment.last in self._stops:
             self._end(segment, "stop", f"stop token {segment.last} at step {row.steps - 1}")
         elif segment.max_len is not None and row.steps >= segment.max_len:
@@ -137,8 +144,31 @@ class CosyVoice:
 
     def left(self, segment: Segment, reason: str, detail: str) -> None:
         """The generation was left early, or failed."""
+        if segment.row is None:
+            self._uncalled(segment)
         self._end(segment, reason, detail)
         self._forget(segment)
+
+    def _uncalled(self, segment: Segment) -> None:
+        """Tokens that came without a call of the model in this process."""
+        if segment.given:
+            self._recorder.missed("the program never called the model inside, as with vLLM", segment.given)
+
+    def _lost(self, segment: Segment, why: str) -> None:
+        """A token that cannot be known: the sequence ends before it."""
+        self._recorder.missed(why)
+        self._end(segment, UNSEEN, why)
+
+    def gave(self, segment: Segment, token: Any) -> None:
+        """The generation gave `token` to its caller."""
+        segment.given += 1
+        if not segment.answered or segment.row is None or segment.row.reason is not None:
+            return
+        number = _whole_number(token)
+        if number is None:
+            self._lost(segment, f"{NOT_CALLED}, and the generation gives {type(token).__name__}, not token ids")
+        else:
+            self._write_step(segment, Choice(number, unseen=NOT_CALLED))
 
     def _end(self, segment: Segment, reason: str, detail: str) -> None:
         if segment.row is not None:
@@ -177,7 +207,7 @@ class CosyVoice:
         if taps is None or rows.shape[0] != 1:
             return
         if segment.answered:
-            self._unsampled(segment)
+            self._unsampled(segment, rows)
         segment.first = first
         if self._is_last_token(segment, rows):
             taps.begin(1, 1)
@@ -265,6 +295,8 @@ class CosyVoice:
         step, segment.step = segment.step, None
         choice = Choice(token, survivors=step.survivors, draws=step.draws, values=step.values, events=step.events())
         choice.own = token
+        if not step.draws and not is_largest(step.scores.unsqueeze(0), 0, token):
+            choice.unseen = f"{NOT_DRAWN}, and it is not the most probable one"
         forced = self._recorder.forced(segment.row)
         if forced is not None:
             choice.token = forced
@@ -274,12 +306,40 @@ class CosyVoice:
         self._write_step(segment, choice)
         return forced
 
-    def _unsampled(self, segment: Segment) -> None:
-        """The model was called again and nothing was drawn: where text comes in pieces, the fill token was set."""
-        if self._recorder.taps is not None and segment.row is not None and segment.row.reason is None:
-            fill = getattr(self._model, "fill_token", None)
-            if fill is not None:
-                self._write_step(segment, Choice(int(fill), events=[{"kind": "fill", "detail": None}]))
+    def _unsampled(self, segment: Segment, rows: torch.Tensor) -> None:
+        """The model is called again with `rows` [1, time, width] and no sampling was seen. Where text comes in pieces
+        and more of it is fed, the program has set the fill token; else a token was chosen in another way."""
+        if self._recorder.taps is None or segment.row is None or segment.row.reason is not None:
+            return
+        fill, token = getattr(self._model, "fill_token", None), self._fed_token(rows)
+        if (
+            fill is not None
+            and segment.streams
+            and (token is None or token == fill)
+            and self._feeds_text(segment, rows)
+        ):
+            self._write_step(segment, Choice(int(fill), events=[{"kind": "fill", "detail": None}]))
+        elif token is not None:
+            self._write_step(segment, Choice(token, unseen=NOT_CALLED))
+        else:
+            self._lost(segment, f"{NOT_CALLED}, and what is fed next is no row of speech_embedding")
+
+    def _fed_token(self, rows: torch.Tensor) -> int | None:
+        """The speech token whose embedding is all of `rows`; None where it is none, or more than one has that row."""
+        if rows.shape[1] != 1:
+            return None
+        same = (self._speech.weight == rows[0, 0]).all(dim=-1).nonzero()
+        return int(same) if same.numel() == 1 else None
+
+    def _feeds_text(self, segment: Segment, rows: torch.Tensor) -> bool:
+        """Whether a text token is among `rows`, or the task id that follows the last one."""
+        task = int(getattr(self._model, "task_id", NO_TOKEN))
+        labels = self._labels(segment, rows[0])
+        fill = int(getattr(self._model, "fill_token", NO_TOKEN))
+        return any(
+            label.vocabulary is Vocabulary.TEXT or label.name == "<task_id>" or label.token in (task, fill)
+            for label in labels
+        )
 
     def _write_step(self, segment: Segment, choice: Choice) -> None:
         row = segment.row
@@ -303,6 +363,7 @@ class CosyVoice:
     def _begin_sequence(self, segment: Segment, labels: list[InputRow]) -> None:
         recorder, parts = self._recorder, segment.parts
         segment.row = recorder.new_row(0, len(labels))
+        silent = silent_tokens(self._model)
         inputs = {name: torch.tensor(ids, dtype=torch.int64) for name, ids in parts.items()}
         inputs["vocabulary"] = torch.tensor([int(label.vocabulary) for label in labels], dtype=torch.uint8)
         written = parts.get("prompt_text_token_ids", []), parts.get("tts_text_token_ids", [])
@@ -319,6 +380,7 @@ class CosyVoice:
             prompt_part=recorder.texts.text(written[0]),
             tts_text=recorder.texts.text(written[1]) if "tts_text_token_ids" in parts else None,
             segment=segment.row.sequence,
+            **({} if silent is None else {SILENT: silent}),
         )
 
     def _row_text(self, label: InputRow) -> str | None:
@@ -327,6 +389,12 @@ class CosyVoice:
         if label.vocabulary is Vocabulary.SPEECH:
             return self._speech_text(label.token)
         return self._recorder.texts.token(label.token)
+
+
+def _whole_number(value: Any) -> int | None:
+    if isinstance(value, torch.Tensor):
+        return int(value) if value.numel() == 1 and not value.is_floating_point() else None
+    return int(value) if isinstance(value, int) else None
 
 
 def _fed(first: int, labels: list[InputRow]) -> Json:

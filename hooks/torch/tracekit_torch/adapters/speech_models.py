@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,17 @@ def knows(module: nn.Module) -> bool:
     if not is_speech_class(type(module)) or not all(hasattr(module, part) for part in PARTS):
         return False
     return isinstance(getattr(module.llm, "model", None), nn.Module)
+
+
+def silent_tokens(model: Any) -> list[int] | None:
+    """The speech tokens of which the object that runs `model` drops those after the fifth in a row (upstream's
+    `CosyVoice3Model.llm_job`); None where nothing holds the model in that way."""
+    for holder in gc.get_referrers(model):
+        held = holder if isinstance(holder, dict) else getattr(holder, "__dict__", {})
+        tokens = held.get("silent_tokens") if held.get("llm") is model else None
+        if isinstance(tokens, list | tuple) and all(isinstance(token, int) for token in tokens):
+            return list(tokens)
+    return None
 
 
 def about(model: Any) -> About:

@@ -15,6 +15,10 @@ class Segment:
 
     def __init__(self, arguments: Json) -> None:
         self.parts = _parts(arguments)
+        self.streams = "tts_text_token_ids" not in self.parts
+        """Text comes in pieces while speech tokens are generated."""
+        self.given = 0
+        """Tokens that the caller got."""
         self.min_len, self.max_len = _limits(arguments, self.parts)
         self.known = KnownRows()
         self.row: Row | None = None

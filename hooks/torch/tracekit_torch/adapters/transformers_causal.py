@@ -14,7 +14,14 @@ from torch import nn
 
 from tracekit.trace import Json
 from tracekit_torch import describe
-from tracekit_torch.adapters.causal_calls import cache_length, left_padding, output_logits, write_call
+from tracekit_torch.adapters.causal_calls import (
+    NOT_DRAWN,
+    cache_length,
+    is_largest,
+    left_padding,
+    output_logits,
+    write_call,
+)
 from tracekit_torch.adapters.causal_loop import CausalLoop
 from tracekit_torch.adapters.processors import Stage
 from tracekit_torch.draws import Drawn
@@ -205,6 +212,8 @@ class Generation:
                 choice.draws.append(drawn.as_json())
                 choice.values.append(drawn.value)
         choice.own = None if self._natural is None else self._natural[index]
+        if not self._drawn and self._recorder.follow is None and not is_largest(self._scores, index, token):
+            choice.unseen = f"{NOT_DRAWN}, and it is not the largest of the processed scores"
         return choice
 
     def _row_of(self, drawn: Drawn, index: int) -> Json:
