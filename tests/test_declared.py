@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import tracekit as tk
 from tests.speech_traces import PROMPT_TEXT, Run, golden, tracekit
 from tracekit.declared import Tagged, read_declared
+from tracekit.log import LogWriter
+from tracekit.settings import config_differences, declared_differences
 
 TRACES = Path(__file__).parent.parent / "traces"
 YAML = """\
@@ -150,3 +154,70 @@ def test_a_file_of_bytes_gets_one_line():
 def test_places_are_dotted():
     places = {setting.name: setting.place for setting in read_declared(Path("cosyvoice3.yaml"))}
     assert places["top_p"] == "llm.sampling.top_p"
+
+
+@pytest.mark.parametrize(
+    ("stated", "agrees"),
+    [
+        ({"sliding_window": 4096, "use_sliding_window": False}, True),
+        ({"sliding_window": 4096}, True),  # no word of the switch: the file's counts
+        ({"sliding_window": None}, True),
+        ({"sliding_window": 4096, "use_sliding_window": True}, False),
+    ],
+)
+def test_what_another_setting_switches_off_is_no_difference(stated: dict[str, object], agrees: bool):
+    declared = {"model_type": "qwen2", "hidden_size": 64, "sliding_window": 4096, "use_sliding_window": False}
+    Path("config.json").write_text(json.dumps(declared))
+    Run(model={"model_type": "qwen2"} | stated).write(Path("py.tklog"))
+    Run(model={"model_type": "qwen2", "sliding_window": None}).write(Path("other.tklog"))
+    assert tracekit("config", "config.json", "py.tklog")[0] == (0 if agrees else 1)
+    with tk.open("py.tklog") as one, tk.open("other.tklog") as other:
+        named = [difference.name for difference in declared_differences(declared, one)]
+        assert named == ([] if agrees else ["model.sliding_window"])
+        if "use_sliding_window" in stated:
+            apart = [difference.name for difference in config_differences(one, other)]
+            assert apart == ([] if agrees else ["model.sliding_window"])
+
+
+def test_greedy_decoding_applies_no_sampling_settings():
+    Path("generation_config.json").write_text('{"do_sample": false, "temperature": 0.6, "repetition_penalty": 1.1}')
+    Run(sampling={"do_sample": False, "temperature": 1.0, "repetition_penalty": 1.1}).write(Path("py.tklog"))
+    code, said = tracekit("config", "generation_config.json", "py.tklog")
+    assert code == 0 and "temperature" not in said and "repetition_penalty" in said
+
+
+def write_step(path: Path, token: int, **recorded: object) -> None:
+    log = LogWriter(path)
+    log.open("native", dtype="float32", seed=0, model={"hidden_size": 64})
+    log.sequence(0, {"prompt/token_ids": np.arange(3)})
+    tensors = {"logits": np.array([1.0, 2.0, 0.0], np.float32)}
+    if recorded.get("survivors"):
+        tensors |= {"survivors/id": np.array([1, 0]), "survivors/prob": np.array([0.7, 0.3], np.float32)}
+    draws = [{"op": "multinomial", "generator": "unknown", "result": token}] if recorded.get("draws") else None
+    log.step(0, 0, 2, token, tensors, draws=draws)
+    log.end_sequence(0, 1, "length")
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ((), (), "another token; survivors and draws are recorded on neither side"),
+        (("survivors", "draws"), ("survivors", "draws"), "same survivors and draws, another token"),
+        (
+            ("survivors", "draws"),
+            ("survivors",),
+            "same survivors, another token; draws are recorded in the reference only",
+        ),
+        (
+            (),
+            ("draws",),
+            "another token; survivors are recorded on neither side; draws are recorded in the candidate only",
+        ),
+    ],
+)
+def test_nothing_is_said_of_what_was_not_recorded(ours: tuple[str, ...], theirs: tuple[str, ...], said: str):
+    write_step(Path("one.tklog"), 0, **dict.fromkeys(ours, True))
+    write_step(Path("two.tklog"), 1, **dict.fromkeys(theirs, True))
+    with tk.open("one.tklog") as one, tk.open("two.tklog") as two:
+        assert said in tk.diff(one, two).evidence
