@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,3 +25,21 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "llama"
     tiny.make("llama", folder, tied=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def whole_run(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Logs of the native engine on the tiny Llama: everything recorded, a prompt of 7 tokens, 8 steps, greedy."""
+    root = Path(__file__).parent.parent
+    engine = os.environ.get("TRACEKIT_NATIVE", str(root / "hooks/rust/target/release/tracekit-native"))
+    scratch = tmp_path_factory.mktemp("whole")
+
+    def make(*more: str) -> Path:
+        log = scratch / f"{len(list(scratch.iterdir()))}.tklog"
+        words = [engine, "--model", str(tiny_llama), "--prompt-ids", "72,101,50,290,280,12,270", "--greedy"]
+        subprocess.run(
+            [*words, "--max-new-tokens", "8", *more], check=True, env=os.environ | {"TRACEKIT_LOG": str(log)}
+        )
+        return log
+
+    return make

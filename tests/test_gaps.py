@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,24 +39,6 @@ def _tensor(data: object, frame: Frame, name: str) -> Tensor:
     return Tensor(stored.dtype, stored.shape, bytes(memoryview(data)[stored.offset : stored.offset + stored.nbytes]))  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="session")
-def run(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Logs of the native engine, prompt of 7, 8 steps."""
-    root = Path(__file__).parent.parent
-    engine = os.environ.get("TRACEKIT_NATIVE", str(root / "hooks/rust/target/release/tracekit-native"))
-    scratch = tmp_path_factory.mktemp("whole")
-
-    def make(*more: str) -> Path:
-        log = scratch / f"{len(list(scratch.iterdir()))}.tklog"
-        words = [engine, "--model", str(tiny_llama), "--prompt-ids", "72,101,50,290,280,12,270", "--greedy"]
-        subprocess.run(
-            [*words, "--max-new-tokens", "8", *more], check=True, env=os.environ | {"TRACEKIT_LOG": str(log)}
-        )
-        return log
-
-    return make
-
-
 def holes(seed: int) -> Keep:
     """Drops the rows of half of the sites in a quarter of the calls."""
     chance = np.random.default_rng(seed)
@@ -80,11 +60,11 @@ def told(*words: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_any_gaps_in_any_sites_are_no_error(
-    run: Callable[..., Path], tiny_llama: Path, tmp_path: Path, seed: int
+    whole_run: Callable[..., Path], tiny_llama: Path, tmp_path: Path, seed: int
 ) -> None:
     fault = ("--fault", "gain:model.layers.1.mlp.up_proj:1.05") if seed % 2 else ()
-    first = thinned(run(), tmp_path / "first.tklog", holes(seed))
-    second = thinned(run(*fault), tmp_path / "second.tklog", holes(seed + 100))
+    first = thinned(whole_run(), tmp_path / "first.tklog", holes(seed))
+    second = thinned(whole_run(*fault), tmp_path / "second.tklog", holes(seed + 100))
     weights = ("--weights", str(tiny_llama))
     wanted = 1 if fault else 0
     for oracle in ((), ("--oracle", str(first)), ("--noise", str(first))):
@@ -99,7 +79,7 @@ def test_any_gaps_in_any_sites_are_no_error(
 
 
 def test_a_site_that_was_skipped_in_the_prefill_alone_is_one_that_was_stored(
-    run: Callable[..., Path], tiny_llama: Path, tmp_path: Path
+    whole_run: Callable[..., Path], tiny_llama: Path, tmp_path: Path
 ) -> None:
     """As an engine that narrows to the last row before the head leaves it."""
     site = "model.layers.1.mlp.up_proj"
@@ -111,10 +91,10 @@ def test_a_site_that_was_skipped_in_the_prefill_alone_is_one_that_was_stored(
     def keep(name: str, position: int, rows: int) -> bool:
         return name != site or rows == 1
 
-    log = thinned(run("--fault", f"gain:{site}:1.05"), tmp_path / "skipped.tklog", keep, row)
+    log = thinned(whole_run("--fault", f"gain:{site}:1.05"), tmp_path / "skipped.tklog", keep, row)
     trace = tracekit.open(log)
     assert trace.sites[site].skipped == skipped and resolve(trace, site) == site
     code, said = told("audit", str(log), "--weights", str(tiny_llama))
     assert code == 1 and f"{site} at step 1, position 7" in said and "1.05" in said
-    verdict = tracekit.diff(tracekit.open(run()), trace, weights=str(tiny_llama))
+    verdict = tracekit.diff(tracekit.open(whole_run()), trace, weights=str(tiny_llama))
     assert (verdict.cause, verdict.site, verdict.position) == ("layer", site, 7)

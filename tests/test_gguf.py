@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,23 +20,6 @@ gguf = pytest.importorskip("gguf")
 ROOT = Path(__file__).parent.parent
 HEADS = {"q_proj": 4, "k_proj": 2}
 Q_PROJ = "model.layers.1.self_attn.q_proj"
-
-
-@pytest.fixture(scope="session")
-def run(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Logs of the native engine on the tiny Llama."""
-    engine = os.environ.get("TRACEKIT_NATIVE", str(ROOT / "hooks/rust/target/release/tracekit-native"))
-    scratch = tmp_path_factory.mktemp("plain")
-
-    def make(*more: str) -> Path:
-        log = scratch / f"{len(list(scratch.iterdir()))}.tklog"
-        words = [engine, "--model", str(tiny_llama), "--prompt-ids", "72,101,50,290,280,12,270", "--greedy"]
-        subprocess.run(
-            [*words, "--max-new-tokens", "8", *more], check=True, env=os.environ | {"TRACEKIT_LOG": str(log)}
-        )
-        return log
-
-    return make
 
 
 @pytest.fixture(scope="session")
@@ -137,8 +118,10 @@ def test_the_file_is_the_folder(tiny_llama: Path, file: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "turned", "named"])
-def test_a_run_is_audited_against_the_file(run: Callable[..., Path], file: Path, tmp_path: Path, kind: str) -> None:
-    log = run()
+def test_a_run_is_audited_against_the_file(
+    whole_run: Callable[..., Path], file: Path, tmp_path: Path, kind: str
+) -> None:
+    log = whole_run()
     if kind != "plain":
         log = as_gguf_engine(log, tmp_path / "engine.tklog", named=kind == "named")
     code, said = told("audit", str(log), "--weights", str(file))
@@ -156,12 +139,12 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("weights", ["gguf", "folder", "none"])
 def test_a_fault_beside_the_other_order_is_named(
-    run: Callable[..., Path], file: Path, tiny_llama: Path, tmp_path: Path, fault: str, weights: str
+    whole_run: Callable[..., Path], file: Path, tiny_llama: Path, tmp_path: Path, fault: str, weights: str
 ) -> None:
     site, explained = FAULTS[fault]
-    log = as_gguf_engine(run("--fault", fault), tmp_path / "engine.tklog")
+    log = as_gguf_engine(whole_run("--fault", fault), tmp_path / "engine.tklog")
     given = {"gguf": ("--weights", str(file)), "folder": ("--weights", str(tiny_llama)), "none": ("--no-audit",)}
-    code, said = told("diff", str(run()), str(log), *given[weights])
+    code, said = told("diff", str(whole_run()), str(log), *given[weights])
     assert code == 1 and "at step 0, position" in said and site in said.split("DIVERGENCE")[1].splitlines()[0], said
     if weights != "none":
         assert explained in said
@@ -170,8 +153,10 @@ def test_a_fault_beside_the_other_order_is_named(
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_the_other_order_alone_is_parity_with_a_note(run: Callable[..., Path], tmp_path: Path, named: bool) -> None:
-    reference = run()
+def test_the_other_order_alone_is_parity_with_a_note(
+    whole_run: Callable[..., Path], tmp_path: Path, named: bool
+) -> None:
+    reference = whole_run()
     log = as_gguf_engine(reference, tmp_path / "engine.tklog", named=named)
     for one, other in ((reference, log), (log, reference)):
         code, said = told("diff", str(one), str(other), "--no-audit")
@@ -181,19 +166,19 @@ def test_the_other_order_alone_is_parity_with_a_note(run: Callable[..., Path], t
 
 @pytest.mark.parametrize("turned", ["q_proj", "k_proj"])
 def test_one_of_the_two_turned_alone_is_a_fault(
-    run: Callable[..., Path], file: Path, tmp_path: Path, turned: str
+    whole_run: Callable[..., Path], file: Path, tmp_path: Path, turned: str
 ) -> None:
-    log = as_gguf_engine(run(), tmp_path / "engine.tklog", turned=(turned,), named=False)
-    for words in (["diff", str(run()), str(log)], ["audit", str(log)]):
+    log = as_gguf_engine(whole_run(), tmp_path / "engine.tklog", turned=(turned,), named=False)
+    for words in (["diff", str(whole_run()), str(log)], ["audit", str(log)]):
         code, said = told(*words, "--weights", str(file))
         assert code == 1 and turned in said, said
 
 
 def test_both_turned_but_halves_rotated_is_a_fault_of_attention(
-    run: Callable[..., Path], file: Path, tmp_path: Path
+    whole_run: Callable[..., Path], file: Path, tmp_path: Path
 ) -> None:
     """An engine that loads GGUF's rows and rotates halves: both projections are what the file holds."""
-    rotated = run("--fault", "rope-interleaved")
+    rotated = whole_run("--fault", "rope-interleaved")
     log = as_gguf_engine(rotated, tmp_path / "engine.tklog")
     code, said = told("audit", str(log), "--weights", str(file))
     assert code == 1 and "o_proj:in" in said and "q_proj" not in said.split("note:")[0], said

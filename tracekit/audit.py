@@ -18,6 +18,7 @@ import numpy as np
 from tracekit import operations
 from tracekit.divergence import prompt_length, step_of
 from tracekit.measured import measured
+from tracekit.non_finite import NonFinite, first_non_finite
 from tracekit.own_error import Own, own_error
 from tracekit.peers import Peers
 from tracekit.recipe import Recipe, order_of, recipes
@@ -84,6 +85,9 @@ class Culprit:
         return f"own {kind}, {deviations:.0f} standard deviations from what rounding does{where}"
 
 
+NOT_FINITE = "its inputs are not finite"
+
+
 @dataclass(frozen=True)
 class Audit:
     """One trace against its checkpoint."""
@@ -97,13 +101,17 @@ class Audit:
     inexact: tuple[tuple[Culprit, ...], ...] = ()
     """16-bit sites of the same name in every layer, within their bounds, whose engine's arithmetic is not emulated: it
     is another one, or each of them makes the same mistake. Only an explanation that leaves nothing tells."""
+    non_finite: NonFinite | None = None
+    """Where the first value that is no finite number is. What is computed from one is not judged."""
     notes: tuple[str, ...] = ()
     """Differences from the checkpoint that are known to be none: another order of rows."""
 
     @property
     def exit_code(self) -> int:
-        """As diff(1): 0 within bounds, 1 not."""
-        return 1 if self.culprits or self.weights or self.differences else 0
+        """As diff(1): 0 within bounds, 1 not, 2 where values that are not finite leave sites unjudged."""
+        if self.culprits or self.weights or self.differences:
+            return 1
+        return 0 if self.non_finite is None else 2
 
 
 def audit(
@@ -144,7 +152,8 @@ def audit(
         culprits.setdefault(own.recipe.site, _culprit(trace, run, own))
     for recipe in known:
         if recipe.site not in seen:
-            unknown[recipe.site] = "its inputs are not recorded at the same positions"
+            blind = any(recipe.site in run.blind for run in runs)
+            unknown[recipe.site] = NOT_FINITE if blind else "its inputs are not recorded at the same positions"
     ranked = sorted(culprits.values(), key=lambda culprit: (culprit.sequence, culprit.step, culprit.order))
     return Audit(
         tuple(ranked),
@@ -154,6 +163,7 @@ def audit(
         tuple(declared_differences(checkpoint.config, trace)),
         values,
         tuple(tuple(_culprit(trace, run, own) for run, own in group) for group in peers.inexact()),
+        first_non_finite(trace, stops) if only is None else None,
     )
 
 
@@ -197,7 +207,9 @@ def _own_errors(
 
     def examined(recipe: Recipe) -> list[tuple[Recomputation, Own]]:
         # Sites outside, sequences inside: a matrix is made once.
-        owns = [(run, own_error(run, recipe, stops.get(run.sequence.index, 1 << 62))) for run in runs]
+        # What is too large, or not finite, is judged as such; numpy need not warn of it. Each thread asks for that.
+        with np.errstate(all="ignore"):
+            owns = [(run, own_error(run, recipe, stops.get(run.sequence.index, 1 << 62))) for run in runs]
         return [(run, own) for run, own in owns if own is not None]
 
     if threadpool_limits is None or WORKERS == 1:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from tracekit.align import SequencePair, align_sequences, names
 from tracekit.audit import Audit, Culprit, audit, changed_weights, other_model
 from tracekit.divergence import Finding, Search, Stage, compared_positions
@@ -120,6 +122,7 @@ def _all(trace: Trace, stops: Mapping[int, int]) -> dict[int, int]:
     return {sequence.index: stops.get(sequence.index, 0) for sequence in trace.sequences}
 
 
+@np.errstate(all="ignore")
 def _explained(trace: Trace, checkpoint: Checkpoint, culprits: list[Culprit], wiring: Trace | None) -> list[Culprit]:
     book, parameters = recipes(trace, checkpoint, wiring), Parameters(trace, checkpoint)
     out: list[Culprit] = []
@@ -131,6 +134,7 @@ def _explained(trace: Trace, checkpoint: Checkpoint, culprits: list[Culprit], wi
     return out
 
 
+@np.errstate(all="ignore")
 def _alike(trace: Trace, checkpoint: Checkpoint, found: Audit, wiring: Trace | None) -> list[Culprit]:
     """Sites that make the same mistake in every layer, each within its bound: the mistake accounts for all of it."""
     book, parameters = recipes(trace, checkpoint, wiring), Parameters(trace, checkpoint)

@@ -67,6 +67,7 @@ class _Kind:
     sites: dict[tuple[str, ...], str] = field(default_factory=dict)  # numbers in the name -> the name
 
 
+@np.errstate(all="ignore")
 def propose(reference: Trace, candidate: Trace) -> Proposals:
     """A map from the candidate's names to the reference's. Sites that pair up without one are left out."""
     alignment = align_sites(reference, candidate)

@@ -28,6 +28,9 @@ CLOSELY = ("linear", "attention")
 LARGEST = np.float32(1e15)
 """Error over its bound that stands for all larger ones, and for what is not finite; its square fits float32."""
 
+LARGEST_NUMBER = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028234e38, "float64": 1.7976931e308}
+"""Largest finite number of each format, rounded down."""
+
 SIZE_LIMIT = 5.0
 """Root mean square of a site's own error over its bound. Healthy sites of SmolLM2 stay below 1.9 in PyTorch and candle,
 float32, bfloat16 and float16; a gain of 1.00001 in float32 gives 10."""
@@ -225,7 +228,8 @@ def own_error(run: Recomputation, recipe: Recipe, stop: int = 1 << 62) -> Own | 
     if recipe.site != "logits" and recipe.stored not in run.sequence.sites:
         return None
     width = run.width(recipe)
-    windows = [part for window in run.windows(recipe, stop) for part in _blocks(window, width)]
+    blocks = [part for window in run.windows(recipe, stop) for part in _blocks(window, width)]
+    windows = [part for block in blocks for part in run.finite(recipe, block)]
     if not windows:
         return None
     own = _judged(run, recipe, windows, closely=False)
@@ -246,11 +250,21 @@ def _judged(run: Recomputation, recipe: Recipe, windows: list[Window], closely: 
     for window in windows:
         recorded = run.recorded(recipe.stored, window)
         result = run.result(recipe, window, run.inputs(recipe, window), closely).closest(recorded)
-        tally.add(recorded, result)
+        tally.add(_overflowed(recorded, result.values, run.dtype(recipe.stored)), result)
         for kind, factor in drawn_width(result, bias).items():
             width[kind] = max(width.get(kind, 1.0), factor)
     statistics = tally.statistics()
     return Own(recipe, tuple(windows), statistics, statistics.over(width), width)
+
+
+def _overflowed(recorded: Floats, values: Floats, dtype: str) -> Floats:
+    """What was recorded, with infinities taken for the exact value where that is beyond the format's largest number: an
+    engine that rounds it to infinity computes right."""
+    infinite = np.isinf(recorded)
+    if dtype not in LARGEST_NUMBER or not infinite.any():
+        return recorded
+    right = infinite & (np.abs(values) >= LARGEST_NUMBER[dtype]) & (np.sign(values) == np.sign(recorded))
+    return np.where(right, values, recorded)
 
 
 def drawn_width(result: Result, bias: float) -> dict[str, float]:

@@ -112,6 +112,8 @@ class Recomputation:
         self.first_step = sequence.step(0).position if sequence.step_count else 0
         # Most values are read as one site's output and as the input of one to three others, soon after.
         self._recorded = lru_cache(KEPT)(self._read)
+        self.blind: set[str] = set()
+        """Sites of which rows were left out since what went in is not finite."""
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
@@ -181,6 +183,23 @@ class Recomputation:
         values.flags.writeable = False
         return values
 
+    def finite(self, recipe: Recipe, window: Window) -> list[Window]:
+        """The rows of a window whose inputs are finite: of others nothing can be said."""
+        inputs = self.inputs(recipe, window)
+        bad = np.zeros(len(window.rows), dtype=bool)
+        for index, values in enumerate(inputs):
+            wrong = ~_finite_rows(values)
+            if recipe.kind == "attention" and index:  # keys and values of every position up to the row's
+                wrong = np.logical_or.accumulate(wrong)[window.first :]
+            if wrong.size == bad.size:
+                bad |= wrong
+        if not bad.any():
+            return [window]
+        self.blind.add(recipe.site)
+        edges = np.flatnonzero(np.diff(np.concatenate([[True], bad, [True]]).astype(np.int8)))
+        bounds = (edges + window.first).tolist()
+        return [Window(first, stop) for first, stop in zip(bounds[::2], bounds[1::2], strict=True)]
+
     def inputs(self, recipe: Recipe, window: Window) -> list[Floats]:
         """The recorded inputs of the same rows; of the attention core, keys and values from position 0."""
         if recipe.site == "logits":
@@ -249,6 +268,13 @@ class Recomputation:
         """The coarser format of a site and its inputs: 16-bit logits are often handed over in float32."""
         dtypes = [self.dtype(name) for name in (recipe.stored, *recipe.inputs)]
         return max(dtypes, key=operations.unit)
+
+
+def _finite_rows(values: Floats) -> NDArray[np.bool_]:
+    """Rows without NaN or infinity; a product is quicker than looking at each element."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        good = np.isfinite(np.vecdot(values, values))
+    return good if good.all() else np.asarray(np.isfinite(values).all(axis=1))
 
 
 def attention(core: Core, inputs: list[Floats], window: Window, dtype: str, closely: bool = False) -> Result:

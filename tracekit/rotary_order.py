@@ -43,6 +43,7 @@ def interleaved(rows: NDArray[Any], heads: int) -> NDArray[Any]:
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
+@np.errstate(all="ignore")
 def in_one_order(reference: Trace, candidate: Trace) -> tuple[Trace, Trace, list[str]]:
     """Both sides with the queries and keys of a side that holds them in rotary pairs in the order of halves, and a note
     of it: only where queries and keys of a layer both are so, and what attention made of them can be compared."""
@@ -72,6 +73,7 @@ def in_one_order(reference: Trace, candidate: Trace) -> tuple[Trace, Trace, list
     return reordered(reference, ours), reordered(candidate, theirs), _notes((reference, ours), (candidate, theirs))
 
 
+@np.errstate(all="ignore")
 def in_order_of(checkpoint: Checkpoint, trace: Trace, wiring: Trace | None = None) -> tuple[Trace, list[str]]:
     """A trace with queries and keys in the order of a checkpoint's rows, where it holds both of a layer in rotary
     pairs, and a note of it. `wiring`: a trace that says what feeds what where this one does not."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from tracekit.non_finite import first_non_finite
 from tracekit.speech import (
     PROMPT_SPEECH,
     PROMPT_TEXT,
@@ -55,6 +56,7 @@ def sequence_summary(trace: Trace, sequence: Sequence) -> Json:
         "seconds": made / TOKENS_A_SECOND if speech else None,
         "dropped_silent_tokens": dropped(trace, sequence) or None,
         **_events(sequence, speech, bool(told)),
+        "not_finite": _not_finite(trace, sequence),
     }
 
 
@@ -69,6 +71,13 @@ def _length(sequence: Sequence, name: str, told: Json) -> int | None:
     ids = sequence.inputs.get(name)
     number: int | None = told.get(COUNTED[name])
     return number if ids is None else len(ids)
+
+
+def _not_finite(trace: Trace, sequence: Sequence) -> str | None:
+    """The first site with NaN or an infinity, and its position."""
+    others = {other.index: 0 for other in trace.sequences if other.index != sequence.index}
+    found = first_non_finite(trace, others)
+    return None if found is None else f"{found.site} at position {found.position}"
 
 
 def _events(sequence: Sequence, speech: bool, counted: bool) -> Json:

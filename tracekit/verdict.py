@@ -11,6 +11,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from tracekit.align import check_yardstick
 from tracekit.audit import Culprit
 from tracekit.capture import capture_problems, missing_positions
@@ -20,6 +22,7 @@ from tracekit.culprits import Examination, checkpoint_of, examine, settle
 from tracekit.divergence import ROWS, Finding, Search, Stage, search
 from tracekit.following import shortfalls, unrecorded_choices
 from tracekit.named_trace import in_one_language, recorded_as
+from tracekit.non_finite import first_non_finite
 from tracekit.rotary_order import in_one_order, in_order_of
 from tracekit.rounding import Noise, Oracle, Uncalibrated, Yardstick
 from tracekit.settings import (
@@ -108,6 +111,7 @@ class Verdict:
         }
 
 
+@np.errstate(all="ignore")
 def diff(
     reference: Trace,
     candidate: Trace,
@@ -306,6 +310,7 @@ def _notes(reference: Trace, candidate: Trace, found: Search, cause: str | None)
     notes += [line for trace in (reference, candidate) for line in missing_positions(trace)]
     notes += [line for trace in (reference, candidate) for line in shortfalls(trace)]
     notes += _silence_said(reference, candidate)
+    notes += _not_finite(reference, candidate)
     if cause not in (None, "near-tie"):
         return notes  # the logits differ by more than rounding: what they move over a cut says nothing
     notes += [
@@ -313,6 +318,15 @@ def _notes(reference: Trace, candidate: Trace, found: Search, cause: str | None)
         for sequence, step in found.ties[:3]
     ]
     return notes
+
+
+def _not_finite(reference: Trace, candidate: Trace) -> list[str]:
+    """NaN and infinities of either side; the same on both are compared as equal, which proves nothing."""
+    found = [(trace, first) for trace in (reference, candidate) if (first := first_non_finite(trace)) is not None]
+    said = [f"{trace.path}: {first.text()}" for trace, first in found]
+    if len(found) == 2 and found[0][1].site == found[1][1].site and found[0][1].position == found[1][1].position:
+        said.append("both sides are not finite from the same place on: equal there says that they fail alike")
+    return said
 
 
 def _rule(

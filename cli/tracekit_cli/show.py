@@ -9,6 +9,7 @@ import click
 from tabulate import tabulate
 
 import tracekit
+from tracekit.non_finite import first_non_finite
 from tracekit.report import contents
 from tracekit.trace import Json, Sequence, Trace, TraceError
 
@@ -53,6 +54,7 @@ def overview(trace: Trace, index: int) -> Json:
         "sequence_table": [contents.sequence_row(sequence) for sequence in trace.sequences],
         "steps": steps,
         "site_table": contents.site_rows(trace),
+        "not_finite": None if (found := first_non_finite(trace)) is None else found.to_json(),
     }
 
 
@@ -63,6 +65,7 @@ def overview_text(told: Json) -> str:
         f"  {versions}",
         f"  {told['status']}" + (f": {told['status_detail']}" if told["status_detail"] else ""),
         f"  {told['parameters']} parameters, {told['sites']} sites recorded, {told['sequences']} sequences",
+        *([] if told["not_finite"] is None else [f"  {told['not_finite']['text']}"]),
         "",
         table(told["sequence_table"], ("sequence", "prompt", "prompt_tokens", "steps", "positions", "end")),
     ]

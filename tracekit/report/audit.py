@@ -9,6 +9,12 @@ from tracekit.trace import Json, Trace
 from tracekit.weights import Checkpoint
 
 SHOWN = 5
+HEADLINES = {
+    0: "WITHIN ITS ROUNDING BOUNDS",
+    1: "DEPARTS FROM ITS CHECKPOINT",
+    2: "WITHHELD  what is computed from values that are not finite is not judged",
+}
+VERDICTS = {0: "within bounds", 1: "departs", 2: "withheld"}
 
 
 def audit_text(found: Audit, trace: Trace, checkpoint: Checkpoint) -> str:
@@ -17,7 +23,8 @@ def audit_text(found: Audit, trace: Trace, checkpoint: Checkpoint) -> str:
     steps = sum(sequence.step_count for sequence in trace.sequences)
     lines = [f"audited    {trace.path}  {trace.implementation}  {config.get('dtype') or ''}  {steps} steps"]
     lines.append(f"against    {checkpoint.path}")
-    lines.append("DEPARTS FROM ITS CHECKPOINT" if found.exit_code else "WITHIN ITS ROUNDING BOUNDS")
+    lines.append(HEADLINES[found.exit_code])
+    lines += [] if found.non_finite is None else [f"  {found.non_finite.text()}"]
     lines += [f"  {_stated(difference)}" for difference in found.differences]
     if found.weights:
         more = f" and {len(found.weights) - 1} more" if len(found.weights) > 1 else ""
@@ -75,7 +82,7 @@ def audit_json(found: Audit, trace: Trace, checkpoint: Checkpoint) -> Json:
     """The whole audit, ready for `json.dumps`."""
     return {
         "format": 1,
-        "verdict": "departs" if found.exit_code else "within bounds",
+        "verdict": VERDICTS[found.exit_code],
         "trace": trace.path,
         "checkpoint": checkpoint.path,
         "culprits": [culprit.to_json() for culprit in found.culprits],
@@ -84,5 +91,6 @@ def audit_json(found: Audit, trace: Trace, checkpoint: Checkpoint) -> Json:
         "sites": len(found.clean) + len(found.culprits),
         "values": found.values,
         "not_audited": dict(found.unknown),
+        "non_finite": None if found.non_finite is None else found.non_finite.to_json(),
         "notes": list(found.notes),
     }

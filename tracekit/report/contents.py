@@ -68,7 +68,7 @@ def logit_margin(step: Step) -> float | None:
     """Distance of the two largest logits."""
     if step.logits is not None and step.logits.size > 1 and step.logits.dtype.kind == "f":
         top = np.partition(step.logits, -2)[-2:].astype(np.float64)
-        return float(top[1] - top[0])
+        return float(top[1] - top[0]) if np.isfinite(top).all() else None
     if step.topk_logprob is not None and step.topk_logprob.size > 1:
         return float(step.topk_logprob[0] - step.topk_logprob[1])
     return None
@@ -97,8 +97,9 @@ def step_detail(trace: Trace, sequence: Sequence, index: int) -> Json:
 def _top(step: Step) -> list[Json]:
     if step.logits is not None and step.logits.dtype.kind == "f":
         logits = step.logits.astype(np.float64)
-        probs = np.exp(logits - logits.max())
-        probs /= probs.sum()
+        with np.errstate(all="ignore"):
+            probs = np.exp(logits - logits.max())
+            probs /= probs.sum()
         order = np.argsort(-logits, kind="stable")[:TOP]
         return [{"id": int(token), "logit": float(logits[token]), "prob": float(probs[token])} for token in order]
     if step.topk_id is not None and step.topk_logprob is not None:

@@ -21,6 +21,7 @@ COLUMNS = {
     "dropped_silent_tokens": "silent, dropped",
     "fallbacks": "fallbacks",
     "redraws": "redraws",
+    "not_finite": "not finite from",
 }
 """Key of a row -> head of its column."""
 

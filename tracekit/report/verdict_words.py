@@ -90,18 +90,28 @@ def audit_words(found: Audit) -> Json:
     ]
     bytes_differ = [f"parameter {name}: other bytes than the checkpoint holds" for name in found.weights[:3]]
     return _bare(
-        badge="Departs" if found.exit_code else "Within bounds",
-        tone="bad" if found.exit_code else "good",
-        headline="It departs from its checkpoint" if found.exit_code else "Every site is within its rounding bound",
+        **AUDITED[found.exit_code],
     ) | {
         "place": None if first is None else f"step {first.step}, position {first.position}",
         "site": None if first is None else first.site,
         "explained": None if explanation is None else without_controls(_explained(explanation)),
         "evidence": [
-            without_controls(line) for line in [*stated, *bytes_differ, *([first.evidence()] if first else [])]
+            without_controls(line)
+            for line in [*stated, *bytes_differ, *([first.evidence()] if first else []), *_not_finite(found)]
         ],
         "culprits": _audit_culprits(found),
     }
+
+
+AUDITED = {
+    0: {"badge": "Within bounds", "tone": "good", "headline": "Every audited site is within its rounding bound"},
+    1: {"badge": "Departs", "tone": "bad", "headline": "It departs from its checkpoint"},
+    2: {"badge": "Withheld", "tone": "warn", "headline": "Values that are not finite leave sites unjudged"},
+}
+
+
+def _not_finite(found: Audit) -> list[str]:
+    return [] if found.non_finite is None else [found.non_finite.text()]
 
 
 def _audit_culprits(found: Audit) -> list[Json]:
@@ -123,7 +133,7 @@ def recorded_words(trace: Trace) -> Json:
     }
 
 
-def _bare(badge: str, tone: str, headline: str) -> Json:
+def _bare(*, badge: str, tone: str, headline: str) -> Json:
     nothing: Json = dict.fromkeys(("cause", "place", "site", "explained", "tokens"))
     empty: Json = {name: [] for name in ("evidence", "culprits", "notes", "unexercised")}
     return {"badge": badge, "tone": tone, "headline": headline, **nothing, **empty}
