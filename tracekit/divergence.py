@@ -67,6 +67,7 @@ class Search:
     compared_sites: set[SitePair] = field(default_factory=set)  # at one position of one sequence at least
     worst: tuple[float, str | None] = (0.0, None)  # largest site ratio of what was not found wrong
     token: Finding | None = None  # the first token that differs
+    off: set[str] = field(default_factory=set)  # sites with a position that is wrong, victims included
     ratios: dict[str, float] = field(default_factory=dict)  # site -> largest site ratio
     logits_gap: float | None = None  # largest |difference| of a logit over the compared steps
     drift: Json | None = None  # how the logits' error changes over the steps
@@ -284,6 +285,7 @@ def _note(result: Search, pair: SequencePair, site: SitePair, judged: Judged, fi
         if judged.site_ratio > result.worst[0]:
             result.worst = (judged.site_ratio, site.name)
         return
+    result.off.add(site.name)
     at = int(wrong[0])
     position = first + at
     result.findings.append(

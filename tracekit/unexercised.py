@@ -145,6 +145,9 @@ def _look_at(done: Done, seen: Observed, settings: Json) -> None:
 
 
 def _sampler(settings: Json, done: Done) -> Iterator[str]:
+    if not settings:
+        yield "sampling settings (the reference does not state them)"
+        return
     if settings.get("do_sample") is False:
         yield f"sampling (greedy, {done.steps} steps)"
         if done.filtered and not done.ties_at_top:
@@ -190,6 +193,9 @@ def _ras(sequences: list[Sequence], settings: Json) -> Iterator[str]:
     """CosyVoice's sampler: which of its branches were not taken."""
     steps = [sequence.step(index) for sequence in sequences for index in range(sequence.step_count)][:MOST_STEPS]
     kinds = {event.kind for step in steps for event in step.events}
+    if not any(step.events or step.draws or step.survivors_id is not None for step in steps):
+        yield "the sampler's rules (its survivors, draws and events are not recorded)"
+        return
     most = settings.get("top_k")
     if "redraw" not in kinds:
         yield f"drawing a stop token again before min_len (none drawn so early at {len(steps)} steps)"
@@ -205,6 +211,9 @@ def _ends(sequences: list[Sequence], settings: Json) -> Iterator[str]:
     reasons = [sequence.end_reason for sequence in sequences]
     stops = settings.get("eos_token_id") or settings.get("stop_token_ids")
     steps = sum(sequence.step_count for sequence in sequences)
+    if None in reasons:
+        yield f"the end of the generation (sequence {reasons.index(None)} is cut off)"
+        return
     if "stop" not in reasons:
         yield f"stop tokens (none sampled in {steps} steps)"
     elif isinstance(stops, list) and len(stops) > 1:

@@ -280,6 +280,8 @@ def _audit_json(examination: Examination | None) -> Json | None:
 
 def _parity_evidence(found: Search) -> list[str]:
     ratio, site = found.worst
+    if not found.compared["values"] and "logits" not in found.ratios:
+        return ["tokens alone were compared: no layer and no logits are recorded on both sides"]
     return [f"largest error {ratio:.1f}x its yardstick, at {site}"] if site else ["every compared value is equal"]
 
 
@@ -481,6 +483,8 @@ def _inputs_agree(reference: Trace, found: Search, first: Finding) -> list[str]:
     source = _input_of(reference, first.site or "")
     if source is None or source not in found.ratios:
         return []
+    if source in found.off:
+        return [f"its input {source} is off as well ({found.ratios[source]:.3g}x its yardstick)"]
     return [f"its input {source} agrees ({found.ratios[source]:.1f}x)"]
 
 
