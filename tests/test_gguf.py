@@ -182,3 +182,17 @@ def test_both_turned_but_halves_rotated_is_a_fault_of_attention(
     log = as_gguf_engine(rotated, tmp_path / "engine.tklog")
     code, said = told("audit", str(log), "--weights", str(file))
     assert code == 1 and "o_proj:in" in said and "q_proj" not in said.split("note:")[0], said
+
+
+def test_gemmas_norms_lose_the_one_that_the_converter_added(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "gemma.gguf", "gemma3")
+    for word in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
+        writer.add_tensor(f"blk.0.{word}.weight", np.array([1.5, 3.0], dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    checkpoint = open_checkpoint(tmp_path / "gemma.gguf")
+    parts = ("input", "post_attention", "pre_feedforward", "post_feedforward")
+    assert checkpoint.names == [f"model.layers.0.{part}_layernorm.weight" for part in parts]
+    assert all(checkpoint.values(name).tolist() == [0.5, 2.0] for name in checkpoint.names)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tracekit.dtypes import is_float, round_to, to_float
 from tracekit.rotary_order import halves, interleaved
-from tracekit.site_names import GGUF
+from tracekit.site_names import GGUF, SANDWICHED
 from tracekit.trace import Json, TraceError
 from tracekit.weights import Checkpoint
 
@@ -38,7 +38,8 @@ class GgufParameters:
         self._gguf = gguf
         try:
             reader = gguf.GGUFReader(path)
-            self._tensors = {huggingface_name(tensor.name): tensor for tensor in reader.tensors}
+            self.architecture = _architecture(reader)
+            self._tensors = {huggingface_name(tensor.name, self.architecture): tensor for tensor in reader.tensors}
             self._heads = _head_counts(reader)
             self.config = _config(reader, self._tensors)
         except Exception as error:  # the library checks little: whatever a damaged file makes it raise, it is damaged
@@ -56,6 +57,9 @@ class GgufParameters:
         return tuple(int(side) for side in reversed(self._tensors[name].shape))
 
     def values(self, name: str, first: int, stop: int) -> NDArray[Any]:
+        if self.architecture.startswith("gemma") and name.endswith("norm.weight"):
+            # The converter adds the 1 that Gemma's norms add to their weights.
+            return np.asarray(self._numbers(name, first, stop) - np.float32(1))
         if self._rotated(name):
             return self._in_order(name).reshape(-1)[first:stop]
         return self._numbers(name, first, stop)
@@ -103,7 +107,7 @@ class GgufCheckpoint(Checkpoint):
         return True  # llama.cpp's conversion adds it
 
     def find(self, name: str) -> str | None:
-        return super().find(huggingface_name(name))
+        return super().find(huggingface_name(name, self._file.architecture))
 
     def dtype(self, name: str) -> str:
         return self._file.dtype(name)
@@ -168,8 +172,7 @@ TOKENS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id"}
 def _config(reader: Any, tensors: Json) -> Json:
     """The settings of a GGUF file as a `config.json` declares them. Source: `gguf/constants.py`, class Keys."""
     fields = reader.fields
-    said = fields.get("general.architecture")
-    architecture = "" if said is None else str(said.contents())
+    architecture = _architecture(reader)
 
     def get(key: str) -> Any:
         field = fields.get(key)
@@ -205,20 +208,24 @@ def _number(value: Any) -> Any:
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
-def huggingface_name(name: str) -> str:
+def huggingface_name(name: str, architecture: str = "llama") -> str:
     """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; a name that is not known stays."""
-    parts = name.split(".")
-    if parts[0] == "blk" and len(parts) == 4 and parts[2] in GGUF:
-        return f"model.layers.{parts[1]}.{GGUF[parts[2]]}.{parts[3]}"
-    if len(parts) == 2 and parts[0] in GGUF:
-        return f"{GGUF[parts[0]]}.{parts[1]}"
+    parts, words = name.split("."), SANDWICHED if architecture in ("gemma2", "gemma3") else GGUF
+    if parts[0] == "blk" and len(parts) == 4 and parts[2] in words:
+        return f"model.layers.{parts[1]}.{words[parts[2]]}.{parts[3]}"
+    if len(parts) == 2 and parts[0] in words:
+        return f"{words[parts[0]]}.{parts[1]}"
     return name
+
+
+def _architecture(reader: Any) -> str:
+    said = reader.fields.get("general.architecture")
+    return "" if said is None else str(said.contents())
 
 
 def _head_counts(reader: Any) -> tuple[int, int] | tuple[()]:
     """Query and KV heads of a model whose projections were reordered; empty for the others."""
-    said = reader.fields.get("general.architecture")
-    if said is None or said.contents() != "llama":
+    if _architecture(reader) != "llama":
         return ()
     heads = int(reader.fields["llama.attention.head_count"].contents())
     kv = reader.fields.get("llama.attention.head_count_kv")

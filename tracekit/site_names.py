@@ -80,6 +80,12 @@ GGUF = {
     "ffn_down": "mlp.down_proj",
 }
 """GGUF's word for a module of the decoder family -> the state-dict path (after `model.layers.N.` within a block)."""
+SANDWICHED = GGUF | {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+"""The same of Gemma 2 and 3, whose branches have a norm before and one after."""
 GGUF_BLOCK = re.compile(r"blk\.\d+\.\w+(:in)?$")
 
 
@@ -89,7 +95,9 @@ def gguf_names(*traces: Trace) -> NameMap | None:
     speak = [any(GGUF_BLOCK.match(name) for name in trace.sites) for trace in traces]
     if not any(speak) or (len(traces) > 1 and all(speak)):
         return None
-    return NameMap(tuple(Alias(*_gguf_line(word, path)) for word, path in GGUF.items()), "GGUF's names")
+    sandwiched = any(name.endswith("post_ffw_norm") for trace in traces for name in trace.sites)
+    words = SANDWICHED if sandwiched else GGUF
+    return NameMap(tuple(Alias(*_gguf_line(word, path)) for word, path in words.items()), "GGUF's names")
 
 
 def _gguf_line(word: str, path: str) -> tuple[str, tuple[str, ...]]:
