@@ -14,7 +14,7 @@ export TRACEKIT_MODEL = $(abspath $(MODEL))
 export TRACEKIT_NATIVE = $(abspath $(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model cosyvoice3-model transformers4 demo test lint parity bench faults bench-faults museum traces cosyvoice3-parity cosyvoice3-faults \
+.PHONY: help setup model cosyvoice3-model transformers4 demo test lint parity bench faults bench-faults bench-clean museum traces cosyvoice3-parity cosyvoice3-faults \
         cosyvoice3-guide postmortem bench-repros clean native
 
 help: ## This list
@@ -77,6 +77,9 @@ faults: setup model ## Twelve planted faults at three places each, and harmless 
 
 bench-faults: setup model ## Faults drawn at random, on both sides, and harmless rewrites; SEED=n (about 6 minutes)
 	$(BIN)/python -m benchmarks.fault_bench --seed $(or $(SEED),0) --model $(MODEL) --native $(NATIVE)
+
+bench-clean: setup model ## Runs without a fault, drawn at random: 0 alarms; RUNS=n SEED=n (300 take an hour or two)
+	$(BIN)/python -m benchmarks.clean_runs --runs $(or $(RUNS),300) --seed $(or $(SEED),0) --model $(MODEL) --native $(NATIVE)
 
 museum: setup model ## Faults that were reported in public, staged one by one: writes docs/museum.md
 	$(BIN)/python -m benchmarks.fault_bench --museum docs/museum.md --model $(MODEL) --native $(NATIVE)

@@ -27,6 +27,7 @@ from tracekit import operations
 from tracekit.audit import Audit, audit
 from tracekit.culprits import explained_audit
 from tracekit.operations import Core, Rotary
+from tracekit.propagation import beyond_rounding, rounding_that_adds_up
 from tracekit.trace import Trace, TraceError
 from tracekit.weights import Checkpoint
 
@@ -377,3 +378,37 @@ def test_the_rounding_bound_is_that_of_float32():
         in_order += np.outer(x[:, column], weight[:, column])
     ratio = np.sqrt(np.mean(np.square(in_order - result.values) / result.variance))
     assert 0.5 < ratio < 2.0
+
+
+# ---------------------------------------------------------------- rounding that adds up
+
+
+def test_errors_within_their_bounds_that_add_up_are_parity(record, folders, monkeypatch):
+    """Every site is off by more than a floor that is too low, and every site is audited: rounding accounts for it."""
+    monkeypatch.setattr("tracekit.rounding.UNCALIBRATED_UNITS", 1e-3)
+    verdict = tracekit.diff(record("llama"), record("llama", "--variant", "norm-order"), weights=str(folders["llama"]))
+    assert (verdict.verdict, verdict.culprits) == ("parity", ())
+    assert any("errors within them add up to that" in note for note in verdict.notes)
+    # Without a checkpoint nobody can say so.
+    alone = tracekit.diff(record("llama"), record("llama", "--variant", "norm-order"), audited=False)
+    assert alone.verdict == "divergence"
+
+
+def test_more_than_rounding_adds_up_to_is_not_passed_over(record, folders, tmp_path):
+    """A mistake where no audit looks, below the floor at its own site: what follows is clean, and off by too much."""
+    folder = tmp_path / "model"
+    shutil.copytree(folders["llama"], folder)
+    sound, faulty = record(folder), record(folder, "--fault", "attention-scale:1.01:1")
+    variant = record(folder, "--variant", "kv-repeat")
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "strange"}
+    (folder / "config.json").write_text(json.dumps(config))
+    checkpoint, site = Checkpoint(folder), O_PROJ
+    rows = min(trace.sequences[0].sites[site].rows for trace in (sound, faulty))
+
+    def beyond(other: Trace) -> float:
+        one, two = (trace.sequences[0].read(site, 0, rows).astype(np.float64) for trace in (sound, other))
+        added = rounding_that_adds_up(other, checkpoint, 0, {site}, rows, sound)
+        return beyond_rounding(np.linalg.norm(two - one, axis=1), added[site])
+
+    assert beyond(variant) < 1.0
+    assert beyond(faulty) > 10.0

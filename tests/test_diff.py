@@ -310,3 +310,28 @@ def test_import_recovers_and_show_reads(tmp_path: Path) -> None:
     assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
     assert "did you mean down" in unknown.stderr
     assert run("show", tmp_path / "run.h5", "--step", 9).returncode == 2
+
+
+def test_noise_traces_judge_the_logits(runs) -> None:
+    """Logits that are off by less than any floor without calibration allows, and by more than the noise."""
+    noise = [runs(f"noise{index}", noise=index) for index in (2, 3, 4)]
+    faulty = runs("faulty", noise=1, change=gain("logits", 1.0001))
+    verdict = tracekit.diff(runs("reference"), faulty, noise=noise)
+    assert (found(verdict), verdict.calibration) == (("layer", 0, "logits"), "noise")
+    assert tracekit.diff(runs("reference"), faulty).verdict == "parity"
+
+
+def test_what_the_oracle_does_not_hold_is_said_to_be_uncalibrated(runs, tmp_path: Path) -> None:
+    from tracekit.rounding import Oracle, used_calibration
+
+    reference, candidate = runs("reference"), runs("candidate", noise=1)
+    oracle = runs("oracle", dtype="float64")
+    whole = tracekit.diff(reference, candidate, oracle)
+    assert (whole.calibration, whole.uncalibrated) == ("oracle", ())
+    for sequence in oracle.sequences:
+        sequence.sites.pop("down")
+    partly = tracekit.diff(reference, candidate, oracle)
+    assert (partly.calibration, partly.uncalibrated) == ("oracle", ("down",))
+    assert any("down: not in the oracle trace, judged without calibration" in note for note in partly.notes)
+    assert partly.to_json()["uncalibrated"] == ["down"]
+    assert used_calibration(Oracle(oracle)) == ("oracle", ())

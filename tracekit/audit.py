@@ -19,7 +19,7 @@ from tracekit import operations
 from tracekit.divergence import prompt_length, step_of
 from tracekit.measured import measured
 from tracekit.non_finite import NonFinite, first_non_finite
-from tracekit.own_error import Own, own_error
+from tracekit.own_error import FALSE_ALARMS, Own, own_error, site_windows, tests_of
 from tracekit.peers import Peers
 from tracekit.recipe import Recipe, order_of, recipes
 from tracekit.recompute import Parameters, Recomputation
@@ -105,6 +105,8 @@ class Audit:
     """Where the first value that is no finite number is. What is computed from one is not judged."""
     notes: tuple[str, ...] = ()
     """Differences from the checkpoint that are known to be none: another order of rows."""
+    tests: int = 0
+    """Statistics of rows, columns and sites that were judged, at a false alarm of `FALSE_ALARMS` for all together."""
 
     @property
     def exit_code(self) -> int:
@@ -133,14 +135,15 @@ def audit(
         said = f"{checkpoint.path}{stated}: is of another model than {trace.path}: {apart}"
         raise TraceError(f"{said}; give the one it ran with: --weights")
     parameters = Parameters(trace, checkpoint)
-    known, unknown = _auditable(trace, checkpoint, parameters, wiring)
+    known, unknown = auditable(trace, checkpoint, parameters, wiring)
     known = [recipe for recipe in known if only is None or recipe.site in only]
     culprits: dict[str, Culprit] = {}
     seen: set[str] = set()
     peers = Peers()
     values = 0
     runs = [Recomputation(sequence, parameters) for sequence in trace.sequences]
-    for recipe, results in _own_errors(known, runs, stops or {}):
+    tests = _tests(known, runs, stops or {})
+    for recipe, results in _own_errors(known, runs, stops or {}, FALSE_ALARMS / tests):
         progress(recipe.site)
         for run, own in results:
             seen.add(recipe.site)
@@ -163,7 +166,8 @@ def audit(
         tuple(declared_differences(checkpoint.config, trace)),
         values,
         tuple(tuple(_culprit(trace, run, own) for run, own in group) for group in peers.inexact()),
-        first_non_finite(trace, stops) if only is None else None,
+        non_finite=first_non_finite(trace, stops) if only is None else None,
+        tests=tests,
     )
 
 
@@ -172,13 +176,14 @@ def own_errors(
 ) -> Iterator[tuple[Recomputation, Own]]:
     """The own error of every site that a recipe covers, right or wrong, site by site; the arguments are `audit`'s."""
     parameters = Parameters(trace, checkpoint)
-    known, _ = _auditable(trace, checkpoint, parameters, wiring)
+    known, _ = auditable(trace, checkpoint, parameters, wiring)
     runs = [Recomputation(sequence, parameters) for sequence in trace.sequences]
-    for _, results in _own_errors(known, runs, stops or {}):
+    level = FALSE_ALARMS / _tests(known, runs, stops or {})
+    for _, results in _own_errors(known, runs, stops or {}, level):
         yield from results
 
 
-def _auditable(
+def auditable(
     trace: Trace, checkpoint: Checkpoint, parameters: Parameters, wiring: Trace | None
 ) -> tuple[list[Recipe], dict[str, str]]:
     """Recipes that can be followed, in execution order; and the other sites, with the reason."""
@@ -200,8 +205,18 @@ def _auditable(
     return known, unknown
 
 
+def _tests(known: list[Recipe], runs: list[Recomputation], stops: Mapping[int, int]) -> int:
+    """How many tests the audit makes: the fewer, the less each of them has to let pass."""
+    count = 0
+    for run in runs:
+        for recipe in known:
+            rows = sum(len(window.rows) for window in site_windows(run, recipe, stops.get(run.sequence.index, 1 << 62)))
+            count += tests_of(rows, run.width(recipe)) if rows else 0
+    return max(count, 1)
+
+
 def _own_errors(
-    known: list[Recipe], runs: list[Recomputation], stops: Mapping[int, int]
+    known: list[Recipe], runs: list[Recomputation], stops: Mapping[int, int], level: float
 ) -> Iterator[tuple[Recipe, list[tuple[Recomputation, Own]]]]:
     """Each recipe with the own errors of its sequences, in the order of the recipes, several worked out at a time."""
 
@@ -209,7 +224,7 @@ def _own_errors(
         # Sites outside, sequences inside: a matrix is made once.
         # What is too large, or not finite, is judged as such; numpy need not warn of it. Each thread asks for that.
         with np.errstate(all="ignore"):
-            owns = [(run, own_error(run, recipe, stops.get(run.sequence.index, 1 << 62))) for run in runs]
+            owns = [(run, own_error(run, recipe, stops.get(run.sequence.index, 1 << 62), level)) for run in runs]
         return [(run, own) for run, own in owns if own is not None]
 
     if threadpool_limits is None or WORKERS == 1:

@@ -6,20 +6,21 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tracekit.align import SequencePair, align_sequences, names
+from tracekit.align import SequencePair, SitePair, align_sequences, names
 from tracekit.audit import Audit, Culprit, audit, changed_weights, other_model
-from tracekit.divergence import Finding, Search, Stage, compared_positions
+from tracekit.divergence import Finding, Search, Stage, common_ranges, compared_positions
 from tracekit.explain import explain
+from tracekit.metrics import row_bytes, row_errors, site_reader
+from tracekit.propagation import beyond_rounding, rounding_that_adds_up
 from tracekit.recipe import recipes
 from tracekit.recompute import Parameters, Recomputation
+from tracekit.rounding import logits_reader
 from tracekit.stated_checkpoint import find_checkpoint, open_checkpoint, stated_checkpoint, why_no_checkpoint
-from tracekit.trace import Trace, TraceError
+from tracekit.trace import Trace, TraceError, resolve
 from tracekit.weights import Checkpoint
 
-ADDED_UP = 20.0
-"""Times its yardstick that a site may be off though no module on the way is wrong by itself: errors within their bounds
-that add up. Harmless rewrites reach 1.5 in bfloat16 without an oracle and 4.6 in float32 with one."""
 EXPLAINED = 8
 """Culprits for which every mistake is tried; a mistake made in every layer is the same mistake."""
 
@@ -42,11 +43,6 @@ class Examination:
     def named(self) -> frozenset[str]:
         """Every site that the audit of the candidate speaks of."""
         return self.clean | self.unknown.keys() | {culprit.site for culprit in self.culprits} | set(self.shared)
-
-    @property
-    def conclusive(self) -> bool:
-        """Every site was recomputed, and none is off on either side: what differs is rounding that adds up."""
-        return not (self.unknown or self.culprits or self.reference_culprits or self.shared) and bool(self.clean)
 
 
 def checkpoint_of(reference: Trace, candidate: Trace, weights: str | None) -> tuple[Checkpoint | None, str | None]:
@@ -170,33 +166,82 @@ def settle(
     guilty = [_finding(culprit, called, pairs, "candidate") for culprit in examination.culprits]
     guilty += [_finding(culprit, called, pairs, "reference") for culprit in examination.reference_culprits]
     accused = {finding.site for finding in guilty}
-    if not guilty and not examination.conclusive:
-        return found.findings, []  # nobody else can have done it, or nobody can say
-    kept: list[Finding] = []
+    victims = [finding for finding in found.findings if finding.site in accused or _cleared(finding, examination)]
+    notes: list[str] = []
+    if not guilty:
+        victims, notes = _inherited(victims, examination, reference, candidate, pairs)
+    inherited = {id(finding) for finding in victims}
+    return guilty + [finding for finding in found.findings if id(finding) not in inherited], notes
+
+
+def _cleared(finding: Finding, examination: Examination) -> bool:
+    """A site that differs and is audited: it is guilty in its own right or not at all."""
+    if finding.stage not in (Stage.SITE, Stage.LOGITS) or finding.facts.get("passed_on"):
+        return False
+    return _named(finding, examination) in examination.clean
+
+
+def _named(finding: Finding, examination: Examination) -> str:
+    site = str(finding.site)
+    # The candidate may call it otherwise.
+    return site if site in examination.named else str(finding.facts.get("candidate_site", site))
+
+
+def _inherited(
+    cleared: list[Finding],
+    examination: Examination,
+    reference: Trace,
+    candidate: Trace,
+    pairs: list[SequencePair],
+) -> tuple[list[Finding], list[str]]:
+    """Those that rounding accounts for, with nobody else to blame: as much as the errors of all sites before them add
+    up to. What is more was done where no audit looks."""
+    if not cleared:
+        return [], []
+    pair = next(pair for pair in pairs if pair.index == cleared[0].sequence)
+    stop = compared_positions(pair)
+    stored = {id(finding): _stored(finding, examination, candidate) for finding in cleared}
+    added = rounding_that_adds_up(
+        candidate, examination.checkpoint, pair.candidate.index, set(stored.values()), stop, reference
+    )
     victims: list[Finding] = []
-    for finding in found.findings:
-        victim = finding.site in accused or _is_victim(finding, examination, bool(guilty))
-        (victims if victim else kept).append(finding)
-    notes = [
-        f"{finding.site} is {finding.ratio:.3g}x its yardstick, but every module up to there is within its own "
-        "rounding bound: the difference is rounding that adds up"
-        for finding in victims[:1]
-        if not guilty
-    ]
-    return guilty + kept, notes
+    notes: list[str] = []
+    for finding in cleared:
+        name = stored[id(finding)]
+        ratio = beyond_rounding(_apart(pair, finding, name, stop), added[name]) if name in added else np.inf
+        if ratio <= 1.0:
+            victims.append(finding)
+        if ratio <= 1.0 and not notes:
+            notes.append(
+                f"{finding.site} is {finding.ratio:.3g}x its yardstick, but every module up to there is within its own "
+                f"rounding bound, and errors within them add up to that: {ratio:.2g}x the limit"
+            )
+        elif ratio > 1.0 and finding is cleared[0]:
+            notes.append(
+                f"{finding.site} is within its own rounding bound, but it differs {ratio:.3g}x as much as rounding "
+                "adds up to there: an operation that is not audited did it"
+            )
+    return victims, notes
 
 
-def _is_victim(finding: Finding, examination: Examination, others: bool) -> bool:
-    """A site that differs and is audited: it is guilty in its own right or not at all. With nobody else to blame, only
-    as much is let pass as rounding can add up to."""
-    if finding.stage not in (Stage.SITE, Stage.LOGITS):
-        return False
-    site = finding.site
-    if site not in examination.named:
-        site = finding.facts.get("candidate_site", site)  # the candidate calls it otherwise
-    if site not in examination.clean:
-        return False
-    return others or (finding.ratio or 0.0) <= ADDED_UP
+def _stored(finding: Finding, examination: Examination, candidate: Trace) -> str:
+    """The candidate's stored site of a finding."""
+    name = _named(finding, examination)
+    return "logits" if finding.stage is Stage.LOGITS else resolve(candidate, name) or name
+
+
+def _apart(pair: SequencePair, finding: Finding, stored: str, stop: int) -> NDArray[np.float64]:
+    """Length of the difference of each row, [positions] or [steps]; 0 where not both sides have it."""
+    one, other = pair.reference, pair.candidate
+    if finding.stage is Stage.LOGITS:
+        steps = min(one.step_count, other.step_count, max(0, stop - one.step(0).position))
+        return row_errors(logits_reader(one), logits_reader(other), 0, steps, 8).difference
+    out = np.zeros(stop)
+    site = SitePair(str(finding.site), stored, finding.order)
+    for first, last in common_ranges(pair, site, stop):
+        readers = site_reader(one, site.name), site_reader(other, site.candidate)
+        out[first:last] = row_errors(*readers, first, last, row_bytes(one, site.name)).difference
+    return out
 
 
 def _finding(culprit: Culprit, called: Mapping[str, str], pairs: list[SequencePair], side: str) -> Finding:

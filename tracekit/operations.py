@@ -2,7 +2,8 @@
 
 Every operation gives its result and the variance of the rounding error that a correct implementation makes, by
 element. Each rounding to a format with unit roundoff u is taken as a factor 1 + u * uniform(-1, 1), of variance u^2 / 3
-(Monte Carlo arithmetic; Parker 1997), and a sum of K products in any order as a random walk, u^2 K / 6 |products|^2.
+(Monte Carlo arithmetic; Parker 1997). A sum of K products rounds each of its partial sums s, u^2 / 3 sum(s^2); over all
+orders of the same products with the sum S, sum(s^2) is K (S^2 / 3 + |products|^2 / 6) on average (`walked`).
 Where errors pass through no closed form, the attention core, they are drawn and their spread is measured.
 """
 
@@ -16,12 +17,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tracekit import sums
 from tracekit.dtypes import UNIT_ROUNDOFF, round_to, to_float
 
 Floats = NDArray[np.float64]
 
 ACCUMULATOR = UNIT_ROUNDOFF["float32"]
 """Sums, norms and softmax of 16-bit models are taken in float32; an engine that keeps them narrower is reported."""
+LIBRARY = 2.0 * ACCUMULATOR
+"""Relative error of a float32 library function (exp, rsqrt, tanh, sin): good to one unit in the last place, which is
+two unit roundoffs, and not unbiased."""
+SCALE_ROUNDINGS = math.sqrt((0.25 + 0.25 + 1.0 + 1.0) / 3.0)
+"""Standard deviation, in unit roundoffs, of a norm's scale beyond its sum of squares: mean and eps, halved by the root,
+the root and its reciprocal, a roundoff each, of variance u^2 / 3."""
 SMALLEST: dict[str, float] = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}
 """Smallest number above zero of each format: below the normal range, rounding is no longer relative."""
 
@@ -44,14 +52,36 @@ class Result:
     """The arithmetics that an attention core is emulated in, where it is."""
     others: tuple[Result, ...] = ()
     """The same in other precisions that engines use, with their own bounds; the closest is what the engine did."""
+    bias: float = 0.0
+    """Relative error that no average takes away: of library functions, and of sums on a coarse grid."""
+    excess: float = 1.0
+    """How much more than `variance` says correct arithmetic may be off, measured on the site's own sums."""
+    scales: tuple[Floats, ...] = ()
+    """Relative errors [rows, groups] that the scale of each row, or of each of its heads, has in the orders in which
+    engines sum its squares. An engine that sums in one of them is compared with that."""
 
     def closest(self, recorded: Floats) -> Result:
-        """Itself or one of the others, whichever is nearest to what was recorded."""
+        """Itself, one of the others, or one of its own orders, whichever is nearest to what was recorded."""
+        if self.scales:
+            return self._in_its_order(recorded)
 
         def distance(option: Result) -> tuple[float, float]:
             return min(typical(recorded - values) for values in (option.values, *option.rounded))
 
         return min((self, *self.others), key=distance) if self.others else self
+
+    def _in_its_order(self, recorded: Floats) -> Result:
+        """The values with the scale of the order that the recorded rows show, if one of them does."""
+        grouped = (len(self.values), self.scales[0].shape[1], -1)
+        values, gap = self.values.reshape(grouped), (recorded - self.values).reshape(grouped)
+        with np.errstate(invalid="ignore", over="ignore"):
+            gains = (gap * values).sum(axis=2) / np.maximum(np.square(values).sum(axis=2), 1e-290)
+            left = [float(np.median(np.square(gains - scale))) for scale in (np.zeros_like(gains), *self.scales)]
+        best = int(np.argmin(np.where(np.isfinite(left), left, np.inf)))
+        if best == 0:
+            return self
+        made = (values * (1.0 + self.scales[best - 1])[..., None]).reshape(self.values.shape)
+        return replace(self, values=made, shared=SCALE_ROUNDINGS * ACCUMULATOR, bias=LIBRARY, scales=())
 
 
 def typical(gap: Floats) -> tuple[float, float]:
@@ -161,24 +191,27 @@ def linear(matrix: Matrix, x: Floats, dtype: str, closely: bool = False) -> Resu
         by_column = (matrix.squares @ (power / largest).astype(np.float32)) * largest
         walked = by_row[:, None] * (by_column / max(by_row.sum(), 1e-290))
     variance = rounding(values, dtype)
-    walked *= _walk(x.shape[1], dtype)
-    variance += walked
+    variance += walked * _stored_between(x.shape[1], dtype)
+    variance += sums.walked(product, walked, x.shape[1], accumulator(dtype))
+    excess = sums.excess(x, matrix.weight) if dtype == "float32" else 1.0
     if matrix.bias is None:
-        return Result(values, variance, rounded=in_16_bits(dtype, lambda: [as_stored(values, dtype)]))
+        rounded = in_16_bits(dtype, lambda: [as_stored(values, dtype)])
+        return Result(values, variance, rounded=rounded, excess=excess)
     bias = matrix.bias
     orders = in_16_bits(dtype, lambda: [as_stored(values, dtype), as_stored(as_stored(product, dtype) + bias, dtype)])
-    return Result(values, variance + rounding(product, dtype), rounded=orders)
+    return Result(values, variance + rounding(product, dtype), rounded=orders, excess=excess)
 
 
-SPLIT = 512
+SPLIT = 256
 """Products that a matrix multiplication sums before it adds them to what is stored: 16-bit kernels (candle's float16,
-split-K ones on GPUs) keep the sum of these blocks in the stored format."""
+split-K ones on GPUs) keep the sum of these blocks in the stored format. 256 is the smallest usual block: what 32 KB of
+first-level cache hold of a panel (Goto and van de Geijn 2008)."""
 
 
-def _walk(terms: int, dtype: str) -> float:
-    """Variance of a sum of `terms` products over the sum of their squares."""
+def _stored_between(terms: int, dtype: str) -> float:
+    """Variance of what is lost where blocks of a sum are stored in 16 bits, over the sum of the products' squares."""
     blocks = math.ceil(terms / SPLIT) - 1 if unit(dtype) > ACCUMULATOR else 0
-    return accumulator(dtype) ** 2 * terms / 6.0 + unit(dtype) ** 2 / 3.0 * blocks
+    return unit(dtype) ** 2 / 3.0 * blocks
 
 
 def in_16_bits(dtype: str, orders: Callable[[], list[Floats]]) -> tuple[Floats, ...]:
@@ -191,8 +224,9 @@ def rms_norm(x: Floats, weight: Floats | None, eps: float, dtype: str, plus_one:
     than a row is that of each head."""
     if weight is not None and weight.size < x.shape[1]:
         return _each_head(rms_norm(x.reshape(-1, weight.size), weight, eps, dtype, plus_one), x.shape)
-    scale = 1.0 / np.sqrt(np.mean(np.square(x), axis=1, keepdims=True) + eps)
-    return _scaled(x * scale, weight, None, dtype, plus_one)
+    mean = np.mean(np.square(x), axis=1, keepdims=True)
+    result = _scaled(x / np.sqrt(mean + eps), weight, None, dtype, plus_one)
+    return _in_orders(result, x, mean, eps, dtype)
 
 
 def layer_norm(
@@ -203,8 +237,11 @@ def layer_norm(
     if weight is not None and weight.size < x.shape[1]:
         return _each_head(layer_norm(x.reshape(-1, weight.size), weight, bias, eps, dtype, plus_one), x.shape)
     centred = x - x.mean(axis=1, keepdims=True)
-    scale = 1.0 / np.sqrt(np.mean(np.square(centred), axis=1, keepdims=True) + eps)
+    mean = np.mean(np.square(centred), axis=1, keepdims=True)
+    scale = 1.0 / np.sqrt(mean + eps)
     result = _scaled(centred * scale, weight, bias, dtype, plus_one)
+    if bias is None:
+        result = _in_orders(result, centred, mean, eps, dtype)
     # The mean is subtracted with an error of its own, the same for the whole row and as large as the row's entries.
     lost = (2.0 * accumulator(dtype)) ** 2 * np.mean(np.square(x), axis=1, keepdims=True) * np.square(scale)
     factor = 1.0 if weight is None else np.square(weight + float(plus_one))
@@ -214,7 +251,27 @@ def layer_norm(
 def _each_head(heads: Result, shape: tuple[int, ...]) -> Result:
     """The result of rows that are one head each, as rows of a position each."""
     rounded = tuple(values.reshape(shape) for values in heads.rounded)
-    return replace(heads, values=heads.values.reshape(shape), variance=heads.variance.reshape(shape), rounded=rounded)
+    scales = tuple(scale.reshape(shape[0], -1) for scale in heads.scales)
+    values, variance = heads.values.reshape(shape), heads.variance.reshape(shape)
+    return replace(heads, values=values, variance=variance, rounded=rounded, scales=scales)
+
+
+def _in_orders(result: Result, x: Floats, mean: Floats, eps: float, dtype: str) -> Result:
+    """A norm's result with the scales that its rows have where float32 sums their squares; in 16 bits they do not
+    show, and in float64 they are not float32's."""
+    if dtype != "float32":
+        return result
+    orders = sums.squares(x)
+    # The root halves the error of the mean square, of which eps is another part.
+    share = mean[:, 0] / (2.0 * (mean[:, 0] + eps))
+    scales = [share * -error for error in orders.errors]
+    shared = math.hypot(result.shared, 0.5 * orders.spread)
+    return replace(
+        result,
+        shared=shared,
+        bias=result.bias + max(abs(float(np.mean(scale))) for scale in scales),
+        scales=tuple(scale[:, None] for scale in scales),
+    )
 
 
 def _scaled(normal: Floats, weight: Floats | None, bias: Floats | None, dtype: str, plus_one: bool) -> Result:
@@ -229,7 +286,7 @@ def _scaled(normal: Floats, weight: Floats | None, bias: Floats | None, dtype: s
     # The sum of squares runs over positive terms: its relative error grows as sqrt(K) / 3, and the root halves it.
     shared = accumulator(dtype) * math.hypot(math.sqrt(normal.shape[1]) / 6.0, 1.5)
     variance += np.square(accumulator(dtype) * values)
-    return Result(values, variance, shared, in_16_bits(dtype, orders))
+    return Result(values, variance, shared, in_16_bits(dtype, orders), bias=LIBRARY)
 
 
 def residual(one: Floats, other: Floats, dtype: str, factor: float = 1.0) -> Result:
@@ -300,7 +357,7 @@ def gated(gate: Floats, up: Floats, activation: str, dtype: str) -> Result:
     def orders() -> list[Floats]:
         return [as_stored(values, dtype), as_stored(as_stored(active, dtype) * up, dtype)]
 
-    return Result(values, variance, rounded=in_16_bits(dtype, orders))
+    return Result(values, variance, rounded=in_16_bits(dtype, orders), bias=LIBRARY)
 
 
 # ---------------------------------------------------------------- rotary
@@ -407,8 +464,8 @@ class Rounding:
 
     def walk(self, values: Floats, terms: int, size: Floats) -> Floats:
         """A sum of `terms` products whose squares sum to `size` squared."""
-        noise = self._random.standard_normal(values.shape, dtype=np.float32) * size
-        noise *= self.sums * math.sqrt(terms / 6.0)
+        noise = self._random.standard_normal(values.shape, dtype=np.float32)
+        noise = noise * np.sqrt(sums.walked(values, np.square(size), terms, self.sums))
         noise += values
         return np.asarray(noise)
 
@@ -576,6 +633,8 @@ def _one_head(
     top = np.maximum(scores.max(axis=1, keepdims=True), 0.0 if sink else -np.inf)
     weights = how.float32(np.exp(scores - np.where(np.isfinite(top), top, 0.0)))
     total = weights.sum(axis=1, keepdims=True) + (np.exp(-top) if sink else 0.0)
+    if isinstance(how, Rounding):
+        total = how.walk(total, v.shape[0], np.sqrt(np.square(weights).sum(axis=1, keepdims=True)))
     weights = how.store(how.float32(weights / np.maximum(total, 1e-290)))
     if core.weights is not None:
         weights = as_stored(weights, core.weights)

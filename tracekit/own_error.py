@@ -3,12 +3,18 @@
 The error is taken in units of what correct arithmetic may be off (`operations`), as its size and as the simplest
 structured statistics, which see in 16 bits what size cannot: a gain, the gain of a row, the offset and the gain of a
 column.
+
+Each statistic is judged against its own spread: what rounding makes of it on the site's own numbers. The error of a
+value is taken as an independent Gaussian one of the variance that `operations` gives; errors of sums spread as much
+more as they do where they are added up in float32 on the same rows (`sums`), those of the attention core as drawn ones.
+All tests of a trace together raise a false alarm with the probability `FALSE_ALARMS` (Bonferroni).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,20 +37,10 @@ LARGEST = np.float32(1e15)
 LARGEST_NUMBER = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028234e38, "float64": 1.7976931e308}
 """Largest finite number of each format, rounded down."""
 
-SIZE_LIMIT = 5.0
-"""Root mean square of a site's own error over its bound. Healthy sites of SmolLM2 stay below 1.9 in PyTorch and candle,
-float32, bfloat16 and float16; a gain of 1.00001 in float32 gives 10."""
-ROW_LIMIT = 8.0
-"""The same of one row: healthy rows stay below 3.9."""
-COLUMN_LIMIT = 8.0
-"""The same of one column. Healthy columns stay below 5.7: where a massive activation runs through them, a column's
-errors come from few rows."""
-DEVIATIONS_LIMIT = 9.0
-"""Standard deviations of a gain or an offset. Healthy sites stay below 4.5 over some 600,000 rows and columns tested at
-once; of independent errors, 9 would be exceeded once in 1e18."""
-GAIN_LIMIT = 5.0
-"""Standard deviations of the gain of a whole site. There is one a site; healthy ones stay below 1.1, and below 2.3
-where attention is emulated in 16 bits."""
+FALSE_ALARMS = 1e-4
+"""Probability that the audit of one trace without a fault says that something is off, over all that it tests."""
+ONE_SITE = FALSE_ALARMS / 1e6
+"""Probability of a false alarm of one test where the number of tests is not known: a trace has a million of them."""
 ODD = 0.05
 """Error over its bound from which a value is another than the emulated one: in 16 bits the next number is 1 away."""
 STANDS_OUT = 4.0
@@ -52,22 +48,30 @@ STANDS_OUT = 4.0
 STANDS_OUT_ROWS = 8.0
 """Times the median that a row's error is, of a site that is wrong, to be one of the wrong ones. Healthy rows in float32
 reach 3.9, eight times their median."""
-BIAS_UNITS = 2.0
-"""Roundoff units of the sums by which a row or a column may be off to one side: exp, rsqrt and tanh of real libraries
-are good to one unit in the last place, not unbiased."""
-GAIN_BIAS = 0.25
-"""Share of it that is left over all rows and columns. Gains of healthy sites stay below 0.7 units; a function that is
-off by a whole unit in the last place everywhere, two roundoff units, still is within the limit."""
+
+
+def deviations(level: float) -> float:
+    """Standard deviations that a Gaussian error exceeds, to either side, with this probability."""
+    return -NormalDist().inv_cdf(max(min(level, 1.0), 1e-300) / 2.0)
+
+
+def root_mean_square(freedom: float, level: float) -> float:
+    """What the root mean square of `freedom` independent Gaussian errors of variance 1 exceeds with this probability
+    (Wilson and Hilferty 1931)."""
+    share = 2.0 / (9.0 * max(freedom, 1.0))
+    beyond = -NormalDist().inv_cdf(max(min(level, 1.0), 1e-300))
+    return float(max(1.0 - share + beyond * share**0.5, 0.0) ** 1.5)
 
 
 class Tally:
     """Statistics of one site's own error, in units of its rounding bound, collected over blocks of rows."""
 
-    def __init__(self, bias: float) -> None:
-        self.bias = bias  # relative error that no average takes away
+    def __init__(self) -> None:
         self.rows: list[Floats] = []  # mean square of each row
+        self.freedoms: list[Floats] = []  # independent errors in it
         self.row_gains: list[Floats] = []
-        self.row_spreads: list[Floats] = []
+        self.row_variances: list[Floats] = []
+        self.biases: list[Floats] = []
         self.columns: Floats = np.zeros(0)  # [squares, offsets, products, powers, weights, odd rows] of each column
         self.count = 0
 
@@ -78,9 +82,9 @@ class Tally:
         few = max(1, CACHED // gap.shape[1])
         for first in range(0, len(gap), few):
             rows = slice(first, first + few)
-            self._add_few(gap[rows], result.values[rows], result.variance[rows], result.shared)
+            self._add_few(gap[rows], result.values[rows], result.variance[rows], result)
 
-    def _add_few(self, gap: Floats, values: Floats, variance: Floats, shared: float) -> None:
+    def _add_few(self, gap: Floats, values: Floats, variance: Floats, result: Result) -> None:
         """As many rows as stay in the cache; statistics need no more than float32, and no more do their sums."""
         inverse = np.sqrt(variance)
         np.reciprocal(inverse, out=inverse)
@@ -91,11 +95,14 @@ class Tally:
             signal = (values * inverse).astype(np.float32)
             np.clip(signal, -LARGEST, LARGEST, out=signal)
         squares, products, powers = np.square(error), error * signal, np.square(signal)
-        power = _across(powers)
-        safe, common = np.maximum(power, 1e-290), shared**2 + self.bias**2
-        self.rows.append(_across(squares) / (error.shape[1] + common * power))
+        power, width = _across(powers), error.shape[1]
+        safe, common = np.maximum(power, 1e-290), result.shared**2 + result.bias**2
+        self.rows.append(_across(squares) / (width + common * power))
+        # What a row shares is one error, however many values it moves.
+        self.freedoms.append(np.square(width + common * power) / (width + np.square(common * power)))
         self.row_gains.append(_across(products) / safe)
-        self.row_spreads.append(np.sqrt(1.0 / safe + common))
+        self.row_variances.append(1.0 / safe + result.shared**2)
+        self.biases.append(np.full(len(error), result.bias))
         # A row's shared error is no column's fault.
         loose = np.float32(common) * powers
         loose += np.float32(1.0)
@@ -109,25 +116,31 @@ class Tally:
         self.count += len(error)
 
     def statistics(self) -> Statistics:
-        """What was collected, as numbers of standard deviations and ratios."""
-        rows = np.sqrt(np.concatenate(self.rows))
-        gains, spreads = np.concatenate(self.row_gains), np.concatenate(self.row_spreads)
-        weights = 1.0 / np.maximum(np.square(spreads) - self.bias**2, 1e-290)
-        gain = float((gains * weights).sum() / weights.sum())
-        spread = float(np.sqrt(1.0 / weights.sum() + (GAIN_BIAS * self.bias) ** 2))
+        """What was collected, as numbers of standard deviations and ratios. A bias of unknown sign is no deviation."""
+        rows, freedoms = np.sqrt(np.concatenate(self.rows)), np.concatenate(self.freedoms)
+        gains, variances = np.concatenate(self.row_gains), np.concatenate(self.row_variances)
+        biases = np.concatenate(self.biases)
+        weights = 1.0 / np.maximum(variances, 1e-290)
+        gain, bias = float((gains * weights).sum() / weights.sum()), float(biases.max())
         squares, offsets, products, powers, loose, odd = self.columns
-        column_spread = np.sqrt(np.maximum(powers, 1e-290) + np.square(self.bias * powers))
+        safe = np.maximum(powers, 1e-290)
         return Statistics(
             size=float(np.sqrt(np.mean(np.square(rows)))),
             rows=rows,
             gain=gain,
-            gain_deviations=gain / spread,
-            row_gains=gains / spreads,
+            gain_deviations=float(_beyond(gain, bias) * np.sqrt(weights.sum())),
+            row_gains=_beyond(gains, biases) / np.sqrt(variances),
             columns=np.sqrt(squares / self.count),
-            column_offsets=offsets / np.sqrt(np.maximum(loose, 1e-290) + np.square(self.bias) * powers * self.count),
-            column_gains=products / column_spread,
+            column_offsets=_beyond(offsets, bias * np.sqrt(powers * self.count)) / np.sqrt(np.maximum(loose, 1e-290)),
+            column_gains=_beyond(products, bias * powers) / np.sqrt(safe),
             odd=odd / self.count,
+            freedoms=freedoms,
         )
+
+
+def _beyond(values: Floats | float, bias: Floats | float) -> Floats:
+    """What is left of an error when as much as the bias may be is taken off it."""
+    return np.asarray(np.sign(values) * np.maximum(np.abs(values) - bias, 0.0))
 
 
 def _across(values: NDArray[np.float32]) -> Floats:
@@ -153,6 +166,7 @@ class Statistics:
     column_offsets: Floats  # [width]
     column_gains: Floats  # [width]
     odd: Floats  # [width], share of rows that are not the emulated value
+    freedoms: Floats  # [rows], independent errors in each row's size
 
     def peaks(self) -> dict[str, float]:
         """The largest of each kind."""
@@ -166,24 +180,34 @@ class Statistics:
             "column gain": float(np.abs(self.column_gains).max(initial=0.0)),
         }
 
-    def over(self, width: Mapping[str, float]) -> dict[str, float]:
-        """Each peak over its limit, widened where drawn rounding errors spread more; above 1 is wrong."""
-        return {kind: value / (LIMITS[kind] * max(1.0, width.get(kind, 1.0))) for kind, value in self.peaks().items()}
+    def counts(self) -> dict[str, int]:
+        """How many there are of each kind: so many tests are made."""
+        rows, columns = len(self.rows), len(self.columns)
+        by_row, by_column = dict.fromkeys(("row", "row gain"), rows), dict.fromkeys(COLUMN_KINDS, columns)
+        return {"size": 1, "gain": 1, **by_row, **by_column}
+
+    def limits(self, level: Mapping[str, float] | float, width: Mapping[str, float]) -> dict[str, float]:
+        """What each peak exceeds with probability `level` where only rounding is at work; `width`: how much wider than
+        independent errors those of this site spread."""
+
+        def of(kind: str) -> float:
+            return level if isinstance(level, float) else level[kind]
+
+        plain = {
+            "size": root_mean_square(len(self.rows) ** 2 / float(np.sum(1.0 / self.freedoms)), of("size")),
+            "row": root_mean_square(float(self.freedoms.min()), of("row")),
+            "column": root_mean_square(len(self.rows), of("column")),
+            **{kind: deviations(of(kind)) for kind in ("gain", "row gain", "column offset", "column gain")},
+        }
+        return {kind: limit * max(1.0, width.get(kind, 1.0)) for kind, limit in plain.items()}
 
 
-LIMITS = {
-    "size": SIZE_LIMIT,
-    "row": ROW_LIMIT,
-    "column": COLUMN_LIMIT,
-    "gain": GAIN_LIMIT,
-    "row gain": DEVIATIONS_LIMIT,
-    "column offset": DEVIATIONS_LIMIT,
-    "column gain": DEVIATIONS_LIMIT,
-}
-INDEPENDENT_PEAK = 2.0
-"""What the largest of some hundred independent errors is at least, in standard deviations. Rounding errors that share a
-cause (a rotary table, a score) peak higher; how much is measured on drawn ones, and the limits widen by that. Attention
-written out by hand peaks at 10 where the drawn ones peak at 3."""
+COLUMN_KINDS = ("column", "column offset", "column gain")
+
+
+def tests_of(rows: int, columns: int) -> int:
+    """Tests that are made of a site."""
+    return 2 + 2 * rows + len(COLUMN_KINDS) * columns
 
 
 @dataclass(frozen=True)
@@ -193,9 +217,15 @@ class Own:
     recipe: Recipe
     windows: tuple[Window, ...]
     statistics: Statistics
-    over: Mapping[str, float]  # each statistic over its limit
-    width: Mapping[str, float]  # how much wider than independent errors the drawn ones spread
+    limits: Mapping[str, float]  # of each statistic
+    width: Mapping[str, float]  # how much wider than independent errors those of this site spread
+    level: float = ONE_SITE  # probability of a false alarm of one test
     beside: str | None = None  # what tells it from its peers, where its error is within its bound
+
+    @property
+    def over(self) -> dict[str, float]:
+        """Each statistic over its limit; above 1 is wrong."""
+        return {kind: value / self.limits[kind] for kind, value in self.statistics.peaks().items()}
 
     @property
     def wrong(self) -> bool:
@@ -204,7 +234,8 @@ class Own:
     @property
     def statistic(self) -> str:
         """The statistic furthest beyond its limit; size where it is beyond its own."""
-        return "size" if self.over["size"] > 1.0 else max(self.over, key=lambda kind: self.over[kind])
+        over = self.over
+        return "size" if over["size"] > 1.0 else max(over, key=lambda kind: over[kind])
 
     def wrong_rows(self) -> NDArray[np.bool_]:
         """Rows that are wrong by themselves; where only an average over all of them is, every row."""
@@ -213,9 +244,8 @@ class Own:
             return np.asarray(rows > ODD if (rows > ODD).any() else np.ones(len(rows), dtype=bool))
         # The site is wrong; from which row on, its other rows tell: in emulated 16 bits they are nearly exact.
         usual = max(STANDS_OUT_ROWS * float(np.median(rows)), 1.5)
-        limit = min(SIZE_LIMIT if self.over["size"] > 1.0 else ROW_LIMIT, usual)
-        deviations = DEVIATIONS_LIMIT * max(1.0, self.width.get("row gain", 1.0))
-        wrong = (rows > limit) | (np.abs(self.statistics.row_gains) > deviations)
+        limit = min(self.limits["size" if self.over["size"] > 1.0 else "row"], usual)
+        wrong = (rows > limit) | (np.abs(self.statistics.row_gains) > self.limits["row gain"])
         if wrong.any():
             return np.asarray(wrong)
         top = float(rows.max(initial=0.0))
@@ -223,19 +253,24 @@ class Own:
         return np.asarray(rows > top / 2.0 if late else np.ones_like(wrong))
 
 
-def own_error(run: Recomputation, recipe: Recipe, stop: int = 1 << 62) -> Own | None:
-    """A site's own error in one sequence, below position `stop`; None where it was not recorded with its inputs."""
-    if recipe.site != "logits" and recipe.stored not in run.sequence.sites:
-        return None
-    width = run.width(recipe)
-    blocks = [part for window in run.windows(recipe, stop) for part in _blocks(window, width)]
-    windows = [part for block in blocks for part in run.finite(recipe, block)]
+def own_error(run: Recomputation, recipe: Recipe, stop: int = 1 << 62, level: float = ONE_SITE) -> Own | None:
+    """A site's own error in one sequence, below position `stop`; None where it was not recorded with its inputs.
+    `level`: the probability of a false alarm of each statistic, of each row and column."""
+    windows = [part for block in site_windows(run, recipe, stop) for part in run.finite(recipe, block)]
     if not windows:
         return None
-    own = _judged(run, recipe, windows, closely=False)
+    own = _judged(run, recipe, windows, level, closely=False)
     # The cheap bounds take a product's sizes as spread evenly, and the core's errors as alike between the rows where
     # they were drawn; judge by the full ones.
-    return _judged(run, recipe, windows, closely=True) if own.wrong and recipe.kind in CLOSELY else own
+    return _judged(run, recipe, windows, level, closely=True) if own.wrong and recipe.kind in CLOSELY else own
+
+
+def site_windows(run: Recomputation, recipe: Recipe, stop: int) -> list[Window]:
+    """The rows of a site that can be judged, in blocks."""
+    if recipe.site != "logits" and recipe.stored not in run.sequence.sites:
+        return []
+    width = run.width(recipe)
+    return [part for window in run.windows(recipe, stop) for part in _blocks(window, width)]
 
 
 def _blocks(window: Window, width: int) -> list[Window]:
@@ -243,18 +278,17 @@ def _blocks(window: Window, width: int) -> list[Window]:
     return [Window(first, min(first + rows, window.stop)) for first in range(window.first, window.stop, rows)]
 
 
-def _judged(run: Recomputation, recipe: Recipe, windows: list[Window], closely: bool) -> Own:
-    bias = BIAS_UNITS * operations.accumulator(run.computed_in(recipe))
-    tally = Tally(bias)
+def _judged(run: Recomputation, recipe: Recipe, windows: list[Window], level: float, closely: bool) -> Own:
+    tally = Tally()
     width: dict[str, float] = {}
     for window in windows:
         recorded = run.recorded(recipe.stored, window)
         result = run.result(recipe, window, run.inputs(recipe, window), closely).closest(recorded)
         tally.add(_overflowed(recorded, result.values, run.dtype(recipe.stored)), result)
-        for kind, factor in drawn_width(result, bias).items():
+        for kind, factor in spread_width(result).items():
             width[kind] = max(width.get(kind, 1.0), factor)
     statistics = tally.statistics()
-    return Own(recipe, tuple(windows), statistics, statistics.over(width), width)
+    return Own(recipe, tuple(windows), statistics, statistics.limits(level, width), width, level)
 
 
 def _overflowed(recorded: Floats, values: Floats, dtype: str) -> Floats:
@@ -267,14 +301,19 @@ def _overflowed(recorded: Floats, values: Floats, dtype: str) -> Floats:
     return np.where(right, values, recorded)
 
 
-def drawn_width(result: Result, bias: float) -> dict[str, float]:
-    """How much wider than independent errors the drawn ones spread, by statistic."""
-    out: dict[str, float] = {}
-    rows = result.drawn_rows
+def spread_width(result: Result) -> dict[str, float]:
+    """How much wider than independent errors those of a site spread, by statistic: of products as their sums show, of
+    the attention core as the largest of the drawn errors over what as many independent ones exceed once."""
+    made: list[Statistics] = []
     for error in result.draws:
-        part = Result(result.values[rows], result.variance[rows], result.shared)
-        tally = Tally(bias)
+        rows = result.drawn_rows
+        part = Result(result.values[rows], result.variance[rows], result.shared, bias=result.bias)
+        tally = Tally()
         tally.add(part.values + error, part)
-        for kind, peak in tally.statistics().peaks().items():
-            out[kind] = max(out.get(kind, 1.0), peak / INDEPENDENT_PEAK)
-    return out
+        made.append(tally.statistics())
+    if not made:
+        return dict.fromkeys(("size", "row", *COLUMN_KINDS, "gain", "row gain"), result.excess)
+    once = {kind: 1.0 / (count * len(made)) for kind, count in made[0].counts().items()}
+    usual = made[0].limits(once, {})
+    peaks = {kind: max(statistics.peaks()[kind] for statistics in made) for kind in usual}
+    return {kind: peak / max(usual[kind], 0.5) for kind, peak in peaks.items()}

@@ -305,7 +305,8 @@ def _spread(
     for seed in range(CLOSE_ROUNDINGS if closely else DRAWN_ROUNDINGS):
         how = Rounding(dtype, seed, wide)
         draws.append(operations.attend(core, q[picked], k, v, window.rows[picked], how) - values[picked])
-    return Result(values, _drawn_variance(core, dtype, values, draws, picked), draws=tuple(draws), drawn_rows=picked)
+    variance = _drawn_variance(core, dtype, values, draws, picked)
+    return Result(values, variance, draws=tuple(draws), drawn_rows=picked, bias=operations.LIBRARY)
 
 
 def _drawn_variance(core: Core, dtype: str, values: Floats, draws: list[Floats], picked: NDArray[np.int64]) -> Floats:

@@ -121,16 +121,27 @@ def _computed_in(sequence: Sequence) -> str:
 
 
 class Uncalibrated:
-    """A floor from dtype and depth; the verdict says that it is uncalibrated."""
+    """A floor from dtype and depth, raised at positions that earlier sites were already off at more than elsewhere; the
+    verdict says that it is uncalibrated. One of them judges the sites of a pair in the order of the computation."""
 
     calibration = "uncalibrated"
+
+    def __init__(self) -> None:
+        self._before: dict[int, list[tuple[int, int, Floats]]] = {}  # pair -> (order, first position, condition)
 
     def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
         one, other = pair.reference, pair.candidate
         readers = site_reader(one, site.name), site_reader(other, site.candidate)
         error = row_errors(*readers, first, stop, row_bytes(one, site.name))
         unit = _roundoff(one.sites[site.name].dtype, other.sites[site.candidate].dtype)
-        return _exact(error) or self._measure(error, unit, site.order)
+        exact = _exact(error)
+        if exact is not None:
+            return exact
+        judged = self._measure(error, unit, site.order, self._condition(pair, site.order, first, stop))
+        # What is wrong excuses nothing that follows from it.
+        condition = np.where(judged.wrong, 1.0, _relative_condition(error, unit))
+        self._before.setdefault(pair.index, []).append((site.order, first, condition))
+        return judged
 
     def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
         readers = _logits_readers(pair, stop)
@@ -138,30 +149,82 @@ class Uncalibrated:
             return None
         error = row_errors(readers[0], readers[1], 0, stop, readers[2])
         unit = _roundoff(_computed_in(pair.reference), _computed_in(pair.candidate))
-        return _exact(error) or self._measure(error, unit, LOGITS_ORDER)
+        first = pair.reference.step(0).position
+        condition = self._condition(pair, LOGITS_ORDER, first, first + stop)
+        return _exact(error) or self._measure(error, unit, LOGITS_ORDER, condition)
 
-    def _measure(self, error: RowErrors, unit: float, order: int) -> Judged:
+    def _condition(self, pair: SequencePair, order: int, first: int, stop: int) -> Floats:
+        """How much more than elsewhere the sites before this one were off, by position: 1 or more."""
+        out = np.ones(stop - first)
+        for earlier, begin, condition in self._before.get(pair.index, ()):
+            start, end = max(first, begin), min(stop, begin + len(condition))
+            if earlier < order and start < end:
+                rows = slice(start - first, end - first)
+                out[rows] = np.maximum(out[rows], condition[start - begin : end - begin])
+        return out
+
+    def _measure(self, error: RowErrors, unit: float, order: int, condition: Floats) -> Judged:
         allowed = allowed_units(unit, order) * unit
         relative = error.relative
         # Rows of small norm carry the absolute error of their larger neighbours (attention sinks, cancellation).
         typical = float(np.median(error.norm)) if error.norm.size else 0.0
         softened = error.difference / np.maximum(error.norm, 0.1 * typical) if typical else relative
-        ratio = np.asarray(softened / allowed)
+        ratio = np.asarray(softened / (allowed * condition))
         return Judged(ratio, _root_mean_square(ratio), ratio > 1.0, relative)
 
 
-class Oracle:
+def _relative_condition(error: RowErrors, unit: float) -> Floats:
+    """Each row's relative error over the median row's, which a mistake that all rows share leaves as it is."""
+    relative = error.relative
+    finite = relative[np.isfinite(relative)]
+    typical = max(float(np.median(finite)) if finite.size else 0.0, unit)
+    return np.where(np.isfinite(relative), relative / typical, 1.0)
+
+
+class Fallback:
+    """What a yardstick does not measure is judged without calibration, and counted."""
+
+    def __init__(self) -> None:
+        self._rest = Uncalibrated()
+        self.measured = False
+        self.uncalibrated: dict[str, None] = {}  # sites, in the order in which they were judged
+
+    def otherwise(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
+        """A site that the yardstick does not hold."""
+        judged = self._rest.judge(pair, site, first, stop)
+        return self._counted(site.name, judged)
+
+    def otherwise_logits(self, pair: SequencePair, stop: int) -> Judged | None:
+        """Logits that it does not hold."""
+        return self._counted("logits", self._rest.judge_logits(pair, stop))
+
+    def _counted(self, name: str, judged: Judged | None) -> Judged | None:
+        if judged is not None and judged.error.any():
+            self.uncalibrated[name] = None
+        return judged
+
+
+def used_calibration(yardstick: Yardstick) -> tuple[str, tuple[str, ...]]:
+    """What was really measured with, `oracle`, `noise` or `uncalibrated`, and the sites that differ and were judged
+    without calibration."""
+    if not isinstance(yardstick, Fallback) or not yardstick.uncalibrated:
+        return yardstick.calibration, ()
+    return yardstick.calibration if yardstick.measured else "uncalibrated", tuple(yardstick.uncalibrated)
+
+
+class Oracle(Fallback):
     """The reference recorded in higher precision, forced onto the same tokens."""
 
     calibration = "oracle"
 
     def __init__(self, trace: Trace) -> None:
+        super().__init__()
         self.trace = trace
 
     def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
         oracle = self._sequence(pair)
         if oracle is None or site.name not in oracle.sites or not oracle.sites[site.name].covers(first, stop):
-            return Uncalibrated().judge(pair, site, first, stop)
+            return self.otherwise(pair, site, first, stop)
         one, other = pair.reference, pair.candidate
         ours, theirs = site_reader(one, site.name), site_reader(other, site.candidate)
         bytes_a_row = row_bytes(oracle, site.name)
@@ -182,7 +245,7 @@ class Oracle:
         if readers is None:
             return None
         if oracle is None or oracle.logits_dtype is None or oracle.step_count < stop:
-            return Uncalibrated().judge_logits(pair, stop)
+            return self.otherwise_logits(pair, stop)
         truth = logits_reader(oracle)
         apart = row_errors(readers[0], readers[1], 0, stop, readers[2])
         exact = _exact(apart)
@@ -211,17 +274,19 @@ class Oracle:
             unit = _roundoff(*dtypes)
             least = allowed_units(unit, order) * unit / SITE_LIMIT
         allowed = np.maximum(noise.difference, max(typical, least) * noise.norm)
+        self.measured = True
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(error.difference == 0, 0.0, error.difference / allowed)
         return Judged(ratio, _root_mean_square(ratio), _beyond(ratio), apart.relative)
 
 
-class Noise:
+class Noise(Fallback):
     """Several references under harmless variation: their largest distance from the first is the noise."""
 
     calibration = "noise"
 
     def __init__(self, traces: list[Trace]) -> None:
+        super().__init__()
         self.traces = traces
 
     def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
@@ -231,20 +296,40 @@ class Noise:
         exact = _exact(apart)
         if exact is not None:
             return exact
-        spread = np.zeros(stop - first)
+        spreads = []
         for trace in self.traces:
             other = trace.sequences[pair.index] if pair.index < len(trace.sequences) else None
             if other is not None and site.name in other.sites and other.sites[site.name].covers(first, stop):
-                errors = row_errors(ours, site_reader(other, site.name), first, stop, row_bytes(one, site.name))
-                spread = np.maximum(spread, errors.difference)
-        unit = _roundoff(one.sites[site.name].dtype, pair.candidate.sites[site.candidate].dtype)
-        typical = float(np.median(spread / np.maximum(apart.norm, 1e-300))) if spread.size else 0.0
-        allowed = np.maximum(spread, max(typical, unit) * apart.norm)
-        ratio = apart.difference / np.maximum(allowed, 1e-300)
-        return Judged(ratio, _root_mean_square(ratio), _beyond(ratio), apart.relative)
+                spreads.append(row_errors(ours, site_reader(other, site.name), first, stop, row_bytes(one, site.name)))
+        if not spreads:
+            return self.otherwise(pair, site, first, stop)
+        return self._measure(apart, spreads, one.sites[site.name].dtype, pair.candidate.sites[site.candidate].dtype)
 
     def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
-        return Uncalibrated().judge_logits(pair, stop)
+        readers = _logits_readers(pair, stop)
+        if readers is None:
+            return None
+        apart = row_errors(readers[0], readers[1], 0, stop, readers[2])
+        exact = _exact(apart)
+        if exact is not None:
+            return exact
+        spreads = []
+        for trace in self.traces:
+            other = trace.sequences[pair.index] if pair.index < len(trace.sequences) else None
+            if other is not None and other.logits_dtype is not None and other.step_count >= stop:
+                spreads.append(row_errors(readers[0], logits_reader(other), 0, stop, readers[2]))
+        if not spreads:
+            return self.otherwise_logits(pair, stop)
+        return self._measure(apart, spreads, _computed_in(pair.reference), _computed_in(pair.candidate))
+
+    def _measure(self, apart: RowErrors, spreads: list[RowErrors], *dtypes: str) -> Judged:
+        """The distance over the largest one of the references, but never less than what is typical of the site."""
+        self.measured = True
+        spread = np.max([errors.difference for errors in spreads], axis=0)
+        typical = float(np.median(spread / np.maximum(apart.norm, 1e-300))) if spread.size else 0.0
+        allowed = np.maximum(spread, max(typical, _roundoff(*dtypes)) * apart.norm)
+        ratio = apart.difference / np.maximum(allowed, 1e-300)
+        return Judged(ratio, _root_mean_square(ratio), _beyond(ratio), apart.relative)
 
 
 def _beyond(ratio: Floats) -> NDArray[np.bool_]:

@@ -24,7 +24,7 @@ from tracekit.following import shortfalls, unrecorded_choices
 from tracekit.named_trace import in_one_language, recorded_as
 from tracekit.non_finite import first_non_finite
 from tracekit.rotary_order import in_one_order, in_order_of
-from tracekit.rounding import Noise, Oracle, Uncalibrated, Yardstick
+from tracekit.rounding import Noise, Oracle, Uncalibrated, Yardstick, used_calibration
 from tracekit.settings import (
     FILTER_SETTINGS,
     REPETITION_SETTINGS,
@@ -79,6 +79,9 @@ class Verdict:
     notes: tuple[str, ...] = field(default=())
     audit: Json | None = None
     drift: Json | None = None  # how the logits' error changes over the steps
+    uncalibrated: tuple[str, ...] = field(
+        default=()
+    )  # sites that differ and that the oracle or the noise does not hold
 
     @property
     def exit_code(self) -> int:
@@ -108,6 +111,7 @@ class Verdict:
             "notes": list(self.notes),
             "audit": self.audit,
             "drift": self.drift,
+            "uncalibrated": list(self.uncalibrated),
         }
 
 
@@ -146,8 +150,13 @@ def diff(
             if examination.harmless:
                 found = search(reference, candidate, yardstick, examination.harmless.keys())
                 known += examination.harmless.values()
-    verdict = reach(reference, candidate, found, yardstick.calibration, examination)
-    verdict = replace(verdict, notes=(*verdict.notes, *known, *([] if note is None else [note])))
+    calibration, uncalibrated = used_calibration(yardstick)
+    verdict = reach(reference, candidate, found, calibration, examination)
+    said = known + ([] if note is None else [note])
+    if uncalibrated:
+        others = f" and {len(uncalibrated) - 1} more" if len(uncalibrated) > 1 else ""
+        said.append(f"{uncalibrated[0]}{others}: not in the {yardstick.calibration} trace, judged without calibration")
+    verdict = replace(verdict, notes=(*verdict.notes, *said), uncalibrated=uncalibrated)
     return _without_choices(verdict, candidate)
 
 

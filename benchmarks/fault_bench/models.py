@@ -61,6 +61,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 5.0,
     },
     "qwen3": {**DECODER, "model_type": "qwen3", "head_dim": 16},
+    "llama": LLAMA,
+    "gemma": {**DECODER, "model_type": "gemma", "head_dim": 16, "rms_norm_eps": 1e-6},
+    "phi3": {**DECODER, "model_type": "phi3", "rms_norm_eps": 1e-5},
     "stablelm": {**DECODER, "model_type": "stablelm", "rope_parameters": rope("default", partial_rotary_factor=0.5)},
     "gpt2": {
         "model_type": "gpt2",

@@ -14,7 +14,7 @@ from tracekit import operations
 from tracekit.audit import Culprit
 from tracekit.divergence import prompt_length
 from tracekit.operations import Floats, Result
-from tracekit.own_error import BIAS_UNITS, ROW_LIMIT, Statistics, Tally, drawn_width
+from tracekit.own_error import Statistics, Tally, spread_width
 from tracekit.recipe import Recipe, Recipes
 from tracekit.recompute import Recomputation, Window, joined
 from tracekit.trace import Json
@@ -25,6 +25,9 @@ SHARE_LEFT = 0.1
 MOSTLY = 0.85
 """Share of heads and positions that a mistake of rounding must account for. One score in 500 lies so near a tie of
 float16 that float32's error decides it; a head at 20 positions has 20 of them."""
+BLOCK_LIMIT = 8.0
+"""Error over its bound up to which a head at one position counts as accounted for by a mistake of rounding: one value
+that fell to the other side of a tie moves it by some units, one that was not rounded at all by thousands."""
 NICE_DIGITS = (1, 2, 3, 4)
 """A fitted number is rounded to the fewest digits with which it still holds."""
 
@@ -93,6 +96,7 @@ class Case:
     right: Result
     wrong: NDArray[np.bool_]  # [rows]
     needed: float  # residual that a hypothesis must come down to
+    level: float  # probability of a false alarm of each statistic
 
     @classmethod
     def of(cls, culprit: Culprit, run: Recomputation, recipes: Recipes) -> Case:
@@ -107,7 +111,7 @@ class Case:
         # An error within its bound was found by comparing with the site's peers: next to nothing may be left of it.
         own = culprit.own
         needed = np.inf if max(own.over.values()) > 1.0 else SHARE_LEFT * own.statistics.size
-        return cls(recipe, run, recipes, window, inputs, recorded, right, wrong, needed)
+        return cls(recipe, run, recipes, window, inputs, recorded, right, wrong, needed, own.level)
 
     @cached_property
     def dtype(self) -> str:
@@ -192,7 +196,7 @@ class Case:
         error = (np.square(self.recorded - values) / self.right.variance)[self.wrong]
         blocks = np.sqrt(error.reshape(len(error), -1, wide).mean(axis=2))
         median = float(np.median(blocks))
-        return median <= 2.0 and float(np.mean(blocks <= ROW_LIMIT)) >= MOSTLY, median
+        return median <= 2.0 and float(np.mean(blocks <= BLOCK_LIMIT)) >= MOSTLY, median
 
     def _rounded(self, hypothesis: Hypothesis, fit: Fit) -> Fit:
         """The same with the number rounded, if that holds as well: of 16-bit values a number is fitted to some three
@@ -209,20 +213,24 @@ class Case:
 
     def judge(self, values: Values, more: Floats | None = None) -> tuple[Statistics, float]:
         """Statistics of what is left, and the largest over its limit."""
-        bias = BIAS_UNITS * operations.accumulator(self.dtype)
-        plain = values.values if isinstance(values, Result) else values
-        variance = np.maximum(self.right.variance, operations.rounding(plain, self.dtype, 2.0))
+        made = values.closest(self.recorded) if isinstance(values, Result) else replace(self.right, values=values)
+        plain = made.values
+        variance = np.maximum(
+            np.maximum(self.right.variance, made.variance), operations.rounding(plain, self.dtype, 2.0)
+        )
         variance = variance if more is None else variance + more
         orders = operations.in_16_bits(self.dtype, lambda: [operations.as_stored(plain, self.dtype)])
-        orders = (*orders, *(values.rounded if isinstance(values, Result) else ()))
-        tally = Tally(bias)
-        tally.add(self.recorded, Result(plain, variance, self.right.shared, orders))
+        orders = (*orders, *(made.rounded if isinstance(values, Result) else ()))
+        tally = Tally()
+        tally.add(self.recorded, Result(plain, variance, made.shared, orders, bias=made.bias))
         statistics = tally.statistics()
-        return statistics, max(statistics.over(self._width).values())
+        width = {kind: max(factor, made.excess) for kind, factor in self._width.items()}
+        limits = statistics.limits(self.level, width)
+        return statistics, max(peak / limits[kind] for kind, peak in statistics.peaks().items())
 
     @cached_property
     def _width(self) -> dict[str, float]:
-        return drawn_width(self.right, BIAS_UNITS * operations.accumulator(self.dtype))
+        return spread_width(self.right)
 
     def distance(self, values: Floats, rows: NDArray[np.int64] | slice = slice(None)) -> float:
         """Squared error that is left, over the bound: what fits minimise."""

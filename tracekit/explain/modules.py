@@ -88,7 +88,7 @@ def _linear(case: Case) -> Iterator[Hypothesis]:
         yield plainly("bias added twice", "bias added twice", _same, product + 2.0 * bias)
         yield Hypothesis("bias times", 2, lambda: _scaled_bias(case, product), lambda times: f"bias times {times:.6g}")
     if weight.shape[0] == weight.shape[1]:
-        yield plainly("weight transposed", "weight transposed", _product, x, weight.T, bias)
+        yield plainly("weight transposed", "weight transposed", _multiplied, case, weight.T, bias)
     yield from _siblings(case)
     yield from _other_head(case, x, bias)
     for source in _other_inputs(case):
@@ -117,12 +117,17 @@ def _other_head(case: Case, x: Floats, bias: Floats | None) -> Iterator[Hypothes
         return
     declared = checkpoint.config.get("tie_word_embeddings")
     text = f"the head's table is {other} instead of {used} (tie_word_embeddings {str(bool(declared)).lower()})"
-    yield plainly("another head", text, _product, x, checkpoint.values(other).astype(np.float64), bias)
+    yield plainly("another head", text, _multiplied, case, checkpoint.values(other).astype(np.float64), bias)
 
 
 def _product(x: Floats, weight: Floats, bias: Floats | None) -> Floats:
     values = x @ weight.T
     return values if bias is None else values + bias
+
+
+def _multiplied(case: Case, weight: Floats, bias: Floats | None) -> Result:
+    """The product with another matrix, with what its own sums may be off."""
+    return operations.linear(operations.Matrix(weight, bias), case.inputs[0], case.dtype, closely=True)
 
 
 def _quantised(text: str, x: Floats, weight: Floats, bias: Floats | None) -> Floats | None:
@@ -242,12 +247,17 @@ def _norm(case: Case) -> Iterator[Hypothesis]:
             return operations.rms_norm(x, factor, recipe.eps, case.dtype)
         return operations.layer_norm(x, factor, bias, recipe.eps, case.dtype)
 
+    def shifted(factor: Floats) -> Result:
+        """The sum is taken in float32, or rounded as the weight is."""
+        made, narrow = with_weight(factor), with_weight(as_stored(factor, case.dtype))
+        return replace(made, rounded=(*made.rounded, *narrow.rounded))
+
     if weight is not None:
         used = weight + 1.0 if recipe.plus_one else weight
         right = "weight + 1" if recipe.plus_one else "weight"
         more, less = ("weight + 2", "weight") if recipe.plus_one else ("weight + 1", "weight - 1")
-        yield plainly("norm weight + 1", f"{more} used instead of {right}", with_weight, used + 1.0)
-        yield plainly("norm weight - 1", f"{less} used instead of {right}", with_weight, used - 1.0)
+        yield plainly("norm weight + 1", f"{more} used instead of {right}", shifted, used + 1.0)
+        yield plainly("norm weight - 1", f"{less} used instead of {right}", shifted, used - 1.0)
         yield plainly("norm weight left out", "weight left out", with_weight, None)
     yield from _siblings(case)
     yield plainly("norm skipped", "the norm is skipped", _same, x)

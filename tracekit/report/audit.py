@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tracekit.audit import Audit, Culprit
+from tracekit.own_error import FALSE_ALARMS
 from tracekit.report.text import counted_values
 from tracekit.settings import Difference
 from tracekit.trace import Json, Trace
@@ -90,6 +91,8 @@ def audit_json(found: Audit, trace: Trace, checkpoint: Checkpoint) -> Json:
         "differences": [vars(difference) for difference in found.differences],
         "sites": len(found.clean) + len(found.culprits),
         "values": found.values,
+        "tests": found.tests,
+        "false_alarms": FALSE_ALARMS,
         "not_audited": dict(found.unknown),
         "non_finite": None if found.non_finite is None else found.non_finite.to_json(),
         "notes": list(found.notes),

@@ -13,7 +13,6 @@ from tracekit.align import Alignment, SequencePair, align_sequences, align_sites
 from tracekit.audit import Audit, audit
 from tracekit.culprits import checkpoint_of, explained_audit
 from tracekit.divergence import compared_positions
-from tracekit.own_error import ROW_LIMIT, SIZE_LIMIT
 from tracekit.report import charts
 from tracekit.report.audit import audit_text
 from tracekit.report.config_rows import config_rows
@@ -44,6 +43,9 @@ ALL_STEPS = 1 << 40
 LONGEST_PROMPT = 2000
 """Characters of a prompt that are shown."""
 OVER_YARDSTICK, OVER_BOUND = "error over yardstick", "own error over bound"
+SIZE_LINE, ROW_LINE = 5.0, 8.0
+"""Own error over its bound, of a site and of a row, from which a map shows it as large. The audit's own limits are each
+site's, and lower."""
 
 
 @dataclass(frozen=True)
@@ -239,13 +241,13 @@ def alone_section(alone: Alone) -> Section:
 def _add_own(section: Section, trace: Trace, sequence: Sequence, checkpoint: Checkpoint, found: Audit) -> None:
     owns = own_errors_of_trace(trace, sequence, checkpoint)
     sites, steps = ordered_sites(trace, {}, owns), max(1, sequence.step_count)
-    _fill(section, sites, [(trace, sequence)], {}, owns, None, (ROW_LIMIT, ROW_LIMIT), steps)
+    _fill(section, sites, [(trace, sequence)], {}, owns, None, (ROW_LINE, ROW_LINE), steps)
     _accuse(section, {culprit.site: _mistake(culprit.to_json()) for culprit in found.culprits})
-    _add_layers(section, sites, {}, owns, SIZE_LIMIT)
+    _add_layers(section, sites, {}, owns, SIZE_LINE)
     section.view["map"] = {"sites": len(sites), "steps": steps, "left": 0, "sequences": len(trace.sequences)}
     section.view["map"] |= {
         "yardstick": "Every site is recomputed in float64 from its recorded input.",
-        "limits": (ROW_LIMIT, ROW_LIMIT),
+        "limits": (ROW_LINE, ROW_LINE),
     }
 
 
@@ -282,7 +284,7 @@ def _fill(
     if errors:
         section.maps.append(ErrorTable(OVER_YARDSTICK, limits, _table(sites, errors, steps)))
     if owns:
-        section.maps.append(ErrorTable(OVER_BOUND, (ROW_LIMIT, ROW_LIMIT), _table(sites, owns, steps)))
+        section.maps.append(ErrorTable(OVER_BOUND, (ROW_LINE, ROW_LINE), _table(sites, owns, steps)))
 
 
 def _table(
@@ -323,7 +325,7 @@ def _add_layers(
     if not owns:
         values = {site: float(np.nanmax(found.ratio)) for site, found in errors.items()}
     values = {site: value for site, value in values.items() if math.isfinite(value)}
-    label, line = (OVER_BOUND, SIZE_LIMIT) if owns else (OVER_YARDSTICK, limit)
+    label, line = (OVER_BOUND, SIZE_LINE) if owns else (OVER_YARDSTICK, limit)
     section.layers = charts.layers_figure(sites, values, section.culprits, line, label)
     section.view["layers"] = {"own": bool(owns), "limit": line}
     section.view["no_map"] = None

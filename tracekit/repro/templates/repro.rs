@@ -305,7 +305,10 @@ fn rotated(check: &Value, frequencies: &Tensor, x: &Tensor, first: usize) -> Res
 /// How far a site is off, in units of `bound`, what correct rounding may do: one of tracekit's statistics.
 fn statistic(check: &Value, gap: &[Vec<f64>], values: &[Vec<f64>], bound: &[Vec<f64>]) -> f64 {
     let bias = number(check, "bias");
-    let common = number(check, "shared").powi(2) + bias.powi(2);
+    let shared = number(check, "shared").powi(2);
+    let common = shared + bias.powi(2);
+    // A bias of unknown sign is no deviation.
+    let beyond = |value: f64, bias: f64| (value.abs() - bias).max(0.0);
     let width = bound[0].len();
     let mut rows = Vec::new();
     let mut gains = Vec::new();
@@ -318,7 +321,7 @@ fn statistic(check: &Value, gap: &[Vec<f64>], values: &[Vec<f64>], bound: &[Vec<
         let sum = |of: fn(&(f64, f64)) -> f64| pairs.iter().map(of).sum::<f64>();
         let (squares, products, power) = (sum(|p| p.0 * p.0), sum(|p| p.0 * p.1), sum(|p| p.1 * p.1).max(1e-290));
         rows.push((squares / (width as f64 + common * power)).sqrt());
-        gains.push((products / power, (1.0 / power + common).sqrt()));
+        gains.push((products / power, 1.0 / power + shared));
         for (column, (error, signal)) in columns.iter_mut().zip(&pairs) {
             let loose = 1.0 / (1.0 + common * signal * signal);
             let parts = [error * error, *error, error * signal, signal * signal, 1.0];
@@ -329,21 +332,20 @@ fn statistic(check: &Value, gap: &[Vec<f64>], values: &[Vec<f64>], bound: &[Vec<
     let largest = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
     match word(check, "statistic") {
         "row" => largest(&mut rows.into_iter()),
-        "row gain" => largest(&mut gains.iter().map(|(gain, spread)| (gain / spread).abs())),
+        "row gain" => largest(&mut gains.iter().map(|(gain, spread)| beyond(*gain, bias) / spread.sqrt())),
         "gain" => {
-            let weight = |spread: f64| 1.0 / (spread.powi(2) - bias.powi(2)).max(1e-290);
-            let total: f64 = gains.iter().map(|(_, spread)| weight(*spread)).sum();
-            let gain: f64 = gains.iter().map(|(gain, spread)| gain * weight(*spread)).sum::<f64>() / total;
-            gain.abs() / (1.0 / total + (number(check, "gain_bias") * bias).powi(2)).sqrt()
+            let total: f64 = gains.iter().map(|(_, spread)| 1.0 / spread).sum();
+            let gain: f64 = gains.iter().map(|(gain, spread)| gain / spread).sum::<f64>() / total;
+            beyond(gain, bias) * total.sqrt()
         }
         "column" => largest(&mut columns.iter().map(|sums| (sums[0] / count).sqrt())),
         "column offset" => largest(
             &mut columns
                 .iter()
-                .map(|sums| sums[1].abs() / (sums[4].max(1e-290) + bias.powi(2) * sums[3] * count).sqrt()),
+                .map(|sums| beyond(sums[1], bias * (sums[3] * count).sqrt()) / sums[4].max(1e-290).sqrt()),
         ),
         "column gain" => largest(
-            &mut columns.iter().map(|sums| sums[2].abs() / (sums[3].max(1e-290) + (bias * sums[3]).powi(2)).sqrt()),
+            &mut columns.iter().map(|sums| beyond(sums[2], bias * sums[3]) / sums[3].max(1e-290).sqrt()),
         ),
         _ => (rows.iter().map(|row| row * row).sum::<f64>() / count).sqrt(),
     }

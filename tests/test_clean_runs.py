@@ -1,0 +1,103 @@
+"""Runs without a fault stay without an alarm, and what is beyond rounding is not called rounding."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import clean_runs
+from tracekit import operations, propagation, sums
+from tracekit.audit import audit
+from tracekit.culprits import explained_audit
+from tracekit.own_error import Tally, deviations, root_mean_square
+from tracekit.weights import Checkpoint
+
+ROOT = Path(__file__).parent.parent
+ENGINE = Path(os.environ.get("TRACEKIT_NATIVE", ROOT / "hooks/rust/target/release/tracekit-native"))
+MODEL = Path(os.environ.get("TRACEKIT_MODEL", ROOT / ".cache/smollm2-135m"))
+
+
+def test_tiny_runs_raise_no_alarm(tmp_path: Path) -> None:
+    """The short form of `make bench-clean`: every family once, with whatever was drawn for it."""
+    bench = clean_runs.Bench(tmp_path, MODEL, ENGINE)
+    chosen = [index for index in range(24) if clean_runs.kind_of(index)[0] != clean_runs.REAL]
+    outcomes = [bench.outcome(clean_runs.drawn(0, index, bench)) for index in chosen]
+    assert [outcome.alarms for outcome in outcomes] == [{}] * len(chosen)
+    assert {outcome.run.model for outcome in outcomes} == set(clean_runs.TINY)
+
+
+def test_a_bench_repeats_what_it_drew(tmp_path: Path) -> None:
+    bench = clean_runs.Bench(tmp_path, MODEL, ENGINE)
+    assert clean_runs.drawn(3, 8, bench) == clean_runs.drawn(3, 8, bench) != clean_runs.drawn(4, 8, bench)
+    options = Namespace(only="smollm2 bfloat16")
+    assert [index for index in range(12) if clean_runs.wanted(options, index)] == [1, 5]
+
+
+@pytest.mark.real
+def test_a_norm_whose_squares_are_summed_in_turn_is_clean(tmp_path: Path) -> None:
+    """Embeddings lie on the grid of bfloat16: their squares, added up in turn, are off to one side in every row."""
+    if not (MODEL / "model.safetensors").exists():
+        pytest.fail(f"{MODEL} is missing; make it with `make model`")
+    import tracekit
+    from benchmarks.fault_bench.native import record
+
+    log = tmp_path / "ships.tklog"
+    words = ["--prompt", "Three ships left the harbour before dawn and", "--max-new-tokens", "12", "--seed", "5"]
+    record([str(ENGINE), "--model", str(MODEL), *words, "--temperature", "0.8"], log)
+    with tracekit.open(log) as trace:
+        found = explained_audit(trace, Checkpoint(MODEL), audit(trace, Checkpoint(MODEL)))
+    assert [(culprit.site, culprit.evidence()) for culprit in found.culprits] == []
+    assert found.tests > 100_000
+
+
+# ---------------------------------------------------------------- sums
+
+
+def test_a_sum_of_squares_is_recognised_in_every_order() -> None:
+    """A row's scale is compared with the order in which the engine summed: what is left is a fraction of the error."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((32, 576)).astype(np.float32).astype(np.float64)
+    mean = np.square(x).mean(axis=1, keepdims=True)
+    for error in sums.squares(x).errors:
+        engine = (x / np.sqrt(mean * (1.0 + error[:, None]))).astype(np.float32).astype(np.float64)
+        result = operations.rms_norm(x, None, 0.0, "float32").closest(engine)
+        left = ((engine - result.values) * result.values).sum(axis=1) / np.square(result.values).sum(axis=1)
+        assert np.abs(left).max() < 0.5 * 2.0**-24
+
+
+def test_partial_sums_that_grow_without_changing_sign_are_off_by_more() -> None:
+    """A column whose products all have one sign: the bound follows, and float32 sums in turn are within it."""
+    random = np.random.default_rng(1)
+    x = np.abs(random.standard_normal((8, 1024))).astype(np.float32)
+    weight = np.abs(random.standard_normal((48, 1024))).astype(np.float32)
+    result = operations.linear(
+        operations.Matrix(weight.astype(np.float64), None), x.astype(np.float64), "float32", True
+    )
+    products = x[:, None, :] * weight[None]
+    engine = np.add.accumulate(products, axis=2, dtype=np.float32)[..., -1].astype(np.float64)
+    size = np.sqrt(np.mean(np.square(engine - result.values) / result.variance))
+    assert 0.3 < size < 1.5
+
+
+@pytest.mark.parametrize("freedom", [1, 4, 30, 576])
+def test_limits_are_those_of_the_distribution(freedom: int) -> None:
+    random = np.random.default_rng(freedom)
+    sizes = np.sqrt(np.mean(np.square(random.standard_normal((200_000, freedom))), axis=1))
+    assert np.mean(sizes > root_mean_square(freedom, 1e-3)) < 2.5e-3
+    assert np.mean(sizes > root_mean_square(freedom, 1e-3) * 0.9) > 1e-3
+    assert deviations(2.7e-3) == pytest.approx(3.0, abs=0.01)
+    assert propagation.limit(1) > deviations(1e-4)
+
+
+@pytest.mark.parametrize("bias, beyond", [(0.0, True), (2e-7, False)])
+def test_a_bias_of_library_functions_is_no_gain(bias: float, beyond: bool) -> None:
+    random = np.random.default_rng(2)
+    values = random.standard_normal((64, 256))
+    right = operations.Result(values, np.square(2.0**-24 * values) / 3.0, bias=bias)
+    tally = Tally()
+    tally.add(values * (1.0 + 1.5e-7), right)
+    assert (abs(tally.statistics().gain_deviations) > 10.0) is beyond
