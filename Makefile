@@ -15,7 +15,7 @@ export TRACEKIT_NATIVE = $(abspath $(NATIVE))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup model cosyvoice3-model transformers4 demo test lint parity bench faults bench-faults bench-clean museum traces cosyvoice3-parity cosyvoice3-faults \
-        cosyvoice3-guide postmortem bench-repros clean native
+        cosyvoice3-guide postmortem bench-repros fuzz clean native
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,10 @@ test: setup model cosyvoice3-model transformers4 lint ## Everything: lint, types
 	@sh scripts/check_chromium.sh
 	cd $(RUST) && $(CARGO) test --release --workspace --all-features
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=10
+
+fuzz: setup ## 20,000 damaged archives and 20,000 damaged logs against every reading command; SEEDS=first:stop (an hour)
+	$(BIN)/python -m tests.attacks.fuzz --format archive --seeds $(or $(SEEDS),0:20000)
+	$(BIN)/python -m tests.attacks.fuzz --format log --seeds $(or $(SEEDS),0:20000)
 
 parity: setup model ## Tokens of transformers and of the native engine, 20 seeds x 100 tokens and greedy
 	$(BIN)/python scripts/parity.py --model $(MODEL) --native $(NATIVE)

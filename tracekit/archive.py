@@ -34,6 +34,8 @@ from tracekit.trace import (
 FORMAT = 1
 BLOCK_BYTES = 8 << 20
 """Bytes moved by one HDF5 call."""
+ATTRIBUTE_BYTES = 32 << 10
+"""Longest text of an attribute; HDF5 allows 64 KB for all of a group."""
 NO_VALUE = -1
 """Stands for a missing `result` of a draw."""
 DRAW_NUMBERS = ("seed", "offset", "words")
@@ -88,10 +90,10 @@ def _flush_to_disk(path: str) -> None:
 
 def _write_trace(file: h5py.File, trace: Trace) -> None:
     file.attrs["tracekit_format"] = FORMAT
-    file.attrs["implementation"] = trace.implementation
-    file.attrs["status"] = trace.status
+    _write_attribute(file, "implementation", trace.implementation)
+    _write_attribute(file, "status", trace.status)
     if trace.status_detail:
-        file.attrs["status_detail"] = trace.status_detail
+        _write_attribute(file, "status_detail", trace.status_detail)
     _write_json(file, "config", trace.config)
     _write_json(file, "site_table", [site_to_row(site) for site in trace.sites.values()])
     if trace.weights:
@@ -99,6 +101,12 @@ def _write_trace(file: h5py.File, trace: Trace) -> None:
     sequences = file.create_group("sequences")
     for sequence in trace.sequences:
         _write_sequence(sequences.create_group(str(sequence.index)), sequence, trace)
+
+
+def _write_attribute(item: h5py.HLObject, name: str, text: str) -> None:
+    """Of fixed length: strings of any length lie in a heap, in which HDF5 runs in circles where it is damaged."""
+    encoded = text.encode(errors="replace")[:ATTRIBUTE_BYTES]
+    item.attrs.create(name, encoded, dtype=h5py.string_dtype("utf-8", max(len(encoded), 1)))
 
 
 def _write_json(group: h5py.Group, name: str, value: Any) -> None:
@@ -126,9 +134,9 @@ def _write_sequence(group: h5py.Group, sequence: Sequence, trace: Trace) -> None
     group.attrs["steps"] = sequence.step_count
     group.attrs["positions"] = sequence.positions
     if sequence.end_reason is not None:
-        group.attrs["end_reason"] = sequence.end_reason
+        _write_attribute(group, "end_reason", sequence.end_reason)
     if sequence.end_detail is not None:
-        group.attrs["end_detail"] = sequence.end_detail
+        _write_attribute(group, "end_detail", sequence.end_detail)
     info = {
         "prompt_text": sequence.prompt_text,
         "texts": sequence.texts,
@@ -231,7 +239,10 @@ def _write_site(group: h5py.Group, sequence: Sequence, data: SiteData, site: Sit
         ("module_class", site.module_class if site else ""),
         ("ranges", json.dumps(data.ranges)),
     ):
-        dataset.attrs[name] = value
+        if isinstance(value, str):
+            _write_attribute(dataset, name, value)
+        else:
+            dataset.attrs[name] = value
     rows_a_block = max(1, BLOCK_BYTES // max(1, data.width * STORAGE[data.dtype].itemsize))
     row = 0
     for first, stop in data.ranges:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import mmap
 import os
-from collections.abc import Mapping
-from functools import cached_property
+import struct
+from collections.abc import Callable, Mapping
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 
 from tracekit.archive import DRAW_NUMBERS, FORMAT, NO_VALUE, bfloat16_type, escape, unescape
 from tracekit.dtypes import STORAGE
+from tracekit.file_values import DRAW, SITE, WEIGHT, check, check_config, check_ids, check_sequence, reading
 from tracekit.log import map_file
 from tracekit.trace import (
     Array,
@@ -28,19 +32,44 @@ from tracekit.trace import (
     site_from_row,
 )
 
+HEAP = b"GCOL\x01"
+"""How a collection of the global heap begins (HDF5 File Format Specification 3.0, III.E)."""
+
+
+def _is_heap(data: mmap.mmap, at: int) -> bool:
+    """Whether the objects of a heap fill it one after the other."""
+    if at + 16 > len(data):
+        return False
+    (size,) = struct.unpack_from("<Q", data, at + 8)
+    if size > len(data) - at:
+        return False
+    end, at = at + size, at + 16
+    while end - at >= 16:
+        index, length = struct.unpack_from("<H6xQ", data, at)
+        taken = 16 + length + -length % 8 if index else length
+        if not 16 <= taken <= end - at:
+            return False
+        at += taken
+    return True
+
 
 class _Reader:
     """Hands out datasets of a file that nobody vouches for: hard links, contiguous, no larger than the file."""
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._heaps_are_sound = False
         try:
             self.size = Path(path).stat().st_size
-            self.file = h5py.File(path, "r")
             self.map = map_file(path)
+            with reading(path):
+                self.file = h5py.File(path, "r")
         except OSError as error:
-            reason = error.strerror or "HDF5 cannot open it; it is truncated or damaged"
-            raise TraceError(f"{path}: cannot be read as a trace: {reason}") from None
+            raise TraceError(f"{path}: cannot be read as a trace: {error.strerror}") from None
+
+    def close(self) -> None:
+        with contextlib.suppress(RuntimeError, ValueError, OSError):
+            self.file.close()
 
     def fail(self, where: str, why: str) -> TraceError:
         return TraceError(f"{self.path}: {where}: {why}; record or import it again")
@@ -110,20 +139,60 @@ class _Reader:
             raise self.fail(f"{parent.name}/{name}", "is a link to elsewhere, which a trace never has")
         return parent.get(name)
 
+    def number(self, group: h5py.Group, name: str) -> int:
+        """An attribute that is a whole number."""
+        value = self._attribute(group, name)
+        if not isinstance(value, np.integer):
+            raise self.fail(f"{group.name}.{name}", "is not a whole number")
+        return int(value)
+
+    def text(self, group: h5py.Group, name: str) -> str | None:
+        """An attribute that is a text, or None where there is none."""
+        if name not in group.attrs:
+            return None
+        value = self._attribute(group, name)
+        if not isinstance(value, str | bytes):
+            raise self.fail(f"{group.name}.{name}", "is not a text")
+        # h5py keeps bytes that are no UTF-8 as lone surrogates.
+        encoded = value if isinstance(value, bytes) else value.encode(errors="surrogateescape")
+        return encoded.decode(errors="replace")
+
+    def _attribute(self, group: h5py.Group, name: str) -> Any:
+        opened = group.attrs.get_id(name)
+        if opened.shape != () or opened.dtype.itemsize > self.size:
+            raise self.fail(f"{group.name}.{name}", "is not one value")
+        if h5py.check_vlen_dtype(opened.dtype) is not None or h5py.check_string_dtype(opened.dtype) is not None:
+            string = h5py.check_string_dtype(opened.dtype)
+            if string is None or string.length is None:
+                self._check_heaps()
+        return group.attrs[name]
+
+    def _check_heaps(self) -> None:
+        """Raises TraceError where a global heap, in which strings of any length lie, is damaged: HDF5 reads it without
+        an end where an object in it has no size. Traces of this version have none."""
+        if self._heaps_are_sound:
+            return
+        at = self.map.find(HEAP)
+        while at >= 0:
+            if not _is_heap(self.map, at):
+                raise self.fail(f"the heap at byte {at}", "is damaged")
+            at = self.map.find(HEAP, at + 1)
+        self._heaps_are_sound = True
+
     def json(self, parent: h5py.Group, name: str) -> Any:
         dataset = self.dataset(parent, name)
         if dataset is None:
             raise self.fail(f"{parent.name}/{name}", "is missing")
         try:
             return json.loads(dataset[()])
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             raise self.fail(str(dataset.name), "is not JSON") from None
 
     def array(self, parent: h5py.Group, name: str, kind: str, ndim: int = 1) -> Array | None:
         dataset = self.dataset(parent, name)
         if dataset is None:
             return None
-        if dataset.dtype.kind not in kind or dataset.ndim != ndim:
+        if dataset.dtype.kind not in kind or dataset.ndim != ndim or dataset.dtype.byteorder == ">":
             raise self.fail(str(dataset.name), "has an unexpected type or shape")
         return np.asarray(dataset[()])
 
@@ -132,27 +201,41 @@ class _Reader:
         return None if raw is None else [bytes(text).decode(errors="replace") for text in raw]
 
 
+Read = TypeVar("Read")
+
+
+def _reads(method: Callable[..., Read]) -> Callable[..., Read]:
+    """A method of a sequence that asks HDF5: what HDF5 raises becomes a TraceError."""
+
+    @wraps(method)
+    def read(sequence: ArchiveSequence, *arguments: Any) -> Read:
+        with reading(sequence.path):
+            return method(sequence, *arguments)
+
+    return read
+
+
 class ArchiveSequence:
     """One sequence of an `ArchiveTrace`; see `tracekit.trace.Sequence`."""
 
     def __init__(self, reader: _Reader, group: h5py.Group) -> None:
+        self.path = reader.path
         self._reader = reader
         self._group = group
         self._mapped: dict[str, Array] = {}
-        self.index = int(group.attrs["sequence"])
-        self.step_count = int(group.attrs["steps"])
-        self.positions = int(group.attrs["positions"])
-        reason = group.attrs.get("end_reason")
-        self.end_reason = None if reason is None else str(reason)
-        detail = group.attrs.get("end_detail")
-        self.end_detail = None if detail is None else str(detail)
-        self._info: Json = reader.json(group, "config")
-        if not isinstance(self._info, dict):
-            raise reader.fail(str(group.name), "its config is not an object")
+        self.index = reader.number(group, "sequence")
+        self.step_count = reader.number(group, "steps")
+        self.positions = reader.number(group, "positions")
+        self.end_reason = reader.text(group, "end_reason")
+        self.end_detail = reader.text(group, "end_detail")
+        if min(self.index, self.step_count, self.positions) < 0:
+            raise reader.fail(str(group.name), "its counts are negative")
+        self._info: Json = check_sequence(reader.json(group, "config"))
         if self.step_count and len(self.tokens) != self.step_count:
             raise reader.fail(str(group.name), "its steps are not all there")
 
     @cached_property
+    @_reads
     def inputs(self) -> Mapping[str, Array]:
         group = self._reader.group(self._group, "prompt")
         names = [] if group is None else list(group)
@@ -160,7 +243,11 @@ class ArchiveSequence:
         for name in names:
             dataset = self._reader.dataset(group, name)
             if dataset is not None:
-                out[unescape(name)] = np.asarray(dataset[()])
+                asked = unescape(name)
+                value = np.asarray(dataset[()])
+                if value.dtype.kind not in "biuf":
+                    raise self._reader.fail(str(dataset.name), "does not hold numbers")
+                out[asked] = check_ids(value, f"its {asked}") if asked.endswith("token_ids") else value
         return out
 
     @property
@@ -189,17 +276,23 @@ class ArchiveSequence:
         return {name: value for name, value in self._info.items() if name not in known}
 
     @property
+    @_reads
     def rng_state(self) -> bytes | None:
         state = self._reader.array(self._group, "rng_state", "u")
         return None if state is None else state.tobytes()
 
     @cached_property
+    @_reads
     def tokens(self) -> Array:
         steps = self._reader.group(self._group, "steps")
         tokens = None if steps is None else self._reader.array(steps, "token", "i")
-        return np.empty(0, np.int64) if tokens is None else tokens
+        if tokens is None:
+            return np.empty(0, np.int64)
+        logits = self._logits
+        return check_ids(tokens, "its tokens", *(() if logits is None else (logits[1].shape[1] - 1,)))
 
     @cached_property
+    @_reads
     def _tables(self) -> dict[str, Any]:
         """The small columns of the steps, whole; logits stay on disk."""
         reader, steps = self._reader, self._reader.group(self._group, "steps")
@@ -210,6 +303,11 @@ class ArchiveSequence:
             raise reader.fail(f"{self._group.name}/steps", "a column is missing or too short")
         tables["topk_id"] = self._column("topk_id", "i", 2)
         tables["topk_logprob"] = self._column("topk_logprob", "f", 2)
+        ranked = [tables[name] for name in ("topk_id", "topk_logprob") if tables[name] is not None]
+        if len({rows.shape for rows in ranked}) > 1 or len(ranked) == 1:
+            raise reader.fail(f"{self._group.name}/steps", "topk_id and topk_logprob differ in shape")
+        if ranked:
+            check_ids(ranked[0].reshape(-1), "its topk_id")
         survivors = reader.group(self._group, "survivors")
         if survivors is not None:
             tables["survivors"] = self._ragged(survivors)
@@ -231,7 +329,8 @@ class ArchiveSequence:
             or (np.diff(offset) < 0).any()
         ):
             raise self._reader.fail(str(group.name), "its offsets do not fit the steps")
-        return ids, probs, offset
+        logits = self._logits
+        return check_ids(ids, "its survivors", *(() if logits is None else (logits[1].shape[1] - 1,))), probs, offset
 
     def _column(self, name: str, kind: str, ndim: int = 1) -> Array | None:
         """A column of the steps, one row a step."""
@@ -255,6 +354,9 @@ class ArchiveSequence:
         for step, result, known, *numbers, op, generator in zip(*columns, strict=True):
             seed, offset, words = (int(n) if int(known) >> bit & 1 else None for bit, n in enumerate(numbers))
             drawn = None if result == NO_VALUE else int(result)
+            row = {"op": op, "generator": generator, "seed": seed, "offset": offset, "words": words, "result": drawn}
+            check("a draw", row, DRAW)
+            self._check_step(int(step))
             out.setdefault(int(step), []).append(Draw(int(step), op, generator, seed, offset, words, drawn))
         return out
 
@@ -269,10 +371,15 @@ class ArchiveSequence:
         out: dict[int, list[Event]] = {}
         try:
             for step, kind, detail in zip(steps, kinds, details, strict=True):
+                self._check_step(int(step))
                 out.setdefault(int(step), []).append(Event(int(step), kind, json.loads(detail)))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._reader.fail(str(group.name), "its columns differ in length or are not JSON") from None
         return out
+
+    def _check_step(self, step: int) -> None:
+        if not 0 <= step < self.step_count:
+            raise ValueError(f"sequence {self.index} has no step {step}")
 
     def step(self, index: int) -> Step:
         if not 0 <= index < self.step_count:
@@ -308,6 +415,7 @@ class ArchiveSequence:
         return (ids[rows], probs[rows]) if rows.stop > rows.start else (None, None)
 
     @cached_property
+    @_reads
     def sites(self) -> Mapping[str, SiteData]:
         index = self._reader.json(self._group, "site_index")
         try:
@@ -330,9 +438,11 @@ class ArchiveSequence:
         return data
 
     @cached_property
+    @_reads
     def _site_group(self) -> h5py.Group | None:
         return self._reader.group(self._group, "sites")
 
+    @_reads
     def _values(self, data: SiteData) -> Array:
         """All rows of a site, [rows, width], a view into the file."""
         values = self._mapped.get(data.name)
@@ -364,6 +474,7 @@ class ArchiveSequence:
         return pieces[0] if len(pieces) == 1 else np.concatenate([values[:0], *pieces])
 
     @cached_property
+    @_reads
     def _logits(self) -> tuple[str, Array] | None:
         steps = self._reader.group(self._group, "steps")
         dataset = None if steps is None else self._reader.dataset(steps, "logits")
@@ -392,32 +503,37 @@ class ArchiveTrace:
         self.path = os.fspath(path)
         self._reader = reader = _Reader(self.path)
         try:
-            self._read(reader)
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-            reader.file.close()
-            raise TraceError(f"{self.path}: is damaged: {' '.join(str(error).split())}; record it again") from None
+            with reading(self.path):
+                self._read(reader)
+        except TraceError:
+            reader.close()
+            raise
 
     def _read(self, reader: _Reader) -> None:
-        attrs = reader.file.attrs
-        version = attrs.get("tracekit_format")
-        if version is None:
+        if "tracekit_format" not in reader.file.attrs:
             raise TraceError(f"{self.path}: is an HDF5 file, but not a trace; give a file that tracekit recorded")
-        if int(version) != FORMAT:
+        version = reader.number(reader.file, "tracekit_format")
+        if version != FORMAT:
             raise TraceError(
                 f"{self.path}: is of format {version}, this tracekit reads format {FORMAT}; update tracekit"
             )
-        self.implementation = str(attrs["implementation"])
-        self.status = str(attrs["status"])
-        detail = attrs.get("status_detail")
-        self.status_detail = None if detail is None else str(detail)
-        self.config: Json = dict(reader.json(reader.file, "config"))
-        rows = reader.json(reader.file, "site_table")
+        implementation, status = (reader.text(reader.file, name) for name in ("implementation", "status"))
+        if implementation is None or status not in ("complete", "recovered"):
+            raise ValueError("its implementation or status is missing")
+        self.implementation, self.status = implementation, status
+        self.status_detail = reader.text(reader.file, "status_detail")
+        self.config: Json = check_config(reader.json(reader.file, "config"))
+        rows = [
+            check("a site", row, SITE, ("name", "class", "order")) for row in reader.json(reader.file, "site_table")
+        ]
         self.sites: Mapping[str, Site] = {row["name"]: site_from_row(row) for row in rows}
         self.weights: Mapping[str, Weight] = self._weights(reader)
         group = reader.group(reader.file, "sequences")
         names = [] if group is None else sorted(group, key=int)
         groups = [reader.group(group, name) for name in names]
         self.sequences = [ArchiveSequence(reader, item) for item in groups if item is not None]
+        if [sequence.index for sequence in self.sequences] != list(range(len(self.sequences))):
+            raise ValueError("its sequences are not counted from 0")
 
     def _weights(self, reader: _Reader) -> dict[str, Weight]:
         group = reader.group(reader.file, "weights")
@@ -427,11 +543,15 @@ class ArchiveTrace:
         digest = reader.array(group, "digest", "u")
         digests: list[int | None] = [None] * len(names) if digest is None else [int(number) for number in digest]
         rows = zip(names, dtypes, shapes, digests, strict=True)
-        return {name: Weight(name, dtype, tuple(json.loads(shape)), number) for name, dtype, shape, number in rows}
+        weights = {}
+        for name, dtype, shape, number in rows:
+            row = check("a parameter", {"name": name, "dtype": dtype, "shape": json.loads(shape)}, WEIGHT)
+            weights[name] = Weight(name, dtype, tuple(row["shape"]), number)
+        return weights
 
     def close(self) -> None:
         """Close the file."""
-        self._reader.file.close()
+        self._reader.close()
 
     def __enter__(self) -> ArchiveTrace:
         return self

@@ -288,7 +288,8 @@ def _judged(setting: Setting, trace: Trace, values: list[Any]) -> Used:
 
 def _trap(setting: Setting, trace: Trace, value: Any) -> str | None:
     """The function's own default where the YAML gives another number: the YAML's call was not used."""
-    if trace.sequences[0].sampling.get("sampler") != "ras" or not _same(RAS_DEFAULTS.get(setting.name), value):
+    sampler = trace.sequences[0].sampling.get("sampler") if trace.sequences else None
+    if sampler != "ras" or not _same(RAS_DEFAULTS.get(setting.name), value):
         return None
     return f"{setting.name} {value} is {RAS}'s own default; {setting.place} gives {setting.value}, and is not used"
 

@@ -12,7 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from tracekit.dtypes import STORAGE
+from tracekit.dtypes import STORAGE, is_float
+from tracekit.file_values import (
+    DRAW,
+    END,
+    LIBRARY_ERRORS,
+    SITE,
+    STEP,
+    WEIGHT,
+    check,
+    check_config,
+    check_ids,
+    check_sequence,
+)
 from tracekit.log import FORMAT, BadFrame, Frame, map_file, read_frames, view
 from tracekit.trace import Array, Draw, Event, Json, Site, SiteData, Step, TraceError, Weight, site_from_row
 
@@ -86,6 +98,10 @@ class LogSequence:
         self._trace = trace
         self._frame = frame
         self.index: int = frame.metadata["sequence"]
+        check_sequence(frame.metadata)
+        for name in frame.tensors:
+            if name.endswith("token_ids"):
+                check_ids(self._array(frame, name), f"its {name}")
         self._columns: dict[str, _Column] = {}
         self._steps: list[Frame] = []
         self.positions = 0
@@ -231,8 +247,30 @@ class LogSequence:
             raise ValueError(f"step {index} follows {len(self._steps)} steps")
         if frame.tensors["token"].shape != (1,) or type(frame.metadata["position"]) is not int:
             raise ValueError("a step needs one token and a position")
+        self._check_step(frame)
         del self._steps[index:]
         self._steps.append(frame)
+
+    def _check_step(self, frame: Frame) -> None:
+        """Raises ValueError where a step's values are not of the kind that the format says."""
+        logits = frame.tensors.get("logits")
+        if logits is not None and (len(logits.shape) != 1 or not is_float(logits.dtype)):
+            raise ValueError("logits are not a row of floats")
+        vocabulary = () if logits is None else (logits.shape[0] - 1,)
+        check_ids(self._array(frame, "token"), "its tokens", *vocabulary)
+        for one, other in (("survivors/id", "survivors/prob"), ("topk/id", "topk/logprob")):
+            if (one in frame.tensors) != (other in frame.tensors):
+                raise ValueError(f"{one} and {other} go together")
+            if one in frame.tensors:
+                ids, values = self._array(frame, one), frame.tensors[other]
+                check_ids(ids, f"its {one}", *vocabulary)
+                if values.shape != ids.shape or values.dtype not in ("float32", "float64"):
+                    raise ValueError(f"{other} is not a number for each id")
+        check("a step", frame.metadata, STEP)
+        for row in frame.metadata.get("draws") or ():
+            check("a draw", row, DRAW, ("op", "generator"))
+        for row in frame.metadata.get("events") or ():
+            check("an event", row, {"kind": lambda kind: isinstance(kind, str)}, ("kind",))
 
 
 def _events(metadata: Json) -> tuple[Event, ...]:
@@ -287,7 +325,7 @@ class LogTrace:
                 taken += 1
         except BadFrame as bad:
             why = str(bad)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        except LIBRARY_ERRORS as error:
             why = f"the frame at byte {offset} does not fit what came before ({error})"
         else:
             if self.status == "complete":
@@ -329,6 +367,7 @@ class LogTrace:
             self.status = "complete"
         elif frame.kind == "end":
             ended = self._sequence(metadata)
+            check("an end", metadata, END, ("reason",))
             ended.end_reason, ended.end_detail = metadata["reason"], metadata.get("detail")
             ended.followed = metadata.get("followed")
 
@@ -345,16 +384,18 @@ class LogTrace:
                 f"{self.path}: is of format {metadata['format']}, this tracekit reads format {FORMAT}; update tracekit"
             )
         self.implementation = str(metadata["implementation"])
-        self.config = {key: metadata[key] for key in CONFIG_KEYS if metadata.get(key) is not None}
+        self.config = check_config({key: metadata[key] for key in CONFIG_KEYS if metadata.get(key) is not None})
         self._add_sites(metadata.get("sites") or [])
         digests = frame.array(self.data, "weights/digest")
         rows: list[Any] = metadata.get("weights") or []
         if digests is not None and digests.shape != (len(rows),):
             raise ValueError("weights and weights/digest differ in length")
         for index, row in enumerate(rows):
+            check("a parameter", row, WEIGHT, ("name", "dtype", "shape"))
             digest = None if digests is None else int(digests[index])
             self.weights[row["name"]] = Weight(row["name"], row["dtype"], tuple(row["shape"]), digest)
 
     def _add_sites(self, rows: list[Json]) -> None:
         for row in rows:
+            check("a site", row, SITE, ("name", "class", "order"))
             self._rows[row["name"]] = site_from_row(row)

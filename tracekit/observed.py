@@ -88,6 +88,12 @@ class Tape(TorchGenerator):
         return np.pad(given, (0, count - given.size))
 
 
+MOST_OFFSET = 1 << 31
+"""Words from the seed up to which a stream is made again; ten seconds."""
+MOST_WORDS = 1 << 24
+"""Words of one draw that are made again, 128 MB: two for each of eight million tokens."""
+
+
 class Streams:
     """Words of one side's generator at its recorded draws. Going forward is cheap: the generator is kept."""
 
@@ -97,8 +103,11 @@ class Streams:
         self._generator: TorchGenerator | None = None
 
     def at(self, draw: Draw, count: int) -> NDArray[np.uint32] | None:
-        """`count` words from where a draw began; None where that is not known or the generator is none of ours."""
-        if draw.generator != "mt19937" or draw.seed is None or draw.offset is None or draw.offset < 0:
+        """`count` words from where a draw began; None where that is not known, the generator is none of ours, or they
+        are too many or too far from the seed."""
+        if draw.generator != "mt19937" or draw.seed is None or draw.offset is None:
+            return None
+        if not 0 <= draw.offset <= MOST_OFFSET or not 0 <= count <= MOST_WORDS:
             return None
         return self.words(draw.seed, draw.offset, count)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 
 import click
@@ -46,6 +47,10 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="tracekit")
 def group() -> None:
     """Record a language model in PyTorch and in Rust, and name the first step, layer or draw where they part."""
+    for stream in (sys.stdout, sys.stderr):
+        # Texts out of a file may hold what no encoding can say: a lone surrogate, or é on an ASCII terminal.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:
