@@ -309,6 +309,7 @@ def _tensors(header: Json, data_start: int, data_length: int) -> dict[str, Store
     tensors = {}
     spans = []
     for name, entry in header.items():
+        name.encode()  # a lone surrogate is no name: no archive could hold it
         dtype = FROM_SAFETENSORS[entry["dtype"]]
         shape = tuple(entry["shape"])
         begin, end = entry["data_offsets"]
