@@ -17,7 +17,7 @@ import numpy as np
 
 from tracekit.archive import DRAW_NUMBERS, FORMAT, NO_VALUE, bfloat16_type, escape, unescape
 from tracekit.dtypes import STORAGE
-from tracekit.file_values import DRAW, SITE, WEIGHT, check, check_config, check_ids, check_sequence, reading
+from tracekit.file_values import DRAW, NO_TOKEN, SITE, WEIGHT, check, check_config, check_ids, check_sequence, reading
 from tracekit.log import map_file
 from tracekit.trace import (
     Array,
@@ -247,7 +247,8 @@ class ArchiveSequence:
                 value = np.asarray(dataset[()])
                 if value.dtype.kind not in "biuf":
                     raise self._reader.fail(str(dataset.name), "does not hold numbers")
-                out[asked] = check_ids(value, f"its {asked}") if asked.endswith("token_ids") else value
+                ids = asked.endswith("token_ids")
+                out[asked] = check_ids(value, f"its {asked}", least=NO_TOKEN) if ids else value
         return out
 
     @property

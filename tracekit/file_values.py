@@ -165,11 +165,15 @@ def check_sequence(info: Any) -> Json:
     return dict(info)
 
 
-def check_ids(ids: Array, what: str, most: int = MOST_TOKEN) -> Array:
-    """Token ids, [n] integers from 0 to `most`, as i64. Raises ValueError."""
+NO_TOKEN = -1
+"""Stands in a prompt's ids where a row is no token's embedding."""
+
+
+def check_ids(ids: Array, what: str, most: int = MOST_TOKEN, least: int = 0) -> Array:
+    """Token ids, [n] integers from `least` to `most`, as i64. Raises ValueError."""
     if ids.dtype.kind not in "iu" or ids.ndim != 1:
         raise ValueError(f"{what} are not a row of integers")
-    if ids.size and (int(ids.min()) < 0 or int(ids.max()) > most):
-        wrong = next(int(one) for one in ids if not 0 <= int(one) <= most)
+    if ids.size and (int(ids.min()) < least or int(ids.max()) > most):
+        wrong = next(int(one) for one in ids if not least <= int(one) <= most)
         raise ValueError(f"{what} hold {wrong}, which is no token id of its vocabulary")
     return ids.astype(np.int64, copy=False)

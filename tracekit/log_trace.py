@@ -17,6 +17,7 @@ from tracekit.file_values import (
     DRAW,
     END,
     LIBRARY_ERRORS,
+    NO_TOKEN,
     SITE,
     STEP,
     WEIGHT,
@@ -101,7 +102,7 @@ class LogSequence:
         check_sequence(frame.metadata)
         for name in frame.tensors:
             if name.endswith("token_ids"):
-                check_ids(self._array(frame, name), f"its {name}")
+                check_ids(self._array(frame, name), f"its {name}", least=NO_TOKEN)
         self._columns: dict[str, _Column] = {}
         self._steps: list[Frame] = []
         self.positions = 0
