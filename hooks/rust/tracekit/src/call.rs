@@ -1,6 +1,8 @@
 //! The forward call in hand: which sites fired, whose tensors they gave, and the values that are not written yet.
 
 use std::collections::{HashMap, HashSet};
+#[cfg(feature = "candle")]
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::log::{Dtype, TensorRef};
 use crate::Result;
@@ -8,6 +10,8 @@ use crate::Result;
 struct Value {
     name: String,
     dtype: Dtype,
+    /// Row of the call that its first row is.
+    first: usize,
     shape: [usize; 2],
     bytes: Vec<u8>,
 }
@@ -21,6 +25,9 @@ pub(crate) struct Call {
     pub(crate) rows: Option<usize>,
     /// The program said `forward`; else a site that fires again starts the next call.
     told: bool,
+    /// Its number in this process, once anybody asked.
+    #[cfg(feature = "candle")]
+    serial: u64,
     values: Vec<Value>,
     fired: HashSet<String>,
     sources: HashMap<usize, String>,
@@ -40,6 +47,16 @@ impl Call {
     /// Position behind its last row.
     pub(crate) fn end(&self) -> usize {
         self.first + self.rows.unwrap_or(0)
+    }
+
+    /// A number that no other call of this process has.
+    #[cfg(feature = "candle")]
+    pub(crate) fn serial(&mut self) -> u64 {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        if self.serial == 0 {
+            self.serial = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+        }
+        self.serial
     }
 
     /// Whether `name` firing now means that another call has begun, in a program that does not say so.
@@ -71,16 +88,17 @@ impl Call {
         (first != rows).then(|| format!("its shape {shape:?} does not have the {rows} rows of the call"))
     }
 
-    /// Keeps a value of shape [rows, ...], which `unfit` let pass.
+    /// Keeps a value of shape [rows, ...], whose first row is that row of the call.
     pub(crate) fn keep(
         &mut self,
         name: &str,
         dtype: Dtype,
+        first: usize,
         shape: &[usize],
         copy: impl FnOnce() -> Result<Vec<u8>>,
     ) -> Result<()> {
         let shape = [shape[0], shape[1..].iter().product()];
-        self.values.push(Value { name: name.to_string(), dtype, shape, bytes: copy()? });
+        self.values.push(Value { name: name.to_string(), dtype, first, shape, bytes: copy()? });
         Ok(())
     }
 
@@ -88,12 +106,19 @@ impl Call {
         !self.values.is_empty()
     }
 
-    /// What was kept since the last `forget_values`.
-    pub(crate) fn tensors(&self) -> Vec<TensorRef<'_>> {
-        self.values
-            .iter()
-            .map(|Value { name, dtype, shape, bytes }| TensorRef { name, dtype: *dtype, shape, data: bytes })
-            .collect()
+    /// What was kept since the last `forget_values`, by the positions that it holds: position of the first row, rows,
+    /// values. A head that is given the last position only has a frame of its own.
+    pub(crate) fn frames(&self) -> Vec<(usize, usize, Vec<TensorRef<'_>>)> {
+        let mut frames: Vec<(usize, usize, Vec<TensorRef<'_>>)> = Vec::new();
+        for Value { name, dtype, first, shape, bytes } in &self.values {
+            let place = (self.first + first, shape[0]);
+            let at = frames.iter().position(|frame| (frame.0, frame.1) == place).unwrap_or_else(|| {
+                frames.push((place.0, place.1, Vec::new()));
+                frames.len() - 1
+            });
+            frames[at].2.push(TensorRef { name, dtype: *dtype, shape, data: bytes });
+        }
+        frames
     }
 
     pub(crate) fn forget_values(&mut self) {

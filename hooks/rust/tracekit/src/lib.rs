@@ -68,6 +68,10 @@ mod mathfun;
 #[cfg(feature = "candle")]
 pub mod nn;
 mod program;
+#[cfg(feature = "candle")]
+pub mod quantized_nn;
+#[cfg(feature = "candle")]
+pub mod quantized_var_builder;
 mod recorder;
 mod recording;
 pub mod repetition_aware;
@@ -79,6 +83,8 @@ mod settings;
 mod signals;
 mod sites;
 mod steps;
+#[cfg(feature = "candle")]
+pub mod with_tracing;
 
 pub use log::Dtype;
 pub use program::Description;

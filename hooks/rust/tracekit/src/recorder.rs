@@ -16,7 +16,9 @@ use crate::claim::Refusal;
 use crate::follow::Follow;
 use crate::log::{Dtype, Writer};
 use crate::program::Description;
-use crate::recording::{Recording, SequenceStart};
+#[cfg(feature = "candle")]
+use crate::recording::CallPlace;
+use crate::recording::{Recording, SequenceStart, Tapped};
 use crate::sampling::Event;
 use crate::scope::{here, Slot};
 use crate::sequence::Sequence;
@@ -334,7 +336,8 @@ pub fn forward(first_position: usize, rows: usize) -> Result<()> {
 /// # Errors
 /// Never, as all recording: see [`crate::Result`].
 pub fn tap_raw(name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Result<()> {
-    tap_value(name, None, dtype, shape, || Ok(bytes.to_vec()))
+    let tapped = Tapped { identity: None, dtype, first: None, shape };
+    record_tap(|recording, sequence| recording.take_value(sequence, name, tapped, || Ok(bytes.to_vec())))
 }
 
 /// Records that a token was chosen, which the program goes on with, whether another trace is followed or not: a run under
@@ -457,15 +460,39 @@ pub(crate) fn embeds(name: &str, ids: &[u32]) -> Result<()> {
     record(|recording, sequence| recording.take_ids(sequence, name, ids))
 }
 
-/// `tap_raw` with the identity of the tensor, for the wiring; `copy` runs only where the value is kept.
-pub(crate) fn tap_value(
-    name: &str,
-    identity: Option<usize>,
-    dtype: Dtype,
-    shape: &[usize],
-    copy: impl FnOnce() -> Result<Vec<u8>>,
-) -> Result<()> {
-    record_tap(|recording, sequence| recording.take_value(sequence, name, identity, dtype, shape, copy))
+/// The forward call that `name` fires in now; `None` where nothing is recorded.
+#[cfg(feature = "candle")]
+pub(crate) fn place_of(name: &str) -> Option<CallPlace> {
+    let mut place = None;
+    let _ = record_tap(|recording, sequence| {
+        place = Some(recording.place_of(sequence, name)?);
+        Ok(())
+    });
+    place
+}
+
+/// A value; `copy` runs only where it is kept.
+#[cfg(feature = "candle")]
+pub(crate) fn tap_rows(name: &str, tapped: Tapped<'_>, copy: impl FnOnce() -> Result<Vec<u8>>) -> Result<()> {
+    record(|recording, sequence| recording.take_value(sequence, name, tapped, copy))
+}
+
+/// Each row of a site holds the values of this many heads side by side.
+#[cfg(feature = "candle")]
+pub(crate) fn site_heads(name: &str, heads: usize) -> Result<()> {
+    record(|recording, _| {
+        recording.sites.set_heads(name, heads);
+        Ok(())
+    })
+}
+
+/// The tensor `part` is rows of what `site` gave in this call.
+#[cfg(feature = "candle")]
+pub(crate) fn tap_part_of(site: &str, part: usize) -> Result<()> {
+    record(|_, sequence| {
+        sequence.take_part_of(site, part);
+        Ok(())
+    })
 }
 
 /// A site gave a value that no log can hold, and why.
@@ -474,16 +501,10 @@ pub(crate) fn skip_value(name: &str, why: String) -> Result<()> {
     record(|recording, sequence| recording.skip_value(sequence, name, why))
 }
 
-/// The module `name` was called with the tensor `identity`: wired to the site that recorded it, or recorded as `name:in`.
+/// The module `name` was called with this: wired to the site that recorded it, or recorded as `name:in`.
 #[cfg(feature = "candle")]
-pub(crate) fn tap_input(
-    name: &str,
-    identity: usize,
-    dtype: Dtype,
-    shape: &[usize],
-    copy: impl FnOnce() -> Result<Vec<u8>>,
-) -> Result<()> {
-    record_tap(|recording, sequence| recording.take_input(sequence, name, identity, dtype, shape, copy))
+pub(crate) fn tap_input(name: &str, tapped: Tapped<'_>, copy: impl FnOnce() -> Result<Vec<u8>>) -> Result<()> {
+    record(|recording, sequence| recording.take_input(sequence, name, tapped, copy))
 }
 
 /// The tensor `part` is rows of the tensor `whole`: whatever is given `part` is wired to the site that recorded `whole`.

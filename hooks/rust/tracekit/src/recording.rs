@@ -61,6 +61,31 @@ impl SequenceStart<'_> {
     }
 }
 
+/// A forward call as a tap finds it.
+#[cfg(feature = "candle")]
+pub(crate) struct CallPlace {
+    /// A number that no other call of this process has.
+    pub(crate) call: u64,
+    /// Its positions, once they are known.
+    pub(crate) rows: Option<usize>,
+    /// Whether the site's values are asked for.
+    pub(crate) wanted: bool,
+    /// The other site that the module's input was, in an earlier call.
+    pub(crate) source: Option<String>,
+}
+
+/// What a tap gives, without its bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Tapped<'a> {
+    /// Which tensor it is, where that can be told.
+    pub(crate) identity: Option<usize>,
+    pub(crate) dtype: Dtype,
+    /// Row of the call that its first row is; `None`: it must have all of them.
+    pub(crate) first: Option<usize>,
+    /// [rows, width...]
+    pub(crate) shape: &'a [usize],
+}
+
 /// One log being written.
 pub(crate) struct Recording {
     writer: Writer,
@@ -144,7 +169,8 @@ impl Recording {
     #[cfg(feature = "candle")]
     pub(crate) fn take_ids(&mut self, sequence: &mut Sequence, name: &str, ids: &[u32]) -> Result<()> {
         self.begin_if_repeated(sequence, name)?;
-        if sequence.index.is_none() {
+        // The first table that is looked up in is that of tokens; those of positions and segments come after it.
+        if sequence.index.is_none() && sequence.embedded.is_empty() {
             sequence.embedded = ids.to_vec();
         }
         Ok(())
@@ -203,9 +229,7 @@ impl Recording {
         &mut self,
         sequence: &mut Sequence,
         name: &str,
-        identity: Option<usize>,
-        dtype: Dtype,
-        shape: &[usize],
+        tapped: Tapped<'_>,
         copy: impl FnOnce() -> Result<Vec<u8>>,
     ) -> Result<()> {
         self.begin_if_repeated(sequence, name)?;
@@ -213,6 +237,7 @@ impl Recording {
         if !call.fire(name) {
             return Ok(()); // twice within one told call: the first value stands
         }
+        let Tapped { identity, dtype, first, shape } = tapped;
         if let Some(first) = call.source(identity) {
             self.sites.meet(name, Stored::SameAs(first.to_string()));
             return Ok(());
@@ -222,7 +247,8 @@ impl Recording {
             self.sites.meet(name, Stored::AsLogits);
             return Ok(());
         }
-        if let Some(why) = call.unfit(shape) {
+        let part = first.filter(|_| call.rows.is_some());
+        if let Some(why) = part.map_or_else(|| call.unfit(shape), |_| None) {
             self.sites.meet(name, Stored::Skipped(why));
             return Ok(());
         }
@@ -230,7 +256,7 @@ impl Recording {
             return Ok(());
         }
         self.sites.meet(name, Stored::Values);
-        call.keep(name, dtype, shape, copy)
+        call.keep(name, dtype, part.unwrap_or(0), shape, copy)
     }
 
     /// A site gave a value that no log can hold.
@@ -238,8 +264,20 @@ impl Recording {
     pub(crate) fn skip_value(&mut self, sequence: &mut Sequence, name: &str, why: String) -> Result<()> {
         self.begin_if_repeated(sequence, name)?;
         sequence.call.fire(name);
-        self.sites.meet(name, Stored::Skipped(why));
+        if self.logits_site.as_deref() != Some(name) {
+            self.sites.meet(name, Stored::Skipped(why));
+        }
         Ok(())
+    }
+
+    /// The forward call that `name` fires in now.
+    #[cfg(feature = "candle")]
+    pub(crate) fn place_of(&mut self, sequence: &mut Sequence, name: &str) -> Result<CallPlace> {
+        self.begin_if_repeated(sequence, name)?;
+        let wanted = self.settings.keeps(name) || self.settings.keeps(&format!("{name}{INPUT_SUFFIX}"));
+        let source = self.sites.source_elsewhere(name).map(str::to_string);
+        let call = &mut sequence.call;
+        Ok(CallPlace { call: call.serial(), rows: call.rows, wanted, source })
     }
 
     /// A module's input: wired to the site that recorded the very tensor, or recorded as `name:in`.
@@ -248,19 +286,25 @@ impl Recording {
         &mut self,
         sequence: &mut Sequence,
         name: &str,
-        identity: usize,
-        dtype: Dtype,
-        shape: &[usize],
+        tapped: Tapped<'_>,
         copy: impl FnOnce() -> Result<Vec<u8>>,
     ) -> Result<()> {
         self.begin_if_repeated(sequence, name)?;
-        if let Some(source) = sequence.call.source(Some(identity)) {
-            self.sites.wire(name, source);
-            return Ok(());
-        }
         let input = format!("{name}{INPUT_SUFFIX}");
-        self.sites.wire(name, &input);
-        self.take_value(sequence, &input, Some(identity), dtype, shape, copy)
+        match sequence.call.source(tapped.identity) {
+            // An input that got a site of its own keeps it, so that no position is missing there.
+            Some(source) if self.sites.is_wired_to(name, &input) && source != input => {
+                self.take_value(sequence, &input, Tapped { identity: None, ..tapped }, copy)
+            }
+            Some(source) => {
+                self.sites.wire(name, source);
+                Ok(())
+            }
+            None => {
+                self.sites.wire(name, &input);
+                self.take_value(sequence, &input, tapped, copy)
+            }
+        }
     }
 
     fn finish_call(&mut self, sequence: &mut Sequence) -> Result<()> {
@@ -276,10 +320,10 @@ impl Recording {
             self.start_unsaid(sequence)?;
         }
         let call = &mut sequence.call;
-        let metadata = object(json!({
-            "sequence": sequence.index, "position": call.first, "rows": call.rows.unwrap_or(0),
-        }));
-        self.writer.frame("call", &metadata, &call.tensors())?;
+        for (position, rows, tensors) in call.frames() {
+            let metadata = object(json!({"sequence": sequence.index, "position": position, "rows": rows}));
+            self.writer.frame("call", &metadata, &tensors)?;
+        }
         call.forget_values();
         sequence.calls += 1;
         Ok(())

@@ -42,6 +42,15 @@ impl Sequence {
         let rows = if self.unsaid { self.call.end() } else { 0 };
         (if rows > 0 { rows } else { self.prompt + self.steps }).saturating_sub(1)
     }
+
+    /// The tensor of this identity is rows of what `site` gave.
+    #[cfg(feature = "candle")]
+    pub(crate) fn take_part_of(&mut self, site: &str, identity: usize) {
+        if self.call.source(Some(identity)).is_none() {
+            self.call.set_source(Some(identity), site);
+        }
+    }
+
     /// The tensor `part` counts as the value of the site that recorded `whole`.
     #[cfg(feature = "candle")]
     pub(crate) fn take_part(&mut self, whole: usize, part: usize) {

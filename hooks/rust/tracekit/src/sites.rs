@@ -17,6 +17,8 @@ pub struct SiteRow {
     pub parameters: Vec<(&'static str, String)>,
     /// Numbers that the class needs.
     pub attributes: Vec<(&'static str, f64)>,
+    /// Its name is a generated one: nothing tells where its parameters come from.
+    pub unnamed: bool,
 }
 
 /// What was stored of a site where it was first met.
@@ -35,7 +37,12 @@ pub(crate) enum Stored {
 pub(crate) struct SiteTable {
     declared: HashMap<String, SiteRow>,
     wiring: HashMap<String, String>,
-    met: HashSet<String>,
+    /// How many heads lie side by side in a row.
+    heads: HashMap<String, usize>,
+    /// Order of each site.
+    met: HashMap<String, usize>,
+    /// Those of `met` that have no values yet.
+    skipped: HashSet<String>,
     /// Rows that the log does not have yet.
     waiting: Vec<Value>,
 }
@@ -54,14 +61,41 @@ impl SiteTable {
         }
     }
 
-    /// Adds the row of a site when it is first met.
+    /// Whether the module's input was said to be another site's value, or one of its own.
+    #[cfg(feature = "candle")]
+    pub(crate) fn is_wired_to(&self, name: &str, source: &str) -> bool {
+        self.wiring.get(name).is_some_and(|own| own == source)
+    }
+
+    /// The site of another module that the module's input was said to be.
+    #[cfg(feature = "candle")]
+    pub(crate) fn source_elsewhere(&self, name: &str) -> Option<&str> {
+        let own = self.wiring.get(name).map(String::as_str);
+        own.filter(|source| source.strip_suffix(INPUT_SUFFIX) != Some(name))
+    }
+
+    /// Each row of the site holds this many heads.
+    #[cfg(feature = "candle")]
+    pub(crate) fn set_heads(&mut self, name: &str, heads: usize) {
+        self.heads.insert(name.to_string(), heads);
+    }
+
+    /// Adds the row of a site when it is first met, and again when one that was skipped has values after all.
     pub(crate) fn meet(&mut self, name: &str, stored: Stored) {
-        if self.met.contains(name) {
-            return;
+        let has_values = matches!(stored, Stored::Values);
+        let order = match self.met.get(name) {
+            None => self.met.len(),
+            Some(&order) if has_values && self.skipped.contains(name) => order,
+            Some(_) => return,
+        };
+        if matches!(stored, Stored::Skipped(_)) {
+            self.skipped.insert(name.to_string());
+        } else {
+            self.skipped.remove(name);
         }
-        let row = self.row(name, self.met.len(), stored);
+        let row = self.row(name, order, stored);
         self.waiting.push(Value::Object(row));
-        self.met.insert(name.to_string());
+        self.met.insert(name.to_string(), order);
     }
 
     fn row(&self, name: &str, order: usize, stored: Stored) -> Map<String, Value> {
@@ -82,6 +116,12 @@ impl SiteTable {
             put("class", Value::from(own.class));
             put("parameters", own.parameters.iter().map(pair).collect());
             put("attributes", own.attributes.iter().map(number).collect());
+            if own.unnamed {
+                put("unnamed", Value::from(true));
+            }
+        }
+        if let Some(&heads) = self.heads.get(name) {
+            put("heads", Value::from(heads));
         }
         if let Some(source) = self.wiring.get(name) {
             put("input", Value::from(source.as_str()));
@@ -103,7 +143,13 @@ mod tests {
     fn a_row_says_class_parameters_and_numbers_once() {
         let mut table = SiteTable::default();
         let parameters = vec![("weight", "norm.weight".to_string())];
-        table.declare(SiteRow { name: "norm".into(), class: "RMSNorm", parameters, attributes: vec![("eps", 0.5)] });
+        table.declare(SiteRow {
+            name: "norm".into(),
+            class: "RMSNorm",
+            parameters,
+            attributes: vec![("eps", 0.5)],
+            unnamed: false,
+        });
         table.meet("norm:in", Stored::Values);
         table.meet("norm", Stored::Values);
         table.meet("norm", Stored::AsLogits);
@@ -124,5 +170,19 @@ mod tests {
         let rows = table.take_waiting();
         assert_eq!((&rows[0]["same_as"], &rows[1]["recorded_as"]), (&"b".into(), &"logits".into()));
         assert_eq!((&rows[2]["skipped"], &rows[2]["class"]), (&"one row of five".into(), &"tap".into()));
+    }
+
+    #[test]
+    fn a_skip_lasts_until_there_are_values() {
+        let mut table = SiteTable::default();
+        table.meet("head", Stored::Skipped("why".into()));
+        table.meet("norm", Stored::Values);
+        table.meet("head", Stored::Skipped("another why".into()));
+        table.meet("head", Stored::Values);
+        table.meet("head", Stored::Skipped("too late".into()));
+        let rows = table.take_waiting();
+        assert_eq!(rows.len(), 3);
+        assert_eq!((&rows[0]["skipped"], &rows[0]["order"]), (&"why".into(), &0.into()));
+        assert_eq!(rows[2], serde_json::json!({"name": "head", "order": 0, "class": "tap"}));
     }
 }

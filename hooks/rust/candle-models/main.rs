@@ -1,0 +1,75 @@
+//! Runs models of candle-transformers that record themselves: `scripts/candle_models.py` copies their files beside this
+//! one from cargo's registry, changes their `use` lines, and builds it. Nothing of theirs is in this repository.
+//!
+//!     candle-models MODEL CHECKPOINT --prompt 3,1,4 --tokens 8 [--temperature 0.8 --seed 5]
+
+// What a model file defines for other programs is not called here.
+#![allow(dead_code, unused_imports, clippy::all)]
+
+mod models;
+mod utils;
+
+pub use tracekit::{generation, quantized_nn, quantized_var_builder};
+
+use candle::{DType, Device, Result, Tensor};
+use tracekit::generation::LogitsProcessor;
+use tracekit::nn::VarBuilder;
+
+/// Logits, [..., vocabulary], behind the last of some ids, [1, time], of which the first stands at a position.
+type Forward = Box<dyn FnMut(&Tensor, usize) -> Result<Tensor>>;
+
+struct Options {
+    model: String,
+    checkpoint: std::path::PathBuf,
+    prompt: Vec<u32>,
+    tokens: usize,
+    temperature: Option<f64>,
+    seed: u64,
+}
+
+fn options() -> std::result::Result<Options, Box<dyn std::error::Error>> {
+    let mut words = std::env::args().skip(1);
+    let mut next = |what: &str| words.next().ok_or(format!("say {what}"));
+    let (model, checkpoint) = (next("which model")?, next("which checkpoint")?.into());
+    let mut options = Options { model, checkpoint, prompt: vec![1], tokens: 8, temperature: None, seed: 0 };
+    while let Ok(word) = next("an option") {
+        let value = next("the option's value")?;
+        match word.as_str() {
+            "--prompt" => options.prompt = value.split(',').map(str::parse).collect::<std::result::Result<_, _>>()?,
+            "--tokens" => options.tokens = value.parse()?,
+            "--temperature" => options.temperature = Some(value.parse()?),
+            "--seed" => options.seed = value.parse()?,
+            other => return Err(format!("{other}: no such option").into()),
+        }
+    }
+    Ok(options)
+}
+
+fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let options = options()?;
+    let weights = [options.checkpoint.join("model.safetensors")];
+    // SAFETY: nobody writes to the file while it is mapped.
+    let vb = unsafe { VarBuilder::from_mmaped_safetensors(&weights, DType::F32, &Device::Cpu)? };
+    tracekit::describe(tracekit::Description {
+        versions: vec![("candle".into(), "0.11.1".into())],
+        checkpoint: Some(options.checkpoint.display().to_string()),
+        ..Default::default()
+    })?;
+    let config = std::fs::read_to_string(options.checkpoint.join("config.json"))?;
+    let mut forward = models::load(&options.model, &config, tracekit::nn::watched(vb))?;
+    let mut processor = LogitsProcessor::new(options.seed, options.temperature, None);
+    tracekit::sequence(&options.prompt)?;
+    let (mut ids, mut position) = (options.prompt, 0);
+    let mut tokens: Vec<u32> = Vec::new();
+    for _ in 0..options.tokens {
+        tracekit::forward(position, ids.len())?;
+        let logits = forward(&Tensor::new(&ids[..], &Device::Cpu)?.unsqueeze(0)?, position)?;
+        position += ids.len();
+        ids = vec![processor.sample(&logits.flatten_all()?)?];
+        tokens.extend(&ids);
+    }
+    tracekit::end_sequence("length")?;
+    tracekit::close()?;
+    println!("{tokens:?}");
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! Which parameter a tensor is, and what a module is called that was made from tensors alone.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use candle_core::Tensor;
+
+/// Modules without a name that are recorded; a program that makes one in every forward call is not, beyond these.
+const MOST_UNNAMED: usize = 4096;
+
+#[derive(Default)]
+struct Names {
+    /// Full name of each parameter that was seen to be loaded, by the identity of its tensor.
+    parameters: HashMap<usize, String>,
+    /// Class of the module of a name.
+    modules: HashMap<String, &'static str>,
+    /// Names of heads that were given out.
+    heads: HashSet<String>,
+    unnamed: HashMap<&'static str, usize>,
+}
+
+static NAMES: LazyLock<Mutex<Names>> = LazyLock::new(Mutex::default);
+
+fn lock() -> MutexGuard<'static, Names> {
+    NAMES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// candle counts its tensors and never gives a number twice, so equal ids mean the very same tensor.
+pub(super) fn identity(xs: &Tensor) -> usize {
+    // `TensorId` shows its number only through Debug: `TensorId(12)`.
+    let text = format!("{:?}", xs.id());
+    text.bytes().filter(u8::is_ascii_digit).fold(0, |total, digit| total * 10 + usize::from(digit - b'0'))
+}
+
+/// The tensor is the parameter of this name; false where that is known already.
+pub(super) fn load(tensor: &Tensor, parameter: &str) -> bool {
+    let mut names = lock();
+    let known = names.parameters.get(&identity(tensor)).is_some_and(|known| known == parameter);
+    // The first name stands: a table that a head notes under its own name is still the embedding's.
+    names.parameters.entry(identity(tensor)).or_insert_with(|| parameter.to_string());
+    !known
+}
+
+/// The parameter that a tensor is, if it was seen to be loaded.
+pub(super) fn parameter(tensor: &Tensor) -> Option<String> {
+    lock().parameters.get(&identity(tensor)).cloned()
+}
+
+/// A module of this name and class is there.
+pub(super) fn claim(name: &str, class: &'static str) {
+    lock().modules.insert(name.to_string(), class);
+}
+
+/// Name of a module made from tensors, and whether it is a generated one.
+pub(super) fn of_module(class: &'static str, weight: &Tensor) -> (String, bool) {
+    let mut names = lock();
+    if let Some((module, _)) = names.parameters.get(&identity(weight)).and_then(|name| name.rsplit_once('.')) {
+        let module = module.to_string();
+        match names.modules.get(&module) {
+            None => return (module, false),
+            Some(&"Embedding") if class == "Linear" => {
+                let head = head_of(&module);
+                if names.heads.insert(head.clone()) {
+                    return (head, false);
+                }
+            }
+            Some(_) => {}
+        }
+    }
+    (next_unnamed(&mut names, class), true)
+}
+
+/// The next generated name of a class; empty, which is not recorded, where there are too many.
+pub(super) fn unnamed(class: &'static str) -> String {
+    next_unnamed(&mut lock(), class)
+}
+
+fn next_unnamed(names: &mut Names, class: &'static str) -> String {
+    let count = names.unnamed.entry(class).or_default();
+    if *count == MOST_UNNAMED {
+        return String::new();
+    }
+    *count += 1;
+    format!("unnamed.{}.{}", class.to_lowercase(), *count - 1)
+}
+
+/// transformers' name of the head that shares the table of this embedding: `model.embed_tokens` has `lm_head`,
+/// `language_model.model.embed_tokens` has `language_model.lm_head`.
+fn head_of(embedding: &str) -> String {
+    let parts: Vec<&str> = embedding.split('.').collect();
+    let before = parts.iter().rposition(|&part| part == "model").map_or(&parts[..0], |at| &parts[..at]);
+    [before, &["lm_head"]].concat().join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    #[test]
+    fn a_head_is_called_as_transformers_calls_it() {
+        for (embedding, head) in [
+            ("model.embed_tokens", "lm_head"),
+            ("transformer.wte", "lm_head"),
+            ("shared", "lm_head"),
+            ("language_model.model.embed_tokens", "language_model.lm_head"),
+        ] {
+            assert_eq!(head_of(embedding), head);
+        }
+    }
+
+    #[test]
+    fn a_module_from_tensors_is_named_by_its_weight() {
+        let weight = || Tensor::zeros((2, 2), DType::F32, &Device::Cpu).expect("a tensor");
+        let (table, expert, stray) = (weight(), weight(), weight());
+        assert!(load(&table, "names.model.embed.weight") && !load(&table, "names.model.embed.weight"));
+        claim("names.model.embed", "Embedding");
+        load(&expert, "names.experts.0.w1.weight");
+        assert_eq!(of_module("Linear", &table), ("names.lm_head".into(), false));
+        assert_eq!(of_module("Linear", &expert), ("names.experts.0.w1".into(), false));
+        let (name, is_generated) = of_module("Linear", &stray);
+        assert!(name.starts_with("unnamed.linear.") && is_generated);
+        let (again, is_generated) = of_module("Linear", &table);
+        assert!(again.starts_with("unnamed.linear.") && again != name && is_generated);
+    }
+}

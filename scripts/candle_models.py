@@ -1,0 +1,378 @@
+"""Models of candle-transformers that record themselves, against transformers' own.
+
+    python scripts/candle_models.py out/candle-models [MODEL...]
+
+Takes the model files from cargo's registry, changes their `use` lines and nothing else, and builds one program of them
+in the workspace's target folder. Makes a tiny random checkpoint for each model, runs both sides from the same prompts,
+greedy and sampled, diffs and audits, and prints a table: lines changed, verdict, true difference, sites audited.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+import tracekit
+
+ROOT = Path(__file__).resolve().parent.parent
+RUST = ROOT / "hooks" / "rust"
+VERSION = "0.11.0"
+
+# Model file, and how it is made from `config` (its `Config`, read from config.json) and `vb`.
+LOADERS = {
+    "llama": (
+        "llama::LlamaConfig",
+        "{{ let config = config.into_config(false);"
+        " let mut cache = llama::Cache::new(true, candle::DType::F32, &config, vb.device())?;"
+        " let model = llama::Llama::load(vb, &config)?;"
+        " Box::new(move |ids: &candle::Tensor, at: usize| model.forward(ids, at, &mut cache)) }}",
+    ),
+    "qwen2": ("qwen2::Config", "qwen2::ModelForCausalLM::new(&config, vb)?"),
+    "qwen3": ("qwen3::Config", "qwen3::ModelForCausalLM::new(&config, vb)?"),
+    "mistral": ("mistral::Config", "mistral::Model::new(&config, vb)?"),
+    "gemma": ("gemma::Config", "gemma::Model::new(false, &config, vb)?"),
+    "phi3": ("phi3::Config", "phi3::Model::new(&config, vb)?"),
+}
+
+MANIFEST = """
+[package]
+name = "candle-models"
+version = "0.0.0"
+edition = "2021"
+publish = false
+
+[workspace]
+
+[features]
+flash-attn = []
+
+[[bin]]
+name = "candle-models"
+path = "src/main.rs"
+
+[dependencies]
+tracekit = {{ path = "{tracekit}", features = ["candle"] }}
+candle = {{ version = "0.11", package = "candle-core" }}
+candle-nn = "0.11"
+serde = {{ version = "1", features = ["derive"] }}
+serde_json = "1"
+# Without its features, which would change those of crates that candle builds on.
+tracing = {{ version = "0.1", default-features = false }}
+# Only its source is read: it is fetched and never compiled.
+candle-transformers = {{ version = "={version}", optional = true }}
+{same_features}
+
+[profile.release]
+debug = 1
+"""
+
+
+def cargo(*words: str, folder: Path, target: Path | None = None) -> str:
+    env = dict(os.environ) | ({"CARGO_TARGET_DIR": str(target)} if target else {})
+    done = subprocess.run(["cargo", *words], cwd=folder, env=env, text=True, capture_output=True)
+    if done.returncode:
+        sys.exit(f"candle_models: cargo {' '.join(words)} failed:\n{done.stderr[-6000:]}")
+    return done.stdout
+
+
+def shared_dependencies() -> str:
+    """The engine's other dependencies: cargo joins features over a whole build, and candle is built once for both."""
+    own = re.search(r"\[dependencies\]\n(.*)", (RUST / "engine/Cargo.toml").read_text(), re.S)
+    workspace = (RUST / "Cargo.toml").read_text()
+    lines = []
+    for name, rest in re.findall(r"^([\w-]+)(\.workspace = true| = .*)$", own[1] if own else "", re.M):
+        if name in {"tracekit", "candle-core", "candle-nn", "serde", "serde_json"}:
+            continue
+        found = re.search(rf"^{name} = .*$", workspace, re.M) if "workspace" in rest else None
+        lines.append(found[0] if found else name + rest)
+    return "\n".join(lines)
+
+
+def prepare(folder: Path, models: list[str]) -> dict[str, int]:
+    """Write the program into `folder`; gives how many lines of each model file were changed."""
+    source = folder / "src"
+    (source / "models").mkdir(parents=True, exist_ok=True)
+    manifest = MANIFEST.format(tracekit=RUST / "tracekit", version=VERSION, same_features=shared_dependencies())
+    write(folder / "Cargo.toml", manifest.lstrip())
+    if not (folder / "Cargo.lock").exists():
+        shutil.copy(RUST / "Cargo.lock", folder / "Cargo.lock")
+    theirs = registry_source(folder)
+    write(source / "main.rs", (RUST / "candle-models/main.rs").read_text())
+    write(source / "utils.rs", (theirs / "utils.rs").read_text())
+    changed = {}
+    for model in models:
+        before = (theirs / "models" / f"{model}.rs").read_text()
+        after = with_our_use_lines(before)
+        changed[model] = lines_changed(before, after)
+        write(source / "models" / f"{model}.rs", after)
+    write(source / "models" / "mod.rs", models_module(models))
+    return changed
+
+
+def registry_source(folder: Path) -> Path:
+    about = json.loads(cargo("metadata", "--format-version", "1", "--all-features", folder=folder))
+    [package] = [one for one in about["packages"] if one["name"] == "candle-transformers"]
+    return Path(package["manifest_path"]).parent / "src"
+
+
+def write(path: Path, text: str) -> None:
+    """A file that does not change keeps its time: cargo builds nothing anew."""
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def models_module(models: list[str]) -> str:
+    arms = []
+    for model in models:
+        config, make = LOADERS[model]
+        made = make.format() if make.startswith("{") else f"{{ let mut model = {make}; {plain_forward()} }}"
+        arm = f"{{ let config: {config} = read(config)?; let forward: crate::Forward = {made}; forward }}"
+        arms.append(f'        "{model}" => {arm}')
+    return "\n".join(
+        [
+            "pub use tracekit::with_tracing;",
+            *(f"pub mod {model};" for model in models),
+            "fn read<T: serde::de::DeserializeOwned>(config: &str) -> candle::Result<T> {",
+            "    serde_json::from_str(config).map_err(candle::Error::wrap)",
+            "}",
+            "pub fn load(name: &str, config: &str, vb: tracekit::nn::VarBuilder<'static>)",
+            "    -> candle::Result<crate::Forward> {",
+            "    Ok(match name {",
+            *arms,
+            '        _ => candle::bail!("{name}: no such model"),',
+            "    })",
+            "}",
+            "",
+        ]
+    )
+
+
+def plain_forward() -> str:
+    return "Box::new(move |ids: &candle::Tensor, at: usize| model.forward(ids, at))"
+
+
+USE = re.compile(r"^(?:pub(?:\([a-z]+\))? )?use [^;]*;", re.M)
+
+
+def with_our_use_lines(text: str) -> str:
+    """A model file whose `use` lines name tracekit's drop-ins; nothing else is changed."""
+    rest = USE.sub("", text)
+    needs_path = re.search(r"\bcandle_nn::", rest) is not None
+
+    def change(found: re.Match[str]) -> str:
+        nonlocal needs_path
+        line = found[0]
+        line = re.sub(r"\b(?:crate::models|super)::with_tracing\b", "tracekit::with_tracing", line)
+        line = re.sub(r"\bcrate::(quantized_nn|quantized_var_builder|generation)\b", r"tracekit::\1", line)
+        group = re.search(r"\n? *models::(with_tracing::(?:\{[^}]*\}|\w+)),?", line)
+        if group and line.startswith("use crate::{"):
+            line = line.replace(group[0], "") + f"\nuse tracekit::{group[1]};"
+        if re.match(r"use candle_nn::", line):
+            line = line.replace("use candle_nn::", "use tracekit::nn::", 1)
+            if needs_path:
+                needs_path = False
+                line = re.sub(r"^use tracekit::nn::\{", "use tracekit::nn::{self as candle_nn, ", line)
+                line = re.sub(r"^use tracekit::nn::(\w[^;{]*);", r"use tracekit::nn::{self as candle_nn, \1};", line)
+        return line
+
+    text = USE.sub(change, text)
+    if needs_path:  # paths only: the line is added to the first one
+        text = USE.sub(lambda found: "use tracekit::nn as candle_nn;\n" + found[0], text, count=1)
+    return text
+
+
+def lines_changed(before: str, after: str) -> int:
+    blocks = difflib.SequenceMatcher(None, before.splitlines(), after.splitlines(), autojunk=False).get_opcodes()
+    return sum(max(i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in blocks if tag != "equal")
+
+
+def build(folder: Path) -> Path:
+    cargo("build", "--release", "--quiet", folder=folder, target=RUST / "target")
+    return RUST / "target" / "release" / "candle-models"
+
+
+PLAIN = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "head_dim": 16,
+}
+# What a family's config.json says beyond that.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {"rope_theta": 1e6, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 3},
+    "qwen3": {"rope_theta": 1e6, "use_sliding_window": False, "max_window_layers": 3},
+    "mistral": {"sliding_window": 8},
+    "gemma": {"hidden_activation": "gelu_pytorch_tanh"},
+    "phi3": {"sliding_window": None, "original_max_position_embeddings": 256},
+}
+
+
+def make_checkpoint(model: str, folder: Path, seed: int = 11, **more: Any) -> None:
+    """Write a tiny random checkpoint; its config.json has candle's words for the rotary settings."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    words = PLAIN | FAMILIES[model] | more
+    theta = words.pop("rope_theta", 10000.0)
+    config = AutoConfig.for_model(model, **words, rope_parameters={"rope_type": "default", "rope_theta": theta})
+    network = AutoModelForCausalLM.from_config(config).float()
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            # Drawn wide enough that attention, norms and biases all matter.
+            if value.dim() >= 2:
+                value.copy_(torch.randn_like(value) * (0.5 if "embed" in name else value.shape[-1] ** -0.5))
+            elif "norm" in name:
+                value.add_(0.2 * torch.randn_like(value))
+            else:
+                value.copy_(0.2 * torch.randn_like(value))
+    network.save_pretrained(folder)
+    path = folder / "config.json"
+    written = json.loads(path.read_text())
+    written.pop("rope_parameters", None)
+    if "hidden_activation" in words:
+        written.pop("hidden_act", None)  # candle takes one of the two
+    path.write_text(json.dumps(written | words | {"rope_theta": theta, "rope_scaling": None}, indent=2))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of both sides."""
+
+    prompt: int
+    tokens: int
+    temperature: float | None
+    seed: int = 5
+
+    @property
+    def word(self) -> str:
+        return f"{self.prompt}-{'greedy' if self.temperature is None else 'sampled'}"
+
+    def ids(self) -> list[int]:
+        return [(7 * index * index + 3) % 317 + 3 for index in range(self.prompt)]
+
+
+CASES = [Case(5, 12, None), Case(23, 12, None), Case(12, 12, 0.8)]
+
+
+def record_reference(checkpoint: Path, out: Path, case: Case) -> None:
+    import torch
+    import tracekit_torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    model.generation_config.eos_token_id = None
+    sampling: dict[str, Any] = {"do_sample": False}
+    if case.temperature:
+        sampling = {"do_sample": True, "temperature": case.temperature, "top_k": 0}
+    torch.manual_seed(case.seed)
+    with tracekit_torch.record(model, out):
+        model.generate(torch.tensor([case.ids()]), max_new_tokens=case.tokens, **sampling)
+
+
+def record_native(program: Path, model: str, checkpoint: Path, out: Path, case: Case) -> None:
+    """Record one run; the tokens are those of a run that is not recorded."""
+    words = [str(program), model, str(checkpoint), "--prompt", ",".join(map(str, case.ids()))]
+    words += ["--tokens", str(case.tokens), "--seed", str(case.seed)]
+    words += ["--temperature", str(case.temperature)] if case.temperature else []
+    plain = subprocess.run(words, text=True, capture_output=True)
+    if plain.returncode:
+        sys.exit(f"candle_models: {' '.join(words)} failed:\n{plain.stderr}")
+    recorded = run_tracekit("record", "-o", str(out), "--", *words)
+    if recorded.returncode or plain.stdout.strip() not in recorded.stdout:
+        sys.exit(f"candle_models: {model} is not the same recorded:\n{plain.stdout}{recorded.stdout}{recorded.stderr}")
+
+
+def run_tracekit(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tracekit_cli.main", *words]
+    return subprocess.run(command, text=True, capture_output=True)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one case of one model."""
+
+    model: str
+    lines: int
+    case: str
+    verdict: str
+    """`parity`, `divergence` or `withheld`, of diff."""
+    differences: tuple[str, ...]
+    """What explains each culprit: of diff, then of the audit."""
+    audited: tuple[int, int]
+    """Sites audited, of those that there are."""
+    head: bool
+    """`lm_head` is among them."""
+
+
+def compare(model: str, lines: int, case: Case, reference: Path, native: Path, checkpoint: Path) -> Row:
+    diff = json.loads(run_tracekit("diff", "--json", str(reference), str(native), "--weights", str(checkpoint)).stdout)
+    audit = json.loads(run_tracekit("audit", "--json", str(native), "--weights", str(checkpoint)).stdout)
+    ruled = [row["explanation"] for row in (*diff["culprits"], *audit["culprits"])]
+    texts = [str(explained["text"]) if explained else "not explained" for explained in ruled]
+    if diff["verdict"] == "divergence" and not diff["culprits"]:
+        texts.insert(0, f"not explained: {diff['cause']} at {diff['site']}")
+    left = audit["not_audited"]
+    share = audit["sites"], audit["sites"] + len(left)
+    with tracekit.open(native) as trace:
+        head = "lm_head" in trace.sequences[0].sites and "lm_head" not in left
+    return Row(model, lines, case.word, diff["verdict"], tuple(dict.fromkeys(texts)), share, head)
+
+
+def run(folder: Path, models: list[str]) -> list[Row]:
+    lines = prepare(folder / "crate", models)
+    program = build(folder / "crate")
+    rows = []
+    for model in models:
+        checkpoint = folder / model
+        make_checkpoint(model, checkpoint)
+        for case in CASES:
+            reference, native = (folder / f"{model}-{case.word}-{side}.h5" for side in ("py", "native"))
+            record_reference(checkpoint, reference, case)
+            record_native(program, model, checkpoint, native, case)
+            rows.append(compare(model, lines[model], case, reference, native, checkpoint))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("models", nargs="*", default=list(FAMILIES), metavar="MODEL")
+    options = parser.parse_args()
+    rows = run(options.folder, options.models)
+    table = [
+        (
+            row.model,
+            row.lines,
+            row.case,
+            row.verdict,
+            "; ".join(row.differences) or "-",
+            f"{row.audited[0]} of {row.audited[1]}",
+            "yes" if row.head else "no",
+        )
+        for row in rows
+    ]
+    print(tabulate(table, headers=["model", "lines", "run", "verdict", "difference", "sites audited", "lm_head"]))
+
+
+if __name__ == "__main__":
+    main()
