@@ -10,7 +10,10 @@ from click.testing import CliRunner
 from tracekit_cli.main import group
 
 import tracekit
-from tracekit.log import LogWriter
+from tests import small_run
+from tracekit.archive import write_archive
+from tracekit.coverage import Share
+from tracekit.log import LogWriter, map_file, read_frames
 
 SITES = ("embed", "q", "k", "v", "out", "middle", "up", "gate", "act", "down", "norm", "head")
 WIDTH, ROWS = 16, 5
@@ -84,11 +87,11 @@ def test_sound_recordings_get_one(tmp_path):
     assert tracekit.diff(*map(tracekit.open, pair)).verdict == "parity"
 
 
-def test_a_trace_that_ends_early_is_compared_as_far_as_it_is_whole(tmp_path):
+def test_a_trace_that_ends_early_is_compared_as_far_as_it_is_whole_and_is_no_parity(tmp_path):
     pair = write(tmp_path / "one.tklog", sound()), write(tmp_path / "cut.tklog", sound(), close=False)
     verdict = tracekit.diff(*map(tracekit.open, pair))
-    assert verdict.verdict == "parity"
-    assert any("cut.tklog" in note for note in verdict.notes)
+    assert (verdict.verdict, verdict.cause, verdict.exit_code) == ("withheld", "capture", 2)
+    assert any("cut.tklog" in line for line in verdict.coverage.lost) and verdict.evidence[:1] == verdict.coverage.lost
 
 
 @pytest.mark.parametrize("steps, told", [(1, False), (3, True)])
@@ -96,5 +99,35 @@ def test_sites_that_end_before_the_last_step_are_said(tmp_path, steps, told):
     """A recorder that does not see the calls behind the prompt: parity of the prompt is no parity of the steps."""
     pair = write(tmp_path / "one.tklog", sound(), steps=steps), write(tmp_path / "two.tklog", sound(), steps=steps)
     verdict = tracekit.diff(*map(tracekit.open, pair))
-    assert verdict.verdict == "parity"
-    assert any("sites hold 5 of 7 positions" in note for note in verdict.notes) == told
+    assert verdict.verdict == ("withheld" if told else "parity")
+    assert any("sites hold 5 of 7 positions" in line for line in verdict.coverage.lost) == told
+
+
+@pytest.mark.parametrize("change", ["width", "dtype", "rows"])
+def test_a_site_that_changes_its_form_ends_alone(tmp_path, change):
+    """In a log of any program: the sequence goes on, its steps and its other sites are whole, PARITY is withheld."""
+    one = small_run.write_run(tmp_path / "one.tklog", close=False)
+    frames = [frame for frame in read_frames(map_file(one)) if frame.kind != "end"]
+    log = LogWriter(tmp_path / "two.tklog")
+    data = map_file(one)
+    for index, frame in enumerate(frames):
+        tensors = {name: frame.array(data, name) for name in frame.tensors}
+        if frame.kind == "call" and index > 3:
+            up = tensors["up"]
+            tensors["up"] = {"width": up[:, :5], "dtype": up.astype(np.float64), "rows": np.repeat(up, 2, 0)}[change]
+        log.write_frame(frame.kind, frame.metadata, tensors)
+    log.end_sequence(0, small_run.STEPS, "length")
+    log.close()
+    write_archive(tracekit.open(tmp_path / "two.tklog"), tmp_path / "two.h5")
+    whole = tracekit.open(small_run.write_run(tmp_path / "whole.tklog"))
+    for path in ("two.tklog", "two.h5"):
+        trace = tracekit.open(tmp_path / path)
+        (sequence,) = trace.sequences
+        assert (trace.status, sequence.step_count, sequence.positions) == ("complete", small_run.STEPS, 9)
+        assert sequence.sites["up"].ranges == ((0, 4),) and sequence.sites["down"].ranges == ((0, 9),)
+        assert trace.sites["up"].ended.startswith("sequence 0, position 4: ")
+        for pair in ((whole, trace), (trace, whole)):
+            verdict = tracekit.diff(*pair)
+            assert (verdict.verdict, verdict.cause) == ("withheld", "capture")
+            assert "up ended before the sequence" in verdict.coverage.lost[0]
+            assert verdict.coverage.steps == Share(small_run.STEPS, small_run.STEPS)

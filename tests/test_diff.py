@@ -184,8 +184,9 @@ def test_an_early_stop_is_named_and_a_cut_file_is_not(runs) -> None:
     stated = tracekit.diff(reference, runs("stated", steps=4, stated={"max_new_tokens": 4}))
     assert found(stated) == ("config", 4, "stop")
     cut = tracekit.diff(reference, runs("cut", noise=1, steps=4, close=False))
-    assert (cut.verdict, cut.compared["steps"]) == ("parity", 4)
-    assert any("recovered 4 complete steps of sequence 0" in note for note in cut.notes)
+    assert (cut.verdict, cut.cause, cut.compared["steps"]) == ("withheld", "capture", 4)
+    assert any("recovered 4 complete steps of sequence 0" in line for line in cut.evidence)
+    assert cut.evidence[-1].startswith("what there is agrees") and cut.exit_code == 2
 
 
 def test_noise_traces_are_a_yardstick(runs) -> None:

@@ -178,7 +178,7 @@ def test_following_in_a_loop(tmp_path, model):
 
 
 class Encoder(nn.Module):
-    """A convolution, a cell that runs twice, a write in place, a tied input, a pooled output."""
+    """A convolution, a cell that runs twice, a write in place, a tied input, an output without rows."""
 
     def __init__(self):
         super().__init__()
@@ -186,6 +186,7 @@ class Encoder(nn.Module):
         self.cell = nn.Linear(5, 5)
         self.norm = nn.LayerNorm(5)
         self.out = nn.Linear(5, 4)
+        self.pooled = nn.Linear(5, 2)
         self.unused = nn.Linear(3, 3)
 
     def forward(self, features, scale=1.0):
@@ -193,7 +194,7 @@ class Encoder(nn.Module):
         hidden = self.cell(torch.tanh(self.cell(hidden)))
         hidden += scale
         normed = self.norm(hidden)
-        return {"out": self.out(normed), "pooled": normed.mean(1)}
+        return {"out": self.out(normed), "pooled": self.pooled(normed.mean(1))}
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +218,11 @@ def test_any_module_is_recorded_call_by_call(tmp_path, encoder):
     assert np.array_equal(sequence.inputs["features"], features[1].numpy())
     assert np.array_equal(sequence.read("out", 0, 7), result[1][1].detach().numpy())
     assert resolve(trace, "output") == "out"
-    assert "not [batch, time, ...]" in trace.sites["conv"].skipped
+    rows = encoder.conv(features.transpose(1, 2)).transpose(1, 2).detach()
+    assert np.array_equal(sequence.read("conv", 0, 7), rows[1].numpy())
+    assert np.array_equal(sequence.read("conv:in", 0, 7), features[1].numpy())
+    assert trace.sites["cell"].input == "conv"
+    assert "not [batch, time, ...]" in trace.sites["pooled"].skipped
     # The second run of the cell is a site of its own, and what was written to in between is no longer its output.
     assert trace.sites["norm"].input == "norm:in"
     second = sequence.read("cell#2", 0, 7) + np.float32(2.0)

@@ -152,10 +152,15 @@ def _write_sequence(group: h5py.Group, sequence: Sequence, trace: Trace) -> None
     if sequence.step_count:
         _write_steps(group, sequence)
     stored = sequence.sites
-    _write_json(group, "site_index", [[data.name, data.dtype, data.width, data.ranges] for data in stored.values()])
+    _write_json(group, "site_index", [_index_entry(data) for data in stored.values()])
     sites = group.create_group("sites")
     for name, data in stored.items():
         _write_site(sites, sequence, data, trace.sites.get(name))
+
+
+def _index_entry(data: SiteData) -> list[Any]:
+    entry = [data.name, data.dtype, data.width, data.ranges]
+    return entry if data.axis is None else [*entry, data.axis]
 
 
 def _write_steps(group: h5py.Group, sequence: Sequence) -> None:

@@ -20,6 +20,7 @@ from tracekit.dtypes import STORAGE
 from tracekit.file_values import DRAW, NO_TOKEN, SITE, WEIGHT, check, check_config, check_ids, check_sequence, reading
 from tracekit.log import map_file
 from tracekit.trace import (
+    ENCODER,
     Array,
     Draw,
     Event,
@@ -420,16 +421,17 @@ class ArchiveSequence:
     def sites(self) -> Mapping[str, SiteData]:
         index = self._reader.json(self._group, "site_index")
         try:
-            sites = [self._site_data(str(name), dtype, width, ranges) for name, dtype, width, ranges in index]
+            sites = [self._site_data(str(name), *entry) for name, *entry in index]
         except (TypeError, ValueError):
             raise self._reader.fail(f"{self._group.name}/site_index", "is not an index of sites") from None
         return {data.name: data for data in sites}
 
-    def _site_data(self, name: str, dtype: Any, width: Any, ranges: Any) -> SiteData:
-        data = SiteData(name, dtype, width, tuple((int(first), int(stop)) for first, stop in ranges))
+    def _site_data(self, name: str, dtype: Any, width: Any, ranges: Any, axis: Any = None) -> SiteData:
+        data = SiteData(name, dtype, width, tuple((int(first), int(stop)) for first, stop in ranges), axis)
         bounds = [bound for pair in data.ranges for bound in pair]
         if (
             dtype not in STORAGE
+            or axis not in (None, ENCODER)
             or type(width) is not int
             or width < 0
             or bounds != sorted(bounds)

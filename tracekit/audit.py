@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tracekit import operations
+from tracekit.capture import losses
 from tracekit.divergence import prompt_length, step_of
 from tracekit.measured import measured
 from tracekit.non_finite import NonFinite, first_non_finite
@@ -108,12 +109,21 @@ class Audit:
     tests: int = 0
     """Statistics of rows, columns and sites that were judged, at a false alarm of `FALSE_ALARMS` for all together."""
 
+    lost: tuple[str, ...] = ()
+    """What the trace should hold and does not, a line each: nobody can say that it is within its bounds."""
+
+    @property
+    def departs(self) -> bool:
+        """Whether something is beyond its bounds, or other than the checkpoint says."""
+        return bool(self.culprits or self.weights or self.differences)
+
     @property
     def exit_code(self) -> int:
-        """As diff(1): 0 within bounds, 1 not, 2 where values that are not finite leave sites unjudged."""
-        if self.culprits or self.weights or self.differences:
+        """As diff(1): 0 within bounds, 1 not, 2 where what is within bounds is not all there should be, or values that
+        are not finite leave sites unjudged."""
+        if self.departs:
             return 1
-        return 0 if self.non_finite is None else 2
+        return 2 if self.lost or self.non_finite is not None else 0
 
 
 def audit(
@@ -168,6 +178,7 @@ def audit(
         tuple(tuple(_culprit(trace, run, own) for run, own in group) for group in peers.inexact()),
         non_finite=first_non_finite(trace, stops) if only is None else None,
         tests=tests,
+        lost=tuple(losses(trace)),
     )
 
 
@@ -278,7 +289,8 @@ def _culprit(trace: Trace, run: Recomputation, own: Own) -> Culprit:
     rows = np.concatenate([window.rows for window in own.windows])
     row = int(rows[int(own.wrong_rows().argmax())])
     position = row + run.first_step if recipe.site == "logits" else row
-    step = step_of(position, prompt_length(sequence))
+    data = sequence.sites.get(recipe.stored)
+    step = step_of(position, prompt_length(sequence)) if data is None or data.axis is None else 0
     return Culprit(sequence.index, step, position, recipe.site, order_of(trace, recipe.site), own)
 
 

@@ -51,9 +51,21 @@ def _unseen(sequence: Sequence) -> list[str]:
     return out
 
 
+def losses(trace: Trace) -> list[str]:
+    """What the recorder of a trace meant to keep and the file does not hold, one line each."""
+    out = []
+    cut = not trace.sequences or any(sequence.end_reason is None for sequence in trace.sequences)
+    if trace.status != "complete" and cut:
+        out.append(f"{trace.path}: {trace.status_detail or 'was cut off'}")
+    ended = [(site.name, site.ended) for site in trace.sites.values() if site.ended]
+    if ended:
+        more = f" and {len(ended) - 1} more" if len(ended) > 1 else ""
+        out.append(f"{trace.path}: {ended[0][0]}{more} ended before the sequence: {ended[0][1]}")
+    return out + missing_positions(trace)
+
+
 def missing_positions(trace: Trace) -> list[str]:
-    """Sequences whose sites end before their last step was computed, a line each: no reason to withhold a verdict, but
-    it says less than the steps suggest."""
+    """Sequences whose sites end before their last step was computed, a line each."""
     out = []
     for sequence in trace.sequences:
         if not sequence.sites or not sequence.step_count:
@@ -63,6 +75,16 @@ def missing_positions(trace: Trace) -> list[str]:
             told = f"sites hold {sequence.positions} of {needed} positions; the others are not compared"
             out.append(f"{trace.path}: sequence {sequence.index}: {told}")
     return out
+
+
+def written(trace: Trace) -> str:
+    """What a file holds, as a recorder says it of one that it has just made."""
+    steps = sum(sequence.step_count for sequence in trace.sequences)
+    return f"{_counted(len(trace.sequences), 'sequence')}, {_counted(steps, 'step')}"
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def no_such_site(trace: Trace, pattern: str | None) -> str | None:

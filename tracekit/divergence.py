@@ -269,11 +269,13 @@ def _passed_on(alignment: Alignment, pair: SequencePair, stop: int, prompt: int)
 def common_ranges(pair: SequencePair, site: SitePair, stop: int) -> Iterator[tuple[int, int]]:
     """Positions below `stop` that both sides recorded of a site, if it has one width on both."""
     ours, theirs = pair.reference.sites.get(site.name), pair.candidate.sites.get(site.candidate)
-    if ours is None or theirs is None or ours.width != theirs.width:
+    if ours is None or theirs is None or (ours.width, ours.axis) != (theirs.width, theirs.axis):
         return
+    # What an encoder computes, it computes before the first step, whatever comes after it.
+    limit = stop if ours.axis is None else max(end for _, end in ours.ranges or ((0, 0),))
     for begin, end in ours.ranges:
         for start, finish in theirs.ranges:
-            first, last = max(begin, start), min(end, finish, stop)
+            first, last = max(begin, start), min(end, finish, limit)
             if first < last:
                 yield first, last
 
@@ -288,11 +290,12 @@ def _note(result: Search, pair: SequencePair, site: SitePair, judged: Judged, fi
     result.off.add(site.name)
     at = int(wrong[0])
     position = first + at
+    step = step_of(position, prompt) if pair.reference.sites[site.name].axis is None else 0
     result.findings.append(
         Finding(
             pair.index,
             Stage.SITE,
-            step_of(position, prompt),
+            step,
             position,
             site.name,
             site.order,

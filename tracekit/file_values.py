@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tracekit.trace import Array, Json, TraceError
+from tracekit.trace import ENCODER, Array, Json, TraceError
 
 LIBRARY_ERRORS = (
     LookupError,
@@ -85,6 +85,7 @@ CONFIG: dict[str, Kind] = {
     **dict.fromkeys(("versions", "model", "sampling", "recorder", "command", "follow"), _is_object),
     **dict.fromkeys(("device", "dtype", "checkpoint"), _is_text),
     "seed": _is_seed,
+    "lost": _is_texts,
 }
 SAMPLING: dict[str, Kind] = {
     **dict.fromkeys(("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "tau_r"), _is_number),
@@ -123,7 +124,8 @@ STEP: dict[str, Kind] = {
 }
 END: dict[str, Kind] = {"reason": _is_text, "detail": _is_text, "followed": _is_object}
 SITE: dict[str, Kind] = {
-    **dict.fromkeys(("name", "class", "input", "same_as", "recorded_as", "skipped"), _is_text),
+    **dict.fromkeys(("name", "class", "input", "same_as", "recorded_as", "skipped", "ended", "partial"), _is_text),
+    "axis": lambda value: value == ENCODER,
     "order": _is_count,
     "parameters": lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value.values()),
     "attributes": _is_object,

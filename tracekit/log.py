@@ -142,9 +142,16 @@ class LogWriter:
         """A sequence begins; `tensors` are `prompt/...` and `rng/state`."""
         self.write_frame("sequence", {"sequence": sequence, **metadata}, tensors)
 
-    def call(self, sequence: int, position: int, rows: int, tensors: Mapping[str, TensorLike]) -> None:
-        """The values of one forward call: each tensor [rows, width]."""
-        self.write_frame("call", {"sequence": sequence, "position": position, "rows": rows}, tensors)
+    def call(
+        self, sequence: int, position: int, rows: int, tensors: Mapping[str, TensorLike], axis: str | None = None
+    ) -> None:
+        """The values of one forward call: each tensor [rows, width]. `axis` says what the rows are, where they are no
+        positions of the sequence."""
+        self.write_frame("call", {"sequence": sequence, "position": position, "rows": rows, "axis": axis}, tensors)
+
+    def lost(self, what: str) -> None:
+        """Something that the program computed and that is not in this log."""
+        self.write_frame("lost", {"what": what})
 
     def step(
         self, sequence: int, step: int, position: int, token: int, tensors: Mapping[str, TensorLike], **metadata: Any

@@ -6,7 +6,7 @@ import mmap
 import os
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,8 +26,8 @@ from tracekit.file_values import (
     check_ids,
     check_sequence,
 )
-from tracekit.log import FORMAT, BadFrame, Frame, map_file, read_frames, view
-from tracekit.trace import Array, Draw, Event, Json, Site, SiteData, Step, TraceError, Weight, site_from_row
+from tracekit.log import FORMAT, BadFrame, Frame, Stored, map_file, read_frames, view
+from tracekit.trace import ENCODER, Array, Draw, Event, Json, Site, SiteData, Step, TraceError, Weight, site_from_row
 
 CONFIG_KEYS = (
     "versions",
@@ -59,6 +59,8 @@ class _Column:
     dtype: str
     width: int
     segments: list[_Segment] = field(default_factory=list)
+    axis: str | None = None
+    ended: bool = False
 
     @property
     def row_bytes(self) -> int:
@@ -183,7 +185,8 @@ class LogSequence:
     @cached_property
     def sites(self) -> Mapping[str, SiteData]:
         return {
-            name: SiteData(name, column.dtype, column.width, column.ranges()) for name, column in self._columns.items()
+            name: SiteData(name, column.dtype, column.width, column.ranges(), column.axis)
+            for name, column in self._columns.items()
         }
 
     def read(self, site: str, first: int, stop: int) -> Array:
@@ -230,16 +233,36 @@ class LogSequence:
         first, rows = frame.metadata["position"], frame.metadata["rows"]
         if type(first) is not int or type(rows) is not int or first < 0 or rows < 0:
             raise ValueError("position and rows must be counts")
+        axis = frame.metadata.get("axis")
+        if axis not in (None, ENCODER):
+            raise ValueError(f"axis {axis!r} is unknown")
         for name, stored in frame.tensors.items():
-            if not stored.shape or stored.shape[0] != rows:
-                raise ValueError(f"site {name!r} does not have {rows} rows")
-            width = int(np.prod(stored.shape[1:], dtype=object))
-            column = self._columns.setdefault(name, _Column(stored.dtype, width))
-            if (column.dtype, column.width) != (stored.dtype, width):
-                raise ValueError(f"site {name!r} changes its dtype or width")
-            if rows:
-                column.add(first, first + rows, stored.offset)
-        self.positions = max(self.positions, first + rows)
+            self._add_rows(name, stored, first, rows, axis)
+        if axis is None:
+            self.positions = max(self.positions, first + rows)
+
+    def _add_rows(self, name: str, stored: Stored, first: int, rows: int, axis: str | None) -> None:
+        """Index one site's rows of a call. A site that is no longer what it was ends; the sequence goes on."""
+        width = int(np.prod(stored.shape[1:], dtype=object))
+        column = self._columns.get(name)
+        why = None
+        if not stored.shape or stored.shape[0] != rows:
+            held = stored.shape[0] if stored.shape else "no"
+            why = f"it has {held} rows where the call has {rows}"
+        elif column is not None and column.ended:
+            return
+        elif column is None:
+            column = self._columns[name] = _Column(stored.dtype, width, axis=axis)
+        elif (column.dtype, column.width) != (stored.dtype, width):
+            why = f"{column.dtype} [{column.width}] becomes {stored.dtype} [{width}]"
+        elif column.axis != axis:
+            why = "its rows are no longer those of the same axis"
+        if why is not None:
+            if column is not None:
+                column.ended = True
+            self._trace.site_ended(name, f"sequence {self.index}, position {first}: {why}")
+        elif rows and column is not None:
+            column.add(first, first + rows, stored.offset)
 
     def add_step(self, frame: Frame) -> None:
         """Index a `step` frame; a step told again replaces the earlier one and what followed it."""
@@ -298,11 +321,20 @@ class LogTrace:
         self.status_detail: str | None = None
         self._rows: dict[str, Site] = {}
         self._troubles: list[str] = []
+        self._ended: dict[str, str] = {}
         self._read()
 
     @cached_property
     def sites(self) -> Mapping[str, Site]:
-        return dict(sorted(self._rows.items(), key=lambda item: item[1].order))
+        rows = dict(self._rows)
+        for name, why in self._ended.items():
+            row = rows.get(name) or Site(name, "tap", len(rows))
+            rows[name] = row if row.ended else replace(row, ended=why)
+        return dict(sorted(rows.items(), key=lambda item: item[1].order))
+
+    def site_ended(self, name: str, why: str) -> None:
+        """Note that the values of a site cannot be read from here on; the first reason stays."""
+        self._ended.setdefault(name, why)
 
     def close(self) -> None:
         """Drop the index; the map goes when the last view into it does."""
@@ -354,6 +386,8 @@ class LogTrace:
             self._open(frame)
         elif frame.kind == "sites":
             self._add_sites(metadata["sites"])
+        elif frame.kind == "lost":
+            self.config.setdefault("lost", []).append(str(metadata["what"]))
         elif frame.kind == "sequence":
             if metadata["sequence"] != len(self.sequences):
                 raise ValueError(f"sequence {metadata['sequence']} follows {len(self.sequences)} sequences")

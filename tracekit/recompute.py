@@ -16,7 +16,7 @@ from tracekit.metrics import site_reader
 from tracekit.operations import Core, Emulated, Floats, Matrix, Result, Rounding
 from tracekit.recipe import Recipe
 from tracekit.rounding import logits_reader
-from tracekit.trace import Sequence, Trace, TraceError
+from tracekit.trace import ENCODER_PREFIX, Sequence, Trace, TraceError
 from tracekit.weights import Checkpoint
 
 DRAWN_ROUNDINGS = 3
@@ -63,11 +63,22 @@ class Parameters:
 
     def has(self, recipe: Recipe) -> bool:
         """Whether the checkpoint holds the module's parameters."""
-        return all(self.checkpoint.find(name) is not None for name in recipe.parameters.values())
+        return all(self.find(name) is not None for name in recipe.parameters.values())
+
+    def find(self, name: str) -> str | None:
+        """The checkpoint's name of a parameter; of one that is tied and left out of the file, that of its twin."""
+        found = self.checkpoint.find(name)
+        held = self.trace.weights.get(name)
+        if found is not None or held is None or held.digest is None:
+            return found
+        same = (
+            twin.name for twin in self.trace.weights.values() if (twin.digest, twin.shape) == (held.digest, held.shape)
+        )
+        return next((other for other in map(self.checkpoint.find, same) if other is not None), None)
 
     def fits(self, recipe: Recipe, width: int, inputs: int) -> bool:
         """Whether their shapes are those of a module from `inputs` to `width` columns."""
-        found = self.checkpoint.find(recipe.parameters.get("weight", ""))
+        found = self.find(recipe.parameters.get("weight", ""))
         if found is None:
             return not recipe.parameters
         shape = self.checkpoint.shape(found)
@@ -96,7 +107,7 @@ class Parameters:
         return matrix
 
     def _values(self, name: str) -> NDArray[np.floating]:
-        found = self.checkpoint.find(name)
+        found = self.find(name)
         if found is None:
             raise KeyError(name)
         held = self.trace.weights.get(name)
@@ -124,6 +135,17 @@ class Recomputation:
         head = np.asarray(prompt, dtype=np.int64)
         return np.concatenate([head, np.asarray(self.sequence.tokens, dtype=np.int64)])
 
+    @cached_property
+    def encoder_ids(self) -> NDArray[np.int64]:
+        """Token ids that the encoder was given; none where it was given something else."""
+        given = self.sequence.inputs.get(f"{ENCODER_PREFIX}token_ids")
+        return np.zeros(0, np.int64) if given is None else np.asarray(given, dtype=np.int64)
+
+    def looked_up(self, recipe: Recipe) -> NDArray[np.int64]:
+        """The ids that an embedding looks up, by row."""
+        data = self.sequence.sites.get(recipe.stored)
+        return self.ids if data is None or data.axis is None else self.encoder_ids
+
     def dtype(self, site: str) -> str:
         """The format that a site was computed in."""
         if site == "logits":
@@ -144,9 +166,12 @@ class Recomputation:
             steps = min(self.sequence.step_count, max(0, stop - self.first_step))
             ranges = self._shared(recipe.inputs, ((self.first_step, self.first_step + steps),))
             return [Window(first - self.first_step, last - self.first_step) for first, last in ranges]
+        data = self.sequence.sites[recipe.stored]
+        if data.axis is not None:
+            stop = max((last for _, last in data.ranges), default=0)  # an encoder runs before the first step
         if recipe.kind == "embedding":
-            stop = min(stop, len(self.ids))
-        ranges = tuple((first, min(last, stop)) for first, last in self.sequence.sites[recipe.stored].ranges)
+            stop = min(stop, len(self.looked_up(recipe)))
+        ranges = tuple((first, min(last, stop)) for first, last in data.ranges)
         if recipe.kind != "attention":
             return [Window(first, last) for first, last in self._shared(recipe.inputs, ranges)]
         queries, *cached = recipe.inputs
@@ -257,7 +282,7 @@ class Recomputation:
 
     def _looked_up(self, recipe: Recipe, window: Window, dtype: str) -> Result:
         """Rows of a table, multiplied where the family does; at the table's own site they may not be yet."""
-        table, ids = self.parameters.table(recipe), self.ids[window.first : window.stop]
+        table, ids = self.parameters.table(recipe), self.looked_up(recipe)[window.first : window.stop]
         self._check_ids(recipe, ids, len(table), window.first)
         result = operations.embedding(table, ids, dtype, recipe.factor)
         if not recipe.either:

@@ -17,6 +17,10 @@ Array = NDArray[Any]
 Json = dict[str, Any]
 
 INPUT_SUFFIX = ":in"
+ENCODER = "encoder"
+"""Axis of a site whose rows are positions of the encoder's input."""
+ENCODER_PREFIX = "encoder_"
+"""What leads the name of a prompt input that the encoder is given: `encoder_token_ids`."""
 
 
 class TraceError(Exception):
@@ -36,6 +40,12 @@ class Site:
     same_as: str | None = None
     recorded_as: str | None = None
     skipped: str | None = None
+    ended: str | None = None
+    """Why values stop being stored before the sequence ends."""
+    partial: str | None = None
+    """Why some calls stored none."""
+    axis: str | None = None
+    """What its rows are: None: positions of the sequence; `ENCODER`: positions of the encoder's input."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ class SiteData:
     dtype: str  # torch's word: "float32", "bfloat16", "float8_e4m3fn"
     width: int
     ranges: tuple[tuple[int, int], ...]  # [first, stop) positions, ascending, disjoint
+    axis: str | None = None  # as `Site.axis`
 
     @property
     def rows(self) -> int:
@@ -255,6 +266,9 @@ def site_from_row(row: Json) -> Site:
         same_as=row.get("same_as"),
         recorded_as=row.get("recorded_as"),
         skipped=row.get("skipped"),
+        ended=row.get("ended"),
+        partial=row.get("partial"),
+        axis=row.get("axis"),
     )
 
 
@@ -268,5 +282,8 @@ def site_to_row(site: Site) -> Json:
         "same_as": site.same_as,
         "recorded_as": site.recorded_as,
         "skipped": site.skipped,
+        "ended": site.ended,
+        "partial": site.partial,
+        "axis": site.axis,
     }
     return row | {key: value for key, value in optional.items() if value}

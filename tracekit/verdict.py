@@ -15,9 +15,10 @@ import numpy as np
 
 from tracekit.align import check_yardstick
 from tracekit.audit import Culprit
-from tracekit.capture import capture_problems, missing_positions
+from tracekit.capture import capture_problems
 from tracekit.counted import counted_differences, is_counted
 from tracekit.counterfactual import AS_STATED, Ruling, rule_draw, rule_filter, rule_stop, rule_token, run_margins
+from tracekit.coverage import Coverage, Share, compared_coverage
 from tracekit.culprits import Examination, checkpoint_of, examine, settle
 from tracekit.divergence import ROWS, Finding, Search, Stage, search
 from tracekit.following import shortfalls, unrecorded_choices
@@ -82,6 +83,7 @@ class Verdict:
     uncalibrated: tuple[str, ...] = field(
         default=()
     )  # sites that differ and that the oracle or the noise does not hold
+    coverage: Coverage | None = None
 
     @property
     def exit_code(self) -> int:
@@ -104,6 +106,7 @@ class Verdict:
             "token": self.token,
             "margins": self.margins,
             "compared": self.compared,
+            "coverage": None if self.coverage is None else self.coverage.to_json(),
             "unexercised": list(self.unexercised),
             "unmatched": self.unmatched,
             "calibration": self.calibration,
@@ -242,14 +245,20 @@ def reach(
         "candidate": list(found.alignment.unmatched_candidate),
         "sequences": found.left_sequences,
     }
+    coverage = compared_coverage(reference, candidate, found, _audited_share(examination))
+    withheld = ruling is None and bool(coverage.lost)
+    agreed = _parity_evidence(found)
+    if withheld:
+        agreed = [*coverage.lost, f"what there is agrees: {agreed[0]}"]
+    notes = _notes(reference, candidate, found, ruling.cause if ruling else None, coverage.lost)
     return Verdict(
-        verdict="divergence" if ruling else "parity",
-        cause=ruling.cause if ruling else None,
+        verdict="divergence" if ruling else "withheld" if withheld else "parity",
+        cause=ruling.cause if ruling else "capture" if withheld else None,
         sequence=finding.sequence if finding else None,
         step=finding.step if finding else None,
         position=finding.position if finding else None,
         site=finding.site if finding else None,
-        evidence=tuple(ruling.evidence if ruling else _parity_evidence(found)),
+        evidence=tuple(ruling.evidence if ruling else agreed),
         explanation=ruling.explanation if ruling else None,
         culprits=_culprits(finding, examination),
         token=_token_json(found.token),
@@ -259,10 +268,18 @@ def reach(
         unmatched=unmatched,
         calibration=calibration,
         differences=tuple(differences),
-        notes=tuple(_notes(reference, candidate, found, ruling.cause if ruling else None) + rounding),
+        notes=tuple([*notes, *([] if withheld else coverage.lost), *rounding]),
         audit=_audit_json(examination),
         drift=found.drift,
+        coverage=coverage,
     )
+
+
+def _audited_share(examination: Examination | None) -> Share | None:
+    if examination is None:
+        return None
+    sites = examination.clean | {culprit.site for culprit in examination.culprits} | set(examination.shared)
+    return Share(len(sites), len(sites | examination.unknown.keys()))
 
 
 def _culprits(finding: Finding | None, examination: Examination | None) -> tuple[Json, ...]:
@@ -316,9 +333,9 @@ def _silence_said(reference: Trace, candidate: Trace) -> list[str]:
     return out
 
 
-def _notes(reference: Trace, candidate: Trace, found: Search, cause: str | None) -> list[str]:
-    notes = [f"{trace.path}: {trace.status_detail}" for trace in (reference, candidate) if trace.status_detail]
-    notes += [line for trace in (reference, candidate) for line in missing_positions(trace)]
+def _notes(reference: Trace, candidate: Trace, found: Search, cause: str | None, lost: Seq[str]) -> list[str]:
+    said = [f"{trace.path}: {trace.status_detail}" for trace in (reference, candidate) if trace.status_detail]
+    notes = [note for note in said if note not in lost]
     notes += [line for trace in (reference, candidate) for line in shortfalls(trace)]
     notes += _silence_said(reference, candidate)
     notes += _not_finite(reference, candidate)

@@ -10,7 +10,7 @@ import click
 
 import tracekit
 from tracekit.archive import write_archive
-from tracekit.capture import no_such_site
+from tracekit.capture import losses, no_such_site, written
 from tracekit.following import ask, shortfalls
 from tracekit.log_trace import LogTrace
 from tracekit.native_program import NativeOptions, environment
@@ -34,20 +34,20 @@ def run_native(words: list[str], out: Path, options: NativeOptions, strict: bool
     if not log.exists() or not log.stat().st_size:
         return _nothing(words[0], log, code)
     with LogTrace(log) as trace:
-        steps = sum(sequence.step_count for sequence in trace.sequences)
-        count = len(trace.sequences)
-        missed = no_such_site(trace, options.sites)
+        held = written(trace)
+        missed = [no_such_site(trace, options.sites), *losses(trace)]
         lacking = _not_followed(trace, options)
         lost = trace.status_detail
         if log != out:
             write_archive(trace, out)
     if log != out and not options.keep_log:
         log.unlink()
-    for sentence in (*([] if missed is None else [missed]), *lacking):
-        click.echo(f"tracekit: {sentence}", err=True)
+    for sentence in (*missed, *lacking):
+        if sentence is not None:
+            click.echo(f"tracekit: {sentence}", err=True)
     if lost is not None:
         click.echo(f"tracekit: the trace is incomplete: {lost}", err=True)
-    click.echo(f"tracekit: wrote {out}: {_counted(count, 'sequence')}, {_counted(steps, 'step')}", err=True)
+    click.echo(f"tracekit: wrote {out}: {held}", err=True)
     return 2 if code == 0 and strict and lacking else code
 
 
@@ -96,7 +96,3 @@ def _run(words: list[str], variables: dict[str, str]) -> int:
             continue
     # As a shell says it, where a signal ended the program.
     return code if code >= 0 else 128 - code
-
-
-def _counted(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from tracekit.audit import Audit, Culprit
+from tracekit.coverage import audited_coverage
 from tracekit.own_error import FALSE_ALARMS
+from tracekit.report.coverage import left_out, shares
 from tracekit.report.text import counted_values
 from tracekit.settings import Difference
 from tracekit.trace import Json, Trace
@@ -24,7 +26,8 @@ def audit_text(found: Audit, trace: Trace, checkpoint: Checkpoint) -> str:
     steps = sum(sequence.step_count for sequence in trace.sequences)
     lines = [f"audited    {trace.path}  {trace.implementation}  {config.get('dtype') or ''}  {steps} steps"]
     lines.append(f"against    {checkpoint.path}")
-    lines.append(HEADLINES[found.exit_code])
+    lines.append("WITHHELD  capture" if found.lost and not found.departs else HEADLINES[found.exit_code])
+    lines += [f"  {line}" for line in found.lost]
     lines += [] if found.non_finite is None else [f"  {found.non_finite.text()}"]
     lines += [f"  {_stated(difference)}" for difference in found.differences]
     if found.weights:
@@ -35,11 +38,18 @@ def audit_text(found: Audit, trace: Trace, checkpoint: Checkpoint) -> str:
         lines += _mistake(group)
     if len(groups) > SHOWN:
         lines.append(f"  and {sum(map(len, groups[SHOWN:]))} more culprits")
-    sites = len(found.clean) + len(found.culprits)
-    lines.append(f"  audited: {sites} sites, {counted_values(found.values)}")
+    coverage = audited_coverage(found, trace)
+    lines.append(f"  audited: {shares(coverage)}, {counted_values(found.values)}")
     lines += _not_audited(found)
+    lines += [f"  {line}" for line in left_out(coverage)]
     lines += [f"  note: {note}" for note in found.notes]
     return "\n".join(lines)
+
+
+def _headline(found: Audit) -> str:
+    if found.departs:
+        return "DEPARTS FROM ITS CHECKPOINT"
+    return "WITHHELD  capture" if found.lost else "WITHIN ITS ROUNDING BOUNDS"
 
 
 def _alike(culprits: tuple[Culprit, ...]) -> list[list[Culprit]]:
@@ -96,4 +106,5 @@ def audit_json(found: Audit, trace: Trace, checkpoint: Checkpoint) -> Json:
         "not_audited": dict(found.unknown),
         "non_finite": None if found.non_finite is None else found.non_finite.to_json(),
         "notes": list(found.notes),
+        "coverage": audited_coverage(found, trace).to_json(),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tracekit.coverage import Share
+from tracekit.report.coverage import left_out, shares
 from tracekit.trace import Json, Trace
 from tracekit.verdict import Verdict
 
@@ -16,14 +18,17 @@ def verdict_text(verdict: Verdict, reference: Trace, candidate: Trace, oracle: T
         lines.append("  " + _tokens(verdict.token))
     if verdict.drift is not None:
         lines.append(f"  drift: {verdict.drift['text']}")
-    if verdict.verdict == "parity":
-        lines.append(f"  {_compared(verdict.compared)}")
-        if verdict.unexercised:
-            lines.append(f"  not exercised: {'; '.join(verdict.unexercised)}")
+    if verdict.verdict == "parity" and verdict.unexercised:
+        lines.append(f"  not exercised: {'; '.join(verdict.unexercised)}")
+    if verdict.coverage is not None:
+        lines.append(f"  compared: {shares(verdict.coverage)}, {counted_values(verdict.compared['values'])}")
+        lines += [f"  {line}" for line in left_out(verdict.coverage)]
     lines += [f"  {line}" for line in _unmatched(verdict.unmatched, reference, candidate)]
     lines += [f"  note: {note}" for note in verdict.notes]
     if verdict.audit is not None:
-        lines += [f"  {line}" for line in _audited(verdict.audit)]
+        lines += [
+            f"  {line}" for line in _audited(verdict.audit, verdict.coverage.audited if verdict.coverage else None)
+        ]
     elif verdict.calibration == "uncalibrated":
         lines.append("  uncalibrated: no oracle was given, so small errors may be missed (tracekit oracle makes one)")
     return "\n".join(lines)
@@ -88,9 +93,10 @@ def _more_culprits(verdict: Verdict) -> list[str]:
     return out
 
 
-def _audited(audit: Json) -> list[str]:
+def _audited(audit: Json, share: Share | None) -> list[str]:
     """How much of the candidate was recomputed, and what was not; nothing where nothing was recorded to be."""
-    lines = [f"audited against {audit['checkpoint']}: {audit['sites']} sites, {counted_values(audit['values'])}"]
+    sites = audit["sites"] if share is None else share
+    lines = [f"audited against {audit['checkpoint']}: {sites} sites, {counted_values(audit['values'])}"]
     missing = audit["not_audited"]
     if not audit["sites"]:
         return []
@@ -100,11 +106,6 @@ def _audited(audit: Json) -> list[str]:
     if audit["recipe_not_followed"]:
         lines.append(f"both sides depart from the recipe alike at {', '.join(audit['recipe_not_followed'][:3])}")
     return lines
-
-
-def _compared(compared: Json) -> str:
-    sites, values = compared["sites"], compared["values"]
-    return f"compared: {compared['steps']} steps, {sites} sites, {counted_values(values)}"
 
 
 def counted_values(values: int) -> str:

@@ -36,9 +36,20 @@ def verdict_words(verdict: Json) -> Json:
         "tokens": _tokens(verdict.get("token")),
         "evidence": [without_controls(line) for line in verdict["evidence"] if not line.startswith("explained: ")],
         "culprits": _also(verdict),
-        "notes": [without_controls(note) for note in verdict.get("notes", [])],
+        "notes": [without_controls(note) for note in [*verdict.get("notes", []), *_covered(verdict)]],
         "unexercised": verdict.get("unexercised", []) if kind == "parity" else [],
     }
+
+
+def _covered(verdict: Json) -> list[str]:
+    """How much of the two runs the verdict is about."""
+    coverage = verdict.get("coverage")
+    if not coverage:
+        return []
+    said = [f"{coverage[name]['done']} of {coverage[name]['of']} {name}" for name in ("steps", "sites", "parameters")]
+    missing = len(coverage["skipped"])
+    more = f"; {missing} sites have no value, or none in some calls" if missing else ""
+    return [f"Compared: {', '.join(said)}{more}"]
 
 
 def _place(verdict: Json) -> str | None:
@@ -90,14 +101,20 @@ def audit_words(found: Audit) -> Json:
     ]
     bytes_differ = [f"parameter {name}: other bytes than the checkpoint holds" for name in found.weights[:3]]
     return _bare(
-        **AUDITED[found.exit_code],
+        **(LOST if found.lost and not found.departs else AUDITED[found.exit_code]),
     ) | {
         "place": None if first is None else f"step {first.step}, position {first.position}",
         "site": None if first is None else first.site,
         "explained": None if explanation is None else without_controls(_explained(explanation)),
         "evidence": [
             without_controls(line)
-            for line in [*stated, *bytes_differ, *([first.evidence()] if first else []), *_not_finite(found)]
+            for line in [
+                *found.lost,
+                *stated,
+                *bytes_differ,
+                *([first.evidence()] if first else []),
+                *_not_finite(found),
+            ]
         ],
         "culprits": _audit_culprits(found),
     }
@@ -108,6 +125,8 @@ AUDITED = {
     1: {"badge": "Departs", "tone": "bad", "headline": "It departs from its checkpoint"},
     2: {"badge": "Withheld", "tone": "warn", "headline": "Values that are not finite leave sites unjudged"},
 }
+
+LOST = {"badge": "Withheld", "tone": "warn", "headline": "The recording is not whole"}
 
 
 def _not_finite(found: Audit) -> list[str]:

@@ -32,10 +32,26 @@ WORDS: dict[torch.dtype, str] = {
 class Slot:
     """Where one site's values of a call lie: [batch, time, width] in C order at `offset` of `block`."""
 
-    __slots__ = ("block", "dtype", "item", "memory", "name", "offset", "rows", "shape", "size", "view", "width", "word")
+    __slots__ = (
+        "axis",
+        "block",
+        "dtype",
+        "item",
+        "memory",
+        "name",
+        "offset",
+        "rows",
+        "shape",
+        "size",
+        "view",
+        "width",
+        "word",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.axis: str | None = None
+        """As `tracekit.trace.Site.axis`."""
         self.block: Block | None = None
         self.memory = memoryview(b"")
         self.rows = (0, 0)

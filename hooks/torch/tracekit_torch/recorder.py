@@ -20,18 +20,18 @@ import torch
 from torch import nn
 
 from tracekit.archive import write_archive
-from tracekit.capture import UNSEEN, no_such_site
+from tracekit.capture import UNSEEN, losses, no_such_site, written
 from tracekit.following import FORCED, shortfalls
 from tracekit.log import LogWriter, Tensor, TensorLike
 from tracekit.log_trace import LogTrace
 from tracekit.opening import open_trace
-from tracekit.trace import Json, TraceError
+from tracekit.trace import ENCODER, Json, TraceError
 from tracekit_torch import describe, precision
 from tracekit_torch.draws import Drawn, Draws
 from tracekit_torch.follow import Follow
 from tracekit_torch.memory import WORDS
 from tracekit_torch.options import Options
-from tracekit_torch.taps import Taps
+from tracekit_torch.taps import Taps, first_tensor
 from tracekit_torch.texts import Texts
 from tracekit_torch.weights import weight_table
 
@@ -87,6 +87,8 @@ class About:
     """The module whose forward an oracle computes in higher precision, where the model's own is not what runs."""
     left_out: Mapping[nn.Module, str] = field(default_factory=dict)
     """Modules that are not recorded, and why."""
+    encoder: nn.Module | None = None
+    """Of an encoder-decoder: the module that runs before the steps, over rows of its own."""
 
 
 class Adapter(Protocol):
@@ -130,6 +132,8 @@ class Recorder:
         """Why it was not seen how tokens were drawn -> how many of them."""
         self.incomplete = False
         """Draws are surely missing."""
+        self.written: str | None = None
+        """What the file holds, once it is closed."""
         self._draws = Draws(self, options.rng)
         self._writer: LogWriter | None = None
         self._process = os.getpid()
@@ -158,6 +162,10 @@ class Recorder:
         """Record `model` through `adapter`. Writes the log's first frame. Raises TraceError where it cannot."""
         import inspect
 
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TraceError(
+                f"{type(model).__name__} is TorchScript, which calls no hooks; record the module that it was made from"
+            )
         about = about or About(describe.model_config(model), describe.checkpoint(model, self.command is not None))
         if self.options.dtype is not None:
             precision.run_in(model, self.options.dtype, about.lifted)
@@ -178,7 +186,7 @@ class Recorder:
             weights=weight_table(model),
         )
         self._handles = [model.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)]
-        self.taps = Taps(model, head, self.options, adapter.write, self.fail, about.left_out)
+        self.taps = Taps(model, head, self.options, adapter.write, self.fail, about.left_out, about.encoder)
         self._handles.append(model.register_forward_hook(self._after))
 
     def close(self, reason: str = "done", detail: str | None = None) -> None:
@@ -212,10 +220,12 @@ class Recorder:
             with LogTrace(self.log_path) as trace:
                 if self.log_path != self.out:
                     write_archive(trace, self.out)
-                missed = no_such_site(trace, self.options.sites)
+                self.written = written(trace)
+                missed = [no_such_site(trace, self.options.sites), *losses(trace)]
                 self.not_followed = self._not_followed(trace)
-            for sentence in (*([] if missed is None else [missed]), *self.not_followed):
-                self.note(sentence)
+            for sentence in (*missed, *self.not_followed):
+                if sentence is not None:
+                    self.note(sentence)
             if self.log_path != self.out and not self.options.keep_log:
                 self.log_path.unlink()
 
@@ -274,6 +284,13 @@ class Recorder:
             self.notes.append(sentence)
             say(sentence)
 
+    def lost(self, what: str) -> None:
+        """Say, once, on stderr and in the trace, what the program computed and the trace does not hold."""
+        if what not in self.notes and self.active:
+            self.notes.append(what)
+            say(f"not recorded: {what}")
+            self.writer.lost(what)
+
     @property
     def active(self) -> bool:
         """Whether a model is being recorded."""
@@ -306,8 +323,12 @@ class Recorder:
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: Json) -> None:
         if self.active and self.adapter is not None:
             try:
-                named = dict(zip(self._parameters, args, strict=False))
-                self.adapter.begin(named | kwargs)
+                named = dict(zip(self._parameters, args, strict=False)) | kwargs
+                value = first_tensor(named)
+                if value is not None and torch._C._functorch.is_functorch_wrapped_tensor(value):
+                    self.lost("calls under vmap or grad of torch.func, whose tensors have no values of their own")
+                else:
+                    self.adapter.begin(named)
             except Exception as error:
                 self.fail(error)
 
@@ -366,6 +387,8 @@ class Recorder:
         self.sequences += 1
         row = Row(self.sequences - 1, padding, prompt_length)
         self._rows = [*(other for other in self._rows if other.reason is None), row]
+        if self.taps is not None:
+            self.taps.new_sequences()
         return row
 
     def write_call(self, row: Row, position: int, first: int, batch_row: int) -> None:
@@ -378,7 +401,8 @@ class Recorder:
             self.writer.call(row.sequence, position + call.time - first - rows, rows, tail)
         if not taps.memory.slots:
             return
-        layout = taps.memory.layout() if call.batch == 1 and first == 0 else None
+        mixed = call.encoder is not None and any(slot.axis is not None for slot in taps.memory.slots)
+        layout = taps.memory.layout() if call.batch == 1 and first == 0 and not mixed else None
         if layout is None:
             self.writer.call(row.sequence, position, call.time - first, self.call_tensors(first, batch_row))
             return
@@ -386,19 +410,27 @@ class Recorder:
         metadata = {"sequence": row.sequence, "position": position, "rows": call.time}
         self.writer.write_packed("call", metadata, layout, taps.memory.buffers())
 
-    def call_tensors(self, first: int, batch_row: int) -> dict[str, TensorLike]:
+    def call_tensors(self, first: int, batch_row: int) -> dict[str, Tensor]:
         """The values that the taps hold of one row of the batch, rows `first` on: views into memory that is reused."""
         taps = self.taps
         if taps is None or taps.call is None:
             return {}
+        return self._rows_of(batch_row, first, taps.call.time, None)
+
+    def encoder_tensors(self, batch_row: int, first: int, stop: int) -> dict[str, Tensor]:
+        """The same of rows [first, stop) of the encoder's input."""
+        return self._rows_of(batch_row, first, stop, ENCODER)
+
+    def _rows_of(self, batch_row: int, first: int, stop: int, axis: str | None) -> dict[str, Tensor]:
         self._wait()
-        time = taps.call.time
-        tensors: dict[str, TensorLike] = {}
-        for slot in taps.memory.slots:
+        tensors: dict[str, Tensor] = {}
+        for slot in self.taps.memory.slots if self.taps is not None else ():
+            if slot.axis != axis or not slot.rows[1]:
+                continue
             size = slot.width * slot.item
-            begin = slot.offset + (batch_row * time + first) * size
-            data = slot.memory[begin : begin + (time - first) * size]
-            tensors[slot.name] = Tensor(slot.word, (time - first, slot.width), data)
+            begin = slot.offset + batch_row * slot.rows[1] * size
+            data = slot.memory[begin + first * size : begin + stop * size]
+            tensors[slot.name] = Tensor(slot.word, (stop - first, slot.width), data)
         return tensors
 
     def tails(self, first: int, batch_row: int) -> Iterator[tuple[int, dict[str, TensorLike]]]:

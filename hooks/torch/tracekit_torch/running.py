@@ -170,7 +170,5 @@ def _close(recorder: Recorder, watch: Watch, error: BaseException | None) -> boo
         return True
     if recorder.unwritten:
         return True
-    steps = f"{recorder.steps} steps" if recorder.steps != 1 else "1 step"
-    sequences = f"{recorder.sequences} sequences" if recorder.sequences != 1 else "1 sequence"
-    say(f"wrote {recorder.out}: {sequences}, {steps}")
+    say(f"wrote {recorder.out}: {recorder.written or 'nothing that can be read'}")
     return recorder.broken is not None or recorder.incomplete

@@ -7,6 +7,7 @@ last child's output) becomes an alias, `same_as`. So nothing is stored twice.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,13 +15,16 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from tracekit.trace import INPUT_SUFFIX, Json
+from tracekit.trace import ENCODER, INPUT_SUFFIX, Json
+from tracekit_torch.eager import plain_name, uncompiled
 from tracekit_torch.memory import WORDS, CallMemory, Slot
 from tracekit_torch.options import Options
+from tracekit_torch.rows import Axis, arranged
 from tracekit_torch.wiring import SeenTensors
 
 ROOT_SITE = "output"
 """Site of the outermost module's own output: it has no state-dict path."""
+SCRIPTED = "it is TorchScript, which calls no hooks"
 REPEAT_LIMIT = 64
 """A module that runs more often than this in one call (a recurrent cell) is recorded no further in that call."""
 
@@ -28,20 +32,30 @@ REPEAT_LIMIT = 64
 class Place:
     """One site: its row of the site table, and where its values go."""
 
-    __slots__ = ("row", "slot", "stored")
+    __slots__ = ("as_it_is", "axis", "form", "over", "row", "slot", "stored")
 
     def __init__(self, name: str, module_class: str, order: int) -> None:
         self.row: Json = {"name": name, "class": module_class, "order": order}
         self.slot = Slot(name)
         self.stored = False
+        self.form: tuple[torch.dtype, int] | None = None
+        """dtype and width of its values in the sequences that go on."""
+        self.axis: str | None = None
+        self.over = False
+        """Its values changed their form: nothing more is stored of it in these sequences."""
+        self.as_it_is = True
+        """Its last value was [batch, time, ...] already."""
 
 
 class Tap:
     """One module that is hooked. A module that runs n times in a call has n places: `x`, `x#2`, ..."""
 
     __slots__ = (
+        "axis",
         "fired",
+        "in_encoder",
         "inputs",
+        "is_container",
         "is_head",
         "keeps_input",
         "keeps_output",
@@ -59,6 +73,11 @@ class Tap:
         self.keeps_output = False
         self.keeps_input = False
         self.is_head = False
+        self.is_container = not owns_state(module)
+        self.axis: Axis | None = None
+        """The rows of its input in this call."""
+        self.in_encoder: bool | None = None
+        """Of a module that encoder and decoder share: whether this tap is for its runs in the encoder."""
         self.why_not = "not asked for"
         self.fired = 0
         self.source: str | None = None
@@ -69,35 +88,27 @@ class Tap:
 
 
 class Call:
-    """One forward call of the model over [batch, time] positions."""
+    """One forward call of the model. `axis`: its positions; `encoder`: rows of the encoder's input, if it has one."""
 
-    __slots__ = ("batch", "flat", "head_output", "rows", "seen", "time")
+    __slots__ = ("axis", "encoder", "head_output", "inside_encoder", "seen", "thread")
 
-    def __init__(self, batch: int, time: int, flat: bool) -> None:
-        self.batch = batch
-        self.time = time
-        self.rows = batch * time
-        self.flat = flat
-        """The model was given [time, ...], without a batch dimension."""
+    def __init__(self, axis: Axis, encoder: Axis | None = None, *, inside_encoder: bool = False) -> None:
+        self.axis = axis
+        self.encoder = encoder
+        self.inside_encoder = inside_encoder
         self.seen = SeenTensors()
         self.head_output: torch.Tensor | None = None
+        self.thread = threading.get_ident()
 
-    def fits(self, value: torch.Tensor) -> bool:
-        """Whether `value` has one row a position: [batch, time, ...] or [batch * time, ...]."""
-        shape = value.shape
-        if self.heads_first(value):
-            return True
-        if len(shape) >= 2 and shape[0] == self.batch and shape[1] == self.time:
-            return True
-        return bool(shape) and shape[0] == self.rows and (len(shape) == 2 or self.flat)
+    @property
+    def batch(self) -> int:
+        """Rows of the batch."""
+        return self.axis.batch
 
-    def heads_first(self, value: torch.Tensor) -> bool:
-        """Whether `value` is [batch, heads, time, width]. With as many heads as positions the strides tell: queries are
-        made as [batch, time, heads, width] and exchanged after that."""
-        shape = value.shape
-        if len(shape) != 4 or shape[0] != self.batch or shape[2] != self.time:
-            return False
-        return shape[1] != self.time or (self.time > 1 and value.stride(1) < value.stride(2))
+    @property
+    def time(self) -> int:
+        """Positions of this call."""
+        return self.axis.time or 0
 
     def tail_of(self, value: torch.Tensor, rows: int) -> torch.Tensor | None:
         """`value` as [batch, rows, width], where it has as many rows, fewer than the call."""
@@ -124,7 +135,10 @@ class Taps:
         write: Callable[[], None],
         fail: Callable[[Exception], None],
         left_out: Mapping[nn.Module, str] | None = None,
+        encoder: nn.Module | None = None,
     ) -> None:
+        self.encoded: tuple[torch.Tensor, str | None] | None = None
+        """What the encoder gave to the generation that goes on, and its site."""
         self.call: Call | None = None
         self.memory = CallMemory(write)
         self.changed: dict[str, Json] = {}
@@ -134,6 +148,7 @@ class Taps:
         self._left_out = left_out or {}
         self._order = 0
         self._handles: list[RemovableHandle] = []
+        self._encoder = encoder
         self._taps = list(self._wanted(model, head))
         self._head = next((tap for tap in self._taps if tap.is_head), None)
         self._by_module = {tap.module: tap for tap in self._taps}
@@ -146,12 +161,27 @@ class Taps:
             handle.remove()
         self._handles = []
 
-    def begin(self, batch: int, time: int, flat: bool = False) -> None:
-        """A forward call begins."""
+    def begin(self, batch: int, time: int, flat: bool = False, *, length: int = 0, encoder: Axis | None = None) -> None:
+        """A forward call over [batch, time] begins, after which `length` positions are known. `encoder`: the rows of
+        the encoder's input."""
+        self._begin(Call(Axis(batch, time, max(length, time), flat), encoder))
+
+    def begin_encoder(self, axis: Axis) -> None:
+        """The encoder is called by itself."""
+        self._begin(Call(axis, axis, inside_encoder=True))
+
+    def _begin(self, call: Call) -> None:
         self.memory.clear()
         for tap in self._taps:
             tap.fired = 0
-        self.call = Call(batch, time, flat)
+        self.call = call
+
+    def new_sequences(self) -> None:
+        """Sequences begin: sites whose values changed their form in earlier ones are stored again."""
+        for tap in self._taps:
+            for place in (*tap.outputs, *tap.inputs):
+                if place is not None:
+                    place.form, place.over = None, False
 
     def end(self) -> None:
         """The call is over; its values are forgotten."""
@@ -173,7 +203,11 @@ class Taps:
         """Take `value` [batch, time, width] as what a declared module gave to the call that began just now."""
         tap = self._by_module.get(module)
         if self.call is not None and tap is not None and tap.outputs:
-            self._keep(self.call, tap.outputs[0], value)
+            self._keep(self.call, tap.outputs[0], value, self.call.axis)
+
+    def site_of(self, value: torch.Tensor) -> str | None:
+        """The site that holds this very tensor in the current call."""
+        return None if self.call is None else self.call.seen.source(value)
 
     def mark_logits(self) -> None:
         """The head's output is kept as the steps' logits, not as a site."""
@@ -201,33 +235,68 @@ class Taps:
     # ---------------------------------------------------------------- which modules
 
     def _wanted(self, model: nn.Module, head: nn.Module | None) -> Iterator[Tap]:
-        for path, module in model.named_modules():
-            if next(module.parameters(), None) is None or (not path and head is not None):
+        scripted = _scripted(model)
+        for path, module, in_encoder in self._named(model):
+            if not _holds_state(module) or (not path and head is not None):
                 continue  # a causal model's own output is its head's
-            tap = Tap(path or ROOT_SITE, module)
+            if uncompiled(module) is not module:
+                continue  # the module inside it has its name
+            tap = Tap(plain_name(path) or ROOT_SITE, module)
+            tap.in_encoder = in_encoder
             tap.is_head = module is head
             tap.keeps_output = self._options.keeps_site(tap.name)
-            tap.keeps_input = _owns_parameters(module) and self._options.keeps_site(tap.name + INPUT_SUFFIX)
-            if module in self._left_out and (tap.keeps_output or tap.keeps_input):
+            tap.keeps_input = owns_state(module) and self._options.keeps_site(tap.name + INPUT_SUFFIX)
+            if not tap.keeps_output and not tap.keeps_input:
+                continue
+            why = self._left_out.get(module) or (
+                "it is TorchScript, which calls no hooks" if module in scripted else None
+            )
+            if why is not None:
                 tap.keeps_output = tap.keeps_input = False
-                tap.why_not = self._left_out[module]
-                yield tap
-            if tap.keeps_output or tap.keeps_input:
-                yield tap
+                tap.why_not = why
+            yield tap
+            if module in scripted:
+                tap.keeps_output = tap.keeps_input = False
+                self._add_place(tap)  # it will never say anything itself
+
+    def _named(self, model: nn.Module) -> Iterator[tuple[str, nn.Module, bool | None]]:
+        """Path and module; one that encoder and decoder share has a path in each."""
+        encoder = self._encoder
+        if encoder is None:
+            yield from ((path, module, None) for path, module in model.named_modules())
+            return
+        prefix = next((path for path, module in model.named_modules() if module is encoder), "")
+        paths: dict[nn.Module, dict[bool, str]] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            paths.setdefault(module, {}).setdefault(f"{path}.".startswith(f"{prefix}."), path)
+        for module, found in paths.items():
+            for inside, path in found.items():
+                yield path, module, inside if len(found) > 1 else None
 
     def _hook(self, tap: Tap) -> None:
-        if _owns_parameters(tap.module) and self._options.level == "all":
+        if isinstance(tap.module, torch.jit.ScriptModule):
+            return  # it takes no hooks
+        if not tap.is_container and self._options.level == "all":
             self._handles.append(tap.module.register_forward_pre_hook(self._before(tap), with_kwargs=True))
         self._handles.append(tap.module.register_forward_hook(self._after(tap)))
 
+    def _current(self, tap: Tap) -> Call | None:
+        """The call that a run of the tap's module belongs to, if any."""
+        call = self.call
+        if call is None or call.thread != threading.get_ident():
+            return None
+        return call if tap.in_encoder is None or tap.in_encoder == call.inside_encoder else None
+
     def _before(self, tap: Tap) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            call = self.call
+            call = self._current(tap)
             if call is None:
                 return
             try:
                 value = first_tensor(args) if args else first_tensor(kwargs)
+                value = _rows_first(call, tap, value)
                 if value is not None and tap.fired < REPEAT_LIMIT:
+                    tap.axis = self._axis(call, value)
                     tap.source = self._source(call, tap, value)
             except Exception as error:
                 self._fail(error)
@@ -236,13 +305,17 @@ class Taps:
 
     def _after(self, tap: Tap) -> Callable[[nn.Module, Any, Any], None]:
         def after(_: nn.Module, args: Any, output: Any) -> None:
-            call = self.call
+            call = self._current(tap)
             if call is None:
                 return
             try:
                 value = output if type(output) is torch.Tensor else first_tensor(output)
+                value = _rows_first(call, tap, value)
                 if value is not None and tap.fired < REPEAT_LIMIT:
                     self._see(call, tap, value)
+                elif tap.fired == REPEAT_LIMIT and tap.outputs:
+                    ran = f"it ran more than {REPEAT_LIMIT} times in one call; later runs are not stored"
+                    self._change(tap.outputs[0], partial=ran)
                 tap.fired += 1
             except Exception as error:
                 self._fail(error)
@@ -251,26 +324,47 @@ class Taps:
 
     # ---------------------------------------------------------------- what they gave
 
+    def _axis(self, call: Call, value: torch.Tensor) -> Axis:
+        """What the rows of `value` are."""
+        if call.encoder is None:
+            return call.axis
+        if call.inside_encoder:
+            return call.encoder
+        slot = call.seen.slot(value)
+        if (slot is not None and slot.axis == ENCODER) or self._is_encoded(value):
+            return call.encoder
+        fits = arranged(call.axis, value, None) is not None or arranged(call.encoder, value, None) is None
+        return call.axis if fits else call.encoder
+
+    def _is_encoded(self, value: torch.Tensor) -> bool:
+        encoded = self.encoded
+        return encoded is not None and (
+            encoded[0] is value or (encoded[0].data_ptr() == value.data_ptr() and encoded[0].shape == value.shape)
+        )
+
     def _source(self, call: Call, tap: Tap, value: torch.Tensor) -> str | None:
         """The site that the input of `tap` is; the input is recorded where no site is."""
         while len(tap.inputs) <= tap.fired:
             tap.inputs.append(None)
         place = tap.inputs[tap.fired]
+        axis = tap.axis or call.axis
         source = call.seen.source(value)
         tap.last_rows = 0
-        if source is None and not call.fits(value):
+        if source is None and self.encoded is not None and self._is_encoded(value):
+            source = self.encoded[1]
+        if source is None and arranged(axis, value, None) is None:
             source = call.seen.source_of_last_rows(value)
             if (source is not None or tap.is_head) and value.dim() in (2, 3):
                 tap.last_rows = 1 if value.dim() == 2 else value.shape[1]
         # An input that got a site of its own once keeps it, so that no position is missing there.
         if (source is not None and (place is None or not place.stored)) or not tap.keeps_input:
             return source
-        if not value.is_floating_point():
-            return None  # an embedding's token ids: the prompt and the steps hold them
+        if not value.is_floating_point() or isinstance(tap.module, nn.Embedding):
+            return None  # an embedding's token ids (the prompt and the steps hold them), or OPT's attention mask
         if place is None:
             name = _repeated(tap.name, tap.fired) + INPUT_SUFFIX
             place = tap.inputs[tap.fired] = Place(name, "input", self._next_order())
-        self._keep(call, place, value, tap.last_rows)
+        self._keep(call, place, value, axis, tap.last_rows)
         return place.slot.name
 
     def _see(self, call: Call, tap: Tap, value: torch.Tensor) -> None:
@@ -292,30 +386,42 @@ class Taps:
             return
         if row.get("same_as") is not None:
             self._change(place, same_as=None)
-        self._keep(call, place, value, tap.last_rows)
+        axis = self._axis(call, value) if tap.is_container or tap.axis is None else tap.axis
+        if axis is not call.axis and arranged(axis, value, None) is None:
+            axis = call.axis
+        self._keep(call, place, value, axis, tap.last_rows)
 
-    def _keep(self, call: Call, place: Place, value: torch.Tensor, last_rows: int = 0) -> None:
+    def _keep(self, call: Call, place: Place, value: torch.Tensor, axis: Axis, last_rows: int = 0) -> None:
         """Copy a value; of one that has only the last rows of the call, those."""
+        if place.over:
+            return
         tail = call.tail_of(value, last_rows) if last_rows else None
         if tail is not None and tail.dtype in WORDS:
             self._keep_tail(place, tail)
             return
         slot = place.slot
-        if value.dim() == 4 and call.heads_first(value):
-            value = value.transpose(1, 2)
-        if slot.rows == (call.batch, call.time) and self.memory.keep_again(slot, value):
+        as_before = place.as_it_is and slot.rows == axis.size and axis.name == place.axis
+        if as_before and self.memory.keep_again(slot, value):
             call.seen.add(value, slot)
             return
-        why = _unfit(call, value)
-        if why is not None:
-            if not place.stored and place.row.get("skipped") != why:
-                self._change(place, skipped=why)
+        why = _unfit(axis, value)
+        rows = None if why is not None else arranged(axis, value, None if place.form is None else place.form[1])
+        if rows is None:
+            self._skip(place, why or _shapeless(axis, value))
+            return
+        form = (value.dtype, rows.numel() // axis.rows if axis.rows else 0)
+        if place.form is None:
+            place.form = form
+        elif axis.rows and (place.form != form or place.axis != axis.name):
+            self._end_site(place, _changed(place.form, form, axis))
             return
         if not place.stored:
             place.stored = True
-            self._change(place, skipped=None)
-        self.memory.keep(slot, value, call.rows)
-        slot.rows = (call.batch, call.time)
+            place.axis = slot.axis = axis.name
+            self._change(place, skipped=None, axis=axis.name)
+        place.as_it_is = rows is value
+        self.memory.keep(slot, rows, axis.rows)
+        slot.rows = axis.size
         call.seen.add(value, slot)
 
     def _keep_tail(self, place: Place, tail: torch.Tensor) -> None:
@@ -323,6 +429,20 @@ class Taps:
             place.stored = True
             self._change(place, skipped=None)
         self.memory.tails[place.slot.name] = tail.detach().to("cpu", copy=True)
+
+    def _skip(self, place: Place, why: str) -> None:
+        """A value is not stored: said as why there is none, or as why not all calls have one."""
+        if not place.stored:
+            if place.row.get("skipped") != why:
+                self._change(place, skipped=why)
+        elif place.row.get("partial") is None:
+            self._change(place, partial=why)
+
+    def _end_site(self, place: Place, why: str) -> None:
+        """Nothing more is stored of a site in the sequences that go on."""
+        place.over = True
+        if place.row.get("ended") is None:
+            self._change(place, ended=why)
 
     def _add_place(self, tap: Tap) -> None:
         place = Place(_repeated(tap.name, tap.fired), type(tap.module).__name__, self._next_order())
@@ -339,6 +459,18 @@ class Taps:
         self.changed[place.slot.name] = {key: value for key, value in place.row.items() if value is not None}
 
 
+def _rows_first(call: Call, tap: Tap, value: torch.Tensor | None) -> torch.Tensor | None:
+    """A convolution's [batch, channels, time] as [batch, time, channels]; None while the encoder's rows are not known,
+    which a convolution leads to and does not have."""
+    if value is None or not isinstance(tap.module, nn.Conv1d) or value.dim() != 3:
+        return value
+    axis = call.encoder if call.inside_encoder and call.encoder is not None else call.axis
+    return None if axis.time is None else value.transpose(1, 2)
+
+
+_WITHOUT_MEMORY = (torch._subclasses.fake_tensor.FakeTensor,)
+
+
 def first_tensor(value: Any) -> torch.Tensor | None:
     """The first tensor in a tensor, a tuple, a list, a mapping or a model's output object."""
     if isinstance(value, torch.Tensor):
@@ -351,10 +483,10 @@ def first_tensor(value: Any) -> torch.Tensor | None:
     return None
 
 
-def _unfit(call: Call, value: torch.Tensor) -> str | None:
-    """Why `value` cannot be stored as rows of this call, or None."""
-    if not call.fits(value):
-        return f"its shape {list(value.shape)} is not [batch, time, ...] = [{call.batch}, {call.time}, ...] of the call"
+def _unfit(axis: Axis, value: torch.Tensor) -> str | None:
+    """Why `value` cannot be stored at all, or None."""
+    if isinstance(value, _WITHOUT_MEMORY) or torch._C._functorch.is_functorch_wrapped_tensor(value):
+        return "it is no plain tensor in memory"
     if value.dtype not in WORDS:
         return f"its dtype {value.dtype} is none that a trace can hold"
     if value.layout is not torch.strided or value.is_meta:
@@ -362,8 +494,36 @@ def _unfit(call: Call, value: torch.Tensor) -> str | None:
     return None
 
 
-def _owns_parameters(module: nn.Module) -> bool:
-    return any(parameter is not None for parameter in module._parameters.values())
+def _shapeless(axis: Axis, value: torch.Tensor) -> str:
+    rows = f"[{axis.batch}, {axis.time}, ...]"
+    return f"its shape {list(value.shape)} is not [batch, time, ...] = {rows} of the call"
+
+
+def _changed(before: tuple[torch.dtype, int], now: tuple[torch.dtype, int], axis: Axis) -> str:
+    said = [f"{WORDS[dtype]} [{width}]" for dtype, width in (before, now)]
+    return f"{said[0]} becomes {said[1]} after {axis.length - (axis.time or 0)} positions"
+
+
+def owns_state(module: nn.Module) -> bool:
+    """Whether a module has parameters, or what stands for them (packed, or in buffers of a checkpoint), of its own."""
+    if any(parameter is not None for parameter in module._parameters.values()):
+        return True
+    passing: set[str] = getattr(module, "_non_persistent_buffers_set", set())
+    saved = any(value is not None for name, value in module._buffers.items() if name not in passing)
+    return saved or hasattr(module, "_packed_params")
+
+
+def _holds_state(module: nn.Module) -> bool:
+    return any(owns_state(item) for item in module.modules())
+
+
+def _scripted(model: nn.Module) -> set[nn.Module]:
+    """TorchScript modules and what is in them, where no hook is called."""
+    found: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule) and module not in found:
+            found |= set(module.modules())
+    return found
 
 
 def _description(tap: Tap) -> Json:

@@ -13,6 +13,7 @@ import importlib.machinery
 import inspect
 import re
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -27,8 +28,9 @@ from tracekit_torch.adapters.any_module import AnyModule
 from tracekit_torch.adapters.cosyvoice import CosyVoice
 from tracekit_torch.adapters.processors import watched_chain
 from tracekit_torch.adapters.transformers_causal import TransformersCausal
+from tracekit_torch.eager import DYNAMO, SAID, run_eagerly, uncompiled
 from tracekit_torch.patching import replace
-from tracekit_torch.recorder import Adapter, Recorder
+from tracekit_torch.recorder import Recorder
 from tracekit_torch.speech_watch import SpeechWatch
 from tracekit_torch.texts import TOKENIZER_MODULE
 
@@ -57,6 +59,7 @@ class Watch:
         self._passed: set[str] = set()
         self._named: set[int] = set()
         self._put_back_call: Callable[[], None] | None = None
+        self._looked_at: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._speech = SpeechWatch(recorder, self._speaks)
 
     @contextmanager
@@ -88,19 +91,22 @@ class Watch:
         recorder = self._recorder
         if recorder.model is not None:
             return
+        model = uncompiled(model)
         self._release_modules()
-        head = None
-        adapter: Adapter
         if speech_models.knows(model):
             speech = CosyVoice(recorder, model)
             recorder.attach(model, speech, speech.head, sampling, speech_models.about(model))
             speech.listen()
             return
         if transformers_causal.knows(model):
-            adapter, head = TransformersCausal(recorder, model), transformers_causal.head_of(model)
-        else:
-            adapter = AnyModule(recorder)
-        recorder.attach(model, adapter, head, sampling)
+            causal = TransformersCausal(recorder, model)
+            head = transformers_causal.head_of(model)
+            recorder.attach(
+                model, causal, head, sampling, transformers_causal.about(model, replayable=recorder.command is not None)
+            )
+            causal.listen()
+            return
+        recorder.attach(model, AnyModule(recorder), None, sampling)
 
     def _speaks(self, model: nn.Module) -> None:
         """A speech model begins a segment."""
@@ -144,6 +150,11 @@ class Watch:
             return
         if next(module.parameters(), None) is None:
             return
+        owner = None if module in self._looked_at else _encoders_model(module)
+        self._looked_at.add(module)
+        if owner is not None:
+            self.found(owner)
+            return
         if self._waits_for is None:
             inner = next((item for item in module.modules() if transformers_causal.knows(item)), None)
             known = inner or _living_model()
@@ -165,7 +176,11 @@ class Watch:
     # ---------------------------------------------------------------- transformers
 
     def _watch_transformers(self) -> None:
-        wanted = {GENERATION_MODULE: self._watch_generation, TOKENIZER_MODULE: self._watch_tokenizers}
+        wanted: dict[str, Callable[[ModuleType], None]] = {
+            GENERATION_MODULE: self._watch_generation,
+            TOKENIZER_MODULE: self._watch_tokenizers,
+            DYNAMO: self._watch_compiler,
+        }
         missing: dict[str, Callable[[ModuleType], None]] = {}
         for name, action in wanted.items():
             if name in sys.modules:
@@ -176,6 +191,9 @@ class Watch:
             finder = _AfterImport(missing)
             sys.meta_path.insert(0, finder)
             self._undo.append(lambda: sys.meta_path.remove(finder))
+
+    def _watch_compiler(self, module: ModuleType) -> None:
+        run_eagerly(module, functools.partial(self._recorder.lost, SAID), self._undo)
 
     def _replace(self, owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         original = getattr(owner, name)
@@ -223,11 +241,6 @@ class Watch:
             if self._recorder.model is None and self._pattern is None and transformers_causal.knows(model):
                 self.found(model, describe.sampling(settings))
             adapter = self._recorder.adapter
-            if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-                name = type(model).__name__
-                self._recorder.note(
-                    f"{name} is an encoder-decoder model: its steps are not recorded, only module calls"
-                )
             if not isinstance(adapter, TransformersCausal) or not self._recorder.active:
                 return None
             if not adapter.begin_generation(model, arguments):
@@ -246,7 +259,7 @@ class Watch:
             adapter = self._adapter_of(model)
             if adapter is None:
                 return original(model, *args, **kwargs)
-            self._recorder.note(f"{words} does not choose one token a step; this call of generate is not recorded")
+            self._recorder.lost(f"{words}, which does not choose one token a step")
             adapter.mute(True)
             try:
                 return original(model, *args, **kwargs)
@@ -316,6 +329,15 @@ def _living_model() -> nn.Module | None:
     return next(
         (item for item in gc.get_objects() if issubclass(type(item), mixin) and transformers_causal.knows(item)), None
     )
+
+
+def _encoders_model(module: nn.Module) -> nn.Module | None:
+    """The encoder-decoder whose encoder is called, before the model itself is, by `generate`."""
+    generation = sys.modules.get(GENERATION_MODULE)
+    if generation is None:
+        return None
+    living = (item for item in gc.get_objects() if issubclass(type(item), generation.GenerationMixin))
+    return next((item for item in living if transformers_causal.encoder_of(item) is module), None)
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

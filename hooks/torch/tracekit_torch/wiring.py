@@ -25,6 +25,11 @@ class SeenTensors:
         if tensor.numel():
             self._by_address[tensor.data_ptr()] = (tensor, _version(tensor), slot)
 
+    def slot(self, tensor: torch.Tensor) -> Slot | None:
+        """Where this very tensor was copied to, or None."""
+        seen = self._by_address.get(tensor.data_ptr())
+        return None if seen is None or self.source(tensor) is None else seen[2]
+
     def source(self, tensor: torch.Tensor) -> str | None:
         """The site that recorded this very tensor, or None."""
         seen = self._by_address.get(tensor.data_ptr())
@@ -65,7 +70,9 @@ def _unwritten(tensor: torch.Tensor, version: int | None, copy: torch.Tensor) ->
     a tensor on a device is taken as new then: stored twice, never wrong."""
     if version is not None and not tensor.is_inference():
         return tensor._version == version
-    return tensor.device.type == "cpu" and torch.equal(copy.reshape(tensor.shape), tensor)
+    if tensor.device.type != "cpu" or copy.numel() != tensor.numel():
+        return False
+    return torch.equal(copy.reshape(tensor.shape), tensor)
 
 
 def _same_elements(one: torch.Tensor, other: torch.Tensor) -> bool:

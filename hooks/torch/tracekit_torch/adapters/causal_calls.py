@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tracekit.trace import Json
+from tracekit.trace import ENCODER, Json
 from tracekit_torch.recorder import Recorder, Row
 
 
@@ -17,18 +17,50 @@ def left_padding(mask: torch.Tensor | None, batch: int) -> list[int]:
     return [int(row.argmax()) if bool(row.any()) else 0 for row in mask.ne(0).int().cpu()]
 
 
-CACHE_NAMES = ("cache", "past_key_values")
-"""What the argument that holds the cache is called: from transformers 5.24 on, and before; the old one still works."""
+def spans(mask: torch.Tensor | None, batch: int, length: int) -> list[tuple[int, int]]:
+    """[first, stop) of what an attention mask [batch, length] does not hide, for each row; all of it without one."""
+    if not isinstance(mask, torch.Tensor) or mask.shape != (batch, length) or not length:
+        return [(0, length)] * batch
+    seen = mask.ne(0).int().cpu()
+    last = length - seen.flip(1).argmax(1)
+    return [(int(row.argmax()), int(stop)) if bool(row.any()) else (0, 0) for row, stop in zip(seen, last, strict=True)]
 
 
-def cache_length(arguments: Json) -> int:
-    """Positions that the cache of a call holds before it; 0 without one."""
-    cache = next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
+CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
+"""What the argument that holds the cache is called: from transformers 5.24 on, and before; the old ones still work."""
+
+
+def cache_of(arguments: Any) -> Any:
+    """The cache among the arguments, or in the output, of a call; None without one."""
+    get = arguments.get if isinstance(arguments, dict) else lambda name: getattr(arguments, name, None)
+    return next((found for found in map(get, CACHE_NAMES) if found is not None), None)
+
+
+def cache_length(arguments: Json) -> int | None:
+    """Positions that the cache of a call holds before it; 0 without one; None where the cache does not say it, which a
+    recurrent model's does not."""
+    cache = cache_of(arguments)
     if cache is None:
         return 0
     if hasattr(cache, "get_seq_length"):
-        return int(cache.get_seq_length())
-    return int(cache[0][0].shape[-2])
+        try:
+            return int(cache.get_seq_length())
+        except (ValueError, TypeError, IndexError, AttributeError):
+            return None
+    try:
+        keys = cache[0][0]
+        return int(keys.shape[-2]) if keys.dim() == 4 else None
+    except (TypeError, IndexError, KeyError, AttributeError):
+        return None
+
+
+def fed_to(arguments: Json, decoder: bool = False) -> torch.Tensor | None:
+    """What a call of the model feeds: token ids [batch, time] or embeddings [batch, time, width], of an encoder-decoder
+    the decoder's."""
+    prefix = "decoder_" if decoder else ""
+    value = arguments.get(f"{prefix}input_ids")
+    value = arguments.get(f"{prefix}inputs_embeds") if value is None else value
+    return value if isinstance(value, torch.Tensor) and value.dim() >= 2 else None
 
 
 NOT_DRAWN = "nothing was drawn through torch for this token"
@@ -51,11 +83,19 @@ def output_logits(output: Any) -> torch.Tensor | None:
     return logits if isinstance(logits, torch.Tensor) and logits.dim() == 3 else None
 
 
-def write_call(recorder: Recorder, rows: list[Row], first: int, time: int) -> None:
+def write_call(
+    recorder: Recorder, rows: list[Row], first: int, time: int, encoder: list[tuple[int, int]] | None = None
+) -> None:
     """Write a call over the batch's positions [first, first + time): a frame for each row, without its padding and
-    without positions that it had already (a loop without a cache computes them again)."""
+    without positions that it had already (a loop without a cache computes them again). `encoder`: for each row, which
+    rows of the encoder's input are no padding."""
     recorder.write_sites()
     for index, row in enumerate(rows):
+        if encoder is not None and row.reason is None:
+            begin, stop = encoder[index]
+            tensors = recorder.encoder_tensors(index, begin, stop)
+            if tensors:
+                recorder.writer.call(row.sequence, 0, stop - begin, tensors, ENCODER)
         skipped = max(0, row.next_position + row.padding - first, row.padding - first)
         if row.reason is not None or skipped >= time:
             continue

@@ -11,6 +11,7 @@ that goes on. It is held back in memory until the next call, or the end, decides
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,19 +19,24 @@ import torch
 from torch import nn
 
 from tracekit.log import Tensor, TensorLike
-from tracekit.trace import Json
+from tracekit.trace import ENCODER, Json
 from tracekit_torch import describe
 from tracekit_torch.adapters.causal_calls import (
     NOT_DRAWN,
     cache_length,
+    cache_of,
+    fed_to,
     is_largest,
     left_padding,
     output_logits,
+    spans,
     write_call,
 )
+from tracekit_torch.adapters.encoder_runs import encoded, encoder_axis, encoder_inputs
 from tracekit_torch.adapters.processors import Stage
 from tracekit_torch.draws import Drawn
 from tracekit_torch.recorder import Choice, Recorder, Row, as_tensor, generator_state, survivors
+from tracekit_torch.rows import Axis
 
 
 @dataclass
@@ -42,6 +48,7 @@ class HeldCall:
     tensors: dict[str, TensorLike]
     tail: bool = False
     """Sites that have only the last rows of a call, which is held as well."""
+    axis: str | None = None
 
 
 @dataclass
@@ -76,6 +83,12 @@ class Begun:
     first: int = 0
     fed: int = 0
     """Positions of the batch that were fed."""
+    spans: list[tuple[int, int]] | None = None
+    """Of an encoder-decoder, for each row, which rows of the encoder's input are no padding."""
+    encoder: list[dict[str, torch.Tensor]] | None = None
+    """What the encoder was given, for each row."""
+    cache: Any = None
+    """The cache that the last call was given or made."""
 
 
 class CausalLoop:
@@ -89,6 +102,7 @@ class CausalLoop:
         self._stops = eos if isinstance(eos, list) else [eos]
         self._begun: Begun | None = None
         self._waiting: Waiting | None = None
+        self._encodes = bool(getattr(config, "is_encoder_decoder", False))
 
     @property
     def waits_for_token(self) -> bool:
@@ -100,12 +114,12 @@ class CausalLoop:
     def begin_call(self, arguments: Json) -> None:
         """The model is called."""
         taps = self._recorder.taps
-        ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
-        value = ids if ids is not None else embeds
-        if taps is None or not isinstance(value, torch.Tensor) or value.dim() < 2:
+        value = fed_to(arguments, self._encodes)
+        if taps is None or value is None:
+            self._recorder.lost("calls of the model whose token ids or embeddings are not among its arguments")
             return
-        cached = cache_length(arguments)
-        fed = [[int(token) for token in row] for row in ids.tolist()] if ids is not None else []
+        cached = self._cached(arguments)
+        fed = [] if value.is_floating_point() else [[int(token) for token in row] for row in value.tolist()]
         if not self._goes_on(fed, cached):
             self._begin(arguments, value, fed, cached)
         begun = self._begun
@@ -113,7 +127,25 @@ class CausalLoop:
             return
         begun.first = cached
         begun.fed = cached + value.shape[1]
-        taps.begin(value.shape[0], value.shape[1])
+        axis = self._encoder_axis(arguments) if self._encodes else None
+        if axis is not None and begun.spans is None and axis.time is not None:
+            begun.spans = spans(arguments.get("attention_mask"), axis.batch, axis.time)
+        taps.begin(value.shape[0], value.shape[1], length=begun.fed, encoder=axis)
+
+    def _cached(self, arguments: Json) -> int:
+        """Positions before a call; where the cache does not say it, those that were fed to this very cache."""
+        cached = cache_length(arguments)
+        if cached is not None:
+            return cached
+        begun = self._begun
+        return begun.fed if begun is not None and begun.cache is cache_of(arguments) else 0
+
+    @staticmethod
+    def _encoder_axis(arguments: Json) -> Axis | None:
+        hidden = encoded(arguments)
+        if hidden is None or hidden.dim() != 3:
+            return encoder_axis(arguments)
+        return Axis(hidden.shape[0], hidden.shape[1], name=ENCODER)
 
     def write(self) -> None:
         """Write what the taps hold, or hold it back."""
@@ -121,7 +153,7 @@ class CausalLoop:
         if taps is None or taps.call is None or begun is None:
             return
         if begun.held is None:
-            write_call(self._recorder, begun.rows, begun.first, taps.call.time)
+            write_call(self._recorder, begun.rows, begun.first, taps.call.time, begun.spans)
         else:
             self._hold(begun, taps.call.time)
         taps.memory.clear()
@@ -131,6 +163,10 @@ class CausalLoop:
         taps, begun = self._recorder.taps, self._begun
         if taps is None or taps.call is None or begun is None:
             return
+        axis = taps.call.encoder
+        if axis is not None and begun.spans is None:
+            begun.spans = spans(None, *axis.size)
+        begun.cache = cache_of(output)
         logits = output_logits(output)
         head = taps.call.head_output
         if logits is not None and head is not None and head.data_ptr() != logits.data_ptr():
@@ -250,10 +286,16 @@ class CausalLoop:
 
     def _begin(self, arguments: Json, value: torch.Tensor, fed: list[list[int]], cached: int) -> None:
         batch = value.shape[0]
-        paddings = left_padding(arguments.get("attention_mask"), batch)
+        prefix = "decoder_" if self._encodes else ""
+        paddings = left_padding(arguments.get(f"{prefix}attention_mask"), batch)
         rows = [self._recorder.new_row(padding, cached + value.shape[1] - padding) for padding in paddings]
         inputs = {} if fed else {"inputs_embeds": value.detach().to("cpu", copy=True)}
-        self._begun = Begun(rows, fed, generator_state(), None, inputs, [[] for _ in rows])
+        self._begun = begun = Begun(rows, fed, generator_state(), None, inputs, [[] for _ in rows])
+        axis = encoder_axis(arguments) if self._encodes else None
+        if axis is not None:
+            mask = arguments.get("attention_mask")
+            ends = spans(mask, axis.batch, axis.time) if axis.time else [(0, 0)] * axis.batch
+            begun.encoder = [encoder_inputs(arguments, axis, index, *ends[index]) for index in range(axis.batch)]
         self._waiting = None
 
     def _step(self, begun: Begun, waiting: Waiting, tokens: list[int]) -> None:
@@ -316,6 +358,10 @@ class CausalLoop:
             for rows, tail in self._recorder.tails(skipped, index):
                 at = first + time - skipped - rows
                 begun.held[index].append(HeldCall(at, rows, _copied(tail), tail=True))
+            if begun.spans is not None:
+                begin, stop = begun.spans[index]
+                encoded_rows = _copied(self._recorder.encoder_tensors(index, begin, stop))
+                begun.held[index].append(HeldCall(0, stop - begin, encoded_rows, axis=ENCODER))
 
     def _release(self, begun: Begun, *, with_head: bool) -> None:
         """Write the beginning of the sequences and the calls that were held back."""
@@ -328,11 +374,12 @@ class CausalLoop:
         for index, row in enumerate(begun.rows):
             ids = begun.ids[index][row.padding :] if begun.ids else None
             inputs = {name: value[index, row.padding :] for name, value in begun.inputs.items()}
+            inputs |= begun.encoder[index] if begun.encoder is not None else {}
             metadata = {"parent": begun.parent} if begun.parent is not None else {}
             recorder.begin_sequence(row, ids, inputs, begun.state, row=index, **metadata)
             for call in begun.held[index]:
                 if call.tensors:
-                    recorder.writer.call(row.sequence, call.first, call.rows, call.tensors)
+                    recorder.writer.call(row.sequence, call.first, call.rows, call.tensors, call.axis)
             if with_head:
                 self._write_head(begun, index, row)
         begun.held = None
@@ -344,14 +391,14 @@ class CausalLoop:
         name = taps.head_site if taps is not None else None
         if name is None or begun.held is None:
             return
-        calls = {call.first: call for call in begun.held[index] if not call.tail}.values()
+        calls = {call.first: call for call in begun.held[index] if not call.tail and call.axis is None}.values()
         for call, head in zip(calls, begun.head, strict=False):
             if head.dim() == 3 and head.shape[1] >= call.rows:
                 rows = head[index, head.shape[1] - call.rows :]
                 self._recorder.writer.call(row.sequence, call.first, call.rows, {name: as_tensor(rows)})
 
 
-def _copied(tensors: dict[str, TensorLike]) -> dict[str, TensorLike]:
+def _copied(tensors: Mapping[str, TensorLike]) -> dict[str, TensorLike]:
     """The same values in memory of their own."""
     return {
         name: Tensor(value.dtype, value.shape, bytes(value.data))

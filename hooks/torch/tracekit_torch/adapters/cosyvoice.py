@@ -199,7 +199,7 @@ class CosyVoice:
     def _before_inner(self, _: nn.Module, args: tuple[Any, ...], kwargs: Json) -> None:
         rows = kwargs.get("inputs_embeds")
         if self._current is not None and isinstance(rows, torch.Tensor) and self._recorder.active:
-            self._recorder.guarded(self._begin_call, self._current, rows, cache_length(kwargs))
+            self._recorder.guarded(self._begin_call, self._current, rows, cache_length(kwargs) or 0)
 
     def _begin_call(self, segment: Segment, rows: torch.Tensor, first: int) -> None:
         """The Qwen2 inside is called with `rows` [1, time, width], the first at position `first`."""

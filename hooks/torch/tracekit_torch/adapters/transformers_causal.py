@@ -1,40 +1,62 @@
-"""Causal language models of transformers: `generate`, and loops that call the model themselves.
+"""Language models of transformers: `generate`, and loops that call the model themselves.
 
 In `generate`, a step is what happens between two forward calls: the logits processors are called, a token is drawn or
 the largest score taken, and the stopping criteria are called with the new token. Those three calls are watched at class
-level, and `_sample`, which greedy search and sampling share, for the beginning and the end of the sequences.
+level, and `_sample`, which greedy search and sampling share, for the beginning and the end of the sequences. Of an
+encoder-decoder the sequence is the decoder's; what the encoder computed before it is written to every sequence.
 """
 
 from __future__ import annotations
 
+import inspect
+import threading
 from typing import Any
 
 import torch
 from torch import nn
 
-from tracekit.trace import Json
+from tracekit.trace import ENCODER, Json
 from tracekit_torch import describe
 from tracekit_torch.adapters.causal_calls import (
     NOT_DRAWN,
     cache_length,
+    fed_to,
     is_largest,
     left_padding,
     output_logits,
     write_call,
 )
 from tracekit_torch.adapters.causal_loop import CausalLoop
+from tracekit_torch.adapters.encoder_runs import EncoderRun, encoded, encoder_axis
 from tracekit_torch.adapters.processors import Stage
 from tracekit_torch.draws import Drawn
-from tracekit_torch.recorder import Choice, Recorder, Row, generator_state, rows_of, survivors
+from tracekit_torch.recorder import About, Choice, Recorder, Row, generator_state, rows_of, survivors
+from tracekit_torch.rows import Axis
+from tracekit_torch.taps import first_tensor
 
 
 def knows(module: nn.Module) -> bool:
-    """Whether `module` is a causal language model of transformers."""
+    """Whether `module` is a causal language model of transformers, or an encoder-decoder with one."""
     config = getattr(module, "config", None)
     generates = hasattr(module, "generate") and hasattr(module, "get_output_embeddings")
-    if not generates or config is None or getattr(config, "is_encoder_decoder", False):
+    if not generates or config is None:
+        return False
+    if getattr(config, "is_encoder_decoder", False) and encoder_of(module) is None:
         return False
     return isinstance(head_of(module), nn.Module)
+
+
+def encoder_of(module: nn.Module) -> nn.Module | None:
+    """The encoder of an encoder-decoder."""
+    if not getattr(getattr(module, "config", None), "is_encoder_decoder", False) or not hasattr(module, "get_encoder"):
+        return None
+    encoder = module.get_encoder()  # type: ignore[operator]
+    return encoder if isinstance(encoder, nn.Module) and encoder is not module else None
+
+
+def about(module: nn.Module, *, replayable: bool) -> About:
+    """What the trace says of the model. `replayable`: the trace says where the program ran."""
+    return About(describe.model_config(module), describe.checkpoint(module, replayable), encoder=encoder_of(module))
 
 
 def head_of(module: nn.Module) -> nn.Module | None:
@@ -43,12 +65,28 @@ def head_of(module: nn.Module) -> nn.Module | None:
     return head if isinstance(head, nn.Module) else None
 
 
+def _repeats(hidden: torch.Tensor, output: torch.Tensor) -> bool:
+    """Whether what the model is given is what the encoder gave, each row of it the same number of times."""
+    if hidden is output:
+        return True
+    if hidden.dim() != output.dim() or hidden.shape[1:] != output.shape[1:] or hidden.shape[0] % output.shape[0]:
+        return False
+    return torch.equal(hidden, output.repeat_interleave(hidden.shape[0] // output.shape[0], dim=0))
+
+
 class Generation:
     """One call of `generate`: a sequence for each row of its batch."""
 
     def __init__(
-        self, recorder: Recorder, model: nn.Module, input_ids: torch.Tensor, settings: Any, arguments: Json
+        self,
+        recorder: Recorder,
+        model: nn.Module,
+        input_ids: torch.Tensor,
+        settings: Any,
+        arguments: Json,
+        encoding: EncoderRun | None = None,
     ) -> None:
+        self.thread = threading.get_ident()
         self.processors = arguments["logits_processor"]
         self.criteria = arguments["stopping_criteria"]
         self.rows: list[Row] = []
@@ -61,6 +99,12 @@ class Generation:
         self._drawn: list[Drawn] = []
         self._natural: list[int] | None = None
         self._call_first = 0
+        self._fed = 0
+        """Positions of the batch that were fed so far, those of the cache that was given included."""
+        self._known = 0
+        """Positions of the batch whose tokens are known."""
+        self._encoding = encoding
+        self._spans: list[tuple[int, int]] | None = None
         self._begin(input_ids, arguments)
 
     @property
@@ -70,13 +114,21 @@ class Generation:
 
     def _begin(self, input_ids: torch.Tensor, arguments: Json) -> None:
         recorder = self._recorder
-        embeds = arguments.get("inputs_embeds")
+        decoder = "decoder_" if encoder_of(self._model) is not None else ""
+        embeds = arguments.get(f"{decoder}inputs_embeds")
         without_ids = input_ids.shape[1] == 0 and embeds is not None
         length = embeds.shape[1] if without_ids and embeds is not None else input_ids.shape[1]
-        mask = arguments.get("attention_mask")
+        mask = arguments.get(f"{decoder}attention_mask")
         # Going on from a cache, only the new tokens may be given; the mask covers the old ones too.
         covered = getattr(self._settings, "_mask_length", length) if mask is None else mask.shape[-1]
-        cached = max(0, covered - length) if cache_length(arguments) else 0
+        cached = max(0, covered - length) if not decoder and cache_length(arguments) != 0 else 0
+        before = cache_length(arguments)
+        self._fed = cached if before is None else before
+        self._known = cached + length
+        encoding, batch = self._encoding, input_ids.shape[0]
+        if encoding is not None:
+            each = batch // encoding.axis.batch
+            self._spans = [span for span in encoding.spans() for _ in range(each)]
         paddings = left_padding(mask, input_ids.shape[0])
         state = generator_state()
         settings = describe.sampling(self._settings)
@@ -84,6 +136,8 @@ class Generation:
             padding = paddings[index]
             row = recorder.new_row(padding, cached + length - padding)
             inputs = {"inputs_embeds": embeds[index, padding:]} if without_ids and embeds is not None else {}
+            if encoding is not None:
+                inputs |= encoding.prompt(index * encoding.axis.batch // batch)
             self.rows.append(row)
             recorder.begin_sequence(
                 row,
@@ -93,24 +147,45 @@ class Generation:
                 sampling=settings,
                 row=index,
             )
+        if encoding is not None:
+            recorder.write_sites()
+            for index, row in enumerate(self.rows):
+                encoding.write(recorder, row, index * encoding.axis.batch // batch)
 
     # ---------------------------------------------------------------- calls
 
     def begin_call(self, arguments: Json) -> None:
         """The model is called with [batch, time] token ids or embeddings."""
         taps = self._recorder.taps
-        value = arguments.get("input_ids")
-        value = arguments.get("inputs_embeds") if value is None else value
+        encoder = encoder_of(self._model) is not None
+        value = fed_to(arguments, encoder)
         if taps is None or value is None or value.shape[0] != len(self.rows):
             return
-        self._call_first = cache_length(arguments)
-        taps.begin(value.shape[0], value.shape[1])
+        time = value.shape[1]
+        self._call_first = self._first_of(arguments, time)
+        self._fed = self._call_first + time
+        hidden = encoded(arguments) if encoder else None
+        axis = None if hidden is None or hidden.dim() != 3 else Axis(hidden.shape[0], hidden.shape[1], name=ENCODER)
+        if axis is not None and self._spans is None:
+            self._spans = [(0, hidden.shape[1])] * len(self.rows) if hidden is not None else None
+        taps.begin(value.shape[0], time, length=self._fed, encoder=axis)
+
+    def _first_of(self, arguments: Json, time: int) -> int:
+        """Position of the batch at which a call of `time` positions begins: what the cache holds, or, where it does not
+        say, by what was fed: all that is known, the next part of the prompt, or the last token."""
+        cached = cache_length(arguments)
+        if cached:
+            return cached
+        known = self._known + max((row.steps for row in self.rows), default=0)
+        if time >= known or (cached == 0 and self._fed == 0):
+            return 0
+        return self._fed if self._fed + time <= known else max(0, known - time)
 
     def write(self) -> None:
         """Write what the taps hold of the current call."""
         taps = self._recorder.taps
         if taps is not None and taps.call is not None:
-            write_call(self._recorder, self.rows, self._call_first, taps.call.time)
+            write_call(self._recorder, self.rows, self._call_first, taps.call.time, self._spans)
             taps.memory.clear()
 
     def end_call(self, output: Any) -> None:
@@ -254,11 +329,61 @@ class TransformersCausal:
         self._generation: Generation | None = None
         self._muted = False
         self._loop = CausalLoop(recorder, model)
+        self._encoder = encoder_of(model)
+        self._encoding: EncoderRun | None = None
+        """The last run of the encoder by itself."""
+        self._encoding_now: EncoderRun | None = None
+        self._thread = threading.get_ident()
+
+    def listen(self) -> None:
+        """Hook the encoder, which `generate` calls by itself."""
+        if self._encoder is not None:
+            names = list(inspect.signature(self._encoder.forward).parameters)
+
+            def before(_: nn.Module, args: tuple[Any, ...], kwargs: Json) -> None:
+                if self._recorder.active and not self._muted:
+                    self._recorder.guarded(self._begin_encoder, dict(zip(names, args, strict=False)) | kwargs)
+
+            def after(_: nn.Module, args: Any, output: Any) -> None:
+                if self._recorder.active and not self._muted:
+                    self._recorder.guarded(self._end_encoder, output)
+
+            hold = self._recorder.hold
+            hold(self._encoder.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
+            hold(self._encoder.register_forward_hook(after))
+
+    def _begin_encoder(self, arguments: Json) -> None:
+        taps = self._recorder.taps
+        if taps is None or self._of_another_thread:
+            return
+        taps.encoded = None
+        if taps.call is not None:
+            taps.call.inside_encoder = True
+            return
+        axis = encoder_axis(arguments)
+        if axis is not None:
+            self._encoding_now = EncoderRun(axis, arguments, arguments.get("attention_mask"))
+            taps.begin_encoder(axis)
+
+    def _end_encoder(self, output: Any) -> None:
+        taps, run = self._recorder.taps, self._encoding_now
+        if taps is None or taps.call is None or self._of_another_thread:
+            return
+        value = first_tensor(output)
+        if value is not None:
+            taps.encoded = (value, taps.site_of(value))
+        taps.call.inside_encoder = False
+        if run is not None:
+            run.keep(self._recorder)
+            run.output = value
+            self._encoding, self._encoding_now = run, None
+            taps.end()
 
     def begin(self, arguments: Json) -> None:
         """The model is called."""
-        if self._muted:
+        if self._muted or self._of_another_thread:
             return
+        self._thread = threading.get_ident()
         if self._generation is not None:
             self._generation.begin_call(arguments)
         else:
@@ -266,23 +391,40 @@ class TransformersCausal:
 
     def end(self, output: Any) -> None:
         """The model has answered."""
-        if self._muted:
+        if self._muted or self._of_another_thread:
             return
         if self._generation is not None:
             self._generation.end_call(output)
         else:
             self._loop.end_call(output)
 
+    @property
+    def _of_another_thread(self) -> bool:
+        """Whether this thread runs the model while another one's generation or call goes on; said once."""
+        taps = self._recorder.taps
+        call = None if taps is None else taps.call
+        busy = self._generation.thread if self._generation is not None else None if call is None else call.thread
+        if busy is None or busy == threading.get_ident():
+            return False
+        self._recorder.lost("calls of the model that another thread made during a generation or call that is recorded")
+        return True
+
     def write(self) -> None:
         """Write what the taps hold of the current call."""
-        if self._generation is not None:
+        if self._encoding_now is not None:
+            self._encoding_now.keep(self._recorder)
+            if self._recorder.taps is not None:
+                self._recorder.taps.memory.clear()
+        elif self._generation is not None:
             self._generation.write()
         else:
             self._loop.write()
 
     def listening(self) -> bool:
         """Between two calls of a generation or a loop."""
-        return not self._muted and (self._generation is not None or self._loop.waits_for_token)
+        if self._generation is not None:
+            return not self._muted and self._generation.thread == threading.get_ident()
+        return not self._muted and self._loop.waits_for_token and self._thread == threading.get_ident()
 
     def drew(self, drawn: Drawn) -> torch.Tensor | None:
         """Something was drawn."""
@@ -320,7 +462,13 @@ class TransformersCausal:
             return False
         self._loop.finish(None, None)
         input_ids = arguments["input_ids"]
-        self._generation = Generation(self._recorder, model, input_ids, arguments["generation_config"], arguments)
+        run, hidden = self._encoding, encoded(arguments)
+        if run is not None and (run.output is None or hidden is None or not _repeats(hidden, run.output)):
+            run = None
+        if self._encoder is not None and run is None:
+            self._recorder.lost("a run of the encoder that was over before the recording, or that was changed since")
+        settings = arguments["generation_config"]
+        self._generation = Generation(self._recorder, model, input_ids, settings, arguments, run)
         return True
 
     def end_generation(self, reason: str, detail: str | None = None) -> None:
