@@ -226,8 +226,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_checkpoint(model: str, folder: Path, seed: int = 11, **more: Any) -> None:
-    """Write a tiny random checkpoint; its config.json has candle's words for the rotary settings."""
+def make_checkpoint(model: str, folder: Path, seed: int = 11, old_words: bool = True, **more: Any) -> None:
+    """Write a tiny random checkpoint. With `old_words` its config.json says `rope_theta` where candle looks for it; as
+    transformers 5 writes it, candle's Llama finds no theta and takes 10000."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -248,6 +249,8 @@ def make_checkpoint(model: str, folder: Path, seed: int = 11, **more: Any) -> No
     network.save_pretrained(folder)
     path = folder / "config.json"
     written = json.loads(path.read_text())
+    if not old_words:
+        return
     written.pop("rope_parameters", None)
     if "hidden_activation" in words:
         written.pop("hidden_act", None)  # candle takes one of the two

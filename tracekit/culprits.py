@@ -106,10 +106,13 @@ def _harmless(
         scaled = [run.is_multiplied(recipe) for run, recipe in zip(runs, pair, strict=True)]
         if None not in scaled and scaled[0] != scaled[1]:
             who = ("reference", "candidate") if scaled[0] else ("candidate", "reference")
-            said = (
-                f"{site}: the {who[0]} multiplies the embeddings by {pair[0].factor:.6g} in it, the {who[1]} after it"
+            said = f"{site}: the {who[0]} multiplies the embeddings by {pair[0].factor:.6g} in it, the {who[1]}"
+            # Of a run that does not hold what enters the first layer, only later sites tell.
+            seen = not pair[0 if scaled[1] else 1].either
+            rest = (
+                "after it; both are right, and it is" if seen else "after it or not at all, as later sites show; it is"
             )
-            out[pair[0].stored, pair[1].stored] = f"{said}; both are right, and it is not compared"
+            out[pair[0].stored, pair[1].stored] = f"{said} {rest} not compared"
     return out
 
 

@@ -357,10 +357,15 @@ class _Layer:
             book.add_passing(name, entry[0])
         if self.index:
             return
-        known, stored = book.known.get(table), book.resolve(entry[0])
-        if known is None or known.factor == 1.0 or stored is None:
+        known = book.known.get(table)
+        if known is None or known.factor == 1.0:
             book.add_passing(entry[0], table)
-        elif stored == known.stored:
+            return
+        # Of the run itself: where the other trace multiplies in the module, its wiring says nothing of this one.
+        stored = resolve(book.trace, entry[0])
+        if stored is None:
+            return
+        if stored == known.stored:
             book.known[table] = replace(known, either=False)
         else:
             book.known[entry[0]] = replace(known, site=entry[0], stored=stored, either=False)
