@@ -120,6 +120,43 @@ def prepare(folder: Path, models: list[str]) -> dict[str, int]:
     return changed
 
 
+# What of candle-transformers is tracekit's, and what its models need besides.
+OURS = ("models/with_tracing.rs", "quantized_nn.rs", "quantized_var_builder.rs", "generation/mod.rs")
+THEIR_NEEDS = (
+    'byteorder = "1"\nfancy-regex = "0.18"\nnum-traits = "0.2"\nrand = "0.9"\nrayon = "1"\nserde_plain = "1"\n'
+)
+
+
+def check_all(folder: Path) -> dict[str, int]:
+    """Check that every file of candle-transformers compiles; gives how many lines of each were changed."""
+    (folder / "src").mkdir(parents=True, exist_ok=True)
+    manifest = MANIFEST.format(tracekit=RUST / "tracekit", version=VERSION, same_features=shared_dependencies())
+    manifest = (
+        manifest.replace("[[bin]]", "[lib]").replace("src/main.rs", "src/lib.rs").replace("-models", "_models_all")
+    )
+    write(folder / "Cargo.toml", manifest.lstrip().replace("tracing = {", THEIR_NEEDS + "tracing = {", 1))
+    write(folder / "src/lib.rs", "")
+    if not (folder / "Cargo.lock").exists():
+        shutil.copy(RUST / "Cargo.lock", folder / "Cargo.lock")
+    theirs = registry_source(folder)
+    changed = {}
+    for path in sorted(theirs.rglob("*.rs")):
+        name = path.relative_to(theirs).as_posix()
+        if name in OURS or name.startswith("generation/"):
+            continue
+        before = path.read_text()
+        after = with_our_use_lines(before)
+        for ours in OURS:
+            module = Path(ours).parent.name if ours.endswith("mod.rs") else Path(ours).stem
+            if name in ("lib.rs", "models/mod.rs"):
+                after = after.replace(f"pub mod {module};", f"pub use tracekit::{module};")
+        changed[name] = lines_changed(before, after)
+        (folder / "src" / name).parent.mkdir(parents=True, exist_ok=True)
+        write(folder / "src" / name, after)
+    cargo("check", "--release", "--quiet", folder=folder, target=RUST / "target")
+    return changed
+
+
 def registry_source(folder: Path) -> Path:
     about = json.loads(cargo("metadata", "--format-version", "1", "--all-features", folder=folder))
     [package] = [one for one in about["packages"] if one["name"] == "candle-transformers"]
@@ -162,7 +199,7 @@ def plain_forward() -> str:
     return "Box::new(move |ids: &candle::Tensor, at: usize| model.forward(ids, at))"
 
 
-USE = re.compile(r"^(?:pub(?:\([a-z]+\))? )?use [^;]*;", re.M)
+USE = re.compile(r"^[ \t]*(?:pub(?:\([a-z]+\))? )?use [^;]*;", re.M)
 
 
 def with_our_use_lines(text: str) -> str:
@@ -178,9 +215,9 @@ def with_our_use_lines(text: str) -> str:
         group = re.search(r"\n? *models::(with_tracing::(?:\{[^}]*\}|\w+)),?", line)
         if group and line.startswith("use crate::{"):
             line = line.replace(group[0], "") + f"\nuse tracekit::{group[1]};"
-        if re.match(r"use candle_nn::", line):
+        if re.match(r"\s*(?:pub(?:\([a-z]+\))? )?use candle_nn::", line):
             line = line.replace("use candle_nn::", "use tracekit::nn::", 1)
-            if needs_path:
+            if needs_path and line.startswith("use "):
                 needs_path = False
                 line = re.sub(r"^use tracekit::nn::\{", "use tracekit::nn::{self as candle_nn, ", line)
                 line = re.sub(r"^use tracekit::nn::(\w[^;{]*);", r"use tracekit::nn::{self as candle_nn, \1};", line)

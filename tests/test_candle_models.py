@@ -57,6 +57,13 @@ def test_a_theta_that_is_not_read_is_named(run: Callable[..., Row], tmp_path: Pa
     assert (row.verdict, row.differences) == ("divergence", ("rotary theta 10000 instead of 100000",))
 
 
+def test_every_model_compiles(tmp_path: Path) -> None:
+    """The drop-ins have the whole of candle_nn's and of with_tracing's constructors."""
+    changed = candle_models.check_all(tmp_path)
+    assert len(changed) > 200
+    assert max(changed.values()) <= 8 and sum(changed.values()) < 300
+
+
 def test_only_use_lines_are_changed() -> None:
     before = (
         "//! use candle_nn::x;\n"
