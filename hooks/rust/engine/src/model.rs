@@ -35,7 +35,7 @@ impl<'a> Model<'a> {
         self.decoder.cached()
     }
 
-    /// Logits of the last of `ids`, [vocabulary] in float32; the cache grows by all of them.
+    /// Logits of the last of `ids`, `[vocabulary]` in float32; the cache grows by all of them.
     pub fn forward(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         tracekit::forward(self.cached(), ids.len())?;
         let input = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;

@@ -24,7 +24,7 @@ pub struct Context<'a> {
 
 type Apply = Box<dyn Fn(&mut [f32], &Context)>;
 
-/// A change of the scores, [vocabulary]; a token that is removed gets minus infinity.
+/// A change of the scores, `[vocabulary]`; a token that is removed gets minus infinity.
 pub struct Processor {
     /// transformers' class.
     pub class: &'static str,

@@ -78,7 +78,7 @@ impl Model {
         })
     }
 
-    /// Logits behind the last of `ids`, [vocabulary].
+    /// Logits behind the last of `ids`, `[vocabulary]`.
     fn forward(&self, ids: &[u32]) -> Result<Tensor> {
         let mut xs = self.embed.forward(&Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?)?;
         for layer in &self.layers {

@@ -18,7 +18,8 @@
 //! ```
 //!
 //! The three calls may be left out: then the first embedding's ids are the prompt, and a site that fires again begins
-//! the next forward call. `examples/record_candle.rs` is a whole program:
+//! the next forward call. `examples/record_candle.rs` is a whole program, `examples/own_loop.rs` one with embeddings from several
+//! tables, a sampler and a loop of its own:
 //! `TRACEKIT_LOG=/tmp/x.tklog cargo run --example record_candle --features candle`.
 //!
 //! Any other engine calls [`tap_raw`], and its generation loop says three things: [`sequence`] where a generation

@@ -1,6 +1,6 @@
 //! The site table: what each site is, where its module's input comes from, and why it may have no values.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
@@ -32,6 +32,14 @@ pub(crate) enum Stored {
     Skipped(String),
 }
 
+/// What the log says of a site.
+struct Met {
+    order: usize,
+    has_values: bool,
+    /// Why some calls, or all, gave none.
+    why: Option<String>,
+}
+
 /// All sites met so far, in the order in which they first gave a value.
 #[derive(Default)]
 pub(crate) struct SiteTable {
@@ -39,10 +47,7 @@ pub(crate) struct SiteTable {
     wiring: HashMap<String, String>,
     /// How many heads lie side by side in a row.
     heads: HashMap<String, usize>,
-    /// Order of each site.
-    met: HashMap<String, usize>,
-    /// Those of `met` that have no values yet.
-    skipped: HashSet<String>,
+    met: HashMap<String, Met>,
     /// Rows that the log does not have yet.
     waiting: Vec<Value>,
 }
@@ -80,22 +85,26 @@ impl SiteTable {
         self.heads.insert(name.to_string(), heads);
     }
 
-    /// Adds the row of a site when it is first met, and again when one that was skipped has values after all.
+    /// Adds the row of a site when it is first met, and again when more is to say of it: that one that was skipped has
+    /// values after all, or that a call of one with values has none.
     pub(crate) fn meet(&mut self, name: &str, stored: Stored) {
-        let has_values = matches!(stored, Stored::Values);
-        let order = match self.met.get(name) {
-            None => self.met.len(),
-            Some(&order) if has_values && self.skipped.contains(name) => order,
-            Some(_) => return,
+        let order = self.met.get(name).map_or(self.met.len(), |met| met.order);
+        let (has_values, partial) = match (self.met.get(name), &stored) {
+            (None, stored) => (matches!(stored, Stored::Values), None),
+            (Some(Met { has_values: false, why: Some(why), .. }), Stored::Values) => (true, Some(why.clone())),
+            (Some(Met { has_values: true, why: None, .. }), Stored::Skipped(why)) => (true, Some(why.clone())),
+            (Some(_), _) => return,
         };
-        if matches!(stored, Stored::Skipped(_)) {
-            self.skipped.insert(name.to_string());
-        } else {
-            self.skipped.remove(name);
+        let why = match &stored {
+            Stored::Skipped(why) => Some(why.clone()),
+            _ => partial.clone(),
+        };
+        let mut row = self.row(name, order, if has_values { Stored::Values } else { stored });
+        if let Some(why) = partial {
+            row.insert("partial".into(), Value::from(why));
         }
-        let row = self.row(name, order, stored);
         self.waiting.push(Value::Object(row));
-        self.met.insert(name.to_string(), order);
+        self.met.insert(name.to_string(), Met { order, has_values, why });
     }
 
     fn row(&self, name: &str, order: usize, stored: Stored) -> Map<String, Value> {
@@ -173,16 +182,20 @@ mod tests {
     }
 
     #[test]
-    fn a_skip_lasts_until_there_are_values() {
+    fn a_skip_is_of_its_call() {
         let mut table = SiteTable::default();
         table.meet("head", Stored::Skipped("why".into()));
-        table.meet("norm", Stored::Values);
         table.meet("head", Stored::Skipped("another why".into()));
         table.meet("head", Stored::Values);
-        table.meet("head", Stored::Skipped("too late".into()));
+        table.meet("norm", Stored::Values);
+        table.meet("norm", Stored::Skipped("one call".into()));
+        table.meet("norm", Stored::Skipped("two calls".into()));
+        table.meet("norm", Stored::Values);
         let rows = table.take_waiting();
-        assert_eq!(rows.len(), 3);
-        assert_eq!((&rows[0]["skipped"], &rows[0]["order"]), (&"why".into(), &0.into()));
-        assert_eq!(rows[2], serde_json::json!({"name": "head", "order": 0, "class": "tap"}));
+        assert_eq!(rows[0], serde_json::json!({"name": "head", "order": 0, "class": "tap", "skipped": "why"}));
+        assert_eq!(rows[1], serde_json::json!({"name": "head", "order": 0, "class": "tap", "partial": "why"}));
+        assert_eq!(rows[2], serde_json::json!({"name": "norm", "order": 1, "class": "tap"}));
+        assert_eq!(rows[3], serde_json::json!({"name": "norm", "order": 1, "class": "tap", "partial": "one call"}));
+        assert_eq!(rows.len(), 4);
     }
 }

@@ -17,7 +17,7 @@ use crate::variants::Variants;
 pub enum Row {
     Text(u32),
     Speech(u32),
-    /// An embedding of something else, [width].
+    /// An embedding of something else, `[width]`.
     Other(Vec<f32>),
 }
 

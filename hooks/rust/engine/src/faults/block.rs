@@ -145,7 +145,7 @@ impl Faults {
         tied || self.has_block(Kind::TiedHead)
     }
 
-    /// The logits, [vocabulary], behind the head.
+    /// The logits, `[vocabulary]`, behind the head.
     pub fn logits(&self, mut logits: Tensor) -> Result<Tensor> {
         if let Some(factor) = self.find_block(|kind| match kind {
             Kind::HeadScale { factor } => Some(factor),

@@ -85,7 +85,7 @@ impl Faults {
         }
     }
 
-    /// Another way of drawing from probabilities, [vocabulary]: its name, and the token.
+    /// Another way of drawing from probabilities, `[vocabulary]`: its name, and the token.
     pub fn draw(&self, rng: &mut TorchRng, probs: &[f32]) -> Option<(&'static str, usize)> {
         self.find_draw(|kind| match kind {
             Kind::InverseCdf => Some("uniform"),
