@@ -1,6 +1,6 @@
 """Models of candle-transformers that record themselves, against transformers' own.
 
-    python scripts/candle_models.py out/candle-models [MODEL...]
+    python -m scripts.candle_models out/candle-models [MODEL...]
 
 Takes the model files from cargo's registry, changes their `use` lines and nothing else, and builds one program of them
 in the workspace's target folder. Makes a tiny random checkpoint for each model, runs both sides from the same prompts,
@@ -24,6 +24,7 @@ from typing import Any
 from tabulate import tabulate
 
 import tracekit
+from scripts import candle_patch
 
 ROOT = Path(__file__).resolve().parent.parent
 RUST = ROOT / "hooks" / "rust"
@@ -127,14 +128,17 @@ THEIR_NEEDS = (
 )
 
 
-def check_all(folder: Path) -> dict[str, int]:
-    """Check that every file of candle-transformers compiles; gives how many lines of each were changed."""
+def check_all(folder: Path, patched: Path | None = None) -> dict[str, int]:
+    """Check that every file of candle-transformers compiles; gives how many lines of each were changed: none where
+    `patched`, a folder of `scripts/candle_patch.py`, stands for candle-nn."""
     (folder / "src").mkdir(parents=True, exist_ok=True)
-    manifest = MANIFEST.format(tracekit=RUST / "tracekit", version=VERSION, same_features=shared_dependencies())
+    own = RUST / "tracekit" if patched is None else patched / "tracekit"
+    manifest = MANIFEST.format(tracekit=own, version=VERSION, same_features=shared_dependencies())
     manifest = (
         manifest.replace("[[bin]]", "[lib]").replace("src/main.rs", "src/lib.rs").replace("-models", "_models_all")
     )
-    write(folder / "Cargo.toml", manifest.lstrip().replace("tracing = {", THEIR_NEEDS + "tracing = {", 1))
+    manifest = manifest.lstrip().replace("tracing = {", THEIR_NEEDS + "tracing = {", 1)
+    write(folder / "Cargo.toml", manifest + ("" if patched is None else candle_patch.patch(patched) + "\n"))
     write(folder / "src/lib.rs", "")
     if not (folder / "Cargo.lock").exists():
         shutil.copy(RUST / "Cargo.lock", folder / "Cargo.lock")
@@ -142,19 +146,24 @@ def check_all(folder: Path) -> dict[str, int]:
     changed = {}
     for path in sorted(theirs.rglob("*.rs")):
         name = path.relative_to(theirs).as_posix()
-        if name in OURS or name.startswith("generation/"):
+        if patched is None and (name in OURS or name.startswith("generation/")):
             continue
         before = path.read_text()
-        after = with_our_use_lines(before)
-        for ours in OURS:
-            module = Path(ours).parent.name if ours.endswith("mod.rs") else Path(ours).stem
-            if name in ("lib.rs", "models/mod.rs"):
-                after = after.replace(f"pub mod {module};", f"pub use tracekit::{module};")
+        after = before if patched else with_our_modules(name, with_our_use_lines(before))
         changed[name] = lines_changed(before, after)
         (folder / "src" / name).parent.mkdir(parents=True, exist_ok=True)
         write(folder / "src" / name, after)
     cargo("check", "--release", "--quiet", folder=folder, target=RUST / "target")
     return changed
+
+
+def with_our_modules(name: str, text: str) -> str:
+    """Where candle-transformers declares the modules that tracekit has drop-ins for, those stand."""
+    if name in ("lib.rs", "models/mod.rs"):
+        for ours in OURS:
+            module = Path(ours).parent.name if ours.endswith("mod.rs") else Path(ours).stem
+            text = text.replace(f"pub mod {module};", f"pub use tracekit::{module};")
+    return text
 
 
 def registry_source(folder: Path) -> Path:

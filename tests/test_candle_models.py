@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import candle_models
+from scripts import candle_models, candle_patch
 from scripts.candle_models import CASES, FAMILIES, Case, Row
 
 WINDOW = "the sliding window of 8 is ignored"
@@ -62,6 +62,13 @@ def test_every_model_compiles(tmp_path: Path) -> None:
     changed = candle_models.check_all(tmp_path)
     assert len(changed) > 200
     assert max(changed.values()) <= 8 and sum(changed.values()) < 300
+
+
+def test_every_model_compiles_unedited_on_the_patched_candle_nn(tmp_path: Path) -> None:
+    candle_patch.make(tmp_path / "patched")
+    changed = candle_models.check_all(tmp_path / "all", tmp_path / "patched")
+    assert len(changed) > 200
+    assert not any(changed.values())
 
 
 def test_only_use_lines_are_changed() -> None:

@@ -1,9 +1,11 @@
 //! Which parameter a tensor is, and what a module is called that was made from tensors alone.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, Once, PoisonError};
 
 use candle_core::Tensor;
+
+use crate::signals::say;
 
 /// Modules without a name that are recorded; a program that makes one in every forward call is not, beyond these.
 const MOST_UNNAMED: usize = 4096;
@@ -81,7 +83,15 @@ fn next_unnamed(names: &mut Names, class: &'static str) -> String {
         return String::new();
     }
     *count += 1;
-    format!("unnamed.{}.{}", class.to_lowercase(), *count - 1)
+    let name = format!("unnamed.{}.{}", class.to_lowercase(), *count - 1);
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        say(&format!(
+            "a {class} is made from a tensor that is no known parameter: it is recorded as `{name}`, and others \
+             likewise; get its weight from tracekit::nn::watched(vb)"
+        ));
+    });
+    name
 }
 
 /// transformers' name of the head that shares the table of this embedding: `model.embed_tokens` has `lm_head`,
