@@ -44,6 +44,31 @@ LOADERS = {
     "mistral": ("mistral::Config", "mistral::Model::new(&config, vb)?"),
     "gemma": ("gemma::Config", "gemma::Model::new(false, &config, vb)?"),
     "phi3": ("phi3::Config", "phi3::Model::new(&config, vb)?"),
+    "gemma2": ("gemma2::Config", "gemma2::Model::new(false, &config, vb)?"),
+    "starcoder2": ("starcoder2::Config", "starcoder2::Model::new(&config, vb)?"),
+    "olmo": ("olmo::Config", "olmo::Model::new(&config, vb)?"),
+    "olmo2": ("olmo2::Config", "olmo2::Model::new(&config, vb)?"),
+    "stable_lm": ("stable_lm::Config", "stable_lm::Model::new(&config, vb)?"),
+    "mixtral": ("mixtral::Config", "mixtral::Model::new(&config, vb)?"),
+    "qwen2_moe": ("qwen2_moe::Config", "qwen2_moe::Model::new(&config, vb)?"),
+    "qwen3_moe": ("qwen3_moe::Config", "qwen3_moe::ModelForCausalLM::new(&config, vb)?"),
+    "granite": (
+        "granite::GraniteConfig",
+        "{{ let config = config.into_config(false);"
+        " let mut cache = granite::Cache::new(true, candle::DType::F32, &config, vb.device())?;"
+        " let model = granite::Granite::load(vb, &config)?;"
+        " Box::new(move |ids: &candle::Tensor, at: usize| model.forward(ids, at, &mut cache)) }}",
+    ),
+    "phi": (
+        "phi::Config",
+        "{{ let mut model = phi::Model::new(&config, vb)?;"
+        " Box::new(move |ids: &candle::Tensor, _: usize| model.forward(ids)) }}",
+    ),
+    "falcon": (
+        "falcon::Config",
+        "{{ let mut model = falcon::Falcon::load(vb, config)?;"
+        " Box::new(move |ids: &candle::Tensor, _: usize| model.forward(ids)) }}",
+    ),
 }
 
 MANIFEST = """
@@ -57,6 +82,7 @@ publish = false
 
 [features]
 flash-attn = []
+cuda = []
 
 [[bin]]
 name = "candle-models"
@@ -110,7 +136,8 @@ def prepare(folder: Path, models: list[str]) -> dict[str, int]:
         shutil.copy(RUST / "Cargo.lock", folder / "Cargo.lock")
     theirs = registry_source(folder)
     write(source / "main.rs", (RUST / "candle-models/main.rs").read_text())
-    write(source / "utils.rs", (theirs / "utils.rs").read_text())
+    for shared in ("utils.rs", "fused_moe.rs"):
+        write(source / shared, with_our_use_lines((theirs / shared).read_text()))
     changed = {}
     for model in models:
         before = (theirs / "models" / f"{model}.rs").read_text()
@@ -270,6 +297,35 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma": {"hidden_activation": "gelu_pytorch_tanh"},
     "phi3": {"sliding_window": None, "original_max_position_embeddings": 256},
 }
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True, "decoder_sparse_step": 1}
+# Those that the tests do not run; the table has them where they are asked for by name.
+MORE: dict[str, dict[str, Any]] = {
+    "gemma2": {"hidden_activation": "gelu_pytorch_tanh", "sliding_window": 8, "query_pre_attn_scalar": 16},
+    "starcoder2": {"norm_epsilon": 1e-5, "sliding_window": None, "tie_word_embeddings": True},
+    "olmo": {"clip_qkv": None},
+    "olmo2": {"clip_qkv": None},
+    "stable_lm": {"model_type": "stablelm", "partial_rotary_factor": 0.25, "use_qkv_bias": True},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4096, "use_flash_attn": False},
+    "qwen2_moe": {
+        **EXPERTS,
+        "num_experts": 4,
+        "shared_expert_intermediate_size": 32,
+        "sliding_window": 4096,
+        "use_sliding_window": False,
+        "max_window_layers": 3,
+    },
+    "qwen3_moe": {**EXPERTS, "num_experts": 4, "use_sliding_window": False, "max_window_layers": 3},
+    "granite": {"residual_multiplier": 0.5, "logits_scaling": 2.0, "tie_word_embeddings": False},
+    "phi": {"partial_rotary_factor": 0.5, "qk_layernorm": False},
+    "falcon": {
+        "layer_norm_epsilon": 1e-5,
+        "n_head_kv": None,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "new_decoder_architecture": False,
+        "tie_word_embeddings": False,
+    },
+}
 
 
 def make_checkpoint(model: str, folder: Path, seed: int = 11, old_words: bool = True, **more: Any) -> None:
@@ -279,9 +335,14 @@ def make_checkpoint(model: str, folder: Path, seed: int = 11, old_words: bool = 
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    words = PLAIN | FAMILIES[model] | more
-    theta = words.pop("rope_theta", 10000.0)
-    config = AutoConfig.for_model(model, **words, rope_parameters={"rope_type": "default", "rope_theta": theta})
+    words = PLAIN | (FAMILIES | MORE)[model] | more
+    if model == "falcon":
+        del words["head_dim"]  # it works it out
+    theta, kind = words.pop("rope_theta", 10000.0), words.pop("model_type", model)
+    rotary = {"rope_type": "default", "rope_theta": theta}
+    if "partial_rotary_factor" in words:
+        rotary["partial_rotary_factor"] = words["partial_rotary_factor"]
+    config = AutoConfig.for_model(kind, **words, rope_parameters=rotary)
     network = AutoModelForCausalLM.from_config(config).float()
     with torch.no_grad():
         for name, value in network.named_parameters():
@@ -373,13 +434,17 @@ class Row:
     """`lm_head` is among them."""
 
 
+def _said(culprit: dict[str, Any]) -> str:
+    explained = culprit.get("explanation")
+    return str(explained["text"]) if explained else f"not explained: {culprit['site']}"
+
+
 def compare(model: str, lines: int, case: Case, reference: Path, native: Path, checkpoint: Path) -> Row:
     diff = json.loads(run_tracekit("diff", "--json", str(reference), str(native), "--weights", str(checkpoint)).stdout)
     audit = json.loads(run_tracekit("audit", "--json", str(native), "--weights", str(checkpoint)).stdout)
-    ruled = [row["explanation"] for row in (*diff["culprits"], *audit["culprits"])]
-    texts = [str(explained["text"]) if explained else "not explained" for explained in ruled]
-    if diff["verdict"] == "divergence" and not diff["culprits"]:
-        texts.insert(0, f"not explained: {diff['cause']} at {diff['site']}")
+    texts = [_said(row) for row in (*diff["culprits"], *audit["culprits"])]
+    if diff["verdict"] == "divergence" and not texts:
+        texts = [f"not explained: {diff['cause']} at {diff['site']}"]
     left = audit["not_audited"]
     share = audit["sites"], audit["sites"] + len(left)
     with tracekit.open(native) as trace:
@@ -388,7 +453,8 @@ def compare(model: str, lines: int, case: Case, reference: Path, native: Path, c
 
 
 def run(folder: Path, models: list[str]) -> list[Row]:
-    lines = prepare(folder / "crate", models)
+    # Some of the others are written with one another.
+    lines = prepare(folder / "crate", list(LOADERS) if set(models) - set(FAMILIES) else models)
     program = build(folder / "crate")
     rows = []
     for model in models:
@@ -405,7 +471,7 @@ def run(folder: Path, models: list[str]) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("models", nargs="*", default=list(FAMILIES), metavar="MODEL")
+    parser.add_argument("models", nargs="*", default=list(FAMILIES), metavar="MODEL", help=", ".join(LOADERS))
     options = parser.parse_args()
     rows = run(options.folder, options.models)
     table = [

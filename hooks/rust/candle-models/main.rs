@@ -6,6 +6,7 @@
 // What a model file defines for other programs is not called here.
 #![allow(dead_code, unused_imports, clippy::all)]
 
+mod fused_moe;
 mod models;
 mod utils;
 
