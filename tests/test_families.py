@@ -277,3 +277,20 @@ def test_a_class_of_the_programs_own_does_not_vouch_for_itself(folder, tmp_path:
         "model.norm",
         "weight used instead of weight + 1",
     )
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma"])
+def test_rows_that_are_alike_are_not_many_errors(name: str, folder, tmp_path: Path) -> None:
+    """A token that repeats gives the first layer equal rows, and these equal errors: no average takes anything away."""
+    trace_of = []
+    for gain in (1.0, 1.00001):
+        model = tiny.load(folder(name))
+        with torch.no_grad():
+            model.model.layers[0].self_attn.q_proj.weight.mul_(gain)
+        out = tmp_path / f"{gain}.h5"
+        with tracekit_torch.record(model, out):
+            model.generate(torch.full((1, 96), 7), max_new_tokens=2, do_sample=False, eos_token_id=None)
+        trace_of.append(tracekit.open(out))
+    clean, wrong = (audit(trace, Checkpoint(folder(name))) for trace in trace_of)
+    assert [(each.site, each.evidence()) for each in clean.culprits] == []
+    assert [each.site for each in wrong.culprits] == ["model.layers.0.self_attn.q_proj"]

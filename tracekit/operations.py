@@ -48,6 +48,9 @@ class Result:
     draws: tuple[Floats, ...] = ()
     """Errors of whole runs with drawn roundings at the rows `drawn_rows`, where no closed form gives their spread."""
     drawn_rows: NDArray[np.int64] | None = None
+    reordered: tuple[Floats, ...] = ()
+    """Errors of the same products added up in float32 in other orders, all rows: how they spread over rows and columns
+    together. Rows that are alike are rounded alike, and an average over them takes nothing away."""
     hows: tuple[Emulated, ...] = ()
     """The arithmetics that an attention core is emulated in, where it is."""
     others: tuple[Result, ...] = ()
@@ -194,12 +197,31 @@ def linear(matrix: Matrix, x: Floats, dtype: str, closely: bool = False) -> Resu
     variance += walked * _stored_between(x.shape[1], dtype)
     variance += sums.walked(product, walked, x.shape[1], accumulator(dtype))
     excess = sums.excess(x, matrix.weight) if dtype == "float32" else 1.0
+    reordered = _reordered(matrix, x, values, dtype) if closely else ()
     if matrix.bias is None:
         rounded = in_16_bits(dtype, lambda: [as_stored(values, dtype)])
-        return Result(values, variance, rounded=rounded, excess=excess)
+        return Result(values, variance, rounded=rounded, excess=excess, reordered=reordered)
     bias = matrix.bias
     orders = in_16_bits(dtype, lambda: [as_stored(values, dtype), as_stored(as_stored(product, dtype) + bias, dtype)])
-    return Result(values, variance + rounding(product, dtype), rounded=orders, excess=excess)
+    return Result(values, variance + rounding(product, dtype), rounded=orders, excess=excess, reordered=reordered)
+
+
+ORDERS = 8
+"""Orders in which a product is added up again: with a site's columns, some hundred errors to take a variance of."""
+
+
+def _reordered(matrix: Matrix, x: Floats, values: Floats, dtype: str) -> tuple[Floats, ...]:
+    """Errors of x W' + b whose products are added up in float32 in `ORDERS` drawn orders, [rows, width] each."""
+    generator, errors = np.random.default_rng(0), []
+    narrow, weight = x.astype(np.float32), matrix.weight.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(ORDERS):
+            order = generator.permutation(x.shape[1])
+            total = narrow[:, order] @ weight[:, order].T
+            if matrix.bias is not None:
+                total += matrix.bias.astype(np.float32)
+            errors.append(as_stored(total.astype(np.float64), dtype) - values)
+    return tuple(np.where(np.isfinite(error), error, 0.0) for error in errors)
 
 
 SPLIT = 256

@@ -12,6 +12,7 @@ All tests of a trace together raise a false alarm with the probability `FALSE_AL
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -29,8 +30,10 @@ BLOCK_ROWS, FEWEST_ROWS, BLOCK_VALUES = 1024, 64, 1 << 20
 without asking the system for it."""
 CACHED = 64 << 10
 """Elements whose statistics are taken at a time: their dozen arrays stay in the cache."""
-CLOSELY = ("linear", "attention")
-"""Kinds of sites with a cheap bound and a full one."""
+ALIKE = 2.0**-12
+"""Relative distance below which two rows have half of float32's bits in common: then they are rounded alike."""
+PROJECTED = 64
+"""Dimensions that rows are projected to before their distances are taken (Johnson and Lindenstrauss 1984)."""
 LARGEST = np.float32(1e15)
 """Error over its bound that stands for all larger ones, and for what is not finite; its square fits float32."""
 
@@ -260,9 +263,9 @@ def own_error(run: Recomputation, recipe: Recipe, stop: int = 1 << 62, level: fl
     if not windows:
         return None
     own = _judged(run, recipe, windows, level, closely=False)
-    # The cheap bounds take a product's sizes as spread evenly, and the core's errors as alike between the rows where
-    # they were drawn; judge by the full ones.
-    return _judged(run, recipe, windows, level, closely=True) if own.wrong and recipe.kind in CLOSELY else own
+    # The cheap bounds take a product's sizes as spread evenly, the core's errors as alike between the rows where they
+    # were drawn, and those of all rows as independent; judge by the full ones.
+    return _judged(run, recipe, windows, level, closely=True) if own.wrong else own
 
 
 def site_windows(run: Recomputation, recipe: Recipe, stop: int) -> list[Window]:
@@ -281,14 +284,50 @@ def _blocks(window: Window, width: int) -> list[Window]:
 def _judged(run: Recomputation, recipe: Recipe, windows: list[Window], level: float, closely: bool) -> Own:
     tally = Tally()
     width: dict[str, float] = {}
+    sketches = []
     for window in windows:
         recorded = run.recorded(recipe.stored, window)
         result = run.result(recipe, window, run.inputs(recipe, window), closely).closest(recorded)
         tally.add(_overflowed(recorded, result.values, run.dtype(recipe.stored)), result)
-        for kind, factor in spread_width(result).items():
+        for kind, factor in (*spread_width(result).items(), *common_width(result, level).items()):
             width[kind] = max(width.get(kind, 1.0), factor)
+        if closely:
+            sketches.append(_sketch(result.values))
     statistics = tally.statistics()
+    if sketches:
+        for kind, factor in _repeated_width(statistics, _rows_alike(np.concatenate(sketches)), level).items():
+            width[kind] = max(1.0, width.get(kind, 1.0)) * factor
     return Own(recipe, tuple(windows), statistics, statistics.limits(level, width), width, level)
+
+
+def _sketch(values: Floats) -> Floats:
+    """Directions of the rows of `values` [rows, width] in `PROJECTED` random dimensions: [rows, PROJECTED]."""
+    drawn = np.random.default_rng(0).standard_normal((values.shape[1], PROJECTED)) / math.sqrt(PROJECTED)
+    lengths = np.sqrt(np.einsum("ij,ij->i", values, values))
+    directions = values / np.maximum(lengths, 1e-290)[:, None]
+    return np.asarray(np.nan_to_num(directions) @ drawn)
+
+
+def _rows_alike(sketches: Floats) -> float:
+    """How many rows, itself included, a row is alike to on average."""
+    powers = np.einsum("ij,ij->i", sketches, sketches)
+    alike = 0
+    for first in range(0, len(sketches), BLOCK_ROWS):
+        part = slice(first, first + BLOCK_ROWS)
+        apart = powers[part, None] + powers[None] - 2.0 * sketches[part] @ sketches.T
+        alike += int(np.count_nonzero(apart <= ALIKE**2))
+    return max(alike / len(sketches), 1.0)
+
+
+def _repeated_width(statistics: Statistics, alike: float, level: float) -> dict[str, float]:
+    """How much wider than of independent rows statistics over rows spread where each row comes `alike` times."""
+    rows = len(statistics.rows)
+    freedom = rows**2 / float(np.sum(1.0 / statistics.freedoms))
+    return {
+        "size": _wider(freedom / alike, freedom, level),
+        "column": _wider(rows / alike, rows, level),
+        **dict.fromkeys(("gain", "column gain", "column offset"), alike**0.5),
+    }
 
 
 def _overflowed(recorded: Floats, values: Floats, dtype: str) -> Floats:
@@ -317,3 +356,46 @@ def spread_width(result: Result) -> dict[str, float]:
     usual = made[0].limits(once, {})
     peaks = {kind: max(statistics.peaks()[kind] for statistics in made) for kind in usual}
     return {kind: peak / max(usual[kind], 0.5) for kind, peak in peaks.items()}
+
+
+def common_width(result: Result, level: float) -> dict[str, float]:
+    """How much wider than independent errors those of a product spread because its rows have much in common, by
+    statistic: from the second moments of errors in other orders. A mean square of errors that varies as one of fewer
+    would has that many degrees of freedom (Satterthwaite 1946)."""
+    made: list[Statistics] = []
+    for error in result.reordered:
+        tally = Tally()
+        tally.add(result.values + error, Result(result.values, result.variance, result.shared, result.rounded))
+        made.append(tally.statistics())
+    if not made:
+        return {}
+    columns = np.square(np.concatenate([one.columns for one in made]))
+    rows = np.square(np.concatenate([one.rows for one in made]))
+    count, width, freedom = len(made[0].rows), len(made[0].columns), float(made[0].freedoms.min())
+    column, row = _freedom(columns, count), _freedom(rows, freedom)
+    gains = _moment([one.column_gains for one in made])
+    return {
+        "size": _wider(column * width, float(made[0].freedoms.sum()), level) * max(1.0, float(columns.mean())) ** 0.5,
+        "column": _wider(column, count, level) * max(1.0, float(columns.mean())) ** 0.5,
+        "row": _wider(row, freedom, level) * max(1.0, float(rows.mean())) ** 0.5,
+        "gain": gains,
+        "column gain": gains,
+        "column offset": _moment([one.column_offsets for one in made]),
+        "row gain": _moment([one.row_gains for one in made]),
+    }
+
+
+def _moment(deviations: list[Floats]) -> float:
+    """Root mean square of numbers of standard deviations: 1 where the errors are independent."""
+    return float(np.sqrt(np.mean(np.square(np.concatenate(deviations)))))
+
+
+def _freedom(squares: Floats, most: float) -> float:
+    """Degrees of freedom of mean squares, by how much they vary; no more than `most`."""
+    variance = float(squares.var())
+    return min(2.0 * float(squares.mean()) ** 2 / variance, most) if variance > 0.0 else most
+
+
+def _wider(freedom: float, independent: float, level: float) -> float:
+    """How much more a root mean square of `freedom` errors exceeds than one of `independent` errors does."""
+    return root_mean_square(freedom, level) / root_mean_square(independent, level)
