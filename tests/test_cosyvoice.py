@@ -323,7 +323,7 @@ def test_the_end_is_told(said: tuple[list[int], Trace], speaker: Speaker, tmp_pa
     assert int(sequence.tokens[-1]) >= SPEECH and list(sequence.tokens[:-1]) == said[0]
     assert sequence.end_reason == "stop"
     with tracekit_torch.record(speaker.model, tmp_path / "run.h5"):
-        spoken = list(speaker.segment(min_token_text_ratio=0.1, max_token_text_ratio=0.25))
+        spoken = list(speaker.segment(min_token_text_ratio=0.25, max_token_text_ratio=0.25))
     short = tracekit.open(tmp_path / "run.h5").sequences[0]
     assert short.step_count == len(spoken) == short.sampling["max_len"]
     assert short.end_reason == "length"

@@ -57,6 +57,12 @@ def losses(trace: Trace) -> list[str]:
     cut = not trace.sequences or any(sequence.end_reason is None for sequence in trace.sequences)
     if trace.status != "complete" and cut:
         out.append(f"{trace.path}: {trace.status_detail or 'was cut off'}")
+    return out + lost_rows(trace)
+
+
+def lost_rows(trace: Trace) -> list[str]:
+    """Rows of sites that the recorder of a trace meant to keep and the file does not hold, one line each."""
+    out = []
     ended = [(site.name, site.ended) for site in trace.sites.values() if site.ended]
     if ended:
         more = f" and {len(ended) - 1} more" if len(ended) > 1 else ""

@@ -76,7 +76,8 @@ def _is_ids(value: Any) -> bool:
 
 
 def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    """Texts, null where there is none."""
+    return isinstance(value, list) and all(item is None or isinstance(item, str) for item in value)
 
 
 Kind = Callable[[Any], bool]

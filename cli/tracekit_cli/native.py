@@ -10,7 +10,7 @@ import click
 
 import tracekit
 from tracekit.archive import write_archive
-from tracekit.capture import losses, no_such_site, written
+from tracekit.capture import lost_rows, no_such_site, written
 from tracekit.following import ask, shortfalls
 from tracekit.log_trace import LogTrace
 from tracekit.native_program import NativeOptions, environment
@@ -35,7 +35,7 @@ def run_native(words: list[str], out: Path, options: NativeOptions, strict: bool
         return _nothing(words[0], log, code)
     with LogTrace(log) as trace:
         held = written(trace)
-        missed = [no_such_site(trace, options.sites), *losses(trace)]
+        missed = [no_such_site(trace, options.sites), *lost_rows(trace)]
         lacking = _not_followed(trace, options)
         lost = trace.status_detail
         if log != out:

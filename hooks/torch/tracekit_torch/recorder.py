@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from tracekit.archive import write_archive
-from tracekit.capture import UNSEEN, losses, no_such_site, written
+from tracekit.capture import UNSEEN, lost_rows, no_such_site, written
 from tracekit.following import FORCED, shortfalls
 from tracekit.log import LogWriter, Tensor, TensorLike
 from tracekit.log_trace import LogTrace
@@ -221,7 +221,7 @@ class Recorder:
                 if self.log_path != self.out:
                     write_archive(trace, self.out)
                 self.written = written(trace)
-                missed = [no_such_site(trace, self.options.sites), *losses(trace)]
+                missed = [no_such_site(trace, self.options.sites), *lost_rows(trace)]
                 self.not_followed = self._not_followed(trace)
             for sentence in (*missed, *self.not_followed):
                 if sentence is not None:
