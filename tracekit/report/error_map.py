@@ -99,7 +99,8 @@ def _site(
         if judged is None:
             continue
         at = np.maximum(0, np.arange(first, last) - (prompt - 1))
-        np.fmax.at(ratio, at, judged.ratio)
+        shown = at < steps  # a row may be computed for a step that was never taken
+        np.fmax.at(ratio, at[shown], judged.ratio[shown])
         top = float(np.nanmax(judged.ratio))
         if top > worst[0]:
             worst = top, _worst(judged, first, readers, lambda row: (max(0, row - (prompt - 1)), row))
