@@ -125,7 +125,13 @@ def case(seed: int, form: str, bases: Bases, scratch: Path) -> Outcome:
     bad.write_bytes(damaged(rng, base.read_bytes(), SUFFIX[form], scratch / "edited.h5"))
     words = commands(rng, bases, base, bad, scratch)
     fault, detail = run(words, bad)
-    return Outcome(seed, words, fault, detail, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return Outcome(seed, words, fault, detail, peak_memory())
+
+
+def peak_memory() -> int:
+    """Bytes that this process had in memory at most; `ru_maxrss` would count those of the process that started it."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 
 
 def run(words: list[str], bad: Path) -> tuple[str | None, str]:
