@@ -386,12 +386,11 @@ def test_threads_take_turns_and_are_kept_apart(speaker: Speaker, tmp_path: Path)
         for thread in threads:
             thread.join()
     trace = tracekit.open(tmp_path / "run.h5")
-    recorded = {sequence.info["tts_text"]: sequence for sequence in trace.sequences}
+    assert len(trace.sequences) == 2 and spoken[texts[0]] != spoken[texts[1]]
     for text in texts:
-        assert list(recorded[text].tokens[: len(spoken[text])]) == spoken[text]
-        assert recorded[text].end_reason in ("stop", "length")
-        hidden = recorded[text].read("llm.model.model.norm", 0, recorded[text].positions)
-        assert hidden.shape == (recorded[text].positions, WIDTH)
+        (own,) = (each for each in trace.sequences if list(each.tokens[: len(spoken[text])]) == spoken[text])
+        assert own.end_reason in ("stop", "length")
+        assert own.read("llm.model.model.norm", 0, own.positions).shape == (own.positions, WIDTH)
 
 
 def test_a_generation_never_begun_is_no_sequence(speaker: Speaker, tmp_path: Path) -> None:
