@@ -297,9 +297,8 @@ class Noise(Fallback):
         if exact is not None:
             return exact
         spreads = []
-        for trace in self.traces:
-            other = trace.sequences[pair.index] if pair.index < len(trace.sequences) else None
-            if other is not None and site.name in other.sites and other.sites[site.name].covers(first, stop):
+        for other in self._sequences(pair):
+            if site.name in other.sites and other.sites[site.name].covers(first, stop):
                 spreads.append(row_errors(ours, site_reader(other, site.name), first, stop, row_bytes(one, site.name)))
         if not spreads:
             return self.otherwise(pair, site, first, stop)
@@ -314,13 +313,16 @@ class Noise(Fallback):
         if exact is not None:
             return exact
         spreads = []
-        for trace in self.traces:
-            other = trace.sequences[pair.index] if pair.index < len(trace.sequences) else None
-            if other is not None and other.logits_dtype is not None and other.step_count >= stop:
+        for other in self._sequences(pair):
+            if other.logits_dtype is not None and other.step_count >= stop:
                 spreads.append(row_errors(readers[0], logits_reader(other), 0, stop, readers[2]))
         if not spreads:
             return self.otherwise_logits(pair, stop)
         return self._measure(apart, spreads, _computed_in(pair.reference), _computed_in(pair.candidate))
+
+    def _sequences(self, pair: SequencePair) -> list[Sequence]:
+        """The sequence of the pair in each trace that has it."""
+        return [trace.sequences[pair.index] for trace in self.traces if pair.index < len(trace.sequences)]
 
     def _measure(self, apart: RowErrors, spreads: list[RowErrors], *dtypes: str) -> Judged:
         """The distance over the largest one of the references, but never less than what is typical of the site."""

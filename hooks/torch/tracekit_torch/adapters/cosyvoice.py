@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from tracekit.capture import UNSEEN
+from tracekit.file_values import NO_TOKEN
 from tracekit.speech import SILENT
 from tracekit.trace import Json
 from tracekit_torch.adapters.causal_calls import NOT_DRAWN, cache_length, is_largest
 from tracekit_torch.adapters.ras_step import RasStep, sampling_numbers
 from tracekit_torch.adapters.speech_models import silent_tokens
-from tracekit_torch.adapters.speech_rows import NO_TOKEN, InputRow, Run, Vocabulary, runs
+from tracekit_torch.adapters.speech_rows import InputRow, Run, Vocabulary, runs
 from tracekit_torch.adapters.speech_segment import Segment
 from tracekit_torch.draws import Drawn
 from tracekit_torch.recorder import Choice, Recorder, Row, as_tensor, generator_state

@@ -12,6 +12,8 @@ from enum import IntEnum
 
 import torch
 
+from tracekit.file_values import NO_TOKEN
+
 
 class Vocabulary(IntEnum):
     """Which table a row is from; the values of `prompt/vocabulary`."""
@@ -19,10 +21,6 @@ class Vocabulary(IntEnum):
     TEXT = 0
     SPEECH = 1
     NEITHER = 2
-
-
-NO_TOKEN = -1
-"""Stands for the id of a row that is from neither table."""
 
 
 @dataclass(frozen=True)
