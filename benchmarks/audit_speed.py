@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 import tracekit
-from tracekit.audit import audit
-from tracekit.weights import Checkpoint
+from tracekit.auditing.audit import audit
+from tracekit.checkpoints.checkpoint import Checkpoint
 
 PROMPT = "The quick brown fox jumps over the lazy dog. Once upon a time"
 

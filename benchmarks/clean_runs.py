@@ -34,10 +34,10 @@ from benchmarks.fault_bench import benign, inject_torch, models, native
 from benchmarks.fault_bench.patching import Run
 from benchmarks.fault_bench.setups import GREEDY, Setup
 from benchmarks.fault_bench.studio import generate
-from tracekit.audit import audit
-from tracekit.culprits import explained_audit
-from tracekit.verdict import Verdict
-from tracekit.weights import Checkpoint
+from tracekit.auditing.audit import audit
+from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.verdict.attribution import explained_audit
+from tracekit.verdict.decide import Verdict
 
 assert benign  # registers the harmless injections
 

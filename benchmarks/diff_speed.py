@@ -21,9 +21,9 @@ import h5py
 import numpy as np
 
 import tracekit
-from tracekit.archive import write_archive
-from tracekit.log import LogWriter
-from tracekit.log_trace import LogTrace
+from tracekit.formats.archive import write_archive
+from tracekit.formats.log import LogWriter
+from tracekit.formats.log_trace import LogTrace
 
 WIDTHS = (576, 576, 192, 192, 576, 576, 1536, 1536, 1536, 576)
 """Widths of the sites of a layer of SmolLM2-135M."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 import tracekit
-from tracekit import sampling
+from tracekit.sampling import chain as sampling
 from tracekit.trace import Trace
 
 ROOT = Path(__file__).parent.parent

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import tracekit
-from tracekit.log import LogWriter
-from tracekit.outcome import Group, Postmortem, Rate, Run, Seed, State
+from tracekit.formats.log import LogWriter
 from tracekit.report import verdict_text
 from tracekit.report.page import Pair, write_page
+from tracekit.verdict.outcome import Group, Postmortem, Rate, Run, Seed, State
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -1,4 +1,4 @@
-"""torch's CPU random numbers against numpy (`tracekit.rng`) and Rust (`TorchRng`), bit for bit.
+"""torch's CPU random numbers against numpy (`tracekit.torch_rng.generator`) and Rust (`TorchRng`), bit for bit.
 
     cargo build --release -p tracekit --example rng_stream   (in hooks/rust)
     python scripts/check_rng.py [--seeds 1000] [--sizes 1 10 25 200 6761 49152 151936]
@@ -20,7 +20,7 @@ import xxhash
 from rich.progress import track
 from tabulate import tabulate
 
-from tracekit.rng import TorchGenerator
+from tracekit.torch_rng.generator import TorchGenerator
 
 SIZES = [1, 10, 25, 200, 6761, 49152, 151936]
 STREAM = Path(__file__).resolve().parent.parent / "hooks/rust/target/release/examples/rng_stream"

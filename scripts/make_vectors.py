@@ -25,7 +25,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from tracekit.log import LogWriter, Tensor, TensorLike
+from tracekit.formats.log import LogWriter, Tensor, TensorLike
 
 VECTORS = Path(__file__).resolve().parent.parent / "tests/vectors"
 SEEDS = [0, 7, 2**32 - 1, 2**32 + 5, 2**63]

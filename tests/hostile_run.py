@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tracekit.log import LogWriter
+from tracekit.formats.log import LogWriter
 
 PROMPT = "<script>alert(1)</script>\u2028<img src=x onerror=alert(2)>"
 SITES = [

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tracekit import sampling
-from tracekit.log import LogWriter
-from tracekit.rng import TorchGenerator
+from tracekit.formats.log import LogWriter
+from tracekit.sampling import chain as sampling
+from tracekit.torch_rng.generator import TorchGenerator
 
 WIDTH, VOCABULARY, PROMPT, STEPS = 32, 50, 4, 6
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 20, "top_p": 0.9, "max_new_tokens": STEPS}

@@ -10,7 +10,7 @@ import numpy as np
 from click.testing import CliRunner
 from tracekit_cli.main import group
 
-from tracekit.log import LogWriter
+from tracekit.formats.log import LogWriter
 from tracekit.trace import TraceError
 
 EOS = 6562

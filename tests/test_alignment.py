@@ -16,9 +16,9 @@ from click.testing import CliRunner, Result
 from tracekit_cli.main import group
 
 import tracekit
-from tracekit.log import LogWriter
-from tracekit.name_proposals import propose
-from tracekit.site_names import Alias, NameMap, read_names
+from tracekit.align.proposals import propose
+from tracekit.formats.log import LogWriter
+from tracekit.formats.name_map import Alias, NameMap, read_names
 from tracekit.trace import TraceError
 
 ROOT = Path(__file__).parent.parent

@@ -23,13 +23,13 @@ from safetensors.numpy import load_file, save_file
 from tracekit_cli.main import group
 
 import tracekit
-from tracekit import operations
-from tracekit.audit import Audit, audit
-from tracekit.culprits import explained_audit
-from tracekit.operations import Core, Rotary
-from tracekit.propagation import beyond_rounding, rounding_that_adds_up
+from tracekit.auditing import operations
+from tracekit.auditing.audit import Audit, audit
+from tracekit.auditing.operations import Core, Rotary
+from tracekit.auditing.propagation import beyond_rounding, rounding_that_adds_up
+from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.trace import Trace, TraceError
-from tracekit.weights import Checkpoint
+from tracekit.verdict.attribution import explained_audit
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "72,101,50,290,280,12,270,33,90,41,7,200"
@@ -385,7 +385,7 @@ def test_the_rounding_bound_is_that_of_float32():
 
 def test_errors_within_their_bounds_that_add_up_are_parity(record, folders, monkeypatch):
     """Every site is off by more than a floor that is too low, and every site is audited: rounding accounts for it."""
-    monkeypatch.setattr("tracekit.rounding.UNCALIBRATED_UNITS", 1e-3)
+    monkeypatch.setattr("tracekit.compare.yardstick.UNCALIBRATED_UNITS", 1e-3)
     verdict = tracekit.diff(record("llama"), record("llama", "--variant", "norm-order"), weights=str(folders["llama"]))
     assert (verdict.verdict, verdict.culprits) == ("parity", ())
     assert any("errors within them add up to that" in note for note in verdict.notes)

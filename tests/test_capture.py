@@ -11,9 +11,9 @@ from tracekit_cli.main import group
 
 import tracekit
 from tests import small_run
-from tracekit.archive import write_archive
-from tracekit.coverage import Share
-from tracekit.log import LogWriter, map_file, read_frames
+from tracekit.formats.archive import write_archive
+from tracekit.formats.log import LogWriter, map_file, read_frames
+from tracekit.verdict.coverage import Share
 
 SITES = ("embed", "q", "k", "v", "out", "middle", "up", "gate", "act", "down", "norm", "head")
 WIDTH, ROWS = 16, 5

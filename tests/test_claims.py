@@ -10,7 +10,7 @@ import pytest
 
 import tracekit
 from tests.small_run import write_run
-from tracekit.log import LogWriter
+from tracekit.formats.log import LogWriter
 from tracekit.trace import Trace
 
 

@@ -18,9 +18,9 @@ import pytest
 
 import tracekit
 from tests import speech_model
-from tracekit.rng import TorchGenerator
-from tracekit.sampling import softmax
-from tracekit.speech import generated
+from tracekit.extra.cosyvoice3.speech import generated
+from tracekit.sampling.chain import softmax
+from tracekit.torch_rng.generator import TorchGenerator
 from tracekit.trace import Sequence, Trace
 
 torch = pytest.importorskip("torch")

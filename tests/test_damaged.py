@@ -16,10 +16,10 @@ import pytest
 
 from tests.attacks import fuzz
 from tests.small_run import write_run
-from tracekit.archive import write_archive
-from tracekit.archive_trace import HEAP, ArchiveTrace
-from tracekit.log import LogWriter
-from tracekit.opening import open_trace
+from tracekit.formats.archive import write_archive
+from tracekit.formats.archive_trace import HEAP, ArchiveTrace
+from tracekit.formats.log import LogWriter
+from tracekit.formats.opening import open_trace
 from tracekit.trace import TraceError
 
 FOUND = (2799, 4951)

@@ -10,9 +10,10 @@ import pytest
 
 import tracekit as tk
 from tests.speech_traces import PROMPT_TEXT, Run, golden, tracekit
-from tracekit.declared import Tagged, read_declared
-from tracekit.log import LogWriter
-from tracekit.settings import config_differences, declared_differences
+from tracekit.compare.settings import config_differences
+from tracekit.extra.cosyvoice3.declared import Tagged, read_declared
+from tracekit.formats.log import LogWriter
+from tracekit.inspection.settings import declared_differences
 
 TRACES = Path(__file__).parent.parent / "traces"
 YAML = """\

@@ -14,9 +14,9 @@ import pytest
 
 import tracekit
 from tests.small_run import PROMPT, write_run
-from tracekit.archive import write_archive
-from tracekit.log import LogWriter
-from tracekit.verdict import Verdict
+from tracekit.formats.archive import write_archive
+from tracekit.formats.log import LogWriter
+from tracekit.verdict.decide import Verdict
 
 TRACEKIT = str(Path(sys.executable).parent / "tracekit")
 
@@ -151,7 +151,7 @@ def test_another_way_to_draw_is_the_sampler(runs) -> None:
 
 
 def test_a_near_tie_is_proved_from_the_race(tmp_path: Path) -> None:
-    from tracekit.rng import TorchGenerator
+    from tracekit.torch_rng.generator import TorchGenerator
 
     draws = TorchGenerator(3).exponential(3)
     probs = np.array([0.5, 0.5, 0.0])
@@ -323,7 +323,7 @@ def test_noise_traces_judge_the_logits(runs) -> None:
 
 
 def test_what_the_oracle_does_not_hold_is_said_to_be_uncalibrated(runs, tmp_path: Path) -> None:
-    from tracekit.rounding import Oracle, used_calibration
+    from tracekit.compare.yardstick import Oracle, used_calibration
 
     reference, candidate = runs("reference"), runs("candidate", noise=1)
     oracle = runs("oracle", dtype="float64")

@@ -21,7 +21,7 @@ import xxhash
 from safetensors.numpy import load_file, save_file
 
 import tracekit
-from tracekit.observed import observe
+from tracekit.sampling.replay import observe
 from tracekit.trace import Event, Step, Trace, resolve
 
 ROOT = Path(__file__).parent.parent

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 import tracekit
 from tests import tiny_families as tiny
-from tracekit.audit import Audit, audit
-from tracekit.culprits import explained_audit
+from tracekit.auditing.audit import Audit, audit
+from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.trace import Trace
-from tracekit.weights import Checkpoint
+from tracekit.verdict.attribution import explained_audit
 
 WHOLE = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3", "phi3", "olmo2", "granite")
 """Families whose every site has a recipe."""

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import tracekit
 from tests.speech_traces import tracekit as run
-from tracekit.log import LogWriter
+from tracekit.formats.log import LogWriter
 
 WIDTH, VOCABULARY = 16, 30
 TABLE = np.random.default_rng(0).standard_normal((VOCABULARY, WIDTH)).astype(np.float32)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import tracekit
-from tracekit.drift import drift
-from tracekit.log import LogWriter
+from tracekit.compare.drift import drift
+from tracekit.formats.log import LogWriter
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ("--max-new-tokens", "30", "--temperature", "0.9", "--top-k", "30")
@@ -203,7 +203,7 @@ def test_no_parity_where_nobody_knows_what_a_run_that_follows_chose(tmp_path: Pa
 STUBBORN = """
 import os, sys
 import numpy as np
-from tracekit.log import LogWriter
+from tracekit.formats.log import LogWriter
 log = LogWriter(os.environ["TRACEKIT_LOG"])
 log.open("native", dtype="float32", seed=1)
 log.sequence(0, {"prompt/token_ids": np.array([int(sys.argv[1])])})

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tracekit
-from tracekit.archive import write_archive
 from tracekit.dtypes import STORAGE, to_float
-from tracekit.log import FRAME_HEAD, LogWriter, Tensor
+from tracekit.formats.archive import write_archive
+from tracekit.formats.log import FRAME_HEAD, LogWriter, Tensor
 
 FLOATS = ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
 

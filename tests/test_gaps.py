@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from tracekit_cli.main import group
 
 import tracekit
-from tracekit.log import Frame, LogWriter, Tensor, map_file, read_frames
+from tracekit.formats.log import Frame, LogWriter, Tensor, map_file, read_frames
 from tracekit.trace import Json, resolve
 
 Keep = Callable[[str, int, int], bool]

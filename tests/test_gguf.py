@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests.test_gaps import told
-from tracekit.log import LogWriter, Tensor, map_file, read_frames
-from tracekit.rotary_order import halves, interleaved
-from tracekit.site_names import GGUF
-from tracekit.stated_checkpoint import open_checkpoint
-from tracekit.weights import Checkpoint
+from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.checkpoints.rotary_pairs import halves, interleaved
+from tracekit.checkpoints.stated import open_checkpoint
+from tracekit.formats.log import LogWriter, Tensor, map_file, read_frames
+from tracekit.formats.name_map import GGUF
 
 gguf = pytest.importorskip("gguf")
 ROOT = Path(__file__).parent.parent

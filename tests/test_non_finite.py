@@ -12,8 +12,8 @@ import pytest
 import tracekit
 from tests.small_run import write_run
 from tests.test_gaps import told
-from tracekit.log import LogWriter, Tensor, map_file, read_frames
-from tracekit.non_finite import _counts, first_non_finite
+from tracekit.formats.log import LogWriter, Tensor, map_file, read_frames
+from tracekit.inspection.non_finite import _counts, first_non_finite
 
 UP = "model.layers.1.mlp.up_proj"
 Alter = Callable[[str, np.ndarray, int], np.ndarray]
@@ -114,7 +114,7 @@ def test_masked_logits_and_masks_are_no_fault(tmp_path: Path) -> None:
 
 
 def test_an_overflow_of_float16_is_no_mistake_of_the_site() -> None:
-    from tracekit.own_error import _overflowed
+    from tracekit.auditing.own_error import _overflowed
 
     recorded, right = np.array([[np.inf, np.inf, -np.inf, 1.0]]), np.array([[7e4, 6e4, 7e4, 1.0]])
     assert _overflowed(recorded, right, "float16").tolist() == [[7e4, np.inf, -np.inf, 1.0]]

@@ -19,14 +19,15 @@ from typing import Any
 
 import pytest
 
-from tracekit import child_program
-from tracekit.outcome import Run, Seed, State
-from tracekit.postmortem import luck, program
+from tracekit.postmortem import margins as luck
+from tracekit.postmortem import program
 from tracekit.postmortem.failure import Facts, rule
 from tracekit.postmortem.groups import conclude
 from tracekit.postmortem.plan import Plan, Side, checked, parse_seeds
 from tracekit.postmortem.store import open_store, read_json, write_json
+from tracekit.programs import child as child_program
 from tracekit.trace import TraceError
+from tracekit.verdict.outcome import Run, Seed, State
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "tests/fixtures/seeded_program.sh"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tracekit.explain.quantised import rounded
+from tracekit.mistakes.quantised import rounded
 
 gguf = pytest.importorskip("gguf")
 WEIGHT = np.random.default_rng(0).normal(size=(12, 96)).astype(np.float32)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import tracekit
-from tracekit.log import LogWriter
-from tracekit.observed import Streams
-from tracekit.race import lead, race_scores
-from tracekit.rng import TorchGenerator
+from tracekit.formats.log import LogWriter
+from tracekit.sampling.exponential_race import lead, race_scores
+from tracekit.sampling.replay import Streams
+from tracekit.torch_rng.generator import TorchGenerator
 from tracekit.trace import Draw, Sequence
 
 SEED = 7

@@ -219,7 +219,7 @@ def test_trouble_is_one_line_and_exit_code_2(tmp_path, words, message):
 NATIVE = """
 import os, sys
 import numpy as np
-from tracekit.log import LogWriter
+from tracekit.formats.log import LogWriter
 import tracekit
 told = sorted(item for item in os.environ.items() if item[0].startswith("TRACEKIT_") and item[0] != "TRACEKIT_LOG")
 print(dict(told))

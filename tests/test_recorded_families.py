@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import tracekit
-from tracekit.coverage import losses
 from tracekit.trace import ENCODER
+from tracekit.verdict.coverage import losses
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -243,9 +243,9 @@ def test_the_encoder_of_a_recording_is_the_one_of_a_plain_call(tmp_path):
 
 @pytest.mark.parametrize("family", ENCODER_DECODERS)
 def test_the_audit_of_an_encoder_decoder_finds_its_parameters(tmp_path, family):
-    from tracekit.audit import audit
-    from tracekit.coverage import audited_coverage
-    from tracekit.weights import Checkpoint
+    from tracekit.auditing.audit import audit
+    from tracekit.checkpoints.checkpoint import Checkpoint
+    from tracekit.verdict.coverage import audited_coverage
 
     model = made(family)
     model.save_pretrained(tmp_path / "model")

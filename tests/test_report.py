@@ -22,12 +22,12 @@ from tests.hostile_run import PROMPT, SETTING, SITES, TOKENS, write_hostile
 from tests.small_run import PROMPT as PROMPT_TOKENS
 from tests.small_run import STEPS, write_run
 from tests.speech_traces import tracekit
-from tracekit.align import align_sequences, align_sites
-from tracekit.outcome import Group, Postmortem, Rate, Run, Seed, State
+from tracekit.align.sites import align_sequences, align_sites
+from tracekit.compare.yardstick import Uncalibrated
 from tracekit.report import verdict_text
 from tracekit.report.error_map import EQUAL, INFINITE, NOT_COMPARED, compared_steps, levels, site_errors
 from tracekit.report.page import Pair, write_page
-from tracekit.rounding import Uncalibrated
+from tracekit.verdict.outcome import Group, Postmortem, Rate, Run, Seed, State
 
 TRACES = Path(__file__).parent.parent / "traces"
 

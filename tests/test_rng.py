@@ -1,11 +1,11 @@
-"""`tracekit.rng` and the crate's `TorchRng` against the installed torch."""
+"""`tracekit.torch_rng.generator` and the crate's `TorchRng` against the installed torch."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tracekit.rng import TorchGenerator, offset_of, words_between
+from tracekit.torch_rng.generator import TorchGenerator, offset_of, words_between
 
 torch = pytest.importorskip("torch")
 

@@ -14,13 +14,14 @@ from transformers.generation import logits_process as theirs
 import tracekit
 from tests.small_run import PROMPT, VOCABULARY, Drawn, write_run
 from tests.test_engine import QWEN2, Engine, FolderOf, engine, flags, folder_of, native  # noqa: F401
-from tracekit import sampling
-from tracekit.draw_rules import RAS_RULES
-from tracekit.filter_rules import misfit, simplest
-from tracekit.log import LogWriter
-from tracekit.observed import Observed
-from tracekit.rng import TorchGenerator
-from tracekit.verdict import Verdict
+from tracekit.formats.log import LogWriter
+from tracekit.mistakes.draws import RAS_RULES
+from tracekit.mistakes.filters import simplest
+from tracekit.sampling import chain as sampling
+from tracekit.sampling.fit import misfit
+from tracekit.sampling.replay import Observed
+from tracekit.torch_rng.generator import TorchGenerator
+from tracekit.verdict.decide import Verdict
 
 STEPS = 14
 

@@ -13,8 +13,8 @@ from tracekit_cli.main import group
 from transformers import AutoModelForCausalLM
 
 import tracekit
-from tracekit.log import LogWriter
-from tracekit.stated_checkpoint import find_checkpoint
+from tracekit.checkpoints.stated import find_checkpoint
+from tracekit.formats.log import LogWriter
 from tracekit.trace import TraceError
 
 

@@ -9,8 +9,8 @@ import pytest
 
 import tracekit as tk
 from tests.speech_traces import EOS, Run, golden, tracekit
-from tracekit.log import LogWriter
-from tracekit.summary import summarise
+from tracekit.formats.log import LogWriter
+from tracekit.inspection.summary import summarise
 
 TRACES = Path(__file__).parent.parent / "traces"
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 import tracekit as tk
 from tests.speech_traces import EOS, Run, golden, tracekit
-from tracekit.token_table import token_tables
+from tracekit.compare.side_by_side import token_tables
 
 TRACES = Path(__file__).parent.parent / "traces"
 

@@ -7,7 +7,7 @@ import pytest
 
 import tracekit
 from tracekit.dtypes import to_float
-from tracekit.rng import TorchGenerator
+from tracekit.torch_rng.generator import TorchGenerator
 from tracekit.trace import TraceError, resolve
 
 torch = pytest.importorskip("torch")

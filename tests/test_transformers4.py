@@ -12,7 +12,7 @@ import pytest
 
 import tracekit
 from tests import speech_model
-from tracekit.capture import capture_problems
+from tracekit.inspection.sanity import capture_problems
 
 pytest.importorskip("torch")
 

@@ -15,8 +15,8 @@ import pytest
 
 import tracekit
 from tests.test_engine import QWEN2, Engine, FolderOf, engine, folder_of, native  # noqa: F401
-from tracekit.log import LogWriter
-from tracekit.log_trace import LogTrace
+from tracekit.formats.log import LogWriter
+from tracekit.formats.log_trace import LogTrace
 
 TRACEKIT = [sys.executable, "-m", "tracekit_cli.main"]
 STOPPED = "tracekit: recording stopped, the program goes on: "
@@ -147,7 +147,7 @@ def test_a_log_with_a_trouble_is_recovered_and_says_it(tmp_path: Path) -> None:
 def test_a_frame_that_does_not_fit_is_taken_back(tmp_path: Path) -> None:
     script = f"""
         import resource, numpy as np
-        from tracekit.log import LogWriter
+        from tracekit.formats.log import LogWriter
         resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
         log = LogWriter({str(tmp_path / "run.tklog")!r})
         log.open("python")

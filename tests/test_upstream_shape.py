@@ -16,8 +16,8 @@ import pytest
 
 import tracekit
 from tests import speech_model
-from tracekit.capture import UNSEEN, capture_problems
-from tracekit.speech import dropped, generated
+from tracekit.extra.cosyvoice3.speech import dropped, generated
+from tracekit.inspection.sanity import UNSEEN, capture_problems
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

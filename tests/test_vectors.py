@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracekit import sampling
-from tracekit.log import map_file, read_frames
-from tracekit.rng import TorchGenerator
+from tracekit.formats.log import map_file, read_frames
+from tracekit.sampling import chain as sampling
+from tracekit.torch_rng.generator import TorchGenerator
 
 VECTORS = Path(__file__).parent / "vectors"
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.speech_traces import golden, tracekit
-from tracekit.weight_diff import SafetensorsParameters, diff_weights
+from tracekit.checkpoints.compare import SafetensorsParameters, diff_weights
 
 torch = pytest.importorskip("torch")
 Tensors = dict[str, np.ndarray]

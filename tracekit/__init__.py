@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from tracekit.trace import Trace, TraceError
 
 if TYPE_CHECKING:
-    from tracekit.opening import open_trace as open
-    from tracekit.verdict import Verdict, diff
+    from tracekit.formats.opening import open_trace as open
+    from tracekit.verdict.decide import Verdict, diff
 
 __all__ = ["Trace", "TraceError", "Verdict", "diff", "open"]
 
 _LATER = {
-    "open": ("tracekit.opening", "open_trace"),
-    "Verdict": ("tracekit.verdict", "Verdict"),
-    "diff": ("tracekit.verdict", "diff"),
+    "open": ("tracekit.formats.opening", "open_trace"),
+    "Verdict": ("tracekit.verdict.decide", "Verdict"),
+    "diff": ("tracekit.verdict.decide", "diff"),
 }
 
 

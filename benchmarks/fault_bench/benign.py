@@ -60,7 +60,7 @@ def pytorch(studio: Studio, path: Path, rewrite: Rewrite) -> None:
 @contextmanager
 def _environment(studio: Studio, rewrite: Rewrite) -> Iterator[None]:
     """What `tracekit record --follow` tells a native program."""
-    from tracekit.native_program import write_tokens
+    from tracekit.programs.native import write_tokens
 
     path = studio.scratch / f"{rewrite.setup}.{os.getpid()}.follow.tklog"
     with tracekit.open(studio.trace(rewrite.setup, "reference")) as trace:

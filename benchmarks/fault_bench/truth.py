@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracekit.divergence import Stage, prompt_length, step_of
+from tracekit.compare.search import Stage
 from tracekit.dtypes import UNIT_ROUNDOFF, to_float
+from tracekit.inspection.positions import prompt_length, step_of
 from tracekit.trace import INPUT_SUFFIX, Sequence, Trace, resolve
 
 ROUNDING_UNITS = {"float32": 4.0}

@@ -8,10 +8,10 @@ import json
 import click
 
 import tracekit
-from tracekit.opening import is_trace
+from tracekit.extra.cosyvoice3.audio import Sound, Spoken, measure, sound_row, spoken_tokens
+from tracekit.extra.cosyvoice3.speech import TOKENS_A_SECOND
+from tracekit.formats.opening import is_trace
 from tracekit.report.sound_text import sound_text
-from tracekit.sound import Sound, Spoken, measure, sound_row, spoken_tokens
-from tracekit.speech import TOKENS_A_SECOND
 from tracekit.trace import TraceError
 
 

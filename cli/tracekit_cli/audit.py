@@ -11,14 +11,14 @@ from dataclasses import replace
 import click
 
 import tracekit
-from tracekit.audit import audit
-from tracekit.culprits import explained_audit
-from tracekit.named_trace import Elsewhere, named
+from tracekit.align.renamed import Elsewhere, named
+from tracekit.align.rotary_order import in_order_of
+from tracekit.auditing.audit import audit
+from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, why_no_checkpoint
+from tracekit.formats.name_map import gguf_names, read_names
 from tracekit.report.audit import audit_json, audit_text
-from tracekit.rotary_order import in_order_of
-from tracekit.site_names import gguf_names, read_names
-from tracekit.stated_checkpoint import find_checkpoint, open_checkpoint, why_no_checkpoint
 from tracekit.trace import TraceError
+from tracekit.verdict.attribution import explained_audit
 
 
 @click.command("audit")

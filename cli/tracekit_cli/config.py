@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 import tracekit
-from tracekit.declared import compare_declared, differs
+from tracekit.extra.cosyvoice3.declared import compare_declared, differs
 from tracekit.report.declared_text import declared_json, declared_text
 
 

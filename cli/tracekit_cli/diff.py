@@ -9,10 +9,10 @@ import sys
 import click
 
 import tracekit
+from tracekit.compare.side_by_side import token_tables
+from tracekit.formats.name_map import read_names
 from tracekit.report import verdict_text
 from tracekit.report.token_text import token_tables_text
-from tracekit.site_names import read_names
-from tracekit.token_table import token_tables
 from tracekit.trace import TraceError
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from tracekit.archive import write_archive
-from tracekit.log import MAGIC
-from tracekit.log_trace import LogTrace
-from tracekit.opening import is_trace
-from tracekit.text_log import import_text_log, read_text_log
+from tracekit.extra.cosyvoice3.text_log import import_text_log, read_text_log
+from tracekit.formats.archive import write_archive
+from tracekit.formats.log import MAGIC
+from tracekit.formats.log_trace import LogTrace
+from tracekit.formats.opening import is_trace
 from tracekit.trace import TraceError
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 import tracekit
-from tracekit.name_proposals import Proposals, propose
-from tracekit.whole_file import write_whole
+from tracekit.align.proposals import Proposals, propose
+from tracekit.formats.whole_file import write_whole
 
 
 @click.command("names")

@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 
 import tracekit
-from tracekit.archive import write_archive
-from tracekit.capture import lost_rows, no_such_site, written
-from tracekit.following import ask, shortfalls
-from tracekit.log_trace import LogTrace
-from tracekit.native_program import NativeOptions, environment
+from tracekit.formats.archive import write_archive
+from tracekit.formats.log_trace import LogTrace
+from tracekit.inspection.following import ask, shortfalls
+from tracekit.inspection.sanity import lost_rows, no_such_site, written
+from tracekit.programs.native import NativeOptions, environment
 from tracekit.trace import TraceError
 
 

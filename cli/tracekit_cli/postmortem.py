@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
-from tracekit.outcome import Postmortem
 from tracekit.postmortem.plan import LEVELS, Plan, checked, parse_seeds
 from tracekit.trace import TraceError
+from tracekit.verdict.outcome import Postmortem
 
 KEEP = ("failing", "all", "none")
 DEFAULT_JOBS = 2

@@ -99,7 +99,7 @@ def _check_follow(options: dict[str, Any]) -> None:
 
 
 def _record_native(words: list[str], out: Path | None, strict: bool, options: dict[str, Any]) -> None:
-    from tracekit.native_program import NativeOptions
+    from tracekit.programs.native import NativeOptions
     from tracekit_cli.native import run_native
 
     if not words:

@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 import tracekit
+from tracekit.formats.name_map import NameMap, read_names
 from tracekit.report import verdict_text
 from tracekit.report.page import Alone, Pair, write_page, write_trace_page
-from tracekit.site_names import NameMap, read_names
 from tracekit.trace import TraceError
-from tracekit.verdict import in_common_names
+from tracekit.verdict.decide import in_common_names
 
 
 @click.command("report")

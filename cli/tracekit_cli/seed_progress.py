@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from tracekit.outcome import FAILING, Seed, State
 from tracekit.postmortem.groups import key_of
+from tracekit.verdict.outcome import FAILING, Seed, State
 
 EVERY = 10.0
 """Seconds between plain lines."""

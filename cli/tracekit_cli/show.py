@@ -9,7 +9,7 @@ import click
 from tabulate import tabulate
 
 import tracekit
-from tracekit.non_finite import first_non_finite
+from tracekit.inspection.non_finite import first_non_finite
 from tracekit.report import contents
 from tracekit.trace import Json, Sequence, Trace, TraceError
 

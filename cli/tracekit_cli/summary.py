@@ -8,8 +8,8 @@ import json
 import click
 
 import tracekit
+from tracekit.inspection.summary import summarise
 from tracekit.report.summary_text import summary_text
-from tracekit.summary import summarise
 
 
 @click.command("summary", short_help="Lengths, stop steps and seconds, a row a sequence.")

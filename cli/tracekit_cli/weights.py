@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
+from tracekit.checkpoints.compare import Parameters, SafetensorsParameters, diff_weights
 from tracekit.report.weight_text import weight_text
 from tracekit.trace import TraceError
-from tracekit.weight_diff import Parameters, SafetensorsParameters, diff_weights
 
 GGUF = b"GGUF"
 TORCH_HEADS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -50,7 +50,7 @@ def open_parameters(path: str) -> Parameters:
     except OSError as error:
         raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
     if head == GGUF:
-        from tracekit.gguf_weights import GgufParameters
+        from tracekit.checkpoints.gguf import GgufParameters
 
         return GgufParameters(path)
     if head.startswith(TORCH_HEADS) or place.suffix in TORCH_SUFFIXES:

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import xxhash
 
-from tracekit.log import FRAME_HEAD, MAGIC
+from tracekit.formats.log import FRAME_HEAD, MAGIC
 
 Damage = Callable[[random.Random, bytes], bytes]
 

@@ -32,10 +32,10 @@ from tracekit_cli.main import group
 from tests.attacks.damage import damaged
 from tests.small_run import write_run
 from tests.speech_traces import Run
-from tracekit.archive import write_archive
-from tracekit.log_trace import LogTrace
-from tracekit.native_program import write_tokens
-from tracekit.opening import open_trace
+from tracekit.formats.archive import write_archive
+from tracekit.formats.log_trace import LogTrace
+from tracekit.formats.opening import open_trace
+from tracekit.programs.native import write_tokens
 from tracekit.trace import TraceError
 
 ROOT = Path(__file__).parent.parent.parent

@@ -16,9 +16,9 @@ import numpy as np
 import xxhash
 
 from tests.small_run import write_run
-from tracekit.archive import write_archive
-from tracekit.log import FRAME_HEAD, MAGIC
-from tracekit.log_trace import LogTrace
+from tracekit.formats.archive import write_archive
+from tracekit.formats.log import FRAME_HEAD, MAGIC
+from tracekit.formats.log_trace import LogTrace
 
 
 def frame(header: bytes, data: bytes = b"", *, length: int | None = None, digest: int | None = None) -> bytes:

@@ -7,7 +7,6 @@ from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from tracekit.outcome import BROKEN, Postmortem, Run, Seed, State
 from tracekit.postmortem import examine
 from tracekit.postmortem.examine import SEEDS, Task, is_suspicious, needs_full, quietest
 from tracekit.postmortem.groups import Key, conclude, key_of
@@ -15,6 +14,7 @@ from tracekit.postmortem.plan import Plan
 from tracekit.postmortem.program import STOPPED, Stopped
 from tracekit.postmortem.store import Store, read_json, write_json
 from tracekit.trace import TraceError
+from tracekit.verdict.outcome import BROKEN, Postmortem, Run, Seed, State
 
 PLAN = "plan.json"
 FOUND = "postmortem.json"

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-from tracekit.align import SequencePair, align_sequences
-from tracekit.divergence import first_token_difference
-from tracekit.opening import open_trace
-from tracekit.outcome import BROKEN, Run, Seed, State
-from tracekit.postmortem import luck
+from tracekit.align.sites import SequencePair, align_sequences
+from tracekit.compare.search import first_token_difference
+from tracekit.compare.survivors import log_ratio
+from tracekit.formats.opening import open_trace
+from tracekit.postmortem import margins as luck
 from tracekit.postmortem.failure import Facts, rule
 from tracekit.postmortem.plan import SPARSE, Plan, Side
 from tracekit.postmortem.program import record, scratch_folder
 from tracekit.postmortem.store import Store, open_store, read_json, write_json
 from tracekit.report.text import verdict_text
-from tracekit.survivors import log_ratio
 from tracekit.trace import Json, Trace, TraceError
-from tracekit.verdict import Verdict, diff
+from tracekit.verdict.decide import Verdict, diff
+from tracekit.verdict.outcome import BROKEN, Run, Seed, State
 
 SEEDS = "seeds"
 FULL = "full"

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tracekit.outcome import Run
 from tracekit.trace import TraceError
+from tracekit.verdict.outcome import Run
 
 
 @dataclass(frozen=True)

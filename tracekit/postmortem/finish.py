@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from tracekit.opening import open_trace
-from tracekit.outcome import Group, Postmortem, Run, Seed
+from tracekit.formats.opening import open_trace
 from tracekit.postmortem.conduct import remove_traces
 from tracekit.postmortem.examine import trace_name
 from tracekit.postmortem.plan import Plan, Side, interpreter_and_program, is_python
@@ -18,6 +17,7 @@ from tracekit.postmortem.store import Store, read_json, write_json
 from tracekit.report.page import Pair, write_page
 from tracekit.repro import Case, Command, write_repro
 from tracekit.trace import Json, Trace, TraceError
+from tracekit.verdict.outcome import Group, Postmortem, Run, Seed
 
 REPORT = "report.html"
 REPROS = "repro"

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from tracekit.outcome import BROKEN, FAILING, Group, Postmortem, Seed, State
-from tracekit.postmortem import luck
+from tracekit.postmortem import margins as luck
 from tracekit.postmortem.examine import APART_FACTOR, fault_of, quietest
 from tracekit.trace import Json
+from tracekit.verdict.outcome import BROKEN, FAILING, Group, Postmortem, Seed, State
 
 UNLIKELY = 0.01
 """A probability below which luck is no explanation."""

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tracekit.child_program import end, start
-from tracekit.native_program import NativeOptions, environment
-from tracekit.opening import open_trace
-from tracekit.outcome import Run
+from tracekit.extra.cosyvoice3.speech import generated_count
+from tracekit.formats.opening import open_trace
+from tracekit.inspection.summary import sequence_summary
 from tracekit.postmortem.plan import Plan, Side, interpreter_and_program, is_python
-from tracekit.speech import generated_count
-from tracekit.summary import sequence_summary
+from tracekit.programs.child import end, start
+from tracekit.programs.native import NativeOptions, environment
 from tracekit.trace import Trace, TraceError
+from tracekit.verdict.outcome import Run
 
 LOG, ARCHIVE = "run.tklog", "run.h5"
 OUTPUT = "output.txt"

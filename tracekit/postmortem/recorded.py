@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tracekit.opening import is_trace, open_trace
-from tracekit.outcome import Run, Seed, State
+from tracekit.formats.opening import is_trace, open_trace
 from tracekit.postmortem.examine import compare
 from tracekit.postmortem.program import counted
 from tracekit.trace import Trace, TraceError
+from tracekit.verdict.outcome import Run, Seed, State
 
 ENDINGS = (".h5", ".tklog")
 REFERENCE = ("python", "reference", "ref")

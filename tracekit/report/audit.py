@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from tracekit.audit import Audit, Culprit
-from tracekit.coverage import audited_coverage
-from tracekit.own_error import FALSE_ALARMS
+from tracekit.auditing.audit import Audit, Culprit
+from tracekit.auditing.own_error import FALSE_ALARMS
+from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.inspection.settings import Difference
 from tracekit.report.coverage import left_out, shares
 from tracekit.report.text import counted_values
-from tracekit.settings import Difference
 from tracekit.trace import Json, Trace
-from tracekit.weights import Checkpoint
+from tracekit.verdict.coverage import audited_coverage
 
 SHOWN = 5
 HEADLINES = {

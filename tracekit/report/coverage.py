@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracekit.coverage import Coverage
+from tracekit.verdict.coverage import Coverage
 
 SHOWN = 2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tracekit.declared import Row, Used, differs
+from tracekit.extra.cosyvoice3.declared import Row, Used, differs
 from tracekit.report.summary_text import aligned
 from tracekit.trace import Json
 

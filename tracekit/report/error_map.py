@@ -9,15 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.align import Alignment, SequencePair, SitePair, names
-from tracekit.audit import own_errors
-from tracekit.divergence import common_ranges, compared_positions, first_token_difference, prompt_length
-from tracekit.metrics import Detail, detail, site_reader
-from tracekit.own_error import Own
-from tracekit.recompute import Recomputation
-from tracekit.rounding import POSITION_LIMIT, SITE_LIMIT, Judged, Yardstick, logits_reader
+from tracekit.align.sites import Alignment, SequencePair, SitePair, names
+from tracekit.auditing.audit import own_errors
+from tracekit.auditing.own_error import Own
+from tracekit.auditing.recompute import Recomputation
+from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.compare.metrics import Detail, detail
+from tracekit.compare.search import common_ranges, compared_positions, first_token_difference
+from tracekit.compare.yardstick import POSITION_LIMIT, SITE_LIMIT, Judged, Yardstick
+from tracekit.inspection.positions import prompt_length
+from tracekit.inspection.site_rows import logits_reader, site_reader
 from tracekit.trace import Sequence, Trace
-from tracekit.weights import Checkpoint
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.uint8]
@@ -63,7 +65,7 @@ def compared_steps(pair: SequencePair) -> int:
 
 
 def limits_of(calibration: str) -> tuple[float, float]:
-    """Ratios from which a site is wrong on average, and a single position by itself; see `tracekit.rounding`."""
+    """Ratios from which a site is wrong on average, and a position by itself: see `tracekit.compare.yardstick`."""
     return (1.0, 1.0) if calibration == "uncalibrated" else (SITE_LIMIT, POSITION_LIMIT)
 
 

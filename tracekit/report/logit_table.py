@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit import sampling
-from tracekit.observed import Observed, observe
 from tracekit.report.contents import draw_text
 from tracekit.report.token_rows import TokenTexts
-from tracekit.sampling import softmax
+from tracekit.sampling import chain as sampling
+from tracekit.sampling.chain import softmax
+from tracekit.sampling.replay import Observed, observe
 from tracekit.trace import Json, Sequence
 
 TOP = 10

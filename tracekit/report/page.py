@@ -10,11 +10,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from tracekit.outcome import Postmortem
+from tracekit.formats.whole_file import write_whole
 from tracekit.report.sections import Alone, Pair, Section, alone_section, pair_section
 from tracekit.report.seed_rows import postmortem_rows
 from tracekit.trace import Json, TraceError
-from tracekit.whole_file import write_whole
+from tracekit.verdict.outcome import Postmortem
 
 __all__ = ["Alone", "Pair", "write_page", "write_trace_page"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracekit.outcome import Group, Postmortem, Rate
+from tracekit.verdict.outcome import Group, Postmortem, Rate
 
 MOST_SEEDS = 12
 

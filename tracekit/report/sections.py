@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.align import Alignment, SequencePair, align_sequences, align_sites
-from tracekit.audit import Audit, audit
-from tracekit.culprits import checkpoint_of, explained_audit
-from tracekit.divergence import compared_positions
+from tracekit.align.rotary_order import in_order_of
+from tracekit.align.sites import Alignment, SequencePair, align_sequences, align_sites
+from tracekit.auditing.audit import Audit, audit
+from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, why_no_checkpoint
+from tracekit.compare.search import compared_positions
+from tracekit.compare.side_by_side import token_tables
 from tracekit.report import charts
 from tracekit.report.audit import audit_text
 from tracekit.report.config_rows import config_rows
@@ -32,12 +35,9 @@ from tracekit.report.site_facts import ordered_sites, site_facts
 from tracekit.report.token_rows import TokenTexts, alone_rows, token_rows
 from tracekit.report.token_text import without_controls
 from tracekit.report.verdict_words import audit_words, measured_against, recorded_words, verdict_words
-from tracekit.rotary_order import in_order_of
-from tracekit.stated_checkpoint import find_checkpoint, open_checkpoint, why_no_checkpoint
-from tracekit.token_table import token_tables
 from tracekit.trace import Json, Sequence, Trace
-from tracekit.verdict import yardstick_of
-from tracekit.weights import Checkpoint
+from tracekit.verdict.attribution import checkpoint_of, explained_audit
+from tracekit.verdict.decide import yardstick_of
 
 ALL_STEPS = 1 << 40
 LONGEST_PROMPT = 2000

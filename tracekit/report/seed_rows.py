@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from tracekit.outcome import Group, Postmortem, Rate, Run, Seed, State
 from tracekit.report.token_text import without_controls
 from tracekit.report.verdict_words import verdict_words
 from tracekit.trace import Json
+from tracekit.verdict.outcome import Group, Postmortem, Rate, Run, Seed, State
 
 HEADS = (
     ("seed", True, None),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from tracekit.align import Alignment
+from tracekit.align.sites import Alignment
 from tracekit.report.error_map import LOGITS, OwnErrors, SiteErrors, Worst
 from tracekit.report.layers import layer_of
 from tracekit.report.token_text import without_controls

@@ -7,7 +7,7 @@ from tracekit.trace import Json
 
 
 def sound_text(rows: list[Json], notes: list[str]) -> str:
-    """The rows of `tracekit.sound.sound_row`; amplitudes are fractions of full scale."""
+    """The rows of `tracekit.extra.cosyvoice3.audio.sound_row`; amplitudes are fractions of full scale."""
     heads = ["file", "seconds", "rate", "channels", "RMS", "maximum"]
     compared = len(rows) > 1
     several = len({row["compared_with"] for row in rows if row["compared_with"]}) > 1

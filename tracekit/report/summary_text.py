@@ -27,7 +27,7 @@ COLUMNS = {
 
 
 def summary_text(rows: list[Json]) -> str:
-    """The rows of `tracekit.summary.summarise`; lengths in tokens."""
+    """The rows of `tracekit.inspection.summary.summarise`; lengths in tokens."""
     shown = [key for key in COLUMNS if any(row[key] is not None for row in rows)]
     return aligned([[_cell(row[key]) for key in shown] for row in rows], [COLUMNS[key] for key in shown])
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tracekit.coverage import Share
 from tracekit.report.coverage import left_out, shares
 from tracekit.trace import Json, Trace
-from tracekit.verdict import Verdict
+from tracekit.verdict.coverage import Share
+from tracekit.verdict.decide import Verdict
 
 
 def verdict_text(verdict: Verdict, reference: Trace, candidate: Trace, oracle: Trace | None = None) -> str:

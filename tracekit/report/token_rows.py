@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.compare.side_by_side import TokenTable
 from tracekit.report.token_text import without_controls
-from tracekit.token_table import TokenTable
 from tracekit.trace import Json, Sequence, Step
-from tracekit.weights import Checkpoint
 
 WIDEST = 16
 """Characters of a token's text in the rows."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
+from tracekit.compare.side_by_side import TokenRow, TokenTable
 from tracekit.report.summary_text import aligned
-from tracekit.token_table import TokenRow, TokenTable
 from tracekit.trace import Draw, Step
 
 WIDEST = 24

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracekit.audit import Audit
+from tracekit.auditing.audit import Audit
 from tracekit.report.token_rows import texts_of
 from tracekit.report.token_text import without_controls
 from tracekit.trace import Json, Trace

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from tracekit.checkpoints.compare import Parameters, ValueDifference, WeightDiff
 from tracekit.report.summary_text import aligned
-from tracekit.weight_diff import Parameters, ValueDifference, WeightDiff
 
 SHOWN = 20
 """Rows of a table before the rest is only counted."""

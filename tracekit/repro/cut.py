@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tracekit.repro.case import Fed, Input
+from tracekit.repro.failing_run import Fed, Input
 from tracekit.repro.fault import Fault, NoRepro
 from tracekit.repro.rerun import Rerun
 from tracekit.trace import Array, Trace

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tracekit.log import TensorLike
-from tracekit.repro.case import Input
+from tracekit.formats.log import TensorLike
+from tracekit.repro.failing_run import Input
 from tracekit.repro.rerun import Recording
 from tracekit.trace import Json, Trace
 

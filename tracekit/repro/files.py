@@ -10,8 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from tracekit.repro.case import Case
 from tracekit.repro.cut import Cut
+from tracekit.repro.failing_run import Case
 from tracekit.repro.fault import Evidence, Fault
 from tracekit.repro.rerun import FOLLOW_FILE, write_followed
 from tracekit.repro.tensors import write_tensors

@@ -9,23 +9,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit import operations
-from tracekit.align import SequencePair
-from tracekit.audit import Culprit, audit
-from tracekit.culprits import explained_audit
-from tracekit.divergence import prompt_length, step_of
+from tracekit.align.sites import SequencePair
+from tracekit.auditing import operations
+from tracekit.auditing.audit import Culprit, audit
+from tracekit.auditing.operations import Result
+from tracekit.auditing.own_error import Own
+from tracekit.auditing.recipe import Recipe
+from tracekit.auditing.recompute import Parameters, Recomputation, Window, joined
+from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.compare.yardstick import allowed_units
 from tracekit.dtypes import UNIT_ROUNDOFF, is_float, round_to, to_float
-from tracekit.log import Tensor, TensorLike
-from tracekit.operations import Result
-from tracekit.own_error import Own
-from tracekit.recipe import Recipe
-from tracekit.recompute import Parameters, Recomputation, Window, joined
-from tracekit.repro.case import Input
+from tracekit.formats.log import Tensor, TensorLike
+from tracekit.inspection.positions import prompt_length, step_of
+from tracekit.repro.failing_run import Input
 from tracekit.repro.fault import Evidence
 from tracekit.repro.rerun import Recording
-from tracekit.rounding import allowed_units
 from tracekit.trace import Json, Sequence, Trace, TraceError, resolve
-from tracekit.weights import Checkpoint
+from tracekit.verdict.attribution import explained_audit
 
 BLOCK = re.compile(r"(?P<block>(?:.*\.)?\d+)\.")
 SMALL_NORM = 0.1

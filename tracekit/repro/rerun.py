@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tracekit.child_program import end, start
-from tracekit.log import LogWriter, TensorLike
-from tracekit.native_program import draw_row
-from tracekit.opening import open_trace
-from tracekit.repro.case import Command, Fed, Input
+from tracekit.formats.log import LogWriter, TensorLike
+from tracekit.formats.opening import open_trace
+from tracekit.programs.child import end, start
+from tracekit.programs.native import draw_row
+from tracekit.repro.failing_run import Command, Fed, Input
 from tracekit.trace import Trace, TraceError
 
 LOG, FOLLOW = "{log}", "{follow}"

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit import draw_rules, filter_rules, sampling
-from tracekit.align import SequencePair
-from tracekit.log import TensorLike
-from tracekit.observed import Streams, observe
-from tracekit.repro.case import Input
+from tracekit.align.sites import SequencePair
+from tracekit.formats.log import TensorLike
+from tracekit.mistakes import draws as draw_rules
+from tracekit.repro.failing_run import Input
 from tracekit.repro.fault import Evidence
 from tracekit.repro.rerun import Recording
+from tracekit.sampling import chain as sampling
+from tracekit.sampling.fit import TOLERANCE, departs, misfit, shares
+from tracekit.sampling.replay import Streams, observe
 from tracekit.trace import Array, Draw, Json, Sequence, Step, Trace
 
 LOGITS_APART = 1e-2
@@ -43,7 +45,7 @@ def _record(step: Step) -> dict[str, Array]:
     out: dict[str, Array] = {"token": np.array([chosen(step)], dtype=np.int64)}
     if step.survivors_id is not None and step.survivors_prob is not None:
         out["survivors/id"] = step.survivors_id
-        out["survivors/prob"] = filter_rules.shares(step.survivors_prob)
+        out["survivors/prob"] = shares(step.survivors_prob)
     out["draws/count"] = np.array([len(step.draws)], dtype=np.uint64)
     for name in DRAW_NUMBERS:
         numbers = [getattr(draw, name) for draw in step.draws]
@@ -111,7 +113,7 @@ class RuleFault(StepFault, ABC):
         inputs |= {name: value for name, value in actual.items() if name.startswith("draws/")}
         check: Json = {"kind": self.compares, "step": index}
         if self.compares == FilterFault.compares:
-            check["tolerance"] = filter_rules.TOLERANCE
+            check["tolerance"] = TOLERANCE
         return Evidence(check, inputs, {}, self._expected(sequence, index), actual, settings=self.stated_of(sequence))
 
     @abstractmethod
@@ -137,15 +139,12 @@ class FilterFault(RuleFault):
         if theirs.survivors_id is None or theirs.survivors_prob is None:
             return False
         seen = replace(observe(sequence, index), ids=theirs.survivors_id, probs=theirs.survivors_prob)
-        return (
-            seen.logits is not None
-            and filter_rules.misfit(sampling.chain(self.stated_of(sequence)), seen) <= LOGITS_APART
-        )
+        return seen.logits is not None and misfit(sampling.chain(self.stated_of(sequence)), seen) <= LOGITS_APART
 
     def _wrong(self, sequence: Sequence, index: int) -> bool:
         seen = observe(sequence, index)
         if self.by_rule:
-            return filter_rules.departs(sampling.chain(self.stated_of(sequence)), seen, half=False) is True
+            return departs(sampling.chain(self.stated_of(sequence)), seen, half=False) is True
         theirs = self.pair.reference.step(index)
         return seen.ids is None or theirs.survivors_id is None or set(seen.ids) != set(theirs.survivors_id)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tracekit.dtypes import SAFETENSORS, STORAGE
-from tracekit.log import Tensor, TensorLike
+from tracekit.formats.log import Tensor, TensorLike
 from tracekit.trace import Json
 
 _WORDS = {storage: word for word, storage in reversed(STORAGE.items())}

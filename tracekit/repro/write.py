@@ -5,18 +5,18 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tracekit.align import SequencePair, align_sites
-from tracekit.opening import open_trace
-from tracekit.recipe import recipes
-from tracekit.repro.case import CAUSES, Case, Input, Repro, pair_of, whole_input
+from tracekit.align.sites import SequencePair, align_sites
+from tracekit.auditing.recipe import recipes
+from tracekit.checkpoints.stated import open_checkpoint
+from tracekit.compare.yardstick import LOGITS_ORDER
+from tracekit.formats.opening import open_trace
 from tracekit.repro.cut import cut
+from tracekit.repro.failing_run import CAUSES, Case, Input, Repro, pair_of, whole_input
 from tracekit.repro.fault import Fault, NoRepro
 from tracekit.repro.files import write_folder
 from tracekit.repro.layer_fault import AuditedFault, ComparedFault
 from tracekit.repro.rerun import Rerun
 from tracekit.repro.step_fault import FilterFault, InputFault, RandomFault, SamplerFault, StopFault
-from tracekit.rounding import LOGITS_ORDER
-from tracekit.stated_checkpoint import open_checkpoint
 from tracekit.trace import Trace
 
 MOST_RUNS = 12

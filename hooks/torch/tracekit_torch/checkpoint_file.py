@@ -20,7 +20,7 @@ NESTED = ("state_dict", "model", "module")
 
 
 class TorchParameters:
-    """The tensors of a state dict; see `tracekit.weight_diff.Parameters`.
+    """The tensors of a state dict; see `tracekit.checkpoints.compare.Parameters`.
 
     Files of torch's zip format are mapped, not loaded. Raises TraceError where a file is damaged, wants to run code, or
     holds no tensors.

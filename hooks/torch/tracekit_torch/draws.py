@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tracekit.rng import offset_of, words_between
+from tracekit.torch_rng.generator import offset_of, words_between
 from tracekit.trace import Json, TraceError
 from tracekit_torch.patching import replace
 

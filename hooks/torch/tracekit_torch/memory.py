@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from tracekit.log import Layout
+from tracekit.formats.log import Layout
 
 BLOCK_BYTES = 16 << 20
 CALL_BYTES = 256 << 20

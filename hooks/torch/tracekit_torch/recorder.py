@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from tracekit.archive import write_archive
-from tracekit.capture import UNSEEN, lost_rows, no_such_site, written
-from tracekit.following import FORCED, shortfalls
-from tracekit.log import LogWriter, Tensor, TensorLike
-from tracekit.log_trace import LogTrace
-from tracekit.opening import open_trace
+from tracekit.formats.archive import write_archive
+from tracekit.formats.log import LogWriter, Tensor, TensorLike
+from tracekit.formats.log_trace import LogTrace
+from tracekit.formats.opening import open_trace
+from tracekit.inspection.following import FORCED, shortfalls
+from tracekit.inspection.sanity import UNSEEN, lost_rows, no_such_site, written
 from tracekit.trace import ENCODER, Json, TraceError
 from tracekit_torch import describe, precision
 from tracekit_torch.draws import Drawn, Draws

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tracekit.log import Tensor, TensorLike
+from tracekit.formats.log import Tensor, TensorLike
 from tracekit.trace import ENCODER, Json
 from tracekit_torch import describe
 from tracekit_torch.adapters.causal_calls import (

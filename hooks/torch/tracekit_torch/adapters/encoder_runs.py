@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tracekit.dtypes import STORAGE
-from tracekit.log import Tensor, TensorLike
+from tracekit.formats.log import Tensor, TensorLike
 from tracekit.trace import ENCODER, ENCODER_PREFIX, Json
 from tracekit_torch.adapters.causal_calls import spans
 from tracekit_torch.memory import CALL_BYTES

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tracekit.sampling import RAS
+from tracekit.sampling.chain import RAS
 from tracekit.trace import Json
 from tracekit_torch.draws import Drawn
 

@@ -12,7 +12,7 @@ from enum import IntEnum
 
 import torch
 
-from tracekit.file_values import NO_TOKEN
+from tracekit.formats.file_values import NO_TOKEN
 
 
 class Vocabulary(IntEnum):

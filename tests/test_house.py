@@ -1,0 +1,89 @@
+"""The house: cli -> hooks -> tracekit, the stages of the core in the order of the data, and no torch or click in it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STAGES = (
+    *("dtypes", "trace", "formats", "programs", "checkpoints", "inspection", "torch_rng", "sampling", "align"),
+    *("compare", "auditing", "mistakes", "verdict", "extra", "report", "repro", "postmortem"),
+)
+"""Folders and modules of `tracekit/`, in the order in which the data passes them."""
+PAIRS = ("align", "compare")
+"""Stages that look at two traces."""
+SINGLE = ("formats", "checkpoints", "inspection", "torch_rng", "sampling", "auditing")
+"""Stages that look at one, and need nothing of what compares two."""
+KNOWN = {
+    ("tracekit.formats.exported_tokens", "tracekit.extra.cosyvoice3.speech"),
+    ("tracekit.inspection.sanity", "tracekit.extra.cosyvoice3.speech"),
+    ("tracekit.inspection.summary", "tracekit.extra.cosyvoice3.speech"),
+    ("tracekit.verdict.decide", "tracekit.extra.cosyvoice3.speech"),
+    ("tracekit.verdict.decide", "tracekit.extra.cosyvoice3.counted"),
+}
+"""Imports against the order that are there yet."""
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Names of all modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def module_of(path: Path, root: Path) -> str:
+    """A file's dotted name."""
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def core() -> dict[str, Path]:
+    """Modules of the core."""
+    return {module_of(path, ROOT): path for path in sorted((ROOT / "tracekit").rglob("*.py"))}
+
+
+def stage(module: str) -> str | None:
+    """The stage that a module of the core belongs to; None of the package itself."""
+    return module.split(".")[1] if "." in module else None
+
+
+def test_stages_import_those_before_them() -> None:
+    modules = core()
+    unknown = {stage(name) for name in modules} - {None, *STAGES}
+    assert not unknown, f"not in the order of stages: {unknown}"
+    against = set()
+    for name, path in modules.items():
+        own = stage(name)
+        if own is None:
+            continue
+        for imported in imports(path):
+            target = next((m for m in (imported, imported.rpartition(".")[0]) if m in modules), None)
+            other = stage(target) if target else None
+            if other is None or target is None:
+                continue
+            backwards = STAGES.index(other) > STAGES.index(own)
+            if backwards or (own in SINGLE and other in PAIRS):
+                against.add((name, target))
+    assert against == KNOWN
+
+
+@pytest.mark.parametrize(
+    ("folder", "barred"),
+    [
+        ("tracekit", ("torch", "click", "tracekit_torch", "tracekit_cli")),
+        ("hooks/torch/tracekit_torch", ("click", "tracekit_cli")),
+    ],
+)
+def test_one_way(folder: str, barred: tuple[str, ...]) -> None:
+    wrong = [
+        (str(path.relative_to(ROOT)), name)
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for name in imports(path)
+        if name.split(".")[0] in barred
+    ]
+    assert not wrong

@@ -1,0 +1,328 @@
+"""The audit: every site's own error, with no other run to compare with.
+
+A site is recomputed in float64 from its recorded input and the checkpoint. What is left is the error that this module
+made by itself: nothing is inherited from earlier layers, and every faulty module is found in one pass. The error is
+judged in units of what correct arithmetic may be off (`operations`), as its size and as the simplest structured
+statistics, which see in 16 bits what size cannot: a gain, the gain of a row, the offset and the gain of a column.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tracekit.auditing import operations
+from tracekit.auditing.measured import measured
+from tracekit.auditing.outliers import Peers
+from tracekit.auditing.own_error import FALSE_ALARMS, Own, own_error, site_windows, tests_of
+from tracekit.auditing.recipe import Recipe, order_of, recipes
+from tracekit.auditing.recompute import Parameters, Recomputation
+from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.checkpoints.stated import find_checkpoint
+from tracekit.inspection.non_finite import NonFinite, first_non_finite
+from tracekit.inspection.positions import prompt_length, step_of
+from tracekit.inspection.sanity import losses
+from tracekit.inspection.settings import Difference, declared_differences, other_sizes
+from tracekit.trace import Json, Sequence, Trace, TraceError
+
+try:
+    from threadpoolctl import threadpool_limits
+except ImportError:
+    threadpool_limits = None
+
+WORKERS = min(4, os.cpu_count() or 1)
+"""Sites recomputed at a time, each on one core, where threadpoolctl is installed: half of the work is not in
+multiplications, and those of several sites at a time get into each other's way if each of them uses all cores."""
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """A site whose own error is beyond its rounding bound."""
+
+    sequence: int
+    step: int
+    position: int
+    site: str
+    order: int
+    own: Own
+    explanation: Json | None = None
+
+    def to_json(self) -> Json:
+        statistics = self.own.statistics
+        return {
+            "side": "candidate",
+            "sequence": self.sequence,
+            "step": self.step,
+            "position": self.position,
+            "site": self.site,
+            "own": statistics.size,
+            "statistic": self.own.statistic,
+            "gain": 1.0 + statistics.gain,
+            "explanation": self.explanation,
+        }
+
+    def evidence(self) -> str:
+        """One line: how far beyond its bound, and by what."""
+        statistics, kind = self.own.statistics, self.own.statistic
+        wrong, rows = int(self.own.wrong_rows().sum()), len(statistics.rows)
+        where = "" if wrong == rows else f", at {wrong} of {rows} positions"
+        if self.own.beside is not None:
+            return self.own.beside
+        if kind == "size":
+            return f"own error {statistics.size:.3g}x its rounding bound{where}"
+        if kind == "row":
+            return f"own error {statistics.rows.max():.3g}x its rounding bound{where}"
+        if kind == "column":
+            column = int(statistics.columns.argmax())
+            return f"own error of column {column}: {statistics.columns[column]:.3g}x its rounding bound"
+        if kind == "gain":
+            deviations = abs(statistics.gain_deviations)
+            return f"own gain {1.0 + statistics.gain:.8g}, {deviations:.0f} standard deviations from 1"
+        deviations = statistics.peaks()[kind]
+        return f"own {kind}, {deviations:.0f} standard deviations from what rounding does{where}"
+
+
+NOT_FINITE = "its inputs are not finite"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One trace against its checkpoint."""
+
+    culprits: tuple[Culprit, ...]  # in the order of the computation
+    clean: frozenset[str]  # sites that were audited and are within their bounds
+    unknown: Mapping[str, str]  # sites that were not audited, and why
+    weights: tuple[str, ...]  # parameters whose bytes are not the checkpoint's
+    differences: tuple[Difference, ...]  # what the checkpoint declares and the engine says it used
+    values: int  # values recomputed
+    inexact: tuple[tuple[Culprit, ...], ...] = ()
+    """16-bit sites of the same name in every layer, within their bounds, whose engine's arithmetic is not emulated: it
+    is another one, or each of them makes the same mistake. Only an explanation that leaves nothing tells."""
+    non_finite: NonFinite | None = None
+    """Where the first value that is no finite number is. What is computed from one is not judged."""
+    notes: tuple[str, ...] = ()
+    """Differences from the checkpoint that are known to be none: another order of rows."""
+    tests: int = 0
+    """Statistics of rows, columns and sites that were judged, at a false alarm of `FALSE_ALARMS` for all together."""
+
+    lost: tuple[str, ...] = ()
+    """What the trace should hold and does not, a line each: nobody can say that it is within its bounds."""
+
+    @property
+    def departs(self) -> bool:
+        """Whether something is beyond its bounds, or other than the checkpoint says."""
+        return bool(self.culprits or self.weights or self.differences)
+
+    @property
+    def exit_code(self) -> int:
+        """As diff(1): 0 within bounds, 1 not, 2 where what is within bounds is not all there should be, or values that
+        are not finite leave sites unjudged."""
+        if self.departs:
+            return 1
+        return 2 if self.lost or self.non_finite is not None else 0
+
+
+def audit(
+    trace: Trace,
+    checkpoint: Checkpoint,
+    *,
+    stops: Mapping[int, int] | None = None,
+    only: Collection[str] | None = None,
+    wiring: Trace | None = None,
+    progress: Callable[[str], None] = lambda site: None,
+) -> Audit:
+    """Recompute every site that a recipe covers. `stops`: the position, by sequence index, before which to stop;
+    `only`: these sites alone; `wiring`: a trace whose site table says what feeds what where this one's does not.
+    Raises TraceError where the checkpoint is of another model.
+    """
+    apart = other_model(trace, checkpoint)
+    if apart is not None:
+        stated = " (which the trace states)" if checkpoint.path == find_checkpoint(trace) else ""
+        said = f"{checkpoint.path}{stated}: is of another model than {trace.path}: {apart}"
+        raise TraceError(f"{said}; give the one it ran with: --weights")
+    parameters = Parameters(trace, checkpoint)
+    known, unknown = auditable(trace, checkpoint, parameters, wiring)
+    known = [recipe for recipe in known if only is None or recipe.site in only]
+    culprits: dict[str, Culprit] = {}
+    seen: set[str] = set()
+    peers = Peers()
+    values = 0
+    runs = [Recomputation(sequence, parameters) for sequence in trace.sequences]
+    tests = _tests(known, runs, stops or {})
+    for recipe, results in _own_errors(known, runs, stops or {}, FALSE_ALARMS / tests):
+        progress(recipe.site)
+        for run, own in results:
+            seen.add(recipe.site)
+            values += sum(window.stop - window.first for window in own.windows) * len(own.statistics.columns)
+            if own.wrong and recipe.site not in culprits:
+                culprits[recipe.site] = _culprit(trace, run, own)
+            peers.add(run, own)
+    for run, own in peers.outliers():
+        culprits.setdefault(own.recipe.site, _culprit(trace, run, own))
+    for recipe in known:
+        if recipe.site not in seen:
+            blind = any(recipe.site in run.blind for run in runs)
+            unknown[recipe.site] = NOT_FINITE if blind else "its inputs are not recorded at the same positions"
+    ranked = sorted(culprits.values(), key=lambda culprit: (culprit.sequence, culprit.step, culprit.order))
+    return Audit(
+        tuple(ranked),
+        frozenset(seen - culprits.keys()),
+        unknown,
+        tuple(changed_weights(trace, checkpoint)) if only is None else (),
+        tuple(declared_differences(checkpoint.config, trace)),
+        values,
+        tuple(tuple(_culprit(trace, run, own) for run, own in group) for group in peers.inexact()),
+        non_finite=first_non_finite(trace, stops) if only is None else None,
+        tests=tests,
+        lost=tuple(losses(trace)),
+    )
+
+
+def own_errors(
+    trace: Trace, checkpoint: Checkpoint, *, stops: Mapping[int, int] | None = None, wiring: Trace | None = None
+) -> Iterator[tuple[Recomputation, Own]]:
+    """The own error of every site that a recipe covers, right or wrong, site by site; the arguments are `audit`'s."""
+    parameters = Parameters(trace, checkpoint)
+    known, _ = auditable(trace, checkpoint, parameters, wiring)
+    runs = [Recomputation(sequence, parameters) for sequence in trace.sequences]
+    level = FALSE_ALARMS / _tests(known, runs, stops or {})
+    for _, results in _own_errors(known, runs, stops or {}, level):
+        yield from results
+
+
+def auditable(
+    trace: Trace, checkpoint: Checkpoint, parameters: Parameters, wiring: Trace | None
+) -> tuple[list[Recipe], dict[str, str]]:
+    """Recipes that can be followed, in execution order; and the other sites, with the reason."""
+    found = recipes(trace, checkpoint, wiring)
+    unknown, known = dict(found.unknown), []
+    meanings = measured(trace, checkpoint, wiring, found.known)
+    for each in found.known:
+        meaning = meanings.get(each.class_of or "", {})
+        if isinstance(meaning, str):
+            unknown[each.site] = meaning
+            continue
+        recipe = replace(each, **meaning)  # type: ignore[arg-type]
+        if not parameters.has(recipe):
+            unknown[recipe.site] = "the checkpoint has no parameter of that name"
+        elif not _fits(trace, parameters, recipe):
+            unknown[recipe.site] = "its shape is not that of the checkpoint's parameter"
+        else:
+            known.append(recipe)
+    return known, unknown
+
+
+def _tests(known: list[Recipe], runs: list[Recomputation], stops: Mapping[int, int]) -> int:
+    """How many tests the audit makes: the fewer, the less each of them has to let pass."""
+    count = 0
+    for run in runs:
+        for recipe in known:
+            rows = sum(len(window.rows) for window in site_windows(run, recipe, stops.get(run.sequence.index, 1 << 62)))
+            count += tests_of(rows, run.width(recipe)) if rows else 0
+    return max(count, 1)
+
+
+def _own_errors(
+    known: list[Recipe], runs: list[Recomputation], stops: Mapping[int, int], level: float
+) -> Iterator[tuple[Recipe, list[tuple[Recomputation, Own]]]]:
+    """Each recipe with the own errors of its sequences, in the order of the recipes, several worked out at a time."""
+
+    def examined(recipe: Recipe) -> list[tuple[Recomputation, Own]]:
+        # Sites outside, sequences inside: a matrix is made once.
+        # What is too large, or not finite, is judged as such; numpy need not warn of it. Each thread asks for that.
+        with np.errstate(all="ignore"):
+            owns = [(run, own_error(run, recipe, stops.get(run.sequence.index, 1 << 62), level)) for run in runs]
+        return [(run, own) for run, own in owns if own is not None]
+
+    if threadpool_limits is None or WORKERS == 1:
+        yield from ((recipe, examined(recipe)) for recipe in known)
+        return
+    # The head is the last of them and the most work: begun last, it would be worked on alone.
+    order = sorted(known, key=lambda recipe: -max((run.width(recipe) for run in runs), default=0))
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(WORKERS) as pool:
+        pending = {recipe.site: pool.submit(examined, recipe) for recipe in order[:WORKERS]}
+        pending |= {recipe.site: pool.submit(examined, recipe) for recipe in known if recipe.site not in pending}
+        yield from ((recipe, pending[recipe.site].result()) for recipe in known)
+
+
+def _fits(trace: Trace, parameters: Parameters, recipe: Recipe) -> bool:
+    """Whether what is recorded has the shape that the recipe wants."""
+    for sequence in trace.sequences:
+        sites = sequence.sites
+        widths = [sites[name].width for name in recipe.inputs if name in sites]
+        if recipe.columns and len(widths) == len(recipe.inputs):
+            parts = [part or (0, wide) for part, wide in zip(recipe.columns, widths, strict=True)]
+            if max(stop for _, stop in parts) != widths[0]:
+                return False
+            widths = [stop - first for first, stop in parts]
+        if recipe.stored == "logits":
+            width = _logits_width(sequence)
+        elif recipe.stored in sites:
+            width = sites[recipe.stored].width
+        else:
+            continue
+        if width is None:
+            continue
+        if recipe.parameters and not parameters.fits(recipe, width, widths[0] if widths else width):
+            return False
+        if recipe.kind in ("residual", "gate", "identity", "capped") and any(other != width for other in widths):
+            return False
+        if recipe.core is not None:
+            core = recipe.core
+            wanted = [core.heads * core.head_dim, *[core.kv_heads * core.head_dim] * 2]
+            if widths != wanted or width != wanted[0]:
+                return False
+    return True
+
+
+def _logits_width(sequence: Sequence) -> int | None:
+    logits = sequence.logits(0, 1) if sequence.step_count else None
+    return None if logits is None else int(logits.shape[1])
+
+
+def _culprit(trace: Trace, run: Recomputation, own: Own) -> Culprit:
+    recipe, sequence = own.recipe, run.sequence
+    rows = np.concatenate([window.rows for window in own.windows])
+    row = int(rows[int(own.wrong_rows().argmax())])
+    position = row + run.first_step if recipe.site == "logits" else row
+    data = sequence.sites.get(recipe.stored)
+    step = step_of(position, prompt_length(sequence)) if data is None or data.axis is None else 0
+    return Culprit(sequence.index, step, position, recipe.site, order_of(trace, recipe.site), own)
+
+
+def explained(culprit: Culprit, explanation: Json | None) -> Culprit:
+    """The culprit with what its mistake is."""
+    return replace(culprit, explanation=explanation)
+
+
+def other_model(trace: Trace, checkpoint: Checkpoint) -> str | None:
+    """How a checkpoint is of another model than the one that ran, by its sizes; None where nothing says so."""
+    stated = other_sizes(checkpoint.config, trace)
+    if stated is not None:
+        return stated
+    shapes = [(name, weight.shape, checkpoint.find(name)) for name, weight in trace.weights.items()]
+    known = [(name, shape, checkpoint.shape(found)) for name, shape, found in shapes if found is not None]
+    if not known or any(shape == other for _, shape, other in known):
+        return None
+    name, shape, other = known[0]
+    return f"{name} {list(other)}, not {list(shape)}"
+
+
+def changed_weights(trace: Trace, checkpoint: Checkpoint) -> list[str]:
+    """Parameters that the engine held with other bytes than the checkpoint has in that dtype."""
+    out = []
+    for name, weight in trace.weights.items():
+        found = checkpoint.find(name)
+        if found is None or weight.digest is None or checkpoint.shape(found) != weight.shape:
+            continue
+        if weight.dtype not in operations.SMALLEST:
+            continue
+        # A tied head may be held under the name of the file's own table, which then is another parameter.
+        options = [option for option in (found, checkpoint.other_head(name)) if option is not None]
+        if not any(checkpoint.may_hold(option, weight.dtype, weight.digest) for option in options):
+            out.append(name)
+    return out

@@ -1,0 +1,97 @@
+"""A site beside its peers: those of the same name in the other layers of the same run."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.auditing import operations
+from tracekit.auditing.own_error import Own
+from tracekit.auditing.recompute import Recomputation
+
+EXACT_PEERS = 0.02
+"""Size of error below which an engine's 16-bit arithmetic is emulated exactly: what is left are sums that lay next to a
+tie. Then a site that is off is off by itself, though its error be within the bound of other engines' arithmetic."""
+INEXACT = 0.05
+"""Size of error from which it is not."""
+PEER_RATIO, PEER_FLOOR = 10.0, 0.2
+"""How much larger than three quarters of its peers', and how large at least, the error of such a site is. A size of 0.2
+is one value in a hundred off by a unit in the last place, which is two of its bounds; sums next to a tie are rarer."""
+PEERS = 4
+"""Sites of the same name in other layers that it takes to speak of peers."""
+
+Peer = tuple[Recomputation, Own]
+
+
+class Peers:
+    """Sites of the same name in every layer of a run: one engine computes them alike."""
+
+    def __init__(self) -> None:
+        self._by_role: dict[str, list[Peer]] = {}
+
+    def add(self, run: Recomputation, own: Own) -> None:
+        role = re.sub(r"\d+", "*", own.recipe.site)
+        self._by_role.setdefault(f"{run.sequence.index}:{role}", []).append((run, own))
+
+    def inexact(self) -> list[list[Peer]]:
+        """Groups in 16 bits of which none is wrong and none is exact."""
+        groups = []
+        for peers in self._groups():
+            sound = [(run, own) for run, own in peers if not own.wrong and own.statistics.size > INEXACT]
+            if len(sound) >= PEERS and len(sound) > len(peers) / 2:
+                groups.append(sound)
+        return groups
+
+    def outliers(self) -> list[Peer]:
+        """Those that are off where their peers are exact, in 16 bits."""
+        out = []
+        for peers in self._groups():
+            usual = float(np.quantile([own.statistics.size for _, own in peers], 0.75))
+            if usual <= EXACT_PEERS:
+                owns = [own for _, own in peers]
+                said = [_outlier(own, usual, [other for other in owns if other is not own]) for own in owns]
+                out += [(run, replace(own, beside=why)) for (run, own), why in zip(peers, said, strict=True) if why]
+        return out
+
+    def _groups(self) -> list[list[Peer]]:
+        """Those of 16 bits."""
+        groups = [peers for peers in self._by_role.values() if len(peers) >= PEERS]
+        return [peers for peers in groups if _unit(peers[0]) > operations.ACCUMULATOR]
+
+
+def _unit(peer: Peer) -> float:
+    run, own = peer
+    return operations.unit(run.computed_in(own.recipe))
+
+
+def _outlier(own: Own, usual: float, others: list[Own]) -> str | None:
+    statistics = own.statistics
+    if statistics.size > max(PEER_FLOOR, PEER_RATIO * usual):
+        return f"own error {statistics.size:.2g}x its rounding bound, where the same site of other layers is exact"
+    odd = _odd_columns(own, others)
+    if odd.size and statistics.size <= EXACT_PEERS + float(np.sqrt(odd.size / len(statistics.odd))):
+        more = f" and {odd.size - 1} more" if odd.size > 1 else ""
+        share = statistics.odd[odd[0]]
+        return f"column {odd[0]}{more} is off at {share:.0%} of the positions, where the rest of the site is exact"
+    return None
+
+
+def _odd_columns(own: Own, others: list[Own]) -> NDArray[np.int64]:
+    """Columns that differ from the emulated value in more rows than ties account for. How many rows those of a column
+    are is read off the other layers: on average, and how much more than a binomial count they scatter."""
+    rows = len(own.statistics.rows)
+    counts = np.concatenate([other.statistics.odd * len(other.statistics.rows) for other in others])
+    mean = max(float(counts.mean()), 0.5 / counts.size)
+    scatter = max(1.0, float(counts.var()) / mean)
+    share, usual = own.statistics.odd, min(mean / rows, 0.5)
+    # The probability of so many is at most exp(-n D(share || usual)) (Chernoff 1952).
+    with np.errstate(divide="ignore", invalid="ignore"):
+        apart = share * np.log(share / usual) + np.where(
+            share < 1, (1 - share) * np.log((1 - share) / (1 - usual)), 0.0
+        )
+    beyond = np.where(share > usual, rows / scatter * np.nan_to_num(apart, nan=0.0), 0.0)
+    return np.flatnonzero(beyond > -math.log(own.level))

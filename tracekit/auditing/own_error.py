@@ -1,0 +1,401 @@
+"""A site's own error: what it made by itself, given the input that it really got, judged by what rounding may do.
+
+The error is taken in units of what correct arithmetic may be off (`operations`), as its size and as the simplest
+structured statistics, which see in 16 bits what size cannot: a gain, the gain of a row, the offset and the gain of a
+column.
+
+Each statistic is judged against its own spread: what rounding makes of it on the site's own numbers. The error of a
+value is taken as an independent Gaussian one of the variance that `operations` gives; errors of sums spread as much
+more as they do where they are added up in float32 on the same rows (`sums`), those of the attention core as drawn ones.
+All tests of a trace together raise a false alarm with the probability `FALSE_ALARMS` (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.auditing import operations
+from tracekit.auditing.operations import Floats, Result
+from tracekit.auditing.recipe import Recipe
+from tracekit.auditing.recompute import Recomputation, Window
+
+BLOCK_ROWS, FEWEST_ROWS, BLOCK_VALUES = 1024, 64, 1 << 20
+"""Positions recomputed at a time: as many as hold about a million values, whose memory the allocator gives out again
+without asking the system for it."""
+CACHED = 64 << 10
+"""Elements whose statistics are taken at a time: their dozen arrays stay in the cache."""
+ALIKE = 2.0**-12
+"""Relative distance below which two rows have half of float32's bits in common: then they are rounded alike."""
+PROJECTED = 64
+"""Dimensions that rows are projected to before their distances are taken (Johnson and Lindenstrauss 1984)."""
+LARGEST = np.float32(1e15)
+"""Error over its bound that stands for all larger ones, and for what is not finite; its square fits float32."""
+
+LARGEST_NUMBER = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028234e38, "float64": 1.7976931e308}
+"""Largest finite number of each format, rounded down."""
+
+FALSE_ALARMS = 1e-4
+"""Probability that the audit of one trace without a fault says that something is off, over all that it tests."""
+ONE_SITE = FALSE_ALARMS / 1e6
+"""Probability of a false alarm of one test where the number of tests is not known: a trace has a million of them."""
+ODD = 0.05
+"""Error over its bound from which a value is another than the emulated one: in 16 bits the next number is 1 away."""
+STANDS_OUT = 4.0
+"""Times the median that a row's error must be to say that the mistake is in such rows alone."""
+STANDS_OUT_ROWS = 8.0
+"""Times the median that a row's error is, of a site that is wrong, to be one of the wrong ones. Healthy rows in float32
+reach 3.9, eight times their median."""
+
+
+def deviations(level: float) -> float:
+    """Standard deviations that a Gaussian error exceeds, to either side, with this probability."""
+    return -NormalDist().inv_cdf(max(min(level, 1.0), 1e-300) / 2.0)
+
+
+def root_mean_square(freedom: float, level: float) -> float:
+    """What the root mean square of `freedom` independent Gaussian errors of variance 1 exceeds with this probability
+    (Wilson and Hilferty 1931)."""
+    share = 2.0 / (9.0 * max(freedom, 1.0))
+    beyond = -NormalDist().inv_cdf(max(min(level, 1.0), 1e-300))
+    return float(max(1.0 - share + beyond * share**0.5, 0.0) ** 1.5)
+
+
+class Tally:
+    """Statistics of one site's own error, in units of its rounding bound, collected over blocks of rows."""
+
+    def __init__(self) -> None:
+        self.rows: list[Floats] = []  # mean square of each row
+        self.freedoms: list[Floats] = []  # independent errors in it
+        self.row_gains: list[Floats] = []
+        self.row_variances: list[Floats] = []
+        self.biases: list[Floats] = []
+        self.columns: Floats = np.zeros(0)  # [squares, offsets, products, powers, weights, odd rows] of each column
+        self.count = 0
+
+    def add(self, recorded: Floats, result: Result) -> None:
+        """One block of rows, [rows, width]."""
+        gaps = [recorded - values for values in (result.values, *result.rounded)]
+        gap = gaps[0] if len(gaps) == 1 else min(gaps, key=operations.typical)
+        few = max(1, CACHED // gap.shape[1])
+        for first in range(0, len(gap), few):
+            rows = slice(first, first + few)
+            self._add_few(gap[rows], result.values[rows], result.variance[rows], result)
+
+    def _add_few(self, gap: Floats, values: Floats, variance: Floats, result: Result) -> None:
+        """As many rows as stay in the cache; statistics need no more than float32, and no more do their sums."""
+        inverse = np.sqrt(variance)
+        np.reciprocal(inverse, out=inverse)
+        with np.errstate(invalid="ignore", over="ignore"):
+            error = (gap * inverse).astype(np.float32)
+            size = np.abs(error)
+            np.copyto(error, LARGEST, where=~(size < LARGEST))
+            signal = (values * inverse).astype(np.float32)
+            np.clip(signal, -LARGEST, LARGEST, out=signal)
+        squares, products, powers = np.square(error), error * signal, np.square(signal)
+        power, width = _across(powers), error.shape[1]
+        safe, common = np.maximum(power, 1e-290), result.shared**2 + result.bias**2
+        self.rows.append(_across(squares) / (width + common * power))
+        # What a row shares is one error, however many values it moves.
+        self.freedoms.append(np.square(width + common * power) / (width + np.square(common * power)))
+        self.row_gains.append(_across(products) / safe)
+        self.row_variances.append(1.0 / safe + result.shared**2)
+        self.biases.append(np.full(len(error), result.bias))
+        # A row's shared error is no column's fault.
+        loose = np.float32(common) * powers
+        loose += np.float32(1.0)
+        np.reciprocal(loose, out=loose)
+        for part in (squares, products, powers):
+            part *= loose
+        error *= loose
+        odd = (size > np.float32(ODD)).astype(np.float32)
+        block = np.stack([_down(part) for part in (squares, error, products, powers, loose, odd)])
+        self.columns = block if not self.count else self.columns + block
+        self.count += len(error)
+
+    def statistics(self) -> Statistics:
+        """What was collected, as numbers of standard deviations and ratios. A bias of unknown sign is no deviation."""
+        rows, freedoms = np.sqrt(np.concatenate(self.rows)), np.concatenate(self.freedoms)
+        gains, variances = np.concatenate(self.row_gains), np.concatenate(self.row_variances)
+        biases = np.concatenate(self.biases)
+        weights = 1.0 / np.maximum(variances, 1e-290)
+        gain, bias = float((gains * weights).sum() / weights.sum()), float(biases.max())
+        squares, offsets, products, powers, loose, odd = self.columns
+        safe = np.maximum(powers, 1e-290)
+        return Statistics(
+            size=float(np.sqrt(np.mean(np.square(rows)))),
+            rows=rows,
+            gain=gain,
+            gain_deviations=float(_beyond(gain, bias) * np.sqrt(weights.sum())),
+            row_gains=_beyond(gains, biases) / np.sqrt(variances),
+            columns=np.sqrt(squares / self.count),
+            column_offsets=_beyond(offsets, bias * np.sqrt(powers * self.count)) / np.sqrt(np.maximum(loose, 1e-290)),
+            column_gains=_beyond(products, bias * powers) / np.sqrt(safe),
+            odd=odd / self.count,
+            freedoms=freedoms,
+        )
+
+
+def _beyond(values: Floats | float, bias: Floats | float) -> Floats:
+    """What is left of an error when as much as the bias may be is taken off it."""
+    return np.asarray(np.sign(values) * np.maximum(np.abs(values) - bias, 0.0))
+
+
+def _across(values: NDArray[np.float32]) -> Floats:
+    """Sum of each row: a product with ones, several times as fast as numpy's own sum."""
+    return (values @ np.ones(values.shape[1], np.float32)).astype(np.float64)
+
+
+def _down(values: NDArray[np.float32]) -> Floats:
+    """Sum of each column."""
+    return (np.ones(values.shape[0], np.float32) @ values).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A site's own error. Sizes are ratios to the rounding bound, the rest numbers of standard deviations."""
+
+    size: float  # root mean square over all rows
+    rows: Floats  # [rows]
+    gain: float  # fitted, 0 where correct
+    gain_deviations: float
+    row_gains: Floats  # [rows]
+    columns: Floats  # [width]
+    column_offsets: Floats  # [width]
+    column_gains: Floats  # [width]
+    odd: Floats  # [width], share of rows that are not the emulated value
+    freedoms: Floats  # [rows], independent errors in each row's size
+
+    def peaks(self) -> dict[str, float]:
+        """The largest of each kind."""
+        return {
+            "size": self.size,
+            "row": float(self.rows.max(initial=0.0)),
+            "column": float(self.columns.max(initial=0.0)),
+            "gain": abs(self.gain_deviations),
+            "row gain": float(np.abs(self.row_gains).max(initial=0.0)),
+            "column offset": float(np.abs(self.column_offsets).max(initial=0.0)),
+            "column gain": float(np.abs(self.column_gains).max(initial=0.0)),
+        }
+
+    def counts(self) -> dict[str, int]:
+        """How many there are of each kind: so many tests are made."""
+        rows, columns = len(self.rows), len(self.columns)
+        by_row, by_column = dict.fromkeys(("row", "row gain"), rows), dict.fromkeys(COLUMN_KINDS, columns)
+        return {"size": 1, "gain": 1, **by_row, **by_column}
+
+    def limits(self, level: Mapping[str, float] | float, width: Mapping[str, float]) -> dict[str, float]:
+        """What each peak exceeds with probability `level` where only rounding is at work; `width`: how much wider than
+        independent errors those of this site spread."""
+
+        def of(kind: str) -> float:
+            return level if isinstance(level, float) else level[kind]
+
+        plain = {
+            "size": root_mean_square(len(self.rows) ** 2 / float(np.sum(1.0 / self.freedoms)), of("size")),
+            "row": root_mean_square(float(self.freedoms.min()), of("row")),
+            "column": root_mean_square(len(self.rows), of("column")),
+            **{kind: deviations(of(kind)) for kind in ("gain", "row gain", "column offset", "column gain")},
+        }
+        return {kind: limit * max(1.0, width.get(kind, 1.0)) for kind, limit in plain.items()}
+
+
+COLUMN_KINDS = ("column", "column offset", "column gain")
+
+
+def tests_of(rows: int, columns: int) -> int:
+    """Tests that are made of a site."""
+    return 2 + 2 * rows + len(COLUMN_KINDS) * columns
+
+
+@dataclass(frozen=True)
+class Own:
+    """A site's own error in one sequence, judged."""
+
+    recipe: Recipe
+    windows: tuple[Window, ...]
+    statistics: Statistics
+    limits: Mapping[str, float]  # of each statistic
+    width: Mapping[str, float]  # how much wider than independent errors those of this site spread
+    level: float = ONE_SITE  # probability of a false alarm of one test
+    beside: str | None = None  # what tells it from its peers, where its error is within its bound
+
+    @property
+    def over(self) -> dict[str, float]:
+        """Each statistic over its limit; above 1 is wrong."""
+        return {kind: value / self.limits[kind] for kind, value in self.statistics.peaks().items()}
+
+    @property
+    def wrong(self) -> bool:
+        return self.beside is not None or max(self.over.values()) > 1.0
+
+    @property
+    def statistic(self) -> str:
+        """The statistic furthest beyond its limit; size where it is beyond its own."""
+        over = self.over
+        return "size" if over["size"] > 1.0 else max(over, key=lambda kind: over[kind])
+
+    def wrong_rows(self) -> NDArray[np.bool_]:
+        """Rows that are wrong by themselves; where only an average over all of them is, every row."""
+        rows = self.statistics.rows
+        if self.beside is not None:
+            return np.asarray(rows > ODD if (rows > ODD).any() else np.ones(len(rows), dtype=bool))
+        # The site is wrong; from which row on, its other rows tell: in emulated 16 bits they are nearly exact.
+        usual = max(STANDS_OUT_ROWS * float(np.median(rows)), 1.5)
+        limit = min(self.limits["size" if self.over["size"] > 1.0 else "row"], usual)
+        wrong = (rows > limit) | (np.abs(self.statistics.row_gains) > self.limits["row gain"])
+        if wrong.any():
+            return np.asarray(wrong)
+        top = float(rows.max(initial=0.0))
+        late = top > STANDS_OUT * float(np.median(rows))
+        return np.asarray(rows > top / 2.0 if late else np.ones_like(wrong))
+
+
+def own_error(run: Recomputation, recipe: Recipe, stop: int = 1 << 62, level: float = ONE_SITE) -> Own | None:
+    """A site's own error in one sequence, below position `stop`; None where it was not recorded with its inputs.
+    `level`: the probability of a false alarm of each statistic, of each row and column."""
+    windows = [part for block in site_windows(run, recipe, stop) for part in run.finite(recipe, block)]
+    if not windows:
+        return None
+    own = _judged(run, recipe, windows, level, closely=False)
+    # The cheap bounds take a product's sizes as spread evenly, the core's errors as alike between the rows where they
+    # were drawn, and those of all rows as independent; judge by the full ones.
+    return _judged(run, recipe, windows, level, closely=True) if own.wrong else own
+
+
+def site_windows(run: Recomputation, recipe: Recipe, stop: int) -> list[Window]:
+    """The rows of a site that can be judged, in blocks."""
+    if recipe.site != "logits" and recipe.stored not in run.sequence.sites:
+        return []
+    width = run.width(recipe)
+    return [part for window in run.windows(recipe, stop) for part in _blocks(window, width)]
+
+
+def _blocks(window: Window, width: int) -> list[Window]:
+    rows = min(BLOCK_ROWS, max(FEWEST_ROWS, BLOCK_VALUES // width))
+    return [Window(first, min(first + rows, window.stop)) for first in range(window.first, window.stop, rows)]
+
+
+def _judged(run: Recomputation, recipe: Recipe, windows: list[Window], level: float, closely: bool) -> Own:
+    tally = Tally()
+    width: dict[str, float] = {}
+    sketches = []
+    for window in windows:
+        recorded = run.recorded(recipe.stored, window)
+        result = run.result(recipe, window, run.inputs(recipe, window), closely).closest(recorded)
+        tally.add(_overflowed(recorded, result.values, run.dtype(recipe.stored)), result)
+        for kind, factor in (*spread_width(result).items(), *common_width(result, level).items()):
+            width[kind] = max(width.get(kind, 1.0), factor)
+        if closely:
+            sketches.append(_sketch(result.values))
+    statistics = tally.statistics()
+    if sketches:
+        for kind, factor in _repeated_width(statistics, _rows_alike(np.concatenate(sketches)), level).items():
+            width[kind] = max(1.0, width.get(kind, 1.0)) * factor
+    return Own(recipe, tuple(windows), statistics, statistics.limits(level, width), width, level)
+
+
+def _sketch(values: Floats) -> Floats:
+    """Directions of the rows of `values` [rows, width] in `PROJECTED` random dimensions: [rows, PROJECTED]."""
+    drawn = np.random.default_rng(0).standard_normal((values.shape[1], PROJECTED)) / math.sqrt(PROJECTED)
+    lengths = np.sqrt(np.einsum("ij,ij->i", values, values))
+    directions = values / np.maximum(lengths, 1e-290)[:, None]
+    return np.asarray(np.nan_to_num(directions) @ drawn)
+
+
+def _rows_alike(sketches: Floats) -> float:
+    """How many rows, itself included, a row is alike to on average."""
+    powers = np.einsum("ij,ij->i", sketches, sketches)
+    alike = 0
+    for first in range(0, len(sketches), BLOCK_ROWS):
+        part = slice(first, first + BLOCK_ROWS)
+        apart = powers[part, None] + powers[None] - 2.0 * sketches[part] @ sketches.T
+        alike += int(np.count_nonzero(apart <= ALIKE**2))
+    return max(alike / len(sketches), 1.0)
+
+
+def _repeated_width(statistics: Statistics, alike: float, level: float) -> dict[str, float]:
+    """How much wider than of independent rows statistics over rows spread where each row comes `alike` times."""
+    rows = len(statistics.rows)
+    freedom = rows**2 / float(np.sum(1.0 / statistics.freedoms))
+    return {
+        "size": _wider(freedom / alike, freedom, level),
+        "column": _wider(rows / alike, rows, level),
+        **dict.fromkeys(("gain", "column gain", "column offset"), alike**0.5),
+    }
+
+
+def _overflowed(recorded: Floats, values: Floats, dtype: str) -> Floats:
+    """What was recorded, with infinities taken for the exact value where that is beyond the format's largest number: an
+    engine that rounds it to infinity computes right."""
+    infinite = np.isinf(recorded)
+    if dtype not in LARGEST_NUMBER or not infinite.any():
+        return recorded
+    right = infinite & (np.abs(values) >= LARGEST_NUMBER[dtype]) & (np.sign(values) == np.sign(recorded))
+    return np.where(right, values, recorded)
+
+
+def spread_width(result: Result) -> dict[str, float]:
+    """How much wider than independent errors those of a site spread, by statistic: of products as their sums show, of
+    the attention core as the largest of the drawn errors over what as many independent ones exceed once."""
+    made: list[Statistics] = []
+    for error in result.draws:
+        rows = result.drawn_rows
+        part = Result(result.values[rows], result.variance[rows], result.shared, bias=result.bias)
+        tally = Tally()
+        tally.add(part.values + error, part)
+        made.append(tally.statistics())
+    if not made:
+        return dict.fromkeys(("size", "row", *COLUMN_KINDS, "gain", "row gain"), result.excess)
+    once = {kind: 1.0 / (count * len(made)) for kind, count in made[0].counts().items()}
+    usual = made[0].limits(once, {})
+    peaks = {kind: max(statistics.peaks()[kind] for statistics in made) for kind in usual}
+    return {kind: peak / max(usual[kind], 0.5) for kind, peak in peaks.items()}
+
+
+def common_width(result: Result, level: float) -> dict[str, float]:
+    """How much wider than independent errors those of a product spread because its rows have much in common, by
+    statistic: from the second moments of errors in other orders. A mean square of errors that varies as one of fewer
+    would has that many degrees of freedom (Satterthwaite 1946)."""
+    made: list[Statistics] = []
+    for error in result.reordered:
+        tally = Tally()
+        tally.add(result.values + error, Result(result.values, result.variance, result.shared, result.rounded))
+        made.append(tally.statistics())
+    if not made:
+        return {}
+    columns = np.square(np.concatenate([one.columns for one in made]))
+    rows = np.square(np.concatenate([one.rows for one in made]))
+    count, width, freedom = len(made[0].rows), len(made[0].columns), float(made[0].freedoms.min())
+    column, row = _freedom(columns, count), _freedom(rows, freedom)
+    gains = _moment([one.column_gains for one in made])
+    return {
+        "size": _wider(column * width, float(made[0].freedoms.sum()), level) * max(1.0, float(columns.mean())) ** 0.5,
+        "column": _wider(column, count, level) * max(1.0, float(columns.mean())) ** 0.5,
+        "row": _wider(row, freedom, level) * max(1.0, float(rows.mean())) ** 0.5,
+        "gain": gains,
+        "column gain": gains,
+        "column offset": _moment([one.column_offsets for one in made]),
+        "row gain": _moment([one.row_gains for one in made]),
+    }
+
+
+def _moment(deviations: list[Floats]) -> float:
+    """Root mean square of numbers of standard deviations: 1 where the errors are independent."""
+    return float(np.sqrt(np.mean(np.square(np.concatenate(deviations)))))
+
+
+def _freedom(squares: Floats, most: float) -> float:
+    """Degrees of freedom of mean squares, by how much they vary; no more than `most`."""
+    variance = float(squares.var())
+    return min(2.0 * float(squares.mean()) ** 2 / variance, most) if variance > 0.0 else most
+
+
+def _wider(freedom: float, independent: float, level: float) -> float:
+    """How much more a root mean square of `freedom` errors exceeds than one of `independent` errors does."""
+    return root_mean_square(freedom, level) / root_mean_square(independent, level)

@@ -1,0 +1,409 @@
+"""What each recorded site computes, from which other sites, and with which numbers.
+
+Modules are read from their class and parameters; what lies between modules (residual sums, attention core, gate) from
+the family that the checkpoint's `config.json` names (`families`). The numbers are those that it declares, not what an
+engine says it used. Whatever the checkpoint's settings, its parameters or a site table name beyond what a recipe
+reckons with means that there is no recipe, whether or not it was recorded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from tracekit.auditing import families
+from tracekit.auditing.families import Norms, declared_core
+from tracekit.auditing.operations import Core
+from tracekit.checkpoints.checkpoint import PREFIXES, Checkpoint
+from tracekit.trace import INPUT_SUFFIX, Site, Trace, resolve
+
+TOKEN_TABLES = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "speech_embedding")
+"""Last name of an embedding that is looked up by token ids."""
+LAYER = re.compile(r"(?P<layer>(?P<stem>(?:.*\.)?)layers\.(?P<index>\d+))\.")
+HEAD = "lm_head"
+TORCH = {"Linear": "linear", "Embedding": "embedding", "LayerNorm": "layer_norm"}
+"""Modules of torch, and candle's of the same name."""
+EXPERT = re.compile(r"Expert|Router|MoE|Moe")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one site computes. `stored` is where its value is: another site's where the run passed that very tensor on,
+    which is how a residual that is dropped, or a layer that is skipped, shows."""
+
+    site: str
+    stored: str
+    kind: str  # identity, embedding, linear, rms_norm, layer_norm, residual, gate, attention, capped; or see `class_of`
+    inputs: tuple[str, ...] = ()  # stored sites
+    parameters: Mapping[str, str] = field(default_factory=dict)  # role -> name
+    eps: float = 0.0
+    plus_one: bool = False
+    activation: str = "silu"
+    core: Core | None = None
+    factor: float = 1.0  # of an embedding, of the branch of a residual sum, of logits
+    cap: float | None = None  # soft cap of logits
+    either: bool = False  # of an embedding: multiplied here or by the program after it
+    columns: tuple[tuple[int, int] | None, ...] = ()  # of each input, where a fused projection gives several
+    transposed: bool = False  # the weight is [inputs, outputs]
+    class_of: str | None = None
+    """The class of a module, where what it computes is to be measured on the reference."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether a repro's own tests can follow it."""
+        common = not (self.columns or self.transposed or self.class_of) and self.factor == 1.0 and self.cap is None
+        core = self.core is None or (self.core.softcap is None and self.core.rotate_queries)
+        return common and core and not (self.plus_one and self.kind == "layer_norm")
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """Recipes in execution order, and why the other stored sites have none."""
+
+    known: tuple[Recipe, ...]
+    unknown: Mapping[str, str]
+
+
+def recipes(trace: Trace, checkpoint: Checkpoint, wiring: Trace | None = None) -> Recipes:
+    """Recipes of a trace's stored sites. `wiring`: another trace whose site table says what feeds what, where this
+    one's does not."""
+    book = _Book(trace, checkpoint, wiring)
+    for site in trace.sites.values():
+        book.add_module(site)
+    book.add_logits()
+    found = {match["layer"]: match for match in map(LAYER.match, trace.sites) if match}
+    for layer, match in found.items():
+        if f"{layer}.self_attn" in book.blocks:
+            _Layer(book, layer, match["stem"], int(match["index"])).add()
+    known = sorted(book.known.values(), key=lambda recipe: order_of(trace, recipe.site))
+    return Recipes(tuple(known), book.reasons())
+
+
+def order_of(trace: Trace, name: str) -> int:
+    """Where in a forward call a site comes; an input that is no row of the site table comes with its module."""
+    row = trace.sites.get(name) or trace.sites.get(name.removesuffix(INPUT_SUFFIX))
+    return 1 << 20 if row is None else row.order
+
+
+class _Book:
+    """Recipes while they are being collected."""
+
+    def __init__(self, trace: Trace, checkpoint: Checkpoint, wiring: Trace | None) -> None:
+        self.trace, self.checkpoint, self.wiring = trace, checkpoint, wiring
+        self.declared = checkpoint.config
+        self.known: dict[str, Recipe] = {}
+        self.why: dict[str, str] = {}
+        self.stored = {name for sequence in trace.sequences for name in sequence.sites}
+        self.positions = max((sequence.positions for sequence in trace.sequences), default=0)
+        self.blocks = {name.rpartition(".")[0].removesuffix(INPUT_SUFFIX) for name in self._named()}
+        self.family = families.family_of(self.declared)
+        self.unread = families.unread_setting(self.declared)
+        self._inside: dict[str, set[str]] = {}
+
+    def _named(self) -> set[str]:
+        """Names of sites on either side, stored or not, and of the checkpoint's parameters."""
+        tables = [self.trace.sites, {} if self.wiring is None else self.wiring.sites]
+        return {name for table in tables for name in table} | set(self.checkpoint.names)
+
+    def inside(self, layer: str) -> set[str]:
+        """Names below a layer, without its own: of the checkpoint's parameters, and of modules with parameters."""
+        if not self._inside:
+            names = set(self.checkpoint.names)
+            for table in (self.trace.sites, {} if self.wiring is None else self.wiring.sites):
+                names |= {name for row in table.values() for name in row.parameters.values()}
+            for name in names:
+                for match in re.finditer(r"\.\d+\.", name):
+                    self._inside.setdefault(name[: match.end() - 1], set()).add(name[match.end() :])
+        options = {prefix + layer for prefix in PREFIXES} | {layer.removeprefix(prefix) for prefix in PREFIXES}
+        return set().union(*(self._inside.get(option, set()) for option in options))
+
+    def resolve(self, name: str) -> str | None:
+        """The stored site of a name; by the other trace's wiring where this one does not say."""
+        found = resolve(self.trace, name)
+        if found is None and self.wiring is not None:
+            other = resolve(self.wiring, name)
+            found = None if other is None or other == "logits" else resolve(self.trace, other)
+        return found if found == "logits" or found in self.stored else None
+
+    def reasons(self) -> dict[str, str]:
+        """Sites that no recipe covers, and why."""
+        covered = {recipe.stored for recipe in self.known.values()}
+        out = {name: why for name, why in self.why.items() if name not in self.known and name not in covered}
+        for name in sorted(self.stored - covered - out.keys()):
+            out[name] = self._reason(name)
+        for row in self.trace.sites.values():
+            if row.skipped is not None and row.name not in self.stored and row.skipped != "not asked for":
+                out.setdefault(row.name, f"not recorded: {row.skipped}")
+        return out
+
+    def _reason(self, name: str) -> str:
+        site = self.trace.sites.get(name)
+        if site is not None and (EXPERT.search(site.module_class) or ".experts" in name):
+            return "what experts and their router compute is not recomputed"
+        if name.endswith(INPUT_SUFFIX) or site is None or site.module_class == "input":
+            return self.not_known() or "no recipe covers this input of a module"
+        return f"no recipe covers this {site.module_class}"
+
+    def not_known(self) -> str | None:
+        """Why nothing between modules is recomputed; None where the family is known."""
+        said = self.declared.get("model_type")
+        if said is None:
+            return "no config.json says of which family the model is"
+        if self.family is None:
+            return f"the operations between the modules of a {said} are not known"
+        if self.unread is not None:
+            return f"config.json declares {self.unread}, which no recipe of a {said} reads"
+        unstated = families.unstated_setting(self.declared)
+        return None if unstated is None else f"the checkpoint does not declare {unstated}"
+
+    # ---------------------------------------------------------------- modules
+
+    def add_module(self, site: Site) -> None:
+        """A site whose class and parameters say what it computes."""
+        stored = self.resolve(site.name)
+        if stored is None or site.same_as is not None:
+            return
+        site = self._of_the_reference(site)
+        if "weight" not in site.parameters:
+            return
+        name = "logits" if stored == "logits" else site.name
+        source = self.resolve(site.name + INPUT_SUFFIX)
+        recipe = self._module(replace(site, name=name), stored, None if source == "logits" else source)
+        if isinstance(recipe, str):
+            self.why[name] = recipe
+        elif recipe is not None:
+            self.known[name] = recipe
+
+    def _of_the_reference(self, site: Site) -> Site:
+        """The row with what the reference's says of the module: its class, as that side's program has it, and numbers.
+        A candidate's own say what it did, not what it should have done."""
+        other = None if self.wiring is None else self.wiring.sites.get(site.name)
+        parameters: Mapping[str, str] = site.parameters
+        if site.name.rsplit(".", 1)[-1] == HEAD and "weight" not in parameters:
+            parameters = {"weight": f"{site.name}.weight"}
+        if other is None:
+            return replace(site, parameters=parameters)
+        return replace(
+            site,
+            parameters=parameters or other.parameters,
+            module_class=other.module_class if other.parameters else site.module_class,
+            attributes=other.attributes or site.attributes,
+        )
+
+    def _module(self, site: Site, stored: str, source: str | None) -> Recipe | str | None:
+        """The recipe of a module, why there is none, or None where its class says nothing."""
+        kind = TORCH.get(site.module_class) if "defined_in" not in site.attributes else None
+        last = site.name.rsplit(".", 1)[-1]
+        if kind == "embedding" or self._scaled_table(last):
+            return self._table(site, stored, last)
+        if kind is None and self.family is not None and self._is_norm_of_family(site):
+            kind = "rms_norm"
+        if source is None:
+            return None if kind is None else "its input is not recorded"
+        recipe = Recipe(site.name, stored, kind or "", (source,), site.parameters)
+        if kind == "linear":
+            return recipe
+        if kind == "rms_norm" and self.family is not None:
+            eps = self.declared.get("rms_norm_eps") or site.attributes.get("eps")
+            if eps is None:
+                return "its eps is not stated"
+            return replace(recipe, eps=float(eps), plus_one=self.family.plus_one and not self.checkpoint.one_added)
+        eps = site.attributes.get("eps")
+        if kind == "layer_norm":
+            return "its eps is not stated" if eps is None else replace(recipe, eps=float(eps))
+        if set(site.parameters) > {"weight", "bias"}:
+            return None
+        return replace(recipe, eps=float(eps or 0.0), class_of=_class_of(site))
+
+    def _scaled_table(self, last: str) -> bool:
+        """Whether this is the table of a family that multiplies embeddings, in a class of its own."""
+        return last == "embed_tokens" and self.family is not None and self.family.embedding_scaled
+
+    def _table(self, site: Site, stored: str, last: str) -> Recipe | str:
+        if last not in TOKEN_TABLES:
+            return "what it looks up is not recorded"
+        factor = 1.0 if last != "embed_tokens" else families.embedding_factor(self.declared)
+        return Recipe(site.name, stored, "embedding", (), site.parameters, factor=factor, either=factor != 1.0)
+
+    def _is_norm_of_family(self, site: Site) -> bool:
+        assert self.family is not None
+        layer = LAYER.match(site.name)
+        inside = site.name[layer.end() :] if layer else site.name.rsplit(".", 1)[-1]
+        names = families.LAYER_NORMS[self.family.norms] | {"norm"}
+        if self.family.normed_heads:
+            names = names | {f"self_attn.{norm}" for norm in families.HEAD_NORMS}
+        return inside in names and set(site.parameters) == {"weight"}
+
+    def add_logits(self) -> None:
+        """The logits, where they are not the head's own output but follow from it."""
+        head = self.resolve(HEAD)
+        if head is None or head == "logits" or not any(sequence.logits_dtype for sequence in self.trace.sequences):
+            return
+        why = self.not_known()
+        if why is not None:
+            self.why["logits"] = why
+            return
+        factor, cap = families.logits_factor(self.declared)
+        kind = "identity" if factor == 1.0 and cap is None else "capped"
+        self.known["logits"] = Recipe("logits", "logits", kind, (head,), factor=factor, cap=cap)
+
+    # ---------------------------------------------------------------- between modules
+
+    def add_passing(self, name: str, source: str) -> None:
+        """A module's input that the run holds apart from what it should be."""
+        stored, expected = self.resolve(name), self.resolve(source)
+        if stored is not None and expected is not None and stored != expected:
+            self.known[name] = Recipe(name, stored, "identity", (expected,))
+
+    def add(self, names: tuple[str, ...], recipe: Recipe, *inputs: str) -> None:
+        """A recipe of the first of `names` that is recorded; the others are the same value, passed on."""
+        found = [name for name in names if self.resolve(name) not in (None, "logits")]
+        if not found:
+            return
+        name, stored = found[0], self.resolve(found[0])
+        assert stored is not None
+        sources = [self.resolve(source) for source in inputs]
+        missing = [source for source, held in zip(inputs, sources, strict=True) if held in (None, "logits")]
+        if missing:
+            self.why[name] = f"{missing[0]} is not recorded"
+        else:
+            self.known[name] = replace(recipe, site=name, stored=stored, inputs=tuple(filter(None, sources)))
+        for other in found[1:]:
+            self.add_passing(other, name)
+
+    def exists(self, name: str) -> bool:
+        """Whether a module is there, recorded or not."""
+        tables = [self.trace.sites, {} if self.wiring is None else self.wiring.sites]
+        return any(name in table for table in tables) or self.checkpoint.find(f"{name}.weight") is not None
+
+
+class _Layer:
+    """The operations between the modules of one decoder layer."""
+
+    def __init__(self, book: _Book, layer: str, stem: str, index: int) -> None:
+        self.book, self.layer, self.stem, self.index = book, layer, stem, index
+        self.attention, self.mlp = f"{layer}.self_attn", f"{layer}.mlp"
+
+    def add(self) -> None:
+        """Attention core, gate, the two sums, and what is passed on between modules."""
+        book = self.book
+        why, family = book.not_known(), book.family
+        if why is not None or family is None:
+            return
+        inside = sorted(book.inside(self.layer))
+        beyond = families.beyond_recipe(family, "", inside)
+        if beyond is not None:
+            for name in (f"{self.layer}.post_attention_layernorm{INPUT_SUFFIX}", self.layer, *self._entry(self.index)):
+                book.why[name] = f"the layer has {beyond}, which no recipe reckons with"
+            return
+        self._streams(family.norms)
+        if any(name.startswith(("mlp.gate_proj.", "mlp.gate_up_proj.", "mlp.down_proj.")) for name in inside):
+            self._gate(families.beyond_recipe(family, "mlp", inside))
+        self._core(family, families.beyond_recipe(family, "self_attn", inside))
+
+    def _projections(self) -> tuple[str, ...]:
+        fused = self.book.exists(f"{self.attention}.qkv_proj")
+        return ("qkv_proj",) if fused else ("q_proj", "k_proj", "v_proj")
+
+    def _ups(self) -> tuple[str, ...]:
+        return ("gate_up_proj",) if self.book.exists(f"{self.mlp}.gate_up_proj") else ("gate_proj", "up_proj")
+
+    def _entry(self, index: int) -> tuple[str, ...]:
+        """Names of what goes into layer `index`; of what leaves the last one."""
+        assert self.book.family is not None
+        layer = f"{self.stem}layers.{index}"
+        last = index == int(self.book.declared.get("num_hidden_layers") or -1)
+        if last:
+            return (f"{self.stem}norm{INPUT_SUFFIX}",)
+        if self.book.family.norms is not Norms.AFTER:
+            return (f"{layer}.input_layernorm{INPUT_SUFFIX}",)
+        projections = _Layer(self.book, layer, self.stem, index)._projections()
+        return tuple(f"{layer}.self_attn.{part}{INPUT_SUFFIX}" for part in projections)
+
+    def _branches(self) -> tuple[str, str]:
+        """What attention and the feed-forward block give."""
+        down = f"{self.mlp}.down_proj"
+        return f"{self.attention}.o_proj", down if self.book.exists(down) else self.mlp
+
+    def _streams(self, norms: Norms) -> None:
+        book, layer = self.book, self.layer
+        attended, fed = self._branches()
+        entry = self._entry(self.index)
+        self._first(entry)
+        middle = {
+            Norms.BEFORE: (f"{layer}.post_attention_layernorm{INPUT_SUFFIX}",),
+            Norms.AROUND: (f"{layer}.pre_feedforward_layernorm{INPUT_SUFFIX}",),
+            Norms.AFTER: tuple(f"{self.mlp}.{part}{INPUT_SUFFIX}" for part in self._ups()),
+        }[norms]
+        if norms is not Norms.AFTER:
+            for part in self._projections():
+                book.add_passing(f"{self.attention}.{part}{INPUT_SUFFIX}", f"{layer}.input_layernorm")
+            before = "post_attention_layernorm" if norms is Norms.BEFORE else "pre_feedforward_layernorm"
+            for part in self._ups():
+                book.add_passing(f"{self.mlp}.{part}{INPUT_SUFFIX}", f"{layer}.{before}")
+        if norms is not Norms.BEFORE:
+            book.add_passing(f"{layer}.post_attention_layernorm{INPUT_SUFFIX}", attended)
+            book.add_passing(f"{layer}.post_feedforward_layernorm{INPUT_SUFFIX}", fed)
+            attended, fed = f"{layer}.post_attention_layernorm", f"{layer}.post_feedforward_layernorm"
+        sums = Recipe("", "", "residual", factor=families.residual_factor(book.declared))
+        book.add(middle, sums, entry[0], attended)
+        book.add((layer, *self._entry(self.index + 1)), sums, middle[0], fed)
+
+    def _first(self, entry: tuple[str, ...]) -> None:
+        """What goes into the first layer: the embeddings."""
+        book, table = self.book, f"{self.stem}embed_tokens"
+        for name in entry[1:]:
+            book.add_passing(name, entry[0])
+        if self.index:
+            return
+        known = book.known.get(table)
+        if known is None or known.factor == 1.0:
+            book.add_passing(entry[0], table)
+            return
+        # Of the run itself: where the other trace multiplies in the module, its wiring says nothing of this one.
+        stored = resolve(book.trace, entry[0])
+        if stored is None:
+            return
+        if stored == known.stored:
+            book.known[table] = replace(known, either=False)
+        else:
+            book.known[entry[0]] = replace(known, site=entry[0], stored=stored, either=False)
+
+    def _gate(self, beyond: str | None) -> None:
+        book, name = self.book, f"{self.mlp}.down_proj{INPUT_SUFFIX}"
+        activation = families.activation(book.declared)
+        if activation is None or beyond is not None:
+            said = f"the block has {beyond}" if beyond else "config.json declares an activation"
+            book.why[name] = f"{said}, which no recipe reckons with"
+            return
+        gate, ups = Recipe("", "", "gate", activation=activation), self._ups()
+        if len(ups) == 1:
+            half = int(book.declared.get("intermediate_size") or 0)
+            gate, ups = replace(gate, columns=((0, half), (half, 2 * half))), (ups[0], ups[0])
+        book.add((name,), gate, *(f"{self.mlp}.{part}" for part in ups))
+
+    def _core(self, family: families.Family, beyond: str | None) -> None:
+        book, name = self.book, f"{self.attention}.o_proj{INPUT_SUFFIX}"
+        core = declared_core(book.declared, self.index, book.positions)
+        if beyond is not None:
+            book.why[name] = f"the block has {beyond}, which no recipe reckons with"
+        elif core is None:
+            book.why[name] = "the checkpoint declares a rotary embedding or a window that is not known"
+        else:
+            recipe, parts = Recipe("", "", "attention", core=core), self._projections()
+            if len(parts) == 1:
+                q, kv = core.heads * core.head_dim, core.kv_heads * core.head_dim
+                recipe = replace(recipe, columns=((0, q), (q, q + kv), (q + kv, q + 2 * kv)))
+                parts = parts * 3
+            elif family.normed_heads:
+                parts = ("q_norm", "k_norm", "v_proj")
+                for norm, part in (("q_norm", "q_proj"), ("k_norm", "k_proj")):
+                    book.add_passing(f"{self.attention}.{norm}{INPUT_SUFFIX}", f"{self.attention}.{part}")
+            book.add((name,), recipe, *(f"{self.attention}.{part}" for part in parts))
+
+
+def _class_of(site: Site) -> str:
+    """The name of a class and where it is defined, where that is told."""
+    place = site.attributes.get("defined_in")
+    return site.module_class if place is None else f"{place}.{site.module_class}"

@@ -1,0 +1,99 @@
+"""The checkpoint that a trace states: where its weights came from, and where that is here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.trace import Trace
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+"""`organisation/model`, as the Hugging Face hub names a model."""
+SNAPSHOT = re.compile(r".*models--(?P<owner>[^/]+?)--(?P<model>[^/]+)/snapshots/(?P<revision>\w+)/?")
+"""A folder of the hub's cache."""
+HOW = (
+    "PyTorch does it by itself for a model of `from_pretrained`, Rust in `tracekit::describe`, any other program as "
+    "`checkpoint` of the log's first frame"
+)
+
+
+def stated_checkpoint(trace: Trace) -> str | None:
+    """What a trace says: a path, or the name of a model on the Hugging Face hub; None where it says nothing."""
+    said = trace.config.get("checkpoint")
+    return said if isinstance(said, str) and said else None
+
+
+def find_checkpoint(trace: Trace) -> str | None:
+    """Where the checkpoint that a trace states is here; None where it states none, or none is there."""
+    said = stated_checkpoint(trace)
+    if said is None:
+        return None
+    for path in _places(trace, said):
+        if path.is_absolute() and path.exists():
+            return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    return None
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """A checkpoint of any kind: a folder, a .safetensors file or a GGUF file. Raises TraceError where it is none."""
+    if _is_gguf(Path(path)):
+        from tracekit.checkpoints.gguf import GgufCheckpoint
+
+        return GgufCheckpoint(path)
+    return Checkpoint(path)
+
+
+def why_no_checkpoint(trace: Trace) -> str:
+    """Why there is none to audit a trace against, and what to do about it."""
+    said = stated_checkpoint(trace)
+    if said is None:
+        return f"states no checkpoint; give --weights, or have the program state it: {HOW}"
+    folder = Path(trace.path).resolve().parent
+    also = " nor in the hub's cache" if HUB_ID.fullmatch(said) or SNAPSHOT.fullmatch(said) else ""
+    return f"states the checkpoint {said}, which is not there, not beside {folder}{also}; give --weights"
+
+
+def _places(trace: Trace, said: str) -> Iterator[Path]:
+    """Where it may be: as stated, by the folder that the program ran in or the trace lies in, beside the trace where
+    both were moved, in the hub's cache."""
+    beside = Path(trace.path).resolve().parent
+    command = trace.config.get("command")
+    cwd = command.get("cwd") if isinstance(command, dict) else None
+    yield from (Path(said), Path(str(cwd or beside)) / said, beside / said)
+    if Path(said).is_absolute():
+        yield beside / Path(said).name
+    found = SNAPSHOT.fullmatch(said)
+    if found is not None:
+        yield _cache() / f"models--{found['owner']}--{found['model']}" / "snapshots" / found["revision"]
+    elif HUB_ID.fullmatch(said):
+        yield from _snapshots(_cache() / f"models--{said.replace('/', '--')}")
+
+
+def _cache() -> Path:
+    """The hub's cache folder. Source: huggingface_hub `constants.py`."""
+    home = os.environ.get("HF_HOME") or str(Path.home() / ".cache/huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub")
+
+
+def _snapshots(folder: Path) -> Iterator[Path]:
+    """The snapshot of the main branch, else the only one: which revision ran is not stated."""
+    try:
+        revision = (folder / "refs/main").read_text().strip()
+    except (OSError, ValueError):
+        revision = ""
+    if re.fullmatch(r"\w+", revision):
+        yield folder / "snapshots" / revision
+    others = sorted((folder / "snapshots").glob("*"))
+    if len(others) == 1:
+        yield others[0]
+
+
+def _is_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False

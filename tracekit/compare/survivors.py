@@ -1,0 +1,100 @@
+"""Are the survivors of a step the same on both sides, and if not, is it the filter or only the logits it was given?
+
+Each side's survivors are worked out again from its own logits under the reference's settings. Where both sides pass,
+whatever differs between them came with the logits; where one does not, its filter is at fault, in any precision.
+Where that cannot be worked out, the distance to the cut is measured against the logits' error.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.align.sites import SequencePair
+from tracekit.sampling import chain as sampling
+from tracekit.sampling.fit import departs, shares
+from tracekit.sampling.replay import Observed
+from tracekit.trace import Json
+
+SAME_PROBABILITY = {True: 1e-3, False: 2e-2}
+"""Nats by which correct filters may differ on equal logits, by whether both sides' logits are of 32 bits or more."""
+WIDE = ("float32", "float64")
+
+
+def difference(
+    pair: SequencePair, one: Observed, other: Observed, logits_gap: float | None
+) -> tuple[Json | None, bool]:
+    """What differs of a step's survivors beyond what the logits explain (`lost`, `gained`, `counts`, ...), or None;
+    and whether rounding moved tokens across a cut."""
+    if one.ids is None or other.ids is None:
+        return None, False
+    same = np.array_equal(np.sort(one.ids), np.sort(other.ids))
+    ratio = log_ratio(one.ids, one.probs, other.ids, other.probs)
+    if ratio is not None and ratio <= SAME_PROBABILITY[True]:
+        return None, False
+    facts: Json = {
+        "lost": np.setdiff1d(one.ids, other.ids).tolist(),
+        "gained": np.setdiff1d(other.ids, one.ids).tolist(),
+        "counts": [int(one.ids.size), int(other.ids.size)],
+    }
+    wrong = _which_departs(pair, one, other)
+    if wrong == (False, False):
+        return None, not same
+    facts |= _measured(pair, one, other, logits_gap, ratio)
+    explained = bool(facts.pop("explained"))
+    if wrong is not None and wrong[0] != wrong[1]:
+        return facts | {"departs": "reference" if wrong[0] else "candidate"}, False
+    return (None, not same) if explained else (facts, False)
+
+
+def _which_departs(pair: SequencePair, one: Observed, other: Observed) -> tuple[bool, bool] | None:
+    """Whether the reference, and the candidate, do otherwise than the reference states; None where unknown."""
+    stated = pair.reference.sampling
+    if not stated or sampling.unknown_settings(stated):
+        return None
+    chain = sampling.chain(stated)
+    halves = [side.logits_dtype not in WIDE for side in (pair.reference, pair.candidate)]
+    ours, theirs = departs(chain, one, half=halves[0]), departs(chain, other, half=halves[1])
+    return None if ours is None or theirs is None else (ours, theirs)
+
+
+def _measured(pair: SequencePair, one: Observed, other: Observed, gap: float | None, ratio: float | None) -> Json:
+    """The distance to the cut, or of the probabilities, beside what the logits' error can do; `explained` by it."""
+    stated = pair.reference.sampling
+    # Both sides of a cut move by at most the logits' error, as the processors stretch it; doubled, since each moves.
+    stretch = max(1.0, float(stated.get("repetition_penalty") or 1.0)) / float(stated.get("temperature") or 1.0)
+    if gap is None or one.logits is None:
+        return {"explained": ratio is not None}
+    allowed = 2 * gap * stretch
+    if ratio is not None:
+        wide = all(side.logits_dtype in WIDE for side in (pair.reference, pair.candidate))
+        allowed += SAME_PROBABILITY[wide]
+        return {"log_ratio": ratio, "allowed": allowed, "explained": ratio <= allowed}
+    if other.ids is None or one.ids is None:
+        return {"explained": True}
+    apart = np.setxor1d(one.ids, other.ids).tolist()
+    distance = sampling.cut_distance(one.logits, stated, apart, one.context.history, one.context.prompt)
+    return {"cut_distance": distance, "logit_error": gap, "explained": distance <= allowed}
+
+
+def log_ratio(
+    ids: NDArray[np.int64] | None,
+    probs: NDArray[Any] | None,
+    other_ids: NDArray[np.int64] | None,
+    other_probs: NDArray[Any] | None,
+) -> float | None:
+    """Largest difference of a survivor's log-probability between the sides, nats; None unless both have the same
+    survivors [n], with their probabilities.
+
+    What all of a side's are multiplied by is no matter to a draw.
+    """
+    if ids is None or probs is None or other_ids is None or other_probs is None:
+        return None
+    order, other_order = np.argsort(ids), np.argsort(other_ids)
+    if not np.array_equal(ids[order], other_ids[other_order]):
+        return None
+    ours, theirs = shares(probs)[order], shares(other_probs)[other_order]
+    sound = (ours > 1e-30) & (theirs > 1e-30)
+    return float(np.abs(np.log(ours[sound]) - np.log(theirs[sound])).max(initial=0.0))

@@ -1,0 +1,335 @@
+"""Is it wrong, or is it rounding? What the error of a site is measured against.
+
+Three yardsticks, best first: an oracle (the reference in higher precision), the spread of several reference traces,
+or, with neither, what the dtype and the depth of the site allow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.align.sites import SequencePair, SitePair, same_prompt
+from tracekit.compare.metrics import RowErrors, row_errors
+from tracekit.dtypes import UNIT_ROUNDOFF
+from tracekit.inspection.site_rows import Reader, logits_reader, row_bytes, site_reader
+from tracekit.trace import Sequence, Trace, TraceError
+
+Floats = NDArray[np.float64]
+
+SITE_LIMIT = 5.0
+"""Ratio to the oracle, root mean square over positions, from which a site is wrong. Benign rewrites of SmolLM2 in
+float32 (eager, sdpa, chunked prefill, token by token, 1 and 2 threads, batched, candle) stay below 2.5 with the oracle;
+a gain of 1.00001 gives 6.6 (`benchmarks/localise.py` prints both)."""
+
+POSITION_LIMIT = 25.0
+"""Ratio to the oracle from which a single position is wrong: one row scatters more than the mean of many (benign
+maximum 6 for the same rewrites), and a stale cache row gives thousands."""
+
+UNCALIBRATED_UNITS = 64.0
+"""Roundoff units, times the square root of the site's depth, that a float32 row may be off without an oracle. Eager
+against sdpa and candle against PyTorch stay below a third of that; a gain of 1.01 is beyond it at every depth."""
+
+HALF_UNITS = 6.0
+HALF_UNITS_LIMIT = 40.0
+"""The same for 16-bit formats, whose sums are kept in float32: errors grow slower with depth, and not for ever. Eager
+against sdpa and candle against PyTorch in bfloat16 reach 1.4 units times the square root, and 15 units in all."""
+
+REFERENCE_UNITS = 2.0
+"""An oracle's ratio never divides by less than this many roundoff units of the row. A reference that happens to be
+nearly exact proves nothing about how far a correct candidate may be off: torch sums the squares of a norm pairwise,
+candle one after the other, and is 2.5 units off where torch is half a unit off (SmolLM2, layer 0)."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Error of a site over what is allowed: 1-D per position, and whether it is beyond the limit."""
+
+    ratio: Floats  # [positions], error over yardstick
+    site_ratio: float  # root mean square over the positions
+    wrong: NDArray[np.bool_]  # [positions]
+    error: Floats  # [positions], relative error against the reference
+
+
+class Yardstick(Protocol):
+    """Judges the error of one site of one pair of sequences over positions [0, stop)."""
+
+    calibration: str
+
+    def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None: ...
+
+    def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None: ...
+
+
+def _exact(error: RowErrors) -> Judged | None:
+    """All equal: nothing to judge."""
+    if error.difference.any():
+        return None
+    zeros = np.zeros_like(error.difference)
+    return Judged(zeros, 0.0, zeros.astype(bool), zeros)
+
+
+def _logits_readers(pair: SequencePair, stop: int) -> tuple[Reader, Reader, int] | None:
+    one, other = pair.reference, pair.candidate
+    if one.logits_dtype is None or other.logits_dtype is None or stop == 0:
+        return None
+    ours, theirs = logits_reader(one), logits_reader(other)
+    if one.logits(0, 1) is None or other.logits(0, 1) is None:
+        return None
+    widths = ours(0, 1).shape[1], theirs(0, 1).shape[1]
+    if widths[0] != widths[1]:
+        raise TraceError(f"the logits have {widths[0]} entries in the reference and {widths[1]} in the candidate")
+    return ours, theirs, 8 * widths[0]
+
+
+def allowed_units(unit: float, order: int) -> float:
+    """Roundoff units that a row of a site at this depth may be off without an oracle."""
+    depth = float(np.sqrt(max(order, 0) + 1.0))
+    if unit > UNIT_ROUNDOFF["float32"]:
+        return min(HALF_UNITS * depth, HALF_UNITS_LIMIT)
+    return UNCALIBRATED_UNITS * depth
+
+
+def _roundoff(*dtypes: str) -> float:
+    """Of the coarsest of these dtypes: a candidate of lower precision is judged by its own."""
+    return max(UNIT_ROUNDOFF.get(dtype, 0.0) for dtype in dtypes)
+
+
+LOGITS_ORDER = 1000
+"""Depth of the logits, behind every site."""
+
+
+def _computed_in(sequence: Sequence) -> str:
+    """The coarsest float format of a sequence's sites: logits are often handed over in a wider one."""
+    floats = {data.dtype for data in sequence.sites.values()} & set(UNIT_ROUNDOFF)
+    return max(floats or {sequence.logits_dtype or "float32"}, key=lambda dtype: UNIT_ROUNDOFF.get(dtype, 0.0))
+
+
+class Uncalibrated:
+    """A floor from dtype and depth, raised at positions that earlier sites were already off at more than elsewhere; the
+    verdict says that it is uncalibrated. One of them judges the sites of a pair in the order of the computation."""
+
+    calibration = "uncalibrated"
+
+    def __init__(self) -> None:
+        self._before: dict[int, list[tuple[int, int, Floats]]] = {}  # pair -> (order, first position, condition)
+
+    def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
+        one, other = pair.reference, pair.candidate
+        readers = site_reader(one, site.name), site_reader(other, site.candidate)
+        error = row_errors(*readers, first, stop, row_bytes(one, site.name))
+        unit = _roundoff(one.sites[site.name].dtype, other.sites[site.candidate].dtype)
+        exact = _exact(error)
+        if exact is not None:
+            return exact
+        judged = self._measure(error, unit, site.order, self._condition(pair, site.order, first, stop))
+        # What is wrong excuses nothing that follows from it.
+        condition = np.where(judged.wrong, 1.0, _relative_condition(error, unit))
+        self._before.setdefault(pair.index, []).append((site.order, first, condition))
+        return judged
+
+    def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
+        readers = _logits_readers(pair, stop)
+        if readers is None:
+            return None
+        error = row_errors(readers[0], readers[1], 0, stop, readers[2])
+        unit = _roundoff(_computed_in(pair.reference), _computed_in(pair.candidate))
+        first = pair.reference.step(0).position
+        condition = self._condition(pair, LOGITS_ORDER, first, first + stop)
+        return _exact(error) or self._measure(error, unit, LOGITS_ORDER, condition)
+
+    def _condition(self, pair: SequencePair, order: int, first: int, stop: int) -> Floats:
+        """How much more than elsewhere the sites before this one were off, by position: 1 or more."""
+        out = np.ones(stop - first)
+        for earlier, begin, condition in self._before.get(pair.index, ()):
+            start, end = max(first, begin), min(stop, begin + len(condition))
+            if earlier < order and start < end:
+                rows = slice(start - first, end - first)
+                out[rows] = np.maximum(out[rows], condition[start - begin : end - begin])
+        return out
+
+    def _measure(self, error: RowErrors, unit: float, order: int, condition: Floats) -> Judged:
+        allowed = allowed_units(unit, order) * unit
+        relative = error.relative
+        # Rows of small norm carry the absolute error of their larger neighbours (attention sinks, cancellation).
+        typical = float(np.median(error.norm)) if error.norm.size else 0.0
+        softened = error.difference / np.maximum(error.norm, 0.1 * typical) if typical else relative
+        ratio = np.asarray(softened / (allowed * condition))
+        return Judged(ratio, _root_mean_square(ratio), ratio > 1.0, relative)
+
+
+def _relative_condition(error: RowErrors, unit: float) -> Floats:
+    """Each row's relative error over the median row's, which a mistake that all rows share leaves as it is."""
+    relative = error.relative
+    finite = relative[np.isfinite(relative)]
+    typical = max(float(np.median(finite)) if finite.size else 0.0, unit)
+    return np.where(np.isfinite(relative), relative / typical, 1.0)
+
+
+class Fallback:
+    """What a yardstick does not measure is judged without calibration, and counted."""
+
+    def __init__(self) -> None:
+        self._rest = Uncalibrated()
+        self.measured = False
+        self.uncalibrated: dict[str, None] = {}  # sites, in the order in which they were judged
+
+    def otherwise(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
+        """A site that the yardstick does not hold."""
+        judged = self._rest.judge(pair, site, first, stop)
+        return self._counted(site.name, judged)
+
+    def otherwise_logits(self, pair: SequencePair, stop: int) -> Judged | None:
+        """Logits that it does not hold."""
+        return self._counted("logits", self._rest.judge_logits(pair, stop))
+
+    def _counted(self, name: str, judged: Judged | None) -> Judged | None:
+        if judged is not None and judged.error.any():
+            self.uncalibrated[name] = None
+        return judged
+
+
+def used_calibration(yardstick: Yardstick) -> tuple[str, tuple[str, ...]]:
+    """What was really measured with, `oracle`, `noise` or `uncalibrated`, and the sites that differ and were judged
+    without calibration."""
+    if not isinstance(yardstick, Fallback) or not yardstick.uncalibrated:
+        return yardstick.calibration, ()
+    return yardstick.calibration if yardstick.measured else "uncalibrated", tuple(yardstick.uncalibrated)
+
+
+class Oracle(Fallback):
+    """The reference recorded in higher precision, forced onto the same tokens."""
+
+    calibration = "oracle"
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
+        oracle = self._sequence(pair)
+        if oracle is None or site.name not in oracle.sites or not oracle.sites[site.name].covers(first, stop):
+            return self.otherwise(pair, site, first, stop)
+        one, other = pair.reference, pair.candidate
+        ours, theirs = site_reader(one, site.name), site_reader(other, site.candidate)
+        bytes_a_row = row_bytes(oracle, site.name)
+        # Identical values need no judge, whatever the oracle says.
+        apart = row_errors(ours, theirs, first, stop, bytes_a_row)
+        exact = _exact(apart)
+        if exact is not None:
+            return exact
+        truth = site_reader(oracle, site.name)
+        noise = row_errors(truth, ours, first, stop, bytes_a_row)
+        error = row_errors(truth, theirs, first, stop, bytes_a_row)
+        dtypes = one.sites[site.name].dtype, other.sites[site.candidate].dtype
+        return self._measure(apart, noise, error, dtypes, site.order)
+
+    def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
+        oracle = self._sequence(pair)
+        readers = _logits_readers(pair, stop)
+        if readers is None:
+            return None
+        if oracle is None or oracle.logits_dtype is None or oracle.step_count < stop:
+            return self.otherwise_logits(pair, stop)
+        truth = logits_reader(oracle)
+        apart = row_errors(readers[0], readers[1], 0, stop, readers[2])
+        exact = _exact(apart)
+        if exact is not None:
+            return exact
+        noise = row_errors(truth, readers[0], 0, stop, readers[2])
+        error = row_errors(truth, readers[1], 0, stop, readers[2])
+        dtypes = _computed_in(pair.reference), _computed_in(pair.candidate)
+        return self._measure(apart, noise, error, dtypes, LOGITS_ORDER)
+
+    def _sequence(self, pair: SequencePair) -> Sequence | None:
+        """The oracle's sequence of the same index and prompt."""
+        if pair.index >= len(self.trace.sequences):
+            return None
+        oracle = self.trace.sequences[pair.index]
+        return oracle if same_prompt(oracle, pair.reference) else None
+
+    def _measure(
+        self, apart: RowErrors, noise: RowErrors, error: RowErrors, dtypes: tuple[str, str], order: int
+    ) -> Judged:
+        # A row's own noise, but never less than what is typical of the site: one lucky row proves nothing.
+        relative = noise.relative
+        typical = float(np.median(relative[np.isfinite(relative)])) if relative.size else 0.0
+        least = REFERENCE_UNITS * _roundoff(dtypes[0])
+        if UNIT_ROUNDOFF.get(dtypes[1], 0.0) > UNIT_ROUNDOFF.get(dtypes[0], 0.0):
+            unit = _roundoff(*dtypes)
+            least = allowed_units(unit, order) * unit / SITE_LIMIT
+        allowed = np.maximum(noise.difference, max(typical, least) * noise.norm)
+        self.measured = True
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(error.difference == 0, 0.0, error.difference / allowed)
+        return Judged(ratio, _root_mean_square(ratio), _beyond(ratio), apart.relative)
+
+
+class Noise(Fallback):
+    """Several references under harmless variation: their largest distance from the first is the noise."""
+
+    calibration = "noise"
+
+    def __init__(self, traces: list[Trace]) -> None:
+        super().__init__()
+        self.traces = traces
+
+    def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
+        one = pair.reference
+        ours = site_reader(one, site.name)
+        apart = row_errors(ours, site_reader(pair.candidate, site.candidate), first, stop, row_bytes(one, site.name))
+        exact = _exact(apart)
+        if exact is not None:
+            return exact
+        spreads = []
+        for other in self._sequences(pair):
+            if site.name in other.sites and other.sites[site.name].covers(first, stop):
+                spreads.append(row_errors(ours, site_reader(other, site.name), first, stop, row_bytes(one, site.name)))
+        if not spreads:
+            return self.otherwise(pair, site, first, stop)
+        return self._measure(apart, spreads, one.sites[site.name].dtype, pair.candidate.sites[site.candidate].dtype)
+
+    def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
+        readers = _logits_readers(pair, stop)
+        if readers is None:
+            return None
+        apart = row_errors(readers[0], readers[1], 0, stop, readers[2])
+        exact = _exact(apart)
+        if exact is not None:
+            return exact
+        spreads = []
+        for other in self._sequences(pair):
+            if other.logits_dtype is not None and other.step_count >= stop:
+                spreads.append(row_errors(readers[0], logits_reader(other), 0, stop, readers[2]))
+        if not spreads:
+            return self.otherwise_logits(pair, stop)
+        return self._measure(apart, spreads, _computed_in(pair.reference), _computed_in(pair.candidate))
+
+    def _sequences(self, pair: SequencePair) -> list[Sequence]:
+        """The sequence of the pair in each trace that has it."""
+        return [trace.sequences[pair.index] for trace in self.traces if pair.index < len(trace.sequences)]
+
+    def _measure(self, apart: RowErrors, spreads: list[RowErrors], *dtypes: str) -> Judged:
+        """The distance over the largest one of the references, but never less than what is typical of the site."""
+        self.measured = True
+        spread = np.max([errors.difference for errors in spreads], axis=0)
+        typical = float(np.median(spread / np.maximum(apart.norm, 1e-300))) if spread.size else 0.0
+        allowed = np.maximum(spread, max(typical, _roundoff(*dtypes)) * apart.norm)
+        ratio = apart.difference / np.maximum(allowed, 1e-300)
+        return Judged(ratio, _root_mean_square(ratio), _beyond(ratio), apart.relative)
+
+
+def _beyond(ratio: Floats) -> NDArray[np.bool_]:
+    """Positions that are wrong. A small fault that is always there shows in the mean, one that starts late in its rows:
+    the mean is taken over the rows before it, so that it does not drag sound rows along.
+    """
+    far = ratio > POSITION_LIMIT
+    before = int(far.argmax()) if far.any() else len(ratio)
+    return np.asarray(ratio > SITE_LIMIT) if _root_mean_square(ratio[:before]) > SITE_LIMIT else far
+
+
+def _root_mean_square(ratio: Floats) -> float:
+    return float(np.sqrt(np.mean(np.square(ratio)))) if ratio.size else 0.0

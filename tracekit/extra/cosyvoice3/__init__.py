@@ -1,0 +1,1 @@
+"""CosyVoice3: its counts, its configuration, its programs' text logs, its sound."""

@@ -1,0 +1,1 @@
+"""Files of traces: the log, the archive, and what is read from and written beside them."""

@@ -1,0 +1,573 @@
+"""A trace read from its archive. Nobody vouches for the file: nothing is followed, believed or allocated unchecked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import struct
+from collections.abc import Callable, Mapping
+from functools import cached_property, wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+
+from tracekit.dtypes import STORAGE
+from tracekit.formats.archive import DRAW_NUMBERS, FORMAT, NO_VALUE, bfloat16_type, escape, unescape
+from tracekit.formats.file_values import (
+    DRAW,
+    NO_TOKEN,
+    SITE,
+    WEIGHT,
+    check,
+    check_config,
+    check_ids,
+    check_sequence,
+    reading,
+)
+from tracekit.formats.log import map_file
+from tracekit.trace import (
+    ENCODER,
+    Array,
+    Draw,
+    Event,
+    Json,
+    Site,
+    SiteData,
+    Step,
+    TraceError,
+    Weight,
+    site_from_row,
+)
+
+HEAP = b"GCOL\x01"
+"""How a collection of the global heap begins (HDF5 File Format Specification 3.0, III.E)."""
+
+
+def _is_heap(data: mmap.mmap, at: int) -> bool:
+    """Whether the objects of a heap fill it one after the other."""
+    if at + 16 > len(data):
+        return False
+    (size,) = struct.unpack_from("<Q", data, at + 8)
+    if size > len(data) - at:
+        return False
+    end, at = at + size, at + 16
+    while end - at >= 16:
+        index, length = struct.unpack_from("<H6xQ", data, at)
+        taken = 16 + length + -length % 8 if index else length
+        if not 16 <= taken <= end - at:
+            return False
+        at += taken
+    return True
+
+
+class _Reader:
+    """Hands out datasets of a file that nobody vouches for: hard links, contiguous, no larger than the file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._heaps_are_sound = False
+        try:
+            self.size = Path(path).stat().st_size
+            self.map = map_file(path)
+            with reading(path):
+                self.file = h5py.File(path, "r")
+        except OSError as error:
+            raise TraceError(f"{path}: cannot be read as a trace: {error.strerror}") from None
+
+    def close(self) -> None:
+        with contextlib.suppress(RuntimeError, ValueError, OSError):
+            self.file.close()
+
+    def fail(self, where: str, why: str) -> TraceError:
+        return TraceError(f"{self.path}: {where}: {why}; record or import it again")
+
+    def group(self, parent: h5py.Group, name: str) -> h5py.Group | None:
+        item = self._item(parent, name)
+        if item is not None and not isinstance(item, h5py.Group):
+            raise self.fail(f"{parent.name}/{name}", "is not a group")
+        return item
+
+    def dataset(self, parent: h5py.Group, name: str) -> h5py.Dataset | None:
+        item = self._item(parent, name)
+        if item is None:
+            return None
+        where = str(item.name)
+        if not isinstance(item, h5py.Dataset):
+            raise self.fail(where, "is not a dataset")
+        layout = item.id.get_create_plist().get_layout()
+        if item.is_virtual or item.external or layout not in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT):
+            raise self.fail(where, "is not stored in one piece in this file")
+        if h5py.check_vlen_dtype(item.dtype) is not None or h5py.check_ref_dtype(item.dtype) is not None:
+            raise self.fail(where, "has a type that a trace never has")
+        if item.shape is None or item.size * item.dtype.itemsize > self.size:
+            raise self.fail(where, "claims to be larger than the file")
+        stored = item.id.get_storage_size()
+        if stored != item.size * item.id.get_type().get_size():
+            raise self.fail(where, "is not all there")
+        return item
+
+    def rows(self, parent: h5py.Group, name: str, dtype: str) -> Array | None:
+        """All of a two-dimensional dataset as a read-only view into the mapped file, or None where there is none.
+
+        HDF5 says where the values lie; to see them then costs no call and no copy. Through the low-level API: a trace
+        has hundreds of sites, and h5py's objects cost 250 us each.
+        """
+        where, encoded = f"{parent.name}/{name}", name.encode()
+        if not parent.id.links.exists(encoded):
+            return None
+        if parent.id.links.get_info(encoded).type != h5py.h5l.TYPE_HARD:
+            raise self.fail(where, "is a link to elsewhere, which a trace never has")
+        opened = h5py.h5o.open(parent.id, encoded)
+        if not isinstance(opened, h5py.h5d.DatasetID) or len(opened.shape) != 2:
+            raise self.fail(where, "is not a table of values")
+        return self._view(opened, dtype, where)
+
+    def _view(self, dataset: h5py.h5d.DatasetID, dtype: str, where: str) -> Array:
+        storage, kind, shape = STORAGE[dtype], dataset.get_type(), dataset.shape
+        little = kind.get_size() == 1 or not hasattr(kind, "get_order") or kind.get_order() == h5py.h5t.ORDER_LE
+        if kind.get_size() != storage.itemsize or not little:
+            raise self.fail(where, f"is not stored as {dtype}")
+        count = shape[0] * shape[1]
+        if count == 0:
+            return np.empty(shape, dtype=storage)
+        plist = dataset.get_create_plist()
+        # Only a contiguous dataset has one place; one in external files has one in another file.
+        contiguous = plist.get_layout() == h5py.h5d.CONTIGUOUS and plist.get_external_count() == 0
+        offset = dataset.get_offset() if contiguous else None
+        if offset is None or offset + count * storage.itemsize > self.size:
+            raise self.fail(where, "is not stored in one piece in this file")
+        return np.frombuffer(self.map, storage, count, offset).reshape(shape)
+
+    def _item(self, parent: h5py.Group, name: str) -> Any:
+        link = parent.get(name, getlink=True)
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise self.fail(f"{parent.name}/{name}", "is a link to elsewhere, which a trace never has")
+        return parent.get(name)
+
+    def number(self, group: h5py.Group, name: str) -> int:
+        """An attribute that is a whole number."""
+        value = self._attribute(group, name)
+        if not isinstance(value, np.integer):
+            raise self.fail(f"{group.name}.{name}", "is not a whole number")
+        return int(value)
+
+    def text(self, group: h5py.Group, name: str) -> str | None:
+        """An attribute that is a text, or None where there is none."""
+        if name not in group.attrs:
+            return None
+        value = self._attribute(group, name)
+        if not isinstance(value, str | bytes):
+            raise self.fail(f"{group.name}.{name}", "is not a text")
+        # h5py keeps bytes that are no UTF-8 as lone surrogates.
+        encoded = value if isinstance(value, bytes) else value.encode(errors="surrogateescape")
+        return encoded.decode(errors="replace")
+
+    def _attribute(self, group: h5py.Group, name: str) -> Any:
+        opened = group.attrs.get_id(name)
+        if opened.shape != () or opened.dtype.itemsize > self.size:
+            raise self.fail(f"{group.name}.{name}", "is not one value")
+        if h5py.check_vlen_dtype(opened.dtype) is not None or h5py.check_string_dtype(opened.dtype) is not None:
+            string = h5py.check_string_dtype(opened.dtype)
+            if string is None or string.length is None:
+                self._check_heaps()
+        return group.attrs[name]
+
+    def _check_heaps(self) -> None:
+        """Raises TraceError where a global heap, in which strings of any length lie, is damaged: HDF5 reads it without
+        an end where an object in it has no size. Traces of this version have none."""
+        if self._heaps_are_sound:
+            return
+        at = self.map.find(HEAP)
+        while at >= 0:
+            if not _is_heap(self.map, at):
+                raise self.fail(f"the heap at byte {at}", "is damaged")
+            at = self.map.find(HEAP, at + 1)
+        self._heaps_are_sound = True
+
+    def json(self, parent: h5py.Group, name: str) -> Any:
+        dataset = self.dataset(parent, name)
+        if dataset is None:
+            raise self.fail(f"{parent.name}/{name}", "is missing")
+        try:
+            return json.loads(dataset[()])
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            raise self.fail(str(dataset.name), "is not JSON") from None
+
+    def array(self, parent: h5py.Group, name: str, kind: str, ndim: int = 1) -> Array | None:
+        dataset = self.dataset(parent, name)
+        if dataset is None:
+            return None
+        if dataset.dtype.kind not in kind or dataset.ndim != ndim or dataset.dtype.byteorder == ">":
+            raise self.fail(str(dataset.name), "has an unexpected type or shape")
+        return np.asarray(dataset[()])
+
+    def strings(self, parent: h5py.Group, name: str) -> list[str] | None:
+        raw = self.array(parent, name, "S")
+        return None if raw is None else [bytes(text).decode(errors="replace") for text in raw]
+
+
+Read = TypeVar("Read")
+
+
+def _reads(method: Callable[..., Read]) -> Callable[..., Read]:
+    """A method of a sequence that asks HDF5: what HDF5 raises becomes a TraceError."""
+
+    @wraps(method)
+    def read(sequence: ArchiveSequence, *arguments: Any) -> Read:
+        with reading(sequence.path):
+            return method(sequence, *arguments)
+
+    return read
+
+
+class ArchiveSequence:
+    """One sequence of an `ArchiveTrace`; see `tracekit.trace.Sequence`."""
+
+    def __init__(self, reader: _Reader, group: h5py.Group) -> None:
+        self.path = reader.path
+        self._reader = reader
+        self._group = group
+        self._mapped: dict[str, Array] = {}
+        self.index = reader.number(group, "sequence")
+        self.step_count = reader.number(group, "steps")
+        self.positions = reader.number(group, "positions")
+        self.end_reason = reader.text(group, "end_reason")
+        self.end_detail = reader.text(group, "end_detail")
+        if min(self.index, self.step_count, self.positions) < 0:
+            raise reader.fail(str(group.name), "its counts are negative")
+        self._info: Json = check_sequence(reader.json(group, "config"))
+        if self.step_count and len(self.tokens) != self.step_count:
+            raise reader.fail(str(group.name), "its steps are not all there")
+
+    @cached_property
+    @_reads
+    def inputs(self) -> Mapping[str, Array]:
+        group = self._reader.group(self._group, "prompt")
+        names = [] if group is None else list(group)
+        out = {}
+        for name in names:
+            dataset = self._reader.dataset(group, name)
+            if dataset is not None:
+                asked = unescape(name)
+                value = np.asarray(dataset[()])
+                if value.dtype.kind not in "biuf":
+                    raise self._reader.fail(str(dataset.name), "does not hold numbers")
+                ids = asked.endswith("token_ids")
+                out[asked] = check_ids(value, f"its {asked}", least=NO_TOKEN) if ids else value
+        return out
+
+    @property
+    def prompt_ids(self) -> Array | None:
+        return self.inputs.get("token_ids")
+
+    @property
+    def prompt_text(self) -> str | None:
+        return self._info.get("prompt_text")
+
+    @property
+    def texts(self) -> list[str] | None:
+        return self._info.get("texts")
+
+    @property
+    def sampling(self) -> Json:
+        return self._info.get("sampling") or {}
+
+    @property
+    def seed(self) -> int | None:
+        return self._info.get("seed")
+
+    @property
+    def info(self) -> Json:
+        known = ("prompt_text", "texts", "sampling", "seed")
+        return {name: value for name, value in self._info.items() if name not in known}
+
+    @property
+    @_reads
+    def rng_state(self) -> bytes | None:
+        state = self._reader.array(self._group, "rng_state", "u")
+        return None if state is None else state.tobytes()
+
+    @cached_property
+    @_reads
+    def tokens(self) -> Array:
+        steps = self._reader.group(self._group, "steps")
+        tokens = None if steps is None else self._reader.array(steps, "token", "i")
+        if tokens is None:
+            return np.empty(0, np.int64)
+        logits = self._logits
+        return check_ids(tokens, "its tokens", *(() if logits is None else (logits[1].shape[1] - 1,)))
+
+    @cached_property
+    @_reads
+    def _tables(self) -> dict[str, Any]:
+        """The small columns of the steps, whole; logits stay on disk."""
+        reader, steps = self._reader, self._reader.group(self._group, "steps")
+        tables: dict[str, Any] = {}
+        tables["position"] = self._column("position", "i")
+        tables["text"] = None if steps is None else reader.strings(steps, "text")
+        if tables["position"] is None or len(tables["text"] or tables["position"]) != self.step_count:
+            raise reader.fail(f"{self._group.name}/steps", "a column is missing or too short")
+        tables["topk_id"] = self._column("topk_id", "i", 2)
+        tables["topk_logprob"] = self._column("topk_logprob", "f", 2)
+        ranked = [tables[name] for name in ("topk_id", "topk_logprob") if tables[name] is not None]
+        if len({rows.shape for rows in ranked}) > 1 or len(ranked) == 1:
+            raise reader.fail(f"{self._group.name}/steps", "topk_id and topk_logprob differ in shape")
+        if ranked:
+            check_ids(ranked[0].reshape(-1), "its topk_id")
+        survivors = reader.group(self._group, "survivors")
+        if survivors is not None:
+            tables["survivors"] = self._ragged(survivors)
+        tables["draws"] = self._draws()
+        tables["events"] = self._events()
+        return tables
+
+    def _ragged(self, group: h5py.Group) -> tuple[Array, Array, Array]:
+        """ids, probabilities and the offsets of the steps' rows in them."""
+        ids, probs = self._reader.array(group, "id", "i"), self._reader.array(group, "prob", "f")
+        offset = self._reader.array(group, "offset", "i")
+        sound = ids is not None and probs is not None and offset is not None and len(ids) == len(probs)
+        if not sound or ids is None or probs is None or offset is None:
+            raise self._reader.fail(str(group.name), "a column is missing or too short")
+        if (
+            len(offset) != self.step_count + 1
+            or offset[0] != 0
+            or offset[-1] != len(ids)
+            or (np.diff(offset) < 0).any()
+        ):
+            raise self._reader.fail(str(group.name), "its offsets do not fit the steps")
+        logits = self._logits
+        return check_ids(ids, "its survivors", *(() if logits is None else (logits[1].shape[1] - 1,))), probs, offset
+
+    def _column(self, name: str, kind: str, ndim: int = 1) -> Array | None:
+        """A column of the steps, one row a step."""
+        steps = self._reader.group(self._group, "steps")
+        column = None if steps is None else self._reader.array(steps, name, kind, ndim)
+        if column is not None and len(column) != self.step_count:
+            raise self._reader.fail(f"{self._group.name}/steps/{name}", "does not have a row for every step")
+        return column
+
+    def _draws(self) -> dict[int, list[Draw]]:
+        group = self._reader.group(self._group, "draws")
+        if group is None:
+            return {}
+        columns: list[Any] = [
+            self._reader.array(group, name, "iu") for name in ("step", "result", "known", *DRAW_NUMBERS)
+        ]
+        columns += [self._reader.strings(group, name) for name in ("op", "generator")]
+        if any(column is None or len(column) != len(columns[0]) for column in columns):
+            raise self._reader.fail(str(group.name), "its columns differ in length")
+        out: dict[int, list[Draw]] = {}
+        for step, result, known, *numbers, op, generator in zip(*columns, strict=True):
+            seed, offset, words = (int(n) if int(known) >> bit & 1 else None for bit, n in enumerate(numbers))
+            drawn = None if result == NO_VALUE else int(result)
+            row = {"op": op, "generator": generator, "seed": seed, "offset": offset, "words": words, "result": drawn}
+            check("a draw", row, DRAW)
+            self._check_step(int(step))
+            out.setdefault(int(step), []).append(Draw(int(step), op, generator, seed, offset, words, drawn))
+        return out
+
+    def _events(self) -> dict[int, list[Event]]:
+        group = self._reader.group(self._group, "events")
+        if group is None:
+            return {}
+        steps = self._reader.array(group, "step", "i")
+        kinds, details = (self._reader.strings(group, name) for name in ("kind", "detail"))
+        if steps is None or kinds is None or details is None:
+            raise self._reader.fail(str(group.name), "a column is missing")
+        out: dict[int, list[Event]] = {}
+        try:
+            for step, kind, detail in zip(steps, kinds, details, strict=True):
+                self._check_step(int(step))
+                out.setdefault(int(step), []).append(Event(int(step), kind, json.loads(detail)))
+        except (ValueError, RecursionError):
+            raise self._reader.fail(str(group.name), "its columns differ in length or are not JSON") from None
+        return out
+
+    def _check_step(self, step: int) -> None:
+        if not 0 <= step < self.step_count:
+            raise ValueError(f"sequence {self.index} has no step {step}")
+
+    def step(self, index: int) -> Step:
+        if not 0 <= index < self.step_count:
+            raise IndexError(index)
+        tables = self._tables
+        logits = self.logits(index, index + 1)
+        ids, probs = self._survivors(index)
+        topk_id, topk_logprob, texts = tables["topk_id"], tables["topk_logprob"], tables["text"]
+        return Step(
+            index=index,
+            position=int(tables["position"][index]),
+            token=int(self.tokens[index]),
+            text=None if texts is None else texts[index],
+            logits=None if logits is None else logits[0],
+            topk_id=None if topk_id is None else topk_id[index],
+            topk_logprob=None if topk_logprob is None else topk_logprob[index],
+            survivors_id=ids,
+            survivors_prob=probs,
+            draws=tuple(tables["draws"].get(index, ())),
+            events=tuple(tables["events"].get(index, ())),
+        )
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        rows = self._tables["events"] if self.step_count else {}
+        return tuple(event for step in sorted(rows) for event in rows[step])
+
+    def _survivors(self, index: int) -> tuple[Array | None, Array | None]:
+        if "survivors" not in self._tables:
+            return None, None
+        ids, probs, offset = self._tables["survivors"]
+        rows = slice(int(offset[index]), int(offset[index + 1]))
+        return (ids[rows], probs[rows]) if rows.stop > rows.start else (None, None)
+
+    @cached_property
+    @_reads
+    def sites(self) -> Mapping[str, SiteData]:
+        index = self._reader.json(self._group, "site_index")
+        try:
+            sites = [self._site_data(str(name), *entry) for name, *entry in index]
+        except (TypeError, ValueError):
+            raise self._reader.fail(f"{self._group.name}/site_index", "is not an index of sites") from None
+        return {data.name: data for data in sites}
+
+    def _site_data(self, name: str, dtype: Any, width: Any, ranges: Any, axis: Any = None) -> SiteData:
+        data = SiteData(name, dtype, width, tuple((int(first), int(stop)) for first, stop in ranges), axis)
+        bounds = [bound for pair in data.ranges for bound in pair]
+        if (
+            dtype not in STORAGE
+            or axis not in (None, ENCODER)
+            or type(width) is not int
+            or width < 0
+            or bounds != sorted(bounds)
+            or min(bounds, default=0) < 0
+        ):
+            raise self._reader.fail(f"{self._group.name}/sites/{name}", "is not a site of a trace")
+        return data
+
+    @cached_property
+    @_reads
+    def _site_group(self) -> h5py.Group | None:
+        return self._reader.group(self._group, "sites")
+
+    @_reads
+    def _values(self, data: SiteData) -> Array:
+        """All rows of a site, [rows, width], a view into the file."""
+        values = self._mapped.get(data.name)
+        if values is None:
+            group = self._site_group
+            values = None if group is None else self._reader.rows(group, escape(data.name), data.dtype)
+            if values is None or values.shape != (data.rows, data.width):
+                raise self._reader.fail(f"{self._group.name}/sites/{data.name}", "its rows are not those it claims")
+            self._mapped[data.name] = values
+        return values
+
+    def read(self, site: str, first: int, stop: int) -> Array:
+        data = self.sites.get(site)
+        if data is None:
+            raise TraceError(f"{self._reader.path}: sequence {self.index}: site {site!r} is not recorded")
+        values = self._values(data)
+        pieces = []
+        row, at = 0, first
+        for begin, end in data.ranges:
+            if begin <= at < min(end, stop):
+                last = min(stop, end)
+                pieces.append(values[row + at - begin : row + last - begin])
+                at = last
+            row += end - begin
+        if at < stop:
+            raise TraceError(
+                f"{self._reader.path}: sequence {self.index}: site {site!r} is not recorded at position {at}"
+            )
+        return pieces[0] if len(pieces) == 1 else np.concatenate([values[:0], *pieces])
+
+    @cached_property
+    @_reads
+    def _logits(self) -> tuple[str, Array] | None:
+        steps = self._reader.group(self._group, "steps")
+        dataset = None if steps is None else self._reader.dataset(steps, "logits")
+        if dataset is None:
+            return None
+        names = {"f2": "float16", "f4": "float32", "f8": "float64"}
+        bfloat16 = dataset.id.get_type().equal(bfloat16_type())
+        dtype = "bfloat16" if bfloat16 else names.get(dataset.dtype.str[1:])
+        if dtype is None or dataset.ndim != 2 or dataset.shape[0] != self.step_count:
+            raise self._reader.fail(str(dataset.name), "is not the logits of the steps")
+        rows = self._reader.rows(steps, "logits", dtype)
+        return None if rows is None else (dtype, rows)
+
+    @property
+    def logits_dtype(self) -> str | None:
+        return None if self._logits is None else self._logits[0]
+
+    def logits(self, first: int, stop: int) -> Array | None:
+        return None if self._logits is None else self._logits[1][first:stop]
+
+
+class ArchiveTrace:
+    """A trace read from an archive; see `tracekit.trace.Trace`. Raises TraceError where the file is not one."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._reader = reader = _Reader(self.path)
+        try:
+            with reading(self.path):
+                self._read(reader)
+        except TraceError:
+            reader.close()
+            raise
+
+    def _read(self, reader: _Reader) -> None:
+        if "tracekit_format" not in reader.file.attrs:
+            raise TraceError(f"{self.path}: is an HDF5 file, but not a trace; give a file that tracekit recorded")
+        version = reader.number(reader.file, "tracekit_format")
+        if version != FORMAT:
+            raise TraceError(
+                f"{self.path}: is of format {version}, this tracekit reads format {FORMAT}; update tracekit"
+            )
+        implementation, status = (reader.text(reader.file, name) for name in ("implementation", "status"))
+        if implementation is None or status not in ("complete", "recovered"):
+            raise ValueError("its implementation or status is missing")
+        self.implementation, self.status = implementation, status
+        self.status_detail = reader.text(reader.file, "status_detail")
+        self.config: Json = check_config(reader.json(reader.file, "config"))
+        rows = [
+            check("a site", row, SITE, ("name", "class", "order")) for row in reader.json(reader.file, "site_table")
+        ]
+        self.sites: Mapping[str, Site] = {row["name"]: site_from_row(row) for row in rows}
+        self.weights: Mapping[str, Weight] = self._weights(reader)
+        group = reader.group(reader.file, "sequences")
+        names = [] if group is None else sorted(group, key=int)
+        groups = [reader.group(group, name) for name in names]
+        self.sequences = [ArchiveSequence(reader, item) for item in groups if item is not None]
+        if [sequence.index for sequence in self.sequences] != list(range(len(self.sequences))):
+            raise ValueError("its sequences are not counted from 0")
+
+    def _weights(self, reader: _Reader) -> dict[str, Weight]:
+        group = reader.group(reader.file, "weights")
+        if group is None:
+            return {}
+        names, dtypes, shapes = (reader.strings(group, name) or [] for name in ("name", "dtype", "shape"))
+        digest = reader.array(group, "digest", "u")
+        digests: list[int | None] = [None] * len(names) if digest is None else [int(number) for number in digest]
+        rows = zip(names, dtypes, shapes, digests, strict=True)
+        weights = {}
+        for name, dtype, shape, number in rows:
+            row = check("a parameter", {"name": name, "dtype": dtype, "shape": json.loads(shape)}, WEIGHT)
+            weights[name] = Weight(name, dtype, tuple(row["shape"]), number)
+        return weights
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
+
+    def __enter__(self) -> ArchiveTrace:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

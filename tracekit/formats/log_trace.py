@@ -1,0 +1,436 @@
+"""A trace read straight from its log: an index of frames over the mapped file, values read on demand."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tracekit.dtypes import STORAGE, is_float
+from tracekit.formats.file_values import (
+    DRAW,
+    END,
+    LIBRARY_ERRORS,
+    NO_TOKEN,
+    SITE,
+    STEP,
+    WEIGHT,
+    check,
+    check_config,
+    check_ids,
+    check_sequence,
+)
+from tracekit.formats.log import FORMAT, BadFrame, Frame, Stored, map_file, read_frames, view
+from tracekit.trace import ENCODER, Array, Draw, Event, Json, Site, SiteData, Step, TraceError, Weight, site_from_row
+
+CONFIG_KEYS = (
+    "versions",
+    "device",
+    "dtype",
+    "model",
+    "sampling",
+    "seed",
+    "command",
+    "checkpoint",
+    "recorder",
+    "follow",
+)
+
+
+@dataclass
+class _Segment:
+    """Rows [first, stop) of a site; `offset` is where row `first` lies in the file."""
+
+    first: int
+    stop: int
+    offset: int
+
+
+@dataclass
+class _Column:
+    """All rows of one site in one sequence."""
+
+    dtype: str
+    width: int
+    segments: list[_Segment] = field(default_factory=list)
+    axis: str | None = None
+    ended: bool = False
+
+    @property
+    def row_bytes(self) -> int:
+        return self.width * STORAGE[self.dtype].itemsize
+
+    def add(self, first: int, stop: int, offset: int) -> None:
+        """Later rows win over earlier ones of the same positions (a cache that was rewound)."""
+        if self.segments and self.segments[-1].stop > first:
+            self._cut(first, stop)
+        self.segments.append(_Segment(first, stop, offset))
+        if len(self.segments) > 1 and self.segments[-2].first > first:
+            self.segments.sort(key=lambda segment: segment.first)
+
+    def _cut(self, first: int, stop: int) -> None:
+        kept = []
+        for old in self.segments:
+            if old.first < first:
+                kept.append(_Segment(old.first, min(old.stop, first), old.offset))
+            if old.stop > stop:
+                begin = max(old.first, stop)
+                kept.append(_Segment(begin, old.stop, old.offset + (begin - old.first) * self.row_bytes))
+        self.segments = kept
+
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        merged: list[tuple[int, int]] = []
+        for segment in self.segments:
+            if merged and merged[-1][1] == segment.first:
+                merged[-1] = (merged[-1][0], segment.stop)
+            else:
+                merged.append((segment.first, segment.stop))
+        return tuple(merged)
+
+
+class LogSequence:
+    """One sequence of a `LogTrace`; see `tracekit.trace.Sequence`."""
+
+    def __init__(self, trace: LogTrace, frame: Frame) -> None:
+        self._trace = trace
+        self._frame = frame
+        self.index: int = frame.metadata["sequence"]
+        check_sequence(frame.metadata)
+        for name in frame.tensors:
+            if name.endswith("token_ids"):
+                check_ids(self._array(frame, name), f"its {name}", least=NO_TOKEN)
+        self._columns: dict[str, _Column] = {}
+        self._steps: list[Frame] = []
+        self.positions = 0
+        self.end_reason: str | None = None
+        self.end_detail: str | None = None
+        self.followed: Json | None = None
+
+    @property
+    def inputs(self) -> Mapping[str, Array]:
+        names = [name for name in self._frame.tensors if name.startswith("prompt/")]
+        return {name.removeprefix("prompt/"): self._array(self._frame, name) for name in names}
+
+    @property
+    def prompt_ids(self) -> Array | None:
+        return self.inputs.get("token_ids")
+
+    @property
+    def prompt_text(self) -> str | None:
+        return self._frame.metadata.get("prompt_text")
+
+    @property
+    def texts(self) -> list[str] | None:
+        return self._frame.metadata.get("texts")
+
+    @property
+    def sampling(self) -> Json:
+        return self._frame.metadata.get("sampling") or self._trace.config.get("sampling") or {}
+
+    @property
+    def seed(self) -> int | None:
+        seed = self._frame.metadata.get("seed")
+        return self._trace.config.get("seed") if seed is None else seed
+
+    @property
+    def info(self) -> Json:
+        known = ("sequence", "prompt_text", "texts", "sampling", "seed")
+        told = {name: value for name, value in self._frame.metadata.items() if name not in known}
+        return told if self.followed is None else told | {"followed": self.followed}
+
+    @property
+    def rng_state(self) -> bytes | None:
+        state = self._frame.array(self._trace.data, "rng/state")
+        return None if state is None else state.tobytes()
+
+    @property
+    def step_count(self) -> int:
+        return len(self._steps)
+
+    @property
+    def tokens(self) -> Array:
+        return np.array([self._token(frame) for frame in self._steps], dtype=np.int64)
+
+    def step(self, index: int) -> Step:
+        frame = self._steps[index]
+        metadata = frame.metadata
+        logits, topk_id, topk_logprob, survivors_id, survivors_prob = (
+            frame.array(self._trace.data, name)
+            for name in ("logits", "topk/id", "topk/logprob", "survivors/id", "survivors/prob")
+        )
+        return Step(
+            index=metadata["step"],
+            position=metadata["position"],
+            token=self._token(frame),
+            text=metadata.get("text"),
+            logits=logits,
+            topk_id=topk_id,
+            topk_logprob=topk_logprob,
+            survivors_id=survivors_id,
+            survivors_prob=survivors_prob,
+            draws=tuple(_draw(metadata["step"], row) for row in metadata.get("draws") or ()),
+            events=_events(metadata),
+        )
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        return tuple(event for frame in self._steps for event in _events(frame.metadata))
+
+    @cached_property
+    def sites(self) -> Mapping[str, SiteData]:
+        return {
+            name: SiteData(name, column.dtype, column.width, column.ranges(), column.axis)
+            for name, column in self._columns.items()
+        }
+
+    def read(self, site: str, first: int, stop: int) -> Array:
+        column = self._columns.get(site)
+        if column is None:
+            raise TraceError(f"{self._trace.path}: sequence {self.index}: site {site!r} is not recorded")
+        out = np.empty((stop - first, column.width), dtype=STORAGE[column.dtype])
+        at = first
+        index = bisect_right(column.segments, first, key=lambda segment: segment.first) - 1
+        while at < stop:
+            if (
+                not 0 <= index < len(column.segments)
+                or not column.segments[index].first <= at < column.segments[index].stop
+            ):
+                raise TraceError(
+                    f"{self._trace.path}: sequence {self.index}: site {site!r} is not recorded at position {at}"
+                )
+            segment = column.segments[index]
+            end = min(stop, segment.stop)
+            begin = segment.offset + (at - segment.first) * column.row_bytes
+            rows = np.frombuffer(self._trace.data, out.dtype, (end - at) * column.width, begin)
+            out[at - first : end - first] = rows.reshape(end - at, column.width)
+            at, index = end, index + 1
+        return out
+
+    def logits(self, first: int, stop: int) -> Array | None:
+        rows = [frame.array(self._trace.data, "logits") for frame in self._steps[first:stop]]
+        kept = [row for row in rows if row is not None]
+        return np.stack(kept) if kept and len(kept) == len(rows) else None
+
+    @property
+    def logits_dtype(self) -> str | None:
+        stored = self._steps[0].tensors.get("logits") if self._steps else None
+        return None if stored is None else stored.dtype
+
+    def _array(self, frame: Frame, name: str) -> Array:
+        return view(self._trace.data, frame.tensors[name])
+
+    def _token(self, frame: Frame) -> int:
+        return int(self._array(frame, "token")[0])
+
+    def add_call(self, frame: Frame) -> None:
+        """Index the rows of a `call` frame."""
+        first, rows = frame.metadata["position"], frame.metadata["rows"]
+        if type(first) is not int or type(rows) is not int or first < 0 or rows < 0:
+            raise ValueError("position and rows must be counts")
+        axis = frame.metadata.get("axis")
+        if axis not in (None, ENCODER):
+            raise ValueError(f"axis {axis!r} is unknown")
+        for name, stored in frame.tensors.items():
+            self._add_rows(name, stored, first, rows, axis)
+        if axis is None:
+            self.positions = max(self.positions, first + rows)
+
+    def _add_rows(self, name: str, stored: Stored, first: int, rows: int, axis: str | None) -> None:
+        """Index one site's rows of a call. A site that is no longer what it was ends; the sequence goes on."""
+        width = int(np.prod(stored.shape[1:], dtype=object))
+        column = self._columns.get(name)
+        why = None
+        if not stored.shape or stored.shape[0] != rows:
+            held = stored.shape[0] if stored.shape else "no"
+            why = f"it has {held} rows where the call has {rows}"
+        elif column is not None and column.ended:
+            return
+        elif column is None:
+            column = self._columns[name] = _Column(stored.dtype, width, axis=axis)
+        elif (column.dtype, column.width) != (stored.dtype, width):
+            why = f"{column.dtype} [{column.width}] becomes {stored.dtype} [{width}]"
+        elif column.axis != axis:
+            why = "its rows are no longer those of the same axis"
+        if why is not None:
+            if column is not None:
+                column.ended = True
+            self._trace.site_ended(name, f"sequence {self.index}, position {first}: {why}")
+        elif rows and column is not None:
+            column.add(first, first + rows, stored.offset)
+
+    def add_step(self, frame: Frame) -> None:
+        """Index a `step` frame; a step told again replaces the earlier one and what followed it."""
+        index = frame.metadata["step"]
+        if type(index) is not int or not 0 <= index <= len(self._steps):
+            raise ValueError(f"step {index} follows {len(self._steps)} steps")
+        if frame.tensors["token"].shape != (1,) or type(frame.metadata["position"]) is not int:
+            raise ValueError("a step needs one token and a position")
+        self._check_step(frame)
+        del self._steps[index:]
+        self._steps.append(frame)
+
+    def _check_step(self, frame: Frame) -> None:
+        """Raises ValueError where a step's values are not of the kind that the format says."""
+        logits = frame.tensors.get("logits")
+        if logits is not None and (len(logits.shape) != 1 or not is_float(logits.dtype)):
+            raise ValueError("logits are not a row of floats")
+        vocabulary = () if logits is None else (logits.shape[0] - 1,)
+        check_ids(self._array(frame, "token"), "its tokens", *vocabulary)
+        for one, other in (("survivors/id", "survivors/prob"), ("topk/id", "topk/logprob")):
+            if (one in frame.tensors) != (other in frame.tensors):
+                raise ValueError(f"{one} and {other} go together")
+            if one in frame.tensors:
+                ids, values = self._array(frame, one), frame.tensors[other]
+                check_ids(ids, f"its {one}", *vocabulary)
+                if values.shape != ids.shape or values.dtype not in ("float32", "float64"):
+                    raise ValueError(f"{other} is not a number for each id")
+        check("a step", frame.metadata, STEP)
+        for row in frame.metadata.get("draws") or ():
+            check("a draw", row, DRAW, ("op", "generator"))
+        for row in frame.metadata.get("events") or ():
+            check("an event", row, {"kind": lambda kind: isinstance(kind, str)}, ("kind",))
+
+
+def _events(metadata: Json) -> tuple[Event, ...]:
+    rows = metadata.get("events") or ()
+    return tuple(Event(metadata["step"], row["kind"], row.get("detail")) for row in rows)
+
+
+def _draw(step: int, row: Json) -> Draw:
+    return Draw(
+        step, row["op"], row["generator"], row.get("seed"), row.get("offset"), row.get("words"), row.get("result")
+    )
+
+
+class LogTrace:
+    """A trace read from a log; see `tracekit.trace.Trace`. Raises TraceError where no sound `open` frame leads."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self.data: mmap.mmap = map_file(path)
+        self.config: Json = {}
+        self.weights: dict[str, Weight] = {}
+        self.sequences: list[LogSequence] = []
+        self.status = "recovered"
+        self.status_detail: str | None = None
+        self._rows: dict[str, Site] = {}
+        self._troubles: list[str] = []
+        self._ended: dict[str, str] = {}
+        self._read()
+
+    @cached_property
+    def sites(self) -> Mapping[str, Site]:
+        rows = dict(self._rows)
+        for name, why in self._ended.items():
+            row = rows.get(name) or Site(name, "tap", len(rows))
+            rows[name] = row if row.ended else replace(row, ended=why)
+        return dict(sorted(rows.items(), key=lambda item: item[1].order))
+
+    def site_ended(self, name: str, why: str) -> None:
+        """Note that the values of a site cannot be read from here on; the first reason stays."""
+        self._ended.setdefault(name, why)
+
+    def close(self) -> None:
+        """Drop the index; the map goes when the last view into it does."""
+        self.sequences = []
+
+    def __enter__(self) -> LogTrace:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _read(self) -> None:
+        why = "the file ends without an end frame"
+        taken = offset = 0
+        try:
+            for frame in read_frames(self.data):
+                offset = frame.offset
+                if (taken == 0) != (frame.kind == "open"):
+                    raise ValueError("a log has one `open` frame, its first")
+                self._take(frame)
+                taken += 1
+        except BadFrame as bad:
+            why = str(bad)
+        except LIBRARY_ERRORS as error:
+            why = f"the frame at byte {offset} does not fit what came before ({error})"
+        else:
+            if self.status == "complete":
+                self._say_troubles()
+                return
+        if taken == 0:
+            raise TraceError(f"{self.path}: not a readable log: {why}; record it again")
+        self.status = "recovered"
+        self.status_detail = "; ".join([f"recovered {self._recovered()}", *(self._troubles or [why])])
+
+    def _say_troubles(self) -> None:
+        """A log that its writer closed, but which lacks something by its writer's own account."""
+        if self._troubles:
+            self.status, self.status_detail = "recovered", "; ".join(self._troubles)
+
+    def _recovered(self) -> str:
+        if not self.sequences:
+            return "no sequence"
+        last = self.sequences[-1]
+        return f"{last.step_count} complete steps of sequence {last.index}"
+
+    def _take(self, frame: Frame) -> None:
+        metadata = frame.metadata
+        if frame.kind == "open":
+            self._open(frame)
+        elif frame.kind == "sites":
+            self._add_sites(metadata["sites"])
+        elif frame.kind == "lost":
+            self.config.setdefault("lost", []).append(str(metadata["what"]))
+        elif frame.kind == "sequence":
+            if metadata["sequence"] != len(self.sequences):
+                raise ValueError(f"sequence {metadata['sequence']} follows {len(self.sequences)} sequences")
+            self.sequences.append(LogSequence(self, frame))
+        elif frame.kind == "call":
+            self._sequence(metadata).add_call(frame)
+        elif frame.kind == "step":
+            self._sequence(metadata).add_step(frame)
+        elif frame.kind == "trouble":
+            self._troubles.append(str(metadata["detail"]))
+        elif frame.kind == "end" and metadata["scope"] == "file":
+            self.status = "complete"
+        elif frame.kind == "end":
+            ended = self._sequence(metadata)
+            check("an end", metadata, END, ("reason",))
+            ended.end_reason, ended.end_detail = metadata["reason"], metadata.get("detail")
+            ended.followed = metadata.get("followed")
+
+    def _sequence(self, metadata: Json) -> LogSequence:
+        index = metadata["sequence"]
+        if type(index) is not int or not 0 <= index < len(self.sequences):
+            raise ValueError(f"sequence {index} has not begun")
+        return self.sequences[index]
+
+    def _open(self, frame: Frame) -> None:
+        metadata = frame.metadata
+        if metadata["format"] != FORMAT:
+            raise TraceError(
+                f"{self.path}: is of format {metadata['format']}, this tracekit reads format {FORMAT}; update tracekit"
+            )
+        self.implementation = str(metadata["implementation"])
+        self.config = check_config({key: metadata[key] for key in CONFIG_KEYS if metadata.get(key) is not None})
+        self._add_sites(metadata.get("sites") or [])
+        digests = frame.array(self.data, "weights/digest")
+        rows: list[Any] = metadata.get("weights") or []
+        if digests is not None and digests.shape != (len(rows),):
+            raise ValueError("weights and weights/digest differ in length")
+        for index, row in enumerate(rows):
+            check("a parameter", row, WEIGHT, ("name", "dtype", "shape"))
+            digest = None if digests is None else int(digests[index])
+            self.weights[row["name"]] = Weight(row["name"], row["dtype"], tuple(row["shape"]), digest)
+
+    def _add_sites(self, rows: list[Json]) -> None:
+        for row in rows:
+            check("a site", row, SITE, ("name", "class", "order"))
+            self._rows[row["name"]] = site_from_row(row)

@@ -1,0 +1,1 @@
+"""What one trace says of itself."""

@@ -1,0 +1,43 @@
+"""Rows of a stored site or of the logits, read as floats a block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.dtypes import STORAGE, to_float
+from tracekit.trace import Array, Sequence, TraceError
+
+BLOCK_BYTES = 512 << 10
+"""Bytes of one side compared at a time: two sides and their difference stay in a 2 MB cache."""
+
+
+Reader = Callable[[int, int], Array]
+"""Rows [first, stop) of one side as floats, [rows, width]."""
+
+
+def site_reader(sequence: Sequence, site: str) -> Reader:
+    """Floats of a stored site."""
+    dtype = sequence.sites[site].dtype
+    return lambda first, stop: to_float(sequence.read(site, first, stop), dtype)
+
+
+def row_bytes(sequence: Sequence, site: str) -> int:
+    """Bytes of a row of a stored site."""
+    data = sequence.sites[site]
+    return data.width * STORAGE[data.dtype].itemsize
+
+
+def logits_reader(sequence: Sequence) -> Reader:
+    """Logits of steps [first, stop) as floats."""
+    dtype = sequence.logits_dtype or "float32"
+
+    def read(first: int, stop: int) -> NDArray[np.float64]:
+        rows = sequence.logits(first, stop)
+        if rows is None:
+            raise TraceError(f"sequence {sequence.index}: logits of steps {first} to {stop} are not all recorded")
+        return to_float(rows, dtype)
+
+    return read

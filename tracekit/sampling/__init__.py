@@ -1,0 +1,1 @@
+"""Samplers as data, and recorded steps worked out again by them."""

@@ -1,0 +1,1 @@
+"""torch's CPU random numbers, bit for bit."""

@@ -1,0 +1,1 @@
+"""What was found, and why: causes, culprits, counterfactuals, coverage."""

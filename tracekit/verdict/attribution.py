@@ -1,0 +1,258 @@
+"""Culprits and victims: of the sites that differ, which made an error of their own, and which only inherited one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.align.sites import SequencePair, SitePair, align_sequences, names
+from tracekit.auditing.audit import Audit, Culprit, audit, changed_weights, other_model
+from tracekit.auditing.propagation import beyond_rounding, rounding_that_adds_up
+from tracekit.auditing.recipe import recipes
+from tracekit.auditing.recompute import Parameters, Recomputation
+from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, stated_checkpoint, why_no_checkpoint
+from tracekit.compare.metrics import row_errors
+from tracekit.compare.search import Finding, Search, Stage, common_ranges, compared_positions
+from tracekit.inspection.site_rows import logits_reader, row_bytes, site_reader
+from tracekit.mistakes import explain
+from tracekit.trace import Trace, TraceError, resolve
+
+EXPLAINED = 8
+"""Culprits for which every mistake is tried; a mistake made in every layer is the same mistake."""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What the audit of both sides says of a pair of traces."""
+
+    checkpoint: Checkpoint
+    culprits: tuple[Culprit, ...]  # the candidate's, explained; sites are named as the candidate stores them
+    reference_culprits: tuple[Culprit, ...]  # looked for only where the candidate has none
+    clean: frozenset[str]  # the candidate's sites that are within their bounds
+    unknown: Mapping[str, str]  # the candidate's sites that were not audited, and why
+    shared: tuple[str, ...]  # sites at which both sides depart from the recipe alike
+    values: int
+    harmless: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Sites of the reference and of the candidate that hold one thing at two stages, both right; and what differs."""
+
+    @property
+    def named(self) -> frozenset[str]:
+        """Every site that the audit of the candidate speaks of."""
+        return self.clean | self.unknown.keys() | {culprit.site for culprit in self.culprits} | set(self.shared)
+
+
+def checkpoint_of(reference: Trace, candidate: Trace, weights: str | None) -> tuple[Checkpoint | None, str | None]:
+    """The checkpoint to audit against, and why there is none. One that was not asked for must be, by its digests, what
+    the reference ran with. Raises TraceError where `weights` holds none."""
+    if weights is not None:
+        return open_checkpoint(weights), None
+    path = find_checkpoint(candidate) or find_checkpoint(reference)
+    if path is None:
+        stating = next((trace for trace in (candidate, reference) if stated_checkpoint(trace) is not None), None)
+        return None, None if stating is None else f"not audited: {stating.path} {why_no_checkpoint(stating)}"
+    try:
+        checkpoint = open_checkpoint(path)
+    except TraceError as error:
+        return None, f"not audited: {error}"
+    if other_model(reference, checkpoint) is not None or changed_weights(reference, checkpoint):
+        return None, f"{path} is not what the reference ran with: not audited (--weights says where the checkpoint is)"
+    return checkpoint, None
+
+
+def examine(reference: Trace, candidate: Trace, checkpoint: Checkpoint, found: Search) -> Examination:
+    """Audit the candidate over what was compared; where it fails, or where nothing explains a difference, the reference
+    as well. A recipe that the reference does not follow either is not this model's."""
+    pairs, _ = align_sequences(reference, candidate)
+    stops = {pair.candidate.index: compared_positions(pair) for pair in pairs}
+    ours = {pair.reference.index: compared_positions(pair) for pair in pairs}
+    audited = audit(candidate, checkpoint, stops=_all(candidate, stops), wiring=reference)
+    suspects = {culprit.site for culprit in audited.culprits}
+    alike = [] if suspects else _alike(candidate, checkpoint, audited, reference)
+    others: tuple[Culprit, ...] = ()
+    if suspects or found.findings:
+        others = audit(reference, checkpoint, stops=_all(reference, ours), only=suspects or None).culprits
+    also = {culprit.site for culprit in others}
+    culprits = [culprit for culprit in audited.culprits if culprit.site not in also]
+    return Examination(
+        checkpoint,
+        tuple(_explained(candidate, checkpoint, culprits, reference) + alike),
+        tuple(_explained(reference, checkpoint, list(others), None)) if not suspects else (),
+        audited.clean - {culprit.site for culprit in alike},
+        audited.unknown,
+        tuple(sorted(suspects & also)),
+        audited.values,
+        _harmless(reference, candidate, checkpoint, audited.clean),
+    )
+
+
+def _harmless(
+    reference: Trace, candidate: Trace, checkpoint: Checkpoint, clean: Collection[str]
+) -> dict[tuple[str, str], str]:
+    """Embeddings that one side multiplies in the module that looks them up and the other after it."""
+    sides = [
+        {recipe.site: recipe for recipe in recipes(trace, checkpoint, wiring).known if recipe.factor != 1.0}
+        for trace, wiring in ((reference, None), (candidate, reference))
+    ]
+    runs = [Recomputation(trace.sequences[0], Parameters(trace, checkpoint)) for trace in (reference, candidate)]
+    out = {}
+    for site in sides[0].keys() & sides[1].keys():
+        pair = sides[0][site], sides[1][site]
+        if pair[0].kind != "embedding" or pair[1].stored not in clean:
+            continue
+        scaled = [run.is_multiplied(recipe) for run, recipe in zip(runs, pair, strict=True)]
+        if None not in scaled and scaled[0] != scaled[1]:
+            who = ("reference", "candidate") if scaled[0] else ("candidate", "reference")
+            said = f"{site}: the {who[0]} multiplies the embeddings by {pair[0].factor:.6g} in it, the {who[1]}"
+            # Of a run that does not hold what enters the first layer, only later sites tell.
+            seen = not pair[0 if scaled[1] else 1].either
+            rest = (
+                "after it; both are right, and it is" if seen else "after it or not at all, as later sites show; it is"
+            )
+            out[pair[0].stored, pair[1].stored] = f"{said} {rest} not compared"
+    return out
+
+
+def _all(trace: Trace, stops: Mapping[int, int]) -> dict[int, int]:
+    """Sequences without a partner are not audited."""
+    return {sequence.index: stops.get(sequence.index, 0) for sequence in trace.sequences}
+
+
+@np.errstate(all="ignore")
+def _explained(trace: Trace, checkpoint: Checkpoint, culprits: list[Culprit], wiring: Trace | None) -> list[Culprit]:
+    book, parameters = recipes(trace, checkpoint, wiring), Parameters(trace, checkpoint)
+    out: list[Culprit] = []
+    for index, culprit in enumerate(culprits):
+        run = Recomputation(trace.sequences[culprit.sequence], parameters)
+        same = [one.explanation for one in out if one.own.recipe.kind == culprit.own.recipe.kind]
+        known = tuple([explanation for explanation in same if explanation is not None][-1:])
+        out.append(explain(culprit, run, book, known, others=index < EXPLAINED))
+    return out
+
+
+@np.errstate(all="ignore")
+def _alike(trace: Trace, checkpoint: Checkpoint, found: Audit, wiring: Trace | None) -> list[Culprit]:
+    """Sites that make the same mistake in every layer, each within its bound: the mistake accounts for all of it."""
+    book, parameters = recipes(trace, checkpoint, wiring), Parameters(trace, checkpoint)
+    out: list[Culprit] = []
+    for group in found.inexact:
+        tried: list[Culprit] = []
+        for site in group:
+            run = Recomputation(trace.sequences[site.sequence], parameters)
+            known = tuple(one.explanation for one in tried[-1:] if one.explanation is not None)
+            tried.append(explain(site, run, book, known))
+            if tried[-1].explanation is None and len(tried) <= 2:
+                break  # the first two layers have nothing to say: another arithmetic
+        out += [one for one in tried if one.explanation is not None]
+    return out
+
+
+def explained_audit(trace: Trace, checkpoint: Checkpoint, found: Audit) -> Audit:
+    """The audit of one trace with its culprits explained."""
+    culprits = _explained(trace, checkpoint, list(found.culprits), None)
+    if not culprits:
+        culprits = _alike(trace, checkpoint, found, None)
+    alike = {culprit.site for culprit in culprits}
+    return replace(found, culprits=tuple(culprits), clean=found.clean - alike)
+
+
+def settle(
+    found: Search, examination: Examination, reference: Trace, candidate: Trace
+) -> tuple[list[Finding], list[str]]:
+    """Findings with the victims taken out and the culprits put in, and what there is to say about it."""
+    pairs, _ = align_sequences(reference, candidate)
+    known = names(reference)
+    called = {pair.candidate: pair.name for pair in found.alignment.pairs} | {name: name for name in known}
+    guilty = [_finding(culprit, called, pairs, "candidate") for culprit in examination.culprits]
+    guilty += [_finding(culprit, called, pairs, "reference") for culprit in examination.reference_culprits]
+    accused = {finding.site for finding in guilty}
+    victims = [finding for finding in found.findings if finding.site in accused or _cleared(finding, examination)]
+    notes: list[str] = []
+    if not guilty:
+        victims, notes = _inherited(victims, examination, reference, candidate, pairs)
+    inherited = {id(finding) for finding in victims}
+    return guilty + [finding for finding in found.findings if id(finding) not in inherited], notes
+
+
+def _cleared(finding: Finding, examination: Examination) -> bool:
+    """A site that differs and is audited: it is guilty in its own right or not at all."""
+    if finding.stage not in (Stage.SITE, Stage.LOGITS) or finding.facts.get("passed_on"):
+        return False
+    return _named(finding, examination) in examination.clean
+
+
+def _named(finding: Finding, examination: Examination) -> str:
+    site = str(finding.site)
+    # The candidate may call it otherwise.
+    return site if site in examination.named else str(finding.facts.get("candidate_site", site))
+
+
+def _inherited(
+    cleared: list[Finding],
+    examination: Examination,
+    reference: Trace,
+    candidate: Trace,
+    pairs: list[SequencePair],
+) -> tuple[list[Finding], list[str]]:
+    """Those that rounding accounts for, with nobody else to blame: as much as the errors of all sites before them add
+    up to. What is more was done where no audit looks."""
+    if not cleared:
+        return [], []
+    pair = next(pair for pair in pairs if pair.index == cleared[0].sequence)
+    stop = compared_positions(pair)
+    stored = {id(finding): _stored(finding, examination, candidate) for finding in cleared}
+    added = rounding_that_adds_up(
+        candidate, examination.checkpoint, pair.candidate.index, set(stored.values()), stop, reference
+    )
+    victims: list[Finding] = []
+    notes: list[str] = []
+    for finding in cleared:
+        name = stored[id(finding)]
+        ratio = beyond_rounding(_apart(pair, finding, name, stop), added[name]) if name in added else np.inf
+        if ratio <= 1.0:
+            victims.append(finding)
+        if ratio <= 1.0 and not notes:
+            notes.append(
+                f"{finding.site} is {finding.ratio:.3g}x its yardstick, but every module up to there is within its own "
+                f"rounding bound, and errors within them add up to that: {ratio:.2g}x the limit"
+            )
+        elif ratio > 1.0 and finding is cleared[0]:
+            notes.append(
+                f"{finding.site} is within its own rounding bound, but it differs {ratio:.3g}x as much as rounding "
+                "adds up to there: an operation that is not audited did it"
+            )
+    return victims, notes
+
+
+def _stored(finding: Finding, examination: Examination, candidate: Trace) -> str:
+    """The candidate's stored site of a finding."""
+    name = _named(finding, examination)
+    return "logits" if finding.stage is Stage.LOGITS else resolve(candidate, name) or name
+
+
+def _apart(pair: SequencePair, finding: Finding, stored: str, stop: int) -> NDArray[np.float64]:
+    """Length of the difference of each row, [positions] or [steps]; 0 where not both sides have it."""
+    one, other = pair.reference, pair.candidate
+    if finding.stage is Stage.LOGITS:
+        steps = min(one.step_count, other.step_count, max(0, stop - one.step(0).position))
+        return row_errors(logits_reader(one), logits_reader(other), 0, steps, 8).difference
+    out = np.zeros(stop)
+    site = SitePair(str(finding.site), stored, finding.order)
+    for first, last in common_ranges(pair, site, stop):
+        readers = site_reader(one, site.name), site_reader(other, site.candidate)
+        out[first:last] = row_errors(*readers, first, last, row_bytes(one, site.name)).difference
+    return out
+
+
+def _finding(culprit: Culprit, called: Mapping[str, str], pairs: list[SequencePair], side: str) -> Finding:
+    """A culprit as something the search might have found."""
+    by_candidate = {pair.candidate.index: pair.index for pair in pairs}
+    sequence = by_candidate.get(culprit.sequence, culprit.sequence) if side == "candidate" else culprit.sequence
+    stage = Stage.LOGITS if culprit.site == "logits" else Stage.SITE
+    site = called.get(culprit.site, culprit.site)
+    ratio = culprit.own.statistics.size
+    facts = {"culprit": culprit, "side": side}
+    return Finding(sequence, stage, culprit.step, culprit.position, site, culprit.order, ratio, None, facts)

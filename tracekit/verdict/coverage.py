@@ -1,0 +1,129 @@
+"""What a verdict covers: how much of what the programs computed was compared or recomputed, and what was lost.
+
+Lost is what a recorder meant to keep and the file does not hold: steps after the end of a cut file, positions of a site
+that stopped being stored (`capture.losses`). It withholds PARITY. What was never asked for, or what nothing can check,
+is counted and said, no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from tracekit.auditing.audit import Audit
+from tracekit.compare.search import Search
+from tracekit.inspection.sanity import losses
+from tracekit.trace import Json, Trace, resolve
+
+LOGITS = "logits"
+BY_CHOICE = ("not asked for", "not the logits")
+"""Why a site holds no value where somebody wanted it so."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """`done` of `of`."""
+
+    done: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.done} of {self.of}"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a verdict says something about."""
+
+    steps: Share
+    sites: Share
+    parameters: Share
+    unchecked: tuple[str, ...] = ()
+    """Parameters of no site that was compared or recomputed."""
+    audited: Share | None = None
+    """Sites recomputed from the checkpoint; None where there was no audit."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Sites without a value, or without one in some calls, and why."""
+    not_recorded: tuple[str, ...] = ()
+    """Calls that a recorder says it left out."""
+    lost: tuple[str, ...] = ()
+    """What should be in a file and is not, a line each: no PARITY then."""
+
+    def to_json(self) -> Json:
+        """Ready for `json.dumps`."""
+        return {
+            "steps": vars(self.steps),
+            "sites": vars(self.sites),
+            "audited": None if self.audited is None else vars(self.audited),
+            "parameters": vars(self.parameters),
+            "unchecked": list(self.unchecked),
+            "skipped": dict(self.skipped),
+            "not_recorded": list(self.not_recorded),
+            "lost": list(self.lost),
+        }
+
+
+def compared_coverage(reference: Trace, candidate: Trace, found: Search, audited: Share | None) -> Coverage:
+    """What a comparison covers."""
+    steps = sum(sequence.step_count for sequence in reference.sequences)
+    more = sum(sequence.step_count for sequence in candidate.sequences)
+    alignment = found.alignment
+    apart = len(alignment.unmatched_reference) + len(alignment.unmatched_candidate)
+    names = {site.name for site in alignment.pairs}
+    done = names & found.ratios.keys()
+    return Coverage(
+        steps=Share(found.compared["steps"], max(steps, more)),
+        sites=Share(len(done), len(names) + apart),
+        audited=audited,
+        **_parameters(reference, done | (found.ratios.keys() & {LOGITS})),
+        skipped=_skipped(candidate) | _skipped(reference),
+        not_recorded=tuple(dict.fromkeys(_not_recorded(reference) + _not_recorded(candidate))),
+        lost=tuple(losses(reference) + losses(candidate)),
+    )
+
+
+def audited_coverage(found: Audit, trace: Trace) -> Coverage:
+    """What an audit covers."""
+    seen = found.clean | {culprit.site for culprit in found.culprits}
+    steps = sum(sequence.step_count for sequence in trace.sequences)
+    share = Share(len(seen), len(seen | found.unknown.keys()))
+    held = any(sequence.sites or sequence.logits_dtype for sequence in trace.sequences if sequence.step_count)
+    return Coverage(
+        steps=Share(steps if held else 0, steps),
+        sites=share,
+        audited=share,
+        **_parameters(trace, seen),
+        skipped=_skipped(trace),
+        not_recorded=tuple(_not_recorded(trace)),
+        lost=tuple(losses(trace)),
+    )
+
+
+def _parameters(trace: Trace, seen: Collection[str]) -> Json:
+    """`parameters` and `unchecked`: those of the modules whose output is among `seen`, of all that the engine holds."""
+    rows = list(trace.sites.values())
+    used = {
+        name
+        for site in rows
+        if site.name in seen or resolve(trace, site.name) in seen
+        for name in site.parameters.values()
+    }
+    known = list(trace.weights) or sorted({name for site in rows for name in site.parameters.values()})
+    unchecked = tuple(name for name in known if name not in used)
+    return {"parameters": Share(len(known) - len(unchecked), len(known)), "unchecked": unchecked}
+
+
+def _skipped(trace: Trace) -> dict[str, str]:
+    return dict(_without_value(trace))
+
+
+def _without_value(trace: Trace) -> Iterator[tuple[str, str]]:
+    for site in trace.sites.values():
+        why = site.skipped or site.partial
+        if why is not None and why not in BY_CHOICE:
+            yield site.name, why
+
+
+def _not_recorded(trace: Trace) -> list[str]:
+    said = trace.config.get("lost")
+    return [str(line) for line in said] if isinstance(said, list) else []
