@@ -1,0 +1,84 @@
+"""A mistake that ports make, and the explanation that one of them is what went wrong here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
+
+Value: TypeAlias = "int | float | str | bool | tuple[Value, ...] | None"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One mistake. It is declared once, in the file that tests for it; its identity decides, never its words."""
+
+    id: str
+    """Stable, snake_case: `rotary_theta`."""
+    words: str
+    """A format string over an explanation's values and `parts`: `rotary theta {found:.9g} instead of {stated:.9g}`."""
+    main: str | None = None
+    """The value that stands for the explanation where one number does: `found`."""
+
+
+class Extent(StrEnum):
+    """Which of the recorded positions a mistake acts on."""
+
+    ALL = "all"
+    PROMPT = "prompt"
+    DECODING = "decoding"
+    ONWARDS = "onwards"  # from one position on
+
+
+@dataclass(frozen=True)
+class Where:
+    """The positions that a mistake acts on."""
+
+    extent: Extent = Extent.ALL
+    first: int | None = None  # position, of `ONWARDS`
+
+
+EVERYWHERE = Where()
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A mistake that accounts for what was recorded, with its numbers."""
+
+    mistake: Mistake
+    values: Mapping[str, Value] = field(default_factory=dict)  # what the mistake's words name, and more
+    residual: float = 0.0  # what is left: over the rounding bound at a site, nats of probability at a filter
+    steps: int | None = None  # decoding steps that it was tried on
+    also: tuple[Explanation, ...] = ()  # others that fit as well
+    parts: tuple[Explanation, ...] = ()  # two mistakes at once
+    where: Where = EVERYWHERE
+
+    @property
+    def value(self) -> Value:
+        """The one number of the mistake; None where it has none."""
+        return None if self.mistake.main is None else self.values.get(self.mistake.main)
+
+    def same(self, other: Explanation) -> bool:
+        """Whether both name the same mistake with the same values at the same positions, whatever they leave."""
+        return (
+            self.mistake is other.mistake
+            and dict(self.values) == dict(other.values)
+            and self.where == other.where
+            and len(self.parts) == len(other.parts)
+            and all(one.same(part) for one, part in zip(self.parts, other.parts, strict=True))
+        )
+
+
+@dataclass(frozen=True)
+class Explained:
+    """As evidence: what went wrong, and what that leaves."""
+
+    explanation: Explanation
+
+
+@dataclass(frozen=True)
+class FitsAsWell:
+    """As evidence: another explanation that cannot be told from the first."""
+
+    explanation: Explanation

@@ -1,0 +1,19 @@
+"""Numbers as sentences have them."""
+
+from __future__ import annotations
+
+import math
+
+
+def times(ratio: float, digits: int = 3) -> str:
+    """A ratio: `0.9×`, `214×`, `6.6e5×`."""
+    return f"{number(ratio, digits)}×"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """`digits` significant digits, two where the number needs an exponent: `214`, `6.6e5`, `1e-7`."""
+    plain = f"{value:.{digits}g}"
+    if not math.isfinite(value) or (value == 0.0 or 1e-4 <= abs(value) < 1e4):
+        return f"{float(plain):g}" if math.isfinite(value) else plain
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
