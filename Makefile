@@ -64,9 +64,10 @@ test: setup model cosyvoice3-model transformers4 lint ## Everything: lint, types
 	cd $(RUST) && $(CARGO) test --release --workspace --all-features
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=10
 
-fuzz: setup ## 20,000 damaged archives and 20,000 damaged logs against every reading command; SEEDS=first:stop (an hour)
+fuzz: setup ## 20,000 damaged archives, logs and checkpoints each against every reading command; SEEDS=first:stop (an hour)
 	$(BIN)/python -m tests.attacks.fuzz --format archive --seeds $(or $(SEEDS),0:20000)
 	$(BIN)/python -m tests.attacks.fuzz --format log --seeds $(or $(SEEDS),0:20000)
+	$(BIN)/python -m tests.attacks.fuzz --format checkpoint --seeds $(or $(SEEDS),0:20000)
 
 parity: setup model ## Tokens of transformers and of the native engine, 20 seeds x 100 tokens and greedy
 	$(BIN)/python scripts/parity.py --model $(MODEL) --native $(NATIVE)

@@ -22,14 +22,14 @@ from tracekit.formats.log import LogWriter
 from tracekit.formats.opening import open_trace
 from tracekit.trace import TraceError
 
-FOUND = (2799, 4951)
-"""Seeds that once ended in a traceback."""
+FOUND = (133, 1316, 2799, 4951)
+"""Seeds that once ended in a traceback, or in a line that named no file."""
 CASES = 120
 HANG = 60.0
 """Seconds of CPU."""
 
 
-@pytest.mark.parametrize("form", ["archive", "log"])
+@pytest.mark.parametrize("form", fuzz.FORMATS)
 def test_damaged_files_are_refused_in_one_line_or_read(form: str, tmp_path: Path) -> None:
     seeds = [*FOUND, *range(1_000_000, 1_000_000 + CASES)]
     found = list(fuzz.outcomes(form, seeds, fuzz.make_bases(tmp_path), HANG, jobs=1))

@@ -264,7 +264,7 @@ def damaged(name: str) -> None:
         ("evil_old.pt", "wants to run posix.mkdir when it is read, which is refused"),
         ("cut.pt", "is no sound checkpoint of PyTorch (damaged or cut short); fetch it again"),
         ("text.pt", "is no sound checkpoint of PyTorch (damaged or cut short); fetch it again"),
-        ("cut.safetensors", "is no sound safetensors file; fetch the checkpoint again"),
+        ("cut.safetensors", "is no sound safetensors file (incomplete metadata, file not fully covered); fetch"),
         ("cut.gguf", "is no sound GGUF file ("),
         ("list.pt", "holds a list, not a state dict; save model.state_dict()"),
         ("empty_dict.pt", "holds no tensors; give a checkpoint that holds a state dict"),

@@ -125,6 +125,10 @@ class Sequence(Protocol):
     """One generation inside a trace: one prompt, its forward calls, its steps."""
 
     @property
+    def path(self) -> str:
+        """The file that it lies in."""
+
+    @property
     def index(self) -> int: ...
     @property
     def prompt_ids(self) -> Array | None:

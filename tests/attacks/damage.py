@@ -406,10 +406,24 @@ def edited(rng: random.Random, data: bytes, path: Path) -> bytes:
     return path.read_bytes()
 
 
+# Checkpoints
+
+
+def safetensors_header(rng: random.Random, data: bytes) -> bytes:
+    """One value of a safetensors header is another."""
+    (length,) = struct.unpack_from("<Q", data)
+    header = json.dumps(damaged_json(rng, json.loads(data[8 : 8 + length]))).encode()
+    return struct.pack("<Q", len(header)) + header + data[8 + length :]
+
+
 def damaged(rng: random.Random, data: bytes, suffix: str, scratch: Path) -> bytes:
-    """A log (`.tklog`) or an archive (`.h5`), damaged."""
+    """A log (`.tklog`), an archive (`.h5`) or a checkpoint (`.safetensors`, `.gguf`), damaged."""
     if suffix == ".tklog":
         return rng.choice(LOGS)(rng, data)
+    if suffix == ".safetensors":
+        return rng.choice([*BYTES[:4], *[safetensors_header] * 6])(rng, data)
+    if suffix == ".gguf":
+        return rng.choice(BYTES)(rng, data)
     if rng.random() < 0.6:
         return edited(rng, data, scratch)
     return rng.choice(BYTES)(rng, data)

@@ -26,6 +26,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from click.testing import CliRunner
 from tracekit_cli.main import group
 
@@ -39,7 +40,7 @@ from tracekit.programs.native import write_tokens
 from tracekit.trace import TraceError
 
 ROOT = Path(__file__).parent.parent.parent
-SUFFIX = {"archive": ".h5", "log": ".tklog"}
+FORMATS = ("archive", "log", "checkpoint")
 MEMORY = 1 << 30
 """Bytes of address space that a worker may take beyond what it has when it begins."""
 CONFIG = '{"hidden_size": 32, "rope_theta": 10000.0, "num_attention_heads": 4, "eos_token_id": 2}'
@@ -72,12 +73,40 @@ def make_bases(folder: Path) -> Bases:
     bases = Bases(folder)
     bases.files["log"] = sorted(folder.glob("*.tklog"))
     bases.files["archive"] = [*sorted(folder.glob("*.h5")), ROOT / "traces/rng.h5", ROOT / "traces/native.h5"]
+    bases.files["checkpoint"] = [ROOT / "traces/model/model.safetensors", write_gguf(folder / "small.gguf")]
     (folder / "config.json").write_text(CONFIG)
     return bases
 
 
+def write_gguf(path: Path) -> Path:
+    """Two tensors and the settings that a reader asks for."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_head_count(4), writer.add_head_count_kv(2)
+    writer.add_tensor("token_embd.weight", np.ones((64, 32), np.float32))
+    writer.add_tensor("blk.0.attn_q.weight", np.ones((32, 32), np.float16))
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+    return path
+
+
+def checkpoint_commands(rng: random.Random, bases: Bases, bad: Path) -> list[str]:
+    """One command that reads a checkpoint, with the damaged one."""
+    words: list[Any] = rng.choice(
+        [
+            ["weights", bases.model, bad],
+            ["weights", bad, bases.model, "--json"],
+            ["audit", ROOT / "traces/layer.h5", "--weights", bad],
+            ["diff", ROOT / "traces/python.h5", ROOT / "traces/layer.h5", "--weights", bad],
+        ]
+    )
+    return [str(word) for word in words]
+
+
 def commands(rng: random.Random, bases: Bases, base: Path, bad: Path, out: Path) -> list[str]:
     """One reading command with the damaged file."""
+    if bad.suffix not in (".h5", ".tklog"):
+        return checkpoint_commands(rng, bases, bad)
     sound = base if base.parent != bases.folder else bases.folder / f"{base.stem}.tklog"
     many: list[list[Any]] = [
         ["show", bad],
@@ -97,6 +126,7 @@ def commands(rng: random.Random, bases: Bases, base: Path, bad: Path, out: Path)
         ["import", bad, "-o", out / "imported.h5", "--keep-log"],
         ["follow", bad],
         ["postmortem", bad],
+        ["weights", bases.model, bad],
     ]
     if rng.random() < 0.05:  # a page takes a second
         return ["report", str(sound), str(bad), "-o", str(out / "report.html")]
@@ -121,8 +151,8 @@ def case(seed: int, form: str, bases: Bases, scratch: Path) -> Outcome:
     rng = random.Random(f"{form} {seed}")
     known = bases.files[form]
     base = rng.choices(known, weights=[1 if one.parent != bases.folder else 4 for one in known])[0]
-    bad = scratch / f"damaged{SUFFIX[form]}"
-    bad.write_bytes(damaged(rng, base.read_bytes(), SUFFIX[form], scratch / "edited.h5"))
+    bad = scratch / f"damaged{base.suffix}"
+    bad.write_bytes(damaged(rng, base.read_bytes(), base.suffix, scratch / "edited.h5"))
     words = commands(rng, bases, base, bad, scratch)
     fault, detail = run(words, bad)
     return Outcome(seed, words, fault, detail, peak_memory())
@@ -260,7 +290,7 @@ def _cpu(pid: int) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--format", choices=list(SUFFIX), required=True)
+    parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--seeds", default="0:1000", help="FIRST:STOP")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--limit", type=float, default=20.0, help="seconds of CPU that a case may take")

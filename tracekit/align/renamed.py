@@ -193,6 +193,10 @@ class _NamedSequence:
         return rows if origin.stop is None else rows[:, origin.first : origin.stop]
 
     @property
+    def path(self) -> str:
+        return self._sequence.path
+
+    @property
     def index(self) -> int:
         return self._sequence.index
 

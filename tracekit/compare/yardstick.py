@@ -81,7 +81,10 @@ def _logits_readers(pair: SequencePair, stop: int) -> tuple[Reader, Reader, int]
         return None
     widths = ours(0, 1).shape[1], theirs(0, 1).shape[1]
     if widths[0] != widths[1]:
-        raise TraceError(f"the logits have {widths[0]} entries in the reference and {widths[1]} in the candidate")
+        raise TraceError(
+            f"{other.path}: sequence {other.index}: its logits have {widths[1]} entries, those of {one.path} have "
+            f"{widths[0]}; record both sides with the same vocabulary"
+        )
     return ours, theirs, 8 * widths[0]
 
 

@@ -118,6 +118,10 @@ class LogSequence:
         return {name.removeprefix("prompt/"): self._array(self._frame, name) for name in names}
 
     @property
+    def path(self) -> str:
+        return self._trace.path
+
+    @property
     def prompt_ids(self) -> Array | None:
         return self.inputs.get("token_ids")
 

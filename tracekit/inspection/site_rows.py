@@ -31,13 +31,14 @@ def row_bytes(sequence: Sequence, site: str) -> int:
 
 
 def logits_reader(sequence: Sequence) -> Reader:
-    """Logits of steps [first, stop) as floats."""
+    """Logits of steps [first, stop) as floats. Reading raises TraceError where a step has none."""
     dtype = sequence.logits_dtype or "float32"
 
     def read(first: int, stop: int) -> NDArray[np.float64]:
         rows = sequence.logits(first, stop)
         if rows is None:
-            raise TraceError(f"sequence {sequence.index}: logits of steps {first} to {stop} are not all recorded")
+            where = f"{sequence.path}: sequence {sequence.index}"
+            raise TraceError(f"{where}: not all logits of steps {first} to {stop - 1} are recorded; record it again")
         return to_float(rows, dtype)
 
     return read
