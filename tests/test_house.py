@@ -10,8 +10,21 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 STAGES = (
-    *("dtypes", "trace", "formats", "programs", "checkpoints", "inspection", "torch_rng", "sampling", "align"),
-    *("compare", "auditing", "mistakes", "verdict", "extra", "report", "repro", "postmortem"),
+    *(
+        "errors",
+        "dtypes",
+        "site_values",
+        "trace",
+        "interactive",
+        "formats",
+        "programs",
+        "checkpoints",
+        "inspection",
+        "torch_rng",
+        "sampling",
+        "align",
+    ),
+    *("compare", "auditing", "mistakes", "verdict", "extra", "report", "repro", "postmortem", "api"),
 )
 """Folders and modules of `tracekit/`, in the order in which the data passes them."""
 PAIRS = ("align", "compare")

@@ -1,6 +1,6 @@
 """tracekit: record a language model on both sides of a port, and name the first step, layer or draw where they part.
 
-What compares traces is imported when it is asked for: a recorder needs none of it, and should start at once.
+Each name is imported when it is asked for: a recorder needs nothing of what compares, and `tracekit --help` no arrays.
 """
 
 from __future__ import annotations
@@ -8,18 +8,23 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tracekit.trace import Trace, TraceError
+from tracekit.errors import TraceError
 
 if TYPE_CHECKING:
+    from tracekit.api import Audit, Verdict, audit, diff
     from tracekit.formats.opening import open_trace as open
-    from tracekit.verdict.decide import Verdict, diff
+    from tracekit.trace import Sequence, Trace
 
-__all__ = ["Trace", "TraceError", "Verdict", "diff", "open"]
+__all__ = ["Audit", "Sequence", "Trace", "TraceError", "Verdict", "audit", "diff", "open"]
 
 _LATER = {
-    "open": ("tracekit.formats.opening", "open_trace"),
-    "Verdict": ("tracekit.verdict.decide", "Verdict"),
-    "diff": ("tracekit.verdict.decide", "diff"),
+    "Audit": "tracekit.api.Audit",
+    "Sequence": "tracekit.trace.Sequence",
+    "Trace": "tracekit.trace.Trace",
+    "Verdict": "tracekit.api.Verdict",
+    "audit": "tracekit.api.audit",
+    "diff": "tracekit.api.diff",
+    "open": "tracekit.formats.opening.open_trace",
 }
 
 
@@ -29,5 +34,9 @@ def __getattr__(name: str) -> Any:
         return import_module("importlib.metadata").version("tracekit")
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _LATER[name]
+    module, _, attribute = _LATER[name].rpartition(".")
     return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LATER])

@@ -6,12 +6,18 @@ verdict, report) sees only this module. Arrays are read on demand and in blocks:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from numpy.typing import NDArray
+
+from tracekit.errors import TraceError as TraceError
+from tracekit.site_values import SiteValues
+
+if TYPE_CHECKING:
+    import pandas
 
 Array = NDArray[Any]
 Json = dict[str, Any]
@@ -21,10 +27,10 @@ ENCODER = "encoder"
 """Axis of a site whose rows are positions of the encoder's input."""
 ENCODER_PREFIX = "encoder_"
 """What leads the name of a prompt input that the encoder is given: `encoder_token_ids`."""
-
-
-class TraceError(Exception):
-    """What is wrong with a file, in one sentence that says how to mend it. The CLI prints it and exits 2."""
+LOGITS = "logits"
+"""The site that stands for the logits of the steps."""
+NO_TOKEN = -1
+"""Stands in a prompt's ids where a row is no token's embedding."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,10 @@ class Sequence(Protocol):
     @property
     def index(self) -> int: ...
     @property
+    def site_table(self) -> Mapping[str, Site]:
+        """`Trace.sites` of the trace that it is in."""
+
+    @property
     def prompt_ids(self) -> Array | None:
         """i64 [n], or None (a module without token inputs)."""
 
@@ -195,10 +205,22 @@ class Sequence(Protocol):
 
     @property
     def logits_dtype(self) -> str | None: ...
+    def site(self, name: str) -> SiteValues:
+        """All recorded values of a site, [rows, width], with the position and the token of each row.
+
+        `name` may be an alias, an input (`X:in`) or `logits`, whose rows are the steps. Raises UnknownName, a
+        KeyError, for a name that is not recorded in this sequence; it proposes those that are near.
+        """
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row a step: token, text, survivors and draws. Raises TraceError where pandas is not installed."""
 
 
 class Trace(Protocol):
-    """One run of one implementation. A context manager; close it, or leave that to the garbage collector."""
+    """One run of one implementation: a collection of its sequences, `trace[0]` the first.
+
+    A context manager; close it, or leave that to the garbage collector.
+    """
 
     @property
     def path(self) -> str: ...
@@ -224,6 +246,18 @@ class Trace(Protocol):
 
     @property
     def sequences(self) -> Seq[Sequence]: ...
+    def __len__(self) -> int: ...
+    def __bool__(self) -> bool:
+        """True: a trace without a sequence is a trace."""
+
+    def __iter__(self) -> Iterator[Sequence]: ...
+    @overload
+    def __getitem__(self, index: int) -> Sequence: ...
+    @overload
+    def __getitem__(self, index: slice) -> Seq[Sequence]: ...
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row a site: class, input, dtype, rows, width. Raises TraceError where pandas is not installed."""
+
     def close(self) -> None: ...
     def __enter__(self) -> Trace: ...
     def __exit__(self, *exc: object) -> None: ...
@@ -236,22 +270,27 @@ def resolve(trace: Trace, name: str) -> str | None:
     value is kept as the steps' logits resolves to `"logits"`. A site that was skipped in some calls, and stored in
     others, is stored. Cycles resolve to None.
     """
+    return resolve_in(trace.sites, name, lambda site: any(site in sequence.sites for sequence in trace.sequences))
+
+
+def resolve_in(table: Mapping[str, Site], name: str, stored: Callable[[str], bool]) -> str | None:
+    """As `resolve`, by a site table and by what is stored."""
     seen: set[str] = set()
     while name not in seen:
         seen.add(name)
-        site = trace.sites.get(name)
+        site = table.get(name)
         if site is None:
             if not name.endswith(INPUT_SUFFIX):
                 return None
-            owner = trace.sites.get(name.removesuffix(INPUT_SUFFIX))
+            owner = table.get(name.removesuffix(INPUT_SUFFIX))
             if owner is None or owner.input is None:
                 return None
             name = owner.input
         elif site.same_as is not None:
             name = site.same_as
-        elif site.recorded_as == "logits":
-            return "logits"
-        elif site.skipped is not None and not any(name in sequence.sites for sequence in trace.sequences):
+        elif site.recorded_as == LOGITS:
+            return LOGITS
+        elif site.skipped is not None and not stored(name):
             return None
         else:
             return name

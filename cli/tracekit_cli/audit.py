@@ -4,21 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
 
 import click
 
 import tracekit
-from tracekit.align.renamed import Elsewhere, named
-from tracekit.align.rotary_order import in_order_of
-from tracekit.auditing.audit import audit
-from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, why_no_checkpoint
-from tracekit.formats.name_map import gguf_names, read_names
-from tracekit.report.audit import audit_json, audit_text
-from tracekit.trace import TraceError
-from tracekit.verdict.attribution import explained_audit
 
 
 @click.command("audit")
@@ -33,28 +22,6 @@ def command(trace: str, weights: str | None, names: str | None, as_json: bool) -
 
     Exit code 0: every site is within its rounding bound, 1: some are not, 2: trouble.
     """
-    with tracekit.open(trace) as run:
-        path = weights or find_checkpoint(run)
-        if path is None:
-            raise TraceError(f"{trace}: {why_no_checkpoint(run)}")
-        checkpoint = open_checkpoint(path)
-        called = read_names(names) if names else gguf_names(run)
-        if called is not None:
-            run = named(run, called, Elsewhere(checkpoint=checkpoint))
-        run, notes = in_order_of(checkpoint, run)
-        found = audit(run, checkpoint)
-        if not (found.clean or found.culprits):
-            raise TraceError(f"{trace}: holds no site that can be audited against {path}{_why(found.unknown)}")
-        found = replace(explained_audit(run, checkpoint, found), notes=tuple(notes))
-        click.echo(
-            json.dumps(audit_json(found, run, checkpoint), indent=2) if as_json else audit_text(found, run, checkpoint)
-        )
+    found = tracekit.audit(trace, weights, names=names)
+    click.echo(json.dumps(found.to_json(), indent=2) if as_json else found.text)
     sys.exit(found.exit_code)
-
-
-def _why(unknown: Mapping[str, str]) -> str:
-    """Why most sites were not audited."""
-    if not unknown:
-        return "; record with --level all"
-    reason, count = Counter(unknown.values()).most_common(1)[0]
-    return f"; of {count} of its {len(unknown)} sites: {reason}"

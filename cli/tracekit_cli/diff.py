@@ -10,8 +10,6 @@ import click
 
 import tracekit
 from tracekit.compare.side_by_side import token_tables
-from tracekit.formats.name_map import read_names
-from tracekit.report import verdict_text
 from tracekit.report.token_text import token_tables_text
 from tracekit.trace import TraceError
 
@@ -49,8 +47,7 @@ def command(
         one, other = (stack.enter_context(tracekit.open(path)) for path in (reference, candidate))
         truth = stack.enter_context(tracekit.open(oracle)) if oracle else None
         more = [stack.enter_context(tracekit.open(path)) for path in noise]
-        called = read_names(names) if names else None
-        verdict = tracekit.diff(one, other, truth, more, weights=weights, audited=not no_audit, names=called)
+        verdict = tracekit.diff(one, other, truth, more, weights=weights, audited=not no_audit, names=names)
         if strict:
             _refuse_unmatched(candidate, verdict)
         tables = token_tables(one, other, tokens) if tokens else []
@@ -58,7 +55,7 @@ def command(
             rows = {"tokens": [table.to_json() for table in tables]} if tokens else {}
             click.echo(json.dumps(verdict.to_json() | rows, indent=2))
         else:
-            click.echo(verdict_text(verdict, one, other, truth))
+            click.echo(verdict.text)
         if tables and not as_json:
             click.echo("\n" + token_tables_text(tables))
     sys.exit(verdict.exit_code)

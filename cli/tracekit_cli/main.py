@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from tracekit.trace import TraceError
+from tracekit.errors import TraceError
 
 COMMANDS = {
     "record": "tracekit_cli.record",

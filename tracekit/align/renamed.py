@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from tracekit.align.rotary_order import ReorderedTrace
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.formats.name_map import NameMap
+from tracekit.interactive import Browsable, BrowsableSequence
 from tracekit.trace import INPUT_SUFFIX, Array, Event, Json, Sequence, Site, SiteData, Step, Trace, TraceError, Weight
 
 
@@ -166,11 +167,11 @@ def _moved(parameters: Mapping[str, str], owner: str, part: str) -> dict[str, st
     }
 
 
-class _NamedSequence:
+class _NamedSequence(BrowsableSequence):
     """A sequence whose sites have other names."""
 
-    def __init__(self, sequence: Sequence, book: _Book) -> None:
-        self._sequence, self._book = sequence, book
+    def __init__(self, sequence: Sequence, book: _Book, site_table: Mapping[str, Site]) -> None:
+        self._sequence, self._book, self.site_table = sequence, book, site_table
         self._origins: dict[str, Origin] = {}
         taken = {origin.site for origin in book.origins.values()}
         self._sites = {name: data for name, data in sequence.sites.items() if name not in taken}
@@ -267,14 +268,14 @@ class _NamedSequence:
         return self._sequence.logits_dtype
 
 
-class _NamedTrace:
+class _NamedTrace(Browsable):
     """A trace whose sites have other names."""
 
     def __init__(self, trace: Trace, book: _Book) -> None:
         self._trace, self.book = trace, book
         self._sites = {row.name: row for site in trace.sites.values() for row in book.rows(site)}
         self._weights = {row.name: row for weight in trace.weights.values() for row in book.weights(weight)}
-        self._sequences = [_NamedSequence(sequence, book) for sequence in trace.sequences]
+        self._sequences = [_NamedSequence(sequence, book, self._sites) for sequence in trace.sequences]
 
     @property
     def sites(self) -> Mapping[str, Site]:

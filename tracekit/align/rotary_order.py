@@ -20,6 +20,7 @@ from tracekit.align.sites import align_sequences, align_sites
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.rotary_pairs import halves
 from tracekit.dtypes import to_float
+from tracekit.interactive import Browsable, BrowsableSequence
 from tracekit.trace import INPUT_SUFFIX, Array, Sequence, Trace, Weight, resolve
 
 Floats = NDArray[np.float64]
@@ -146,7 +147,7 @@ def reordered(trace: Trace, sites: Mapping[str, int]) -> Trace:
     return cast(Trace, ReorderedTrace(trace, sites)) if sites else trace
 
 
-class _ReorderedSequence:
+class _ReorderedSequence(BrowsableSequence):
     """A sequence in which some sites' columns are read in the order of halves; all else is the sequence's own."""
 
     def __init__(self, sequence: Sequence, sites: Mapping[str, int]) -> None:
@@ -162,7 +163,7 @@ class _ReorderedSequence:
         return getattr(self._sequence, name)
 
 
-class ReorderedTrace:
+class ReorderedTrace(Browsable):
     """A trace whose queries and keys are read in the order of halves. Digests of their parameters are left out: they
     are of the rows as the engine holds them."""
 

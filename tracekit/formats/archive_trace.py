@@ -19,7 +19,6 @@ from tracekit.dtypes import STORAGE
 from tracekit.formats.archive import DRAW_NUMBERS, FORMAT, NO_VALUE, bfloat16_type, escape, unescape
 from tracekit.formats.file_values import (
     DRAW,
-    NO_TOKEN,
     SITE,
     WEIGHT,
     check,
@@ -29,8 +28,10 @@ from tracekit.formats.file_values import (
     reading,
 )
 from tracekit.formats.log import map_file
+from tracekit.interactive import Browsable, BrowsableSequence
 from tracekit.trace import (
     ENCODER,
+    NO_TOKEN,
     Array,
     Draw,
     Event,
@@ -226,11 +227,12 @@ def _reads(method: Callable[..., Read]) -> Callable[..., Read]:
     return read
 
 
-class ArchiveSequence:
+class ArchiveSequence(BrowsableSequence):
     """One sequence of an `ArchiveTrace`; see `tracekit.trace.Sequence`."""
 
-    def __init__(self, reader: _Reader, group: h5py.Group) -> None:
+    def __init__(self, reader: _Reader, group: h5py.Group, site_table: Mapping[str, Site]) -> None:
         self.path = reader.path
+        self.site_table = site_table
         self._reader = reader
         self._group = group
         self._mapped: dict[str, Array] = {}
@@ -509,7 +511,7 @@ class ArchiveSequence:
         return None if self._logits is None else self._logits[1][first:stop]
 
 
-class ArchiveTrace:
+class ArchiveTrace(Browsable):
     """A trace read from an archive; see `tracekit.trace.Trace`. Raises TraceError where the file is not one."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -544,7 +546,7 @@ class ArchiveTrace:
         group = reader.group(reader.file, "sequences")
         names = [] if group is None else sorted(group, key=int)
         groups = [reader.group(group, name) for name in names]
-        self.sequences = [ArchiveSequence(reader, item) for item in groups if item is not None]
+        self.sequences = [ArchiveSequence(reader, item, self.sites) for item in groups if item is not None]
         if [sequence.index for sequence in self.sequences] != list(range(len(self.sequences))):
             raise ValueError("its sequences are not counted from 0")
 

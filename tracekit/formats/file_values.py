@@ -168,10 +168,6 @@ def check_sequence(info: Any) -> Json:
     return dict(info)
 
 
-NO_TOKEN = -1
-"""Stands in a prompt's ids where a row is no token's embedding."""
-
-
 def check_ids(ids: Array, what: str, most: int = MOST_TOKEN, least: int = 0) -> Array:
     """Token ids, [n] integers from `least` to `most`, as i64. Raises ValueError."""
     if ids.dtype.kind not in "iu" or ids.ndim != 1:

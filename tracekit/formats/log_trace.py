@@ -17,7 +17,6 @@ from tracekit.formats.file_values import (
     DRAW,
     END,
     LIBRARY_ERRORS,
-    NO_TOKEN,
     SITE,
     STEP,
     WEIGHT,
@@ -27,7 +26,21 @@ from tracekit.formats.file_values import (
     check_sequence,
 )
 from tracekit.formats.log import FORMAT, BadFrame, Frame, Stored, map_file, read_frames, view
-from tracekit.trace import ENCODER, Array, Draw, Event, Json, Site, SiteData, Step, TraceError, Weight, site_from_row
+from tracekit.interactive import Browsable, BrowsableSequence
+from tracekit.trace import (
+    ENCODER,
+    NO_TOKEN,
+    Array,
+    Draw,
+    Event,
+    Json,
+    Site,
+    SiteData,
+    Step,
+    TraceError,
+    Weight,
+    site_from_row,
+)
 
 CONFIG_KEYS = (
     "versions",
@@ -94,7 +107,7 @@ class _Column:
         return tuple(merged)
 
 
-class LogSequence:
+class LogSequence(BrowsableSequence):
     """One sequence of a `LogTrace`; see `tracekit.trace.Sequence`."""
 
     def __init__(self, trace: LogTrace, frame: Frame) -> None:
@@ -113,13 +126,17 @@ class LogSequence:
         self.followed: Json | None = None
 
     @property
+    def path(self) -> str:
+        return self._trace.path
+
+    @property
+    def site_table(self) -> Mapping[str, Site]:
+        return self._trace.sites
+
+    @property
     def inputs(self) -> Mapping[str, Array]:
         names = [name for name in self._frame.tensors if name.startswith("prompt/")]
         return {name.removeprefix("prompt/"): self._array(self._frame, name) for name in names}
-
-    @property
-    def path(self) -> str:
-        return self._trace.path
 
     @property
     def prompt_ids(self) -> Array | None:
@@ -312,7 +329,7 @@ def _draw(step: int, row: Json) -> Draw:
     )
 
 
-class LogTrace:
+class LogTrace(Browsable):
     """A trace read from a log; see `tracekit.trace.Trace`. Raises TraceError where no sound `open` frame leads."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import Any
 
 import numpy as np
 
-from tracekit.dtypes import to_float
-from tracekit.trace import INPUT_SUFFIX, Draw, Json, Sequence, Step, Trace, TraceError, resolve
+from tracekit.trace import Draw, Json, Sequence, Step, Trace, TraceError
 
 TOP = 10
 """Rows of the top-k and survivor tables."""
@@ -129,44 +127,28 @@ def site_rows(trace: Trace) -> list[Json]:
 
 def site_detail(trace: Trace, sequence: Sequence, name: str) -> Json:
     """A site in full: shape, wiring, and per position its norm, extremes and non-finite elements."""
-    stored = resolve(trace, name)
-    if stored is None or stored not in sequence.sites:
-        near = _near(trace, sequence, name)
-        raise TraceError(f"{trace.path}: sequence {sequence.index} has no values of site {name!r}{near}")
-    data = sequence.sites[stored]
+    found = sequence.site(name)
     positions = []
-    for first, stop in data.ranges:
-        values = to_float(sequence.read(stored, first, stop), data.dtype).astype(np.float64)
-        for offset, row in enumerate(values):
-            finite = row[np.isfinite(row)]
-            positions.append(
-                {
-                    "position": first + offset,
-                    "norm": float(np.linalg.norm(finite)),
-                    "min": float(finite.min()) if finite.size else None,
-                    "max": float(finite.max()) if finite.size else None,
-                    "non_finite": int(row.size - finite.size),
-                    "first": [float(value) for value in row[:4]],
-                }
-            )
-    site = trace.sites.get(stored)
+    for position, values in zip(found.positions.tolist(), found.values, strict=True):
+        row = values.astype(np.float64)
+        finite = row[np.isfinite(row)]
+        positions.append(
+            {
+                "position": position,
+                "norm": float(np.linalg.norm(finite)),
+                "min": float(finite.min()) if finite.size else None,
+                "max": float(finite.max()) if finite.size else None,
+                "non_finite": int(row.size - finite.size),
+                "first": [float(value) for value in row[:4]],
+            }
+        )
+    site = trace.sites.get(found.stored_as)
     return {
         "site": name,
-        "stored_as": stored,
+        "stored_as": found.stored_as,
         "class": site.module_class if site else None,
-        "dtype": data.dtype,
-        "width": data.width,
+        "dtype": found.dtype,
+        "width": found.width,
         "input": site.input if site else None,
         "positions": positions,
     }
-
-
-def _near(trace: Trace, sequence: Sequence, name: str) -> str:
-    row = trace.sites.get(name.removesuffix(INPUT_SUFFIX))
-    if row is not None:
-        where = "its values are the steps' logits" if row.recorded_as == "logits" else row.skipped
-        return f": {where}" if where else ", which the site table lists; it was not recorded in this sequence"
-    known = [*trace.sites, *(site + INPUT_SUFFIX for site, row in trace.sites.items() if row.input)]
-    held = [site for site in known if resolve(trace, site) in sequence.sites]
-    near = difflib.get_close_matches(name, held, n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(near)}?" if near else "; tracekit show lists the sites"

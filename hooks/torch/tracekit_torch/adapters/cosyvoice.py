@@ -16,9 +16,8 @@ import torch
 from torch import nn
 
 from tracekit.extra.cosyvoice3.speech import SILENT
-from tracekit.formats.file_values import NO_TOKEN
 from tracekit.inspection.sanity import UNSEEN
-from tracekit.trace import Json
+from tracekit.trace import NO_TOKEN, Json
 from tracekit_torch.adapters.causal_calls import NOT_DRAWN, cache_length, is_largest
 from tracekit_torch.adapters.ras_step import RasStep, sampling_numbers
 from tracekit_torch.adapters.speech_models import silent_tokens

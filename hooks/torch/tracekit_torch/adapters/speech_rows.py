@@ -12,7 +12,7 @@ from enum import IntEnum
 
 import torch
 
-from tracekit.formats.file_values import NO_TOKEN
+from tracekit.trace import NO_TOKEN
 
 
 class Vocabulary(IntEnum):

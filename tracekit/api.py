@@ -1,0 +1,169 @@
+"""The public face: diff and audit. Paths or traces go in; what comes out shows itself at a prompt.
+
+The last stage of the core: here alone a verdict and its words are put together, since no stage imports a later one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tracekit.align.renamed import Elsewhere, named
+from tracekit.align.rotary_order import in_order_of
+from tracekit.auditing import audit as auditing
+from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, why_no_checkpoint
+from tracekit.errors import TraceError
+from tracekit.formats.name_map import NameMap, gguf_names, read_names
+from tracekit.formats.opening import open_trace
+from tracekit.interactive import html_table
+from tracekit.report.audit import audit_json, audit_text
+from tracekit.report.text import verdict_text
+from tracekit.trace import Json, Trace
+from tracekit.verdict import decide
+from tracekit.verdict.attribution import explained_audit
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+File: TypeAlias = str | os.PathLike[str]
+TraceOrPath: TypeAlias = File | Trace
+"""A trace that is open already, or the file that it is in, which is closed again."""
+
+
+@dataclass(frozen=True, repr=False)
+class Verdict(decide.Verdict):
+    """The answer of a diff, and how it reads. Its `repr` is what `tracekit diff` prints."""
+
+    text: str = field(default="", compare=False)
+    """What `tracekit diff` prints: the cause and the place first, then the evidence."""
+
+    def to_json(self) -> Json:
+        """The whole verdict, ready for `json.dumps`; its keys are stable (docs/verdict.md)."""
+        return super().to_json()
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        told = self.to_json()
+        where = [f"{name} {told[name]}" for name in ("sequence", "step", "position") if told[name] is not None]
+        token = told["token"]
+        rows = [("at", ", ".join([*where, *([told["site"]] if told["site"] else [])]))] if where else []
+        rows += [("evidence", line) for line in told["evidence"]]
+        sides = [f"{side} {token[side]['id']}" for side in ("reference", "candidate")] if token else []
+        rows += [("tokens differ", f"from step {token['step']}: {' | '.join(sides)}")] if token else []
+        rows += [("note", note) for note in told["notes"]]
+        cause = "" if self.cause is None else f"  {self.cause}"
+        return html_table(f"{told['verdict'].upper()}{cause}", (), rows)
+
+
+@dataclass(frozen=True, repr=False)
+class Audit(auditing.Audit):
+    """One trace against its checkpoint, and how it reads. Its `repr` is what `tracekit audit` prints."""
+
+    text: str = field(default="", compare=False)
+    """What `tracekit audit` prints."""
+    told: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def to_json(self) -> Json:
+        """The whole audit, ready for `json.dumps`."""
+        return dict(self.told)
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        lines = self.text.splitlines()
+        rows = [(each.site, each.step, each.position, f"{each.own.statistics.size:.3g}") for each in self.culprits]
+        heads = ("site", "step", "position", "local error / rounding bound")
+        return html_table("  ".join(lines[:3]), heads if rows else (), rows)
+
+
+def diff(
+    reference: TraceOrPath,
+    candidate: TraceOrPath,
+    oracle: TraceOrPath | None = None,
+    noise: Iterable[TraceOrPath] | None = None,
+    *,
+    weights: File | None = None,
+    names: NameMap | File | None = None,
+    audited: bool = True,
+) -> Verdict:
+    """Compare a candidate with a reference: the first step, site or draw where they diverge, and why.
+
+    Args:
+        reference: the run that is taken as right.
+        candidate: the run under test.
+        oracle: the reference again in higher precision, forced onto its tokens, as `tracekit oracle` makes it. It tells
+            rounding from a fault.
+        noise: more runs of the reference under harmless variation, which tell the same less sharply.
+        weights: the checkpoint, if it is not where the traces say: a Hugging Face folder, a `.safetensors` or a GGUF
+            file.
+        names: a map where the two sides use different module names, or the TOML file that it is in.
+        audited: whether sites are recomputed from the checkpoint, to tell a faulty module from those that inherit.
+
+    Raises:
+        TraceError: a file cannot be read, or the two runs cannot be compared.
+    """
+    with ExitStack() as stack:
+        one, other = _opened(stack, reference), _opened(stack, candidate)
+        truth = None if oracle is None else _opened(stack, oracle)
+        more = [_opened(stack, each) for each in noise or ()]
+        given = None if weights is None else os.fspath(weights)
+        found = decide.diff(one, other, truth, more, weights=given, audited=audited, names=_map_of(names))
+        return Verdict(**_fields(found), text=verdict_text(found, one, other, truth))
+
+
+def audit(trace: TraceOrPath, weights: File | None = None, *, names: NameMap | File | None = None) -> Audit:
+    """Recompute every recorded site in float64 from its recorded input and the checkpoint; no reference run is needed.
+
+    Args:
+        trace: the run.
+        weights: the checkpoint, if it is not where the trace says: a Hugging Face folder, a `.safetensors` or a GGUF
+            file.
+        names: a map of the engine's module names to the checkpoint's, or the TOML file that it is in.
+
+    Raises:
+        TraceError: a file cannot be read, the checkpoint is of another model, or no site can be recomputed.
+    """
+    with ExitStack() as stack:
+        run = _opened(stack, trace)
+        path = find_checkpoint(run) if weights is None else os.fspath(weights)
+        if path is None:
+            raise TraceError(f"{run.path}: {why_no_checkpoint(run)}")
+        checkpoint = open_checkpoint(path)
+        called = gguf_names(run) if names is None else _map_of(names)
+        if called is not None:
+            run = named(run, called, Elsewhere(checkpoint=checkpoint))
+        run, notes = in_order_of(checkpoint, run)
+        found = auditing.audit(run, checkpoint)
+        if not (found.clean or found.culprits):
+            raise TraceError(f"{run.path}: holds no site that can be audited against {path}{_why(found.unknown)}")
+        found = replace(explained_audit(run, checkpoint, found), notes=tuple(notes))
+        told = audit_json(found, run, checkpoint)
+        return Audit(**_fields(found), text=audit_text(found, run, checkpoint), told=told)
+
+
+def _opened(stack: ExitStack, trace: TraceOrPath) -> Trace:
+    """A trace; one that is opened here is closed with the stack."""
+    return stack.enter_context(open_trace(trace)) if isinstance(trace, str | os.PathLike) else trace
+
+
+def _map_of(names: NameMap | File | None) -> NameMap | None:
+    return read_names(names) if isinstance(names, str | os.PathLike) else names
+
+
+def _fields(found: DataclassInstance) -> dict[str, Any]:
+    return {each.name: getattr(found, each.name) for each in fields(found)}
+
+
+def _why(unknown: Mapping[str, str]) -> str:
+    """Why most sites were not audited."""
+    if not unknown:
+        return "; record with --level all"
+    reason, count = Counter(unknown.values()).most_common(1)[0]
+    return f"; of {count} of its {len(unknown)} sites: {reason}"
