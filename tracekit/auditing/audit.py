@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tracekit.auditing import operations
-from tracekit.auditing.measured import measured
+from tracekit.auditing.measured import meant, measured
 from tracekit.auditing.outliers import Peers
 from tracekit.auditing.own_error import FALSE_ALARMS, Own, own_error, site_windows, tests_of
 from tracekit.auditing.recipe import Recipe, order_of, recipes
@@ -202,11 +202,10 @@ def auditable(
     unknown, known = dict(found.unknown), []
     meanings = measured(trace, checkpoint, wiring, found.known)
     for each in found.known:
-        meaning = meanings.get(each.class_of or "", {})
-        if isinstance(meaning, str):
-            unknown[each.site] = meaning
+        recipe = meant(each, meanings)
+        if isinstance(recipe, str):
+            unknown[each.site] = recipe
             continue
-        recipe = replace(each, **meaning)  # type: ignore[arg-type]
         if not parameters.has(recipe):
             unknown[recipe.site] = "the checkpoint has no parameter of that name"
         elif not _fits(trace, parameters, recipe):
@@ -251,6 +250,7 @@ def _own_errors(
 
 def _fits(trace: Trace, parameters: Parameters, recipe: Recipe) -> bool:
     """Whether what is recorded has the shape that the recipe wants."""
+    shapes = parameters.shapes(recipe)
     for sequence in trace.sequences:
         sites = sequence.sites
         widths = [sites[name].width for name in recipe.inputs if name in sites]
@@ -267,15 +267,8 @@ def _fits(trace: Trace, parameters: Parameters, recipe: Recipe) -> bool:
             continue
         if width is None:
             continue
-        if recipe.parameters and not parameters.fits(recipe, width, widths[0] if widths else width):
+        if not recipe.operation.fits(shapes, widths, width):
             return False
-        if recipe.kind in ("residual", "gate", "identity", "capped") and any(other != width for other in widths):
-            return False
-        if recipe.core is not None:
-            core = recipe.core
-            wanted = [core.heads * core.head_dim, *[core.kv_heads * core.head_dim] * 2]
-            if widths != wanted or width != wanted[0]:
-                return False
     return True
 
 

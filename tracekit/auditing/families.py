@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from tracekit.auditing.operations import ACTIVATIONS, Core, Rotary
+from tracekit.auditing.activations import ACTIVATIONS
+from tracekit.auditing.operations.attention_core import Core
+from tracekit.auditing.rotary import Rotary
 from tracekit.trace import Json
 
 

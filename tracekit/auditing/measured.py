@@ -6,9 +6,12 @@ told by a name. The reference is asked, never the run that is under audit: it wo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
+from tracekit.auditing.operations import all_operations
+from tracekit.auditing.operations.operation import Module, Operation
+from tracekit.auditing.operations.unmeasured import Unmeasured
 from tracekit.auditing.own_error import own_error
 from tracekit.auditing.recipe import Recipe, recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
@@ -22,24 +25,35 @@ REFERENCES = ("torch.", "transformers.")
 NOT_MEASURED = "what the class {} computes is known from a reference only, and none was recorded here"
 NONE_FITS = "what the class {} computes is no linear layer and no norm that is known"
 
-Changed = dict[str, object]
-"""Fields of a recipe."""
+Meaning = Operation | str
+"""What a class computes, or why that is not known."""
+
+
+def meant(recipe: Recipe, meanings: Mapping[str, Meaning]) -> Recipe | str:
+    """The recipe with the operation that was measured for its class; or why there is none."""
+    if not isinstance(recipe.operation, Unmeasured):
+        return recipe
+    meaning = meanings[recipe.operation.module_class]
+    return meaning if isinstance(meaning, str) else replace(recipe, operation=meaning.with_eps(recipe.operation.eps))
 
 
 def measured(
     trace: Trace, checkpoint: Checkpoint, wiring: Trace | None, unmeasured: Iterable[Recipe]
-) -> dict[str, Changed | str]:
-    """What each class of the recipes computes, as the fields of a recipe that say so; or why that is not known."""
-    classes = {recipe.class_of for recipe in unmeasured if recipe.class_of is not None}
+) -> dict[str, Meaning]:
+    """What each class that names no operation computes, by class; or why that is not known."""
+    classes = {each.operation.module_class for each in unmeasured if isinstance(each.operation, Unmeasured)}
     if not classes:
         return {}
     reference = trace if wiring is None else wiring
     parameters = Parameters(reference, checkpoint)
     runs = [Recomputation(sequence, parameters) for sequence in reference.sequences[:1]]
-    found = [recipe for recipe in recipes(reference, checkpoint).known if recipe.class_of in classes]
-    out: dict[str, Changed | str] = {}
+    found: dict[str, list[Recipe]] = {}
+    for recipe in recipes(reference, checkpoint).known:
+        if isinstance(recipe.operation, Unmeasured):
+            found.setdefault(recipe.operation.module_class, []).append(recipe)
+    out: dict[str, Meaning] = {}
     for name in sorted(classes):
-        same = [recipe for recipe in found if recipe.class_of == name]
+        same = found.get(name, [])
         if not same or not (wiring is not None or _is_reference(name, trace)):
             out[name] = NOT_MEASURED.format(name)
         else:
@@ -51,41 +65,29 @@ def _is_reference(name: str, trace: Trace) -> bool:
     return trace.implementation == "python" and (name.startswith(REFERENCES) or "." not in name)
 
 
-def _of_class(same: list[Recipe], runs: list[Recomputation], parameters: Parameters) -> Changed | None:
+def _of_class(same: list[Recipe], runs: list[Recomputation], parameters: Parameters) -> Operation | None:
     """The operation that most modules of a class do, within their rounding bounds."""
-    fits: dict[int, int] = {}
-    options: list[Changed] = []
+    fits: dict[Operation, int] = {}
     seen = 0
     for recipe in same:
         for run in runs:
             asked = list(_options(recipe, run, parameters))
             seen += bool(asked)
             for option in asked:
-                if option not in options:
-                    options.append(option)
-                own = own_error(run, replace(recipe, **option), ROWS)  # type: ignore[arg-type]
+                own = own_error(run, replace(recipe, operation=option), ROWS)
                 if own is not None and not own.wrong:
-                    index = options.index(option)
-                    fits[index] = fits.get(index, 0) + 1
-    best = max(fits, key=lambda index: fits[index], default=None)
-    return None if best is None or 2 * fits[best] <= seen else options[best]
+                    plain = option.with_eps(0.0)  # each module has its own
+                    fits[plain] = fits.get(plain, 0) + 1
+    best = max(fits, key=lambda option: fits[option], default=None)
+    return None if best is None or 2 * fits[best] <= seen else best
 
 
-def _options(recipe: Recipe, run: Recomputation, parameters: Parameters) -> Iterator[Changed]:
+def _options(recipe: Recipe, run: Recomputation, parameters: Parameters) -> Iterator[Operation]:
     """What a module with these parameters may compute."""
-    checkpoint = parameters.checkpoint
-    name = checkpoint.find(recipe.parameters["weight"])
-    source = run.sequence.sites.get(recipe.inputs[0])
-    if name is None or source is None or not parameters.has(recipe):
+    source, shape = run.sequence.sites.get(recipe.inputs[0]), parameters.shapes(recipe).get("weight")
+    if source is None or shape is None or not parameters.has(recipe):
         return
-    shape, widths = checkpoint.shape(name), (run.width(recipe), source.width)
-    if len(shape) == 2 and shape in (widths, widths[::-1]):
-        if shape == widths:
-            yield {"kind": "linear", "class_of": None}
-        if shape == widths[::-1]:
-            yield {"kind": "linear", "transposed": True, "class_of": None}
-    elif len(shape) == 1 and recipe.eps > 0.0 and widths[0] == widths[1] and widths[0] % shape[0] == 0:
-        kinds = ("layer_norm",) if "bias" in recipe.parameters else ("rms_norm", "layer_norm")
-        for kind in kinds:
-            for plus_one in (False, True):
-                yield {"kind": kind, "plus_one": plus_one, "class_of": None}
+    assert isinstance(recipe.operation, Unmeasured)
+    module = Module(shape, run.width(recipe), source.width, "bias" in recipe.parameters, recipe.operation.eps)
+    for operation in all_operations():
+        yield from operation.candidates(module)

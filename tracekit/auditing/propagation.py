@@ -11,7 +11,6 @@ from collections.abc import Collection
 
 import numpy as np
 
-from tracekit.auditing import operations
 from tracekit.auditing.audit import auditable
 from tracekit.auditing.operations import Floats
 from tracekit.auditing.own_error import FALSE_ALARMS, deviations
@@ -95,22 +94,15 @@ class _Draw:
             self._relative[rows] = np.maximum(self._relative[rows], found)
 
     def _values(self, recipe: Recipe, window: Window, inputs: list[Floats]) -> Floats:
-        if recipe.kind == "attention":
-            assert recipe.core is not None
-            q, k, v = inputs
-            return operations.attend(recipe.core, q, k, v, window.rows)
-        if recipe.kind == "linear":
-            matrix = self.run.parameters.matrix(recipe)
-            return inputs[0] @ matrix.weight.T + (0.0 if matrix.bias is None else matrix.bias)
-        return self.run.result(recipe, window, inputs).values
+        return recipe.operation.values(self.run.given(recipe, window, inputs))
 
     def _moved(self, recipe: Recipe, window: Window, inputs: list[Floats]) -> list[Floats]:
         out = []
         columns = recipe.columns or (None,) * len(inputs)
-        for name, values, part in zip(recipe.inputs, inputs, columns, strict=True):
+        for index, (name, values, part) in enumerate(zip(recipe.inputs, inputs, columns, strict=True)):
             first = window.first + (self.run.first_step if recipe.site == "logits" else 0)
             stop = window.stop + (self.run.first_step if recipe.site == "logits" else 0)
-            first = stop - len(values) if recipe.kind == "attention" else first
+            first = 0 if recipe.operation.from_start(index) else first
             out.append(values + self._error_of(name, slice(first, stop), values, slice(*(part or (None,)))))
         return out
 

@@ -14,7 +14,16 @@ from dataclasses import dataclass, field, replace
 
 from tracekit.auditing import families
 from tracekit.auditing.families import Norms, declared_core
-from tracekit.auditing.operations import Core
+from tracekit.auditing.operations import operation_of_class
+from tracekit.auditing.operations.attention_core import Attention, Core
+from tracekit.auditing.operations.embedding_table import Embedding
+from tracekit.auditing.operations.gate import Gate
+from tracekit.auditing.operations.norms import Norm, RmsNorm
+from tracekit.auditing.operations.operation import Operation
+from tracekit.auditing.operations.passed_on import PassedOn
+from tracekit.auditing.operations.residual_sum import ResidualSum
+from tracekit.auditing.operations.soft_cap import SoftCap
+from tracekit.auditing.operations.unmeasured import Unmeasured
 from tracekit.checkpoints.checkpoint import PREFIXES, Checkpoint
 from tracekit.trace import INPUT_SUFFIX, Site, Trace, resolve
 
@@ -22,8 +31,6 @@ TOKEN_TABLES = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "spe
 """Last name of an embedding that is looked up by token ids."""
 LAYER = re.compile(r"(?P<layer>(?P<stem>(?:.*\.)?)layers\.(?P<index>\d+))\.")
 HEAD = "lm_head"
-TORCH = {"Linear": "linear", "Embedding": "embedding", "LayerNorm": "layer_norm"}
-"""Modules of torch, and candle's of the same name."""
 EXPERT = re.compile(r"Expert|Router|MoE|Moe")
 
 
@@ -34,27 +41,50 @@ class Recipe:
 
     site: str
     stored: str
-    kind: str  # identity, embedding, linear, rms_norm, layer_norm, residual, gate, attention, capped; or see `class_of`
+    operation: Operation
     inputs: tuple[str, ...] = ()  # stored sites
     parameters: Mapping[str, str] = field(default_factory=dict)  # role -> name
-    eps: float = 0.0
-    plus_one: bool = False
-    activation: str = "silu"
-    core: Core | None = None
-    factor: float = 1.0  # of an embedding, of the branch of a residual sum, of logits
-    cap: float | None = None  # soft cap of logits
-    either: bool = False  # of an embedding: multiplied here or by the program after it
     columns: tuple[tuple[int, int] | None, ...] = ()  # of each input, where a fused projection gives several
-    transposed: bool = False  # the weight is [inputs, outputs]
-    class_of: str | None = None
-    """The class of a module, where what it computes is to be measured on the reference."""
+
+    @property
+    def kind(self) -> str:
+        """The id of its operation."""
+        return self.operation.kind
 
     @property
     def plain(self) -> bool:
-        """Whether a repro's own tests can follow it."""
-        common = not (self.columns or self.transposed or self.class_of) and self.factor == 1.0 and self.cap is None
-        core = self.core is None or (self.core.softcap is None and self.core.rotate_queries)
-        return common and core and not (self.plus_one and self.kind == "layer_norm")
+        """Whether a repro's own tests can compute it."""
+        return self.operation.in_repro and not self.columns
+
+    @property
+    def core(self) -> Core | None:
+        """The attention core, where it is one."""
+        return self.operation.core if isinstance(self.operation, Attention) else None
+
+    @property
+    def eps(self) -> float:
+        """Of a norm."""
+        return self.operation.eps if isinstance(self.operation, Norm) else 0.0
+
+    @property
+    def plus_one(self) -> bool:
+        """Of a norm."""
+        return isinstance(self.operation, Norm) and self.operation.plus_one
+
+    @property
+    def activation(self) -> str:
+        """Of a gate."""
+        return self.operation.activation if isinstance(self.operation, Gate) else "silu"
+
+    @property
+    def factor(self) -> float:
+        """Of an embedding, of the branch of a residual sum, of logits."""
+        return self.operation.factor if isinstance(self.operation, Embedding | ResidualSum | SoftCap) else 1.0
+
+    @property
+    def cap(self) -> float | None:
+        """The soft cap of logits."""
+        return self.operation.cap if isinstance(self.operation, SoftCap) else None
 
 
 @dataclass(frozen=True)
@@ -193,28 +223,32 @@ class _Book:
 
     def _module(self, site: Site, stored: str, source: str | None) -> Recipe | str | None:
         """The recipe of a module, why there is none, or None where its class says nothing."""
-        kind = TORCH.get(site.module_class) if "defined_in" not in site.attributes else None
+        known = operation_of_class(site.module_class) if "defined_in" not in site.attributes else None
         last = site.name.rsplit(".", 1)[-1]
-        if kind == "embedding" or self._scaled_table(last):
+        if (known is not None and known.reads_tokens) or self._scaled_table(last):
             return self._table(site, stored, last)
-        if kind is None and self.family is not None and self._is_norm_of_family(site):
-            kind = "rms_norm"
+        if known is None and self.family is not None and self._is_norm_of_family(site):
+            known = RmsNorm
         if source is None:
-            return None if kind is None else "its input is not recorded"
-        recipe = Recipe(site.name, stored, kind or "", (source,), site.parameters)
-        if kind == "linear":
-            return recipe
-        if kind == "rms_norm" and self.family is not None:
-            eps = self.declared.get("rms_norm_eps") or site.attributes.get("eps")
+            return None if known is None else "its input is not recorded"
+        operation = self._operation(site, known)
+        return (
+            Recipe(site.name, stored, operation, (source,), site.parameters)
+            if isinstance(operation, Operation)
+            else operation
+        )
+
+    def _operation(self, site: Site, known: type[Operation] | None) -> Operation | str | None:
+        """The operation of a module with its numbers, why there is none, or None where its class says nothing."""
+        eps = site.attributes.get("eps")
+        if known is RmsNorm and self.family is not None:
+            eps = self.declared.get("rms_norm_eps") or eps
             if eps is None:
                 return "its eps is not stated"
-            return replace(recipe, eps=float(eps), plus_one=self.family.plus_one and not self.checkpoint.one_added)
-        eps = site.attributes.get("eps")
-        if kind == "layer_norm":
-            return "its eps is not stated" if eps is None else replace(recipe, eps=float(eps))
-        if set(site.parameters) > {"weight", "bias"}:
-            return None
-        return replace(recipe, eps=float(eps or 0.0), class_of=_class_of(site))
+            return RmsNorm(float(eps), self.family.plus_one and not self.checkpoint.one_added)
+        if known is not None:
+            return known.of_module(site.attributes)
+        return None if set(site.parameters) > {"weight", "bias"} else Unmeasured(_class_of(site), float(eps or 0.0))
 
     def _scaled_table(self, last: str) -> bool:
         """Whether this is the table of a family that multiplies embeddings, in a class of its own."""
@@ -224,7 +258,7 @@ class _Book:
         if last not in TOKEN_TABLES:
             return "what it looks up is not recorded"
         factor = 1.0 if last != "embed_tokens" else families.embedding_factor(self.declared)
-        return Recipe(site.name, stored, "embedding", (), site.parameters, factor=factor, either=factor != 1.0)
+        return Recipe(site.name, stored, Embedding(factor, either=factor != 1.0), (), site.parameters)
 
     def _is_norm_of_family(self, site: Site) -> bool:
         assert self.family is not None
@@ -245,8 +279,8 @@ class _Book:
             self.why["logits"] = why
             return
         factor, cap = families.logits_factor(self.declared)
-        kind = "identity" if factor == 1.0 and cap is None else "capped"
-        self.known["logits"] = Recipe("logits", "logits", kind, (head,), factor=factor, cap=cap)
+        operation = PassedOn() if factor == 1.0 and cap is None else SoftCap(factor, cap)
+        self.known["logits"] = Recipe("logits", "logits", operation, (head,))
 
     # ---------------------------------------------------------------- between modules
 
@@ -254,7 +288,7 @@ class _Book:
         """A module's input that the run holds apart from what it should be."""
         stored, expected = self.resolve(name), self.resolve(source)
         if stored is not None and expected is not None and stored != expected:
-            self.known[name] = Recipe(name, stored, "identity", (expected,))
+            self.known[name] = Recipe(name, stored, PassedOn(), (expected,))
 
     def add(self, names: tuple[str, ...], recipe: Recipe, *inputs: str) -> None:
         """A recipe of the first of `names` that is recorded; the others are the same value, passed on."""
@@ -346,7 +380,7 @@ class _Layer:
             book.add_passing(f"{layer}.post_attention_layernorm{INPUT_SUFFIX}", attended)
             book.add_passing(f"{layer}.post_feedforward_layernorm{INPUT_SUFFIX}", fed)
             attended, fed = f"{layer}.post_attention_layernorm", f"{layer}.post_feedforward_layernorm"
-        sums = Recipe("", "", "residual", factor=families.residual_factor(book.declared))
+        sums = Recipe("", "", ResidualSum(families.residual_factor(book.declared)))
         book.add(middle, sums, entry[0], attended)
         book.add((layer, *self._entry(self.index + 1)), sums, middle[0], fed)
 
@@ -358,17 +392,19 @@ class _Layer:
         if self.index:
             return
         known = book.known.get(table)
-        if known is None or known.factor == 1.0:
+        scaled = None if known is None else known.operation
+        if known is None or not isinstance(scaled, Embedding) or scaled.factor == 1.0:
             book.add_passing(entry[0], table)
             return
         # Of the run itself: where the other trace multiplies in the module, its wiring says nothing of this one.
         stored = resolve(book.trace, entry[0])
         if stored is None:
             return
+        here = replace(known, operation=replace(scaled, either=False))
         if stored == known.stored:
-            book.known[table] = replace(known, either=False)
+            book.known[table] = here
         else:
-            book.known[entry[0]] = replace(known, site=entry[0], stored=stored, either=False)
+            book.known[entry[0]] = replace(here, site=entry[0], stored=stored)
 
     def _gate(self, beyond: str | None) -> None:
         book, name = self.book, f"{self.mlp}.down_proj{INPUT_SUFFIX}"
@@ -377,7 +413,7 @@ class _Layer:
             said = f"the block has {beyond}" if beyond else "config.json declares an activation"
             book.why[name] = f"{said}, which no recipe reckons with"
             return
-        gate, ups = Recipe("", "", "gate", activation=activation), self._ups()
+        gate, ups = Recipe("", "", Gate(activation)), self._ups()
         if len(ups) == 1:
             half = int(book.declared.get("intermediate_size") or 0)
             gate, ups = replace(gate, columns=((0, half), (half, 2 * half))), (ups[0], ups[0])
@@ -391,7 +427,7 @@ class _Layer:
         elif core is None:
             book.why[name] = "the checkpoint declares a rotary embedding or a window that is not known"
         else:
-            recipe, parts = Recipe("", "", "attention", core=core), self._projections()
+            recipe, parts = Recipe("", "", Attention(core)), self._projections()
             if len(parts) == 1:
                 q, kv = core.heads * core.head_dim, core.kv_heads * core.head_dim
                 recipe = replace(recipe, columns=((0, q), (q, q + kv), (q + kv, q + 2 * kv)))

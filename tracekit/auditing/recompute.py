@@ -1,29 +1,26 @@
-"""A site's values once more, in float64, from its recorded inputs and the checkpoint."""
+"""A site's values recomputed in float64 from its recorded inputs and the checkpoint."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.auditing import operations
-from tracekit.auditing.operations import Core, Emulated, Floats, Matrix, Result, Rounding
+from tracekit.auditing.matrix import Matrix
+from tracekit.auditing.operations.embedding_table import Embedding
+from tracekit.auditing.operations.operation import Given, Shape
 from tracekit.auditing.recipe import Recipe
+from tracekit.auditing.rounding import Floats, Result, unit
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.dtypes import is_float
 from tracekit.inspection.site_rows import logits_reader, site_reader
 from tracekit.trace import ENCODER_PREFIX, Sequence, Trace, TraceError
 
-DRAWN_ROUNDINGS = 3
-"""Runs of the attention core with drawn rounding errors; each of its heads gives head_dim samples a row."""
-CLOSE_ROUNDINGS = 8
-"""The same where a core looks wrong and is judged closely, at every position."""
-DRAWN_ROWS = 32
-"""Query positions at which the core's rounding errors are drawn; between them the spread is interpolated."""
+NO_TOKENS = np.zeros(0, np.int64)
 
 KEPT = 8
 """Blocks of recorded values that are kept for the next site to read."""
@@ -75,17 +72,14 @@ class Parameters:
         )
         return next((other for other in map(self.checkpoint.find, same) if other is not None), None)
 
-    def fits(self, recipe: Recipe, width: int, inputs: int) -> bool:
-        """Whether their shapes are those of a module from `inputs` to `width` columns."""
-        found = self.find(recipe.parameters.get("weight", ""))
-        if found is None:
-            return not recipe.parameters
-        shape = self.checkpoint.shape(found)
-        if recipe.kind == "linear":
-            return shape == ((inputs, width) if recipe.transposed else (width, inputs))
-        if recipe.kind == "embedding":
-            return len(shape) == 2 and shape[1] == width
-        return len(shape) == 1 and width == inputs and width % shape[0] == 0
+    def shapes(self, recipe: Recipe) -> dict[str, Shape]:
+        """The shapes of those that the checkpoint holds, by role."""
+        found = {role: self.find(name) for role, name in recipe.parameters.items()}
+        return {role: self.checkpoint.shape(name) for role, name in found.items() if name is not None}
+
+    def of(self, recipe: Recipe) -> ModuleWeights:
+        """Those of one module, by role."""
+        return ModuleWeights(self, recipe)
 
     def vector(self, recipe: Recipe, role: str) -> Floats | None:
         """A parameter by its role, or None where the module has none of that role."""
@@ -97,10 +91,12 @@ class Parameters:
         return self._values(recipe.parameters["weight"])
 
     def matrix(self, recipe: Recipe) -> Matrix:
-        key = (*sorted(recipe.parameters.values()), recipe.transposed)
+        """A weight as [outputs, inputs], with its bias; `recipe.operation` says how the checkpoint stores it."""
+        transposed = recipe.operation.transposed
+        key = (*sorted(recipe.parameters.values()), transposed)
         if getattr(self._last, "key", None) != key:
             weight = self._values(recipe.parameters["weight"]).astype(np.float64)
-            weight = np.ascontiguousarray(weight.T) if recipe.transposed else weight
+            weight = np.ascontiguousarray(weight.T) if transposed else weight
             self._last.key, self._last.matrix = key, Matrix(weight, self.vector(recipe, "bias"))
         matrix: Matrix = self._last.matrix
         return matrix
@@ -112,6 +108,23 @@ class Parameters:
         held = self.trace.weights.get(name)
         dtype = held.dtype if held is not None and is_float(held.dtype) else None
         return self.checkpoint.values(found, dtype)
+
+
+@dataclass(frozen=True)
+class ModuleWeights:
+    """The parameters of one module (`operations.Weights`)."""
+
+    parameters: Parameters
+    recipe: Recipe
+
+    def vector(self, role: str) -> Floats | None:
+        return self.parameters.vector(self.recipe, role)
+
+    def table(self) -> NDArray[np.floating]:
+        return self.parameters.table(self.recipe)
+
+    def matrix(self) -> Matrix:
+        return self.parameters.matrix(self.recipe)
 
 
 class Recomputation:
@@ -168,16 +181,19 @@ class Recomputation:
         data = self.sequence.sites[recipe.stored]
         if data.axis is not None:
             stop = max((last for _, last in data.ranges), default=0)  # an encoder runs before the first step
-        if recipe.kind == "embedding":
+        if recipe.operation.reads_tokens:
             stop = min(stop, len(self.looked_up(recipe)))
         ranges = tuple((first, min(last, stop)) for first, last in data.ranges)
-        if recipe.kind != "attention":
-            return [Window(first, last) for first, last in self._shared(recipe.inputs, ranges)]
-        queries, *cached = recipe.inputs
-        # A query looks at every key and value before it.
-        begun = [self._from_start(name) for name in cached]
-        ranges = tuple((first, min(last, *begun)) for first, last in self._shared((queries,), ranges))
+        same, whole = self._inputs_by_rows(recipe)
+        begun = [self._from_start(name) for name in whole]
+        ranges = tuple((first, min(last, *begun, last)) for first, last in self._shared(same, ranges))
         return [Window(first, last) for first, last in ranges if first < last]
+
+    def _inputs_by_rows(self, recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Inputs that a row reads at its own position, and those that it reads at every position up to it."""
+        names, from_start = recipe.inputs, recipe.operation.from_start
+        same = tuple(name for index, name in enumerate(names) if not from_start(index))
+        return same, tuple(name for index, name in enumerate(names) if from_start(index))
 
     def _shared(self, sites: tuple[str, ...], ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
         """The parts of `ranges` at which all these sites are recorded."""
@@ -213,7 +229,7 @@ class Recomputation:
         bad = np.zeros(len(window.rows), dtype=bool)
         for index, values in enumerate(inputs):
             wrong = ~_finite_rows(values)
-            if recipe.kind == "attention" and index:  # keys and values of every position up to the row's
+            if recipe.operation.from_start(index):  # of every position up to the row's
                 wrong = np.logical_or.accumulate(wrong)[window.first :]
             if wrong.size == bad.size:
                 bad |= wrong
@@ -225,11 +241,12 @@ class Recomputation:
         return [Window(first, stop) for first, stop in zip(bounds[::2], bounds[1::2], strict=True)]
 
     def inputs(self, recipe: Recipe, window: Window) -> list[Floats]:
-        """The recorded inputs of the same rows; of the attention core, keys and values from position 0."""
+        """The recorded inputs of the same rows, [rows, width] each; from position 0, those that later rows read too."""
         if recipe.site == "logits":
             window = Window(window.first + self.first_step, window.stop + self.first_step)
-        whole = Window(0, window.stop) if recipe.kind == "attention" else window
-        rows = [self.recorded(name, whole if index else window) for index, name in enumerate(recipe.inputs)]
+        whole = Window(0, window.stop)
+        from_start = recipe.operation.from_start
+        rows = [self.recorded(name, whole if from_start(at) else window) for at, name in enumerate(recipe.inputs)]
         cut = zip(rows, recipe.columns, strict=True) if recipe.columns else ()
         return [values if part is None else values[:, slice(*part)] for values, part in cut] or rows
 
@@ -244,54 +261,31 @@ class Recomputation:
                 "that was read, or say with prompt/vocabulary which table each is from"
             )
 
+    def given(self, recipe: Recipe, window: Window, inputs: list[Floats], closely: bool = False) -> Given:
+        """What the operation of a recipe is computed from. Raises TraceError where a token id has no row."""
+        weights, tokens = self.parameters.of(recipe), NO_TOKENS
+        if recipe.operation.reads_tokens:
+            tokens = self.looked_up(recipe)[window.first : window.stop]
+            self._check_ids(recipe, tokens, len(weights.table()), window.first)
+        return Given(inputs, window.rows, self.computed_in(recipe), weights, tokens, closely)
+
     def result(self, recipe: Recipe, window: Window, inputs: list[Floats], closely: bool = False) -> Result:
         """What the site should hold, and how far rounding may have moved it."""
-        dtype, parameters = self.computed_in(recipe), self.parameters
-        if recipe.kind == "embedding":
-            return self._looked_up(recipe, window, dtype)
-        if recipe.kind == "identity":
-            return operations.identity(inputs[0], dtype)
-        if recipe.kind == "capped":
-            return operations.capped(inputs[0], recipe.factor, recipe.cap, dtype)
-        if recipe.kind == "linear":
-            return operations.linear(parameters.matrix(recipe), inputs[0], dtype, closely)
-        if recipe.kind == "rms_norm":
-            weight = parameters.vector(recipe, "weight")
-            return operations.rms_norm(inputs[0], weight, recipe.eps, dtype, recipe.plus_one)
-        if recipe.kind == "layer_norm":
-            weight, bias = parameters.vector(recipe, "weight"), parameters.vector(recipe, "bias")
-            return operations.layer_norm(inputs[0], weight, bias, recipe.eps, dtype, recipe.plus_one)
-        if recipe.kind == "residual":
-            return operations.residual(inputs[0], inputs[1], dtype, recipe.factor)
-        if recipe.kind == "gate":
-            return operations.gated(inputs[0], inputs[1], recipe.activation, dtype)
-        assert recipe.core is not None
-        return attention(recipe.core, inputs, window, dtype, closely)
+        return recipe.operation.result(self.given(recipe, window, inputs, closely))
 
-    def is_multiplied(self, recipe: Recipe) -> bool | None:
+    def is_multiplied(self, recipe: Recipe, table: Embedding) -> bool | None:
         """Whether an embedding's site holds rows that are multiplied already; None where it holds none to tell by."""
         data = self.sequence.sites.get(recipe.stored)
         windows = [] if data is None else self.windows(recipe, 1 << 62)[:1]
         for window in windows:
-            recorded = self.recorded(recipe.stored, window)
-            table = self.parameters.table(recipe)[self.ids[window.first : window.stop]].astype(np.float64)
-            gaps = [float(np.square(recorded - table * factor).sum()) for factor in (1.0, recipe.factor)]
-            return gaps[1] < gaps[0]
+            rows = self.parameters.table(recipe)[self.ids[window.first : window.stop]].astype(np.float64)
+            return table.multiplied(rows, self.recorded(recipe.stored, window))
         return None
-
-    def _looked_up(self, recipe: Recipe, window: Window, dtype: str) -> Result:
-        """Rows of a table, multiplied where the family does; at the table's own site they may not be yet."""
-        table, ids = self.parameters.table(recipe), self.looked_up(recipe)[window.first : window.stop]
-        self._check_ids(recipe, ids, len(table), window.first)
-        result = operations.embedding(table, ids, dtype, recipe.factor)
-        if not recipe.either:
-            return result
-        return replace(result, others=(*result.others, operations.embedding(table, ids, dtype)))
 
     def computed_in(self, recipe: Recipe) -> str:
         """The coarser format of a site and its inputs: 16-bit logits are often handed over in float32."""
         dtypes = [self.dtype(name) for name in (recipe.stored, *recipe.inputs)]
-        return max(dtypes, key=operations.unit)
+        return max(dtypes, key=unit)
 
 
 def _finite_rows(values: Floats) -> NDArray[np.bool_]:
@@ -299,48 +293,3 @@ def _finite_rows(values: Floats) -> NDArray[np.bool_]:
     with np.errstate(over="ignore", invalid="ignore"):
         good = np.isfinite(np.vecdot(values, values))
     return good if good.all() else np.asarray(np.isfinite(values).all(axis=1))
-
-
-def attention(core: Core, inputs: list[Floats], window: Window, dtype: str, closely: bool = False) -> Result:
-    """The attention core, and its spread from drawn rounding errors, per row and head. In 16 bits also as fused kernels
-    compute it, with scores in float32, and as eager ones do, each emulated and with its own spread. `closely`, errors
-    are drawn at every position."""
-    q, k, v = inputs
-    values = operations.attend(core, q, k, v, window.rows)
-    if dtype not in ("bfloat16", "float16"):
-        return _spread(core, inputs, window, dtype, values, False, closely)
-    hows = tuple(Emulated(dtype, scores) for scores in (0, 1, 2))
-    options = []
-    for how in hows:
-        emulated = operations.attend(core, q, k, v, window.rows, how)
-        option = _spread(core, inputs, window, dtype, values, how.scores == 0, closely)
-        options.append(replace(option, rounded=(emulated,), hows=hows))
-    return replace(options[0], others=tuple(options[1:]))
-
-
-def _spread(
-    core: Core, inputs: list[Floats], window: Window, dtype: str, values: Floats, wide: bool, closely: bool
-) -> Result:
-    """The exact values with the spread of one kind of arithmetic."""
-    q, k, v = inputs
-    drawn = len(values) if closely else min(DRAWN_ROWS, len(values))
-    picked = np.unique(np.linspace(0, len(values) - 1, drawn).astype(np.int64))
-    draws = []
-    for seed in range(CLOSE_ROUNDINGS if closely else DRAWN_ROUNDINGS):
-        how = Rounding(dtype, seed, wide)
-        draws.append(operations.attend(core, q[picked], k, v, window.rows[picked], how) - values[picked])
-    variance = _drawn_variance(core, dtype, values, draws, picked)
-    return Result(values, variance, draws=tuple(draws), drawn_rows=picked, bias=operations.LIBRARY)
-
-
-def _drawn_variance(core: Core, dtype: str, values: Floats, draws: list[Floats], picked: NDArray[np.int64]) -> Floats:
-    """Variance of each element: one number a row and head, relative to that head's size, between the drawn rows
-    interpolated."""
-    heads = (len(picked), core.heads, core.head_dim)
-    spread = np.mean([np.square(error).reshape(heads).mean(axis=2) for error in draws], axis=0)
-    size = np.square(values).reshape(len(values), core.heads, core.head_dim).mean(axis=2)
-    relative = np.sqrt(spread / np.maximum(size[picked], 1e-290))
-    at = np.arange(len(values))
-    everywhere = np.stack([np.interp(at, picked, relative[:, head]) for head in range(core.heads)], axis=1)
-    variance = np.repeat(np.square(everywhere) * size, core.head_dim, axis=1)
-    return np.asarray(variance + operations.rounding(values, dtype))

@@ -283,7 +283,7 @@ def _without_mean(case: Case, weight: Floats | None, bias: Floats | None) -> Flo
 
 
 def _with_eps(case: Case, eps: float) -> Result:
-    recipe = replace(case.recipe, eps=eps)
+    recipe = replace(case.recipe, operation=case.recipe.operation.with_eps(eps))
     return case.run.result(recipe, case.window, case.inputs)
 
 

@@ -160,7 +160,7 @@ def _parameters(run: Recomputation, recipe: Recipe, window: Window) -> dict[str,
         held = trace.weights.get(name)
         dtype = held.dtype if held is not None and is_float(held.dtype) else checkpoint.dtype(found)
         values = checkpoint.values(found, dtype)
-        if recipe.kind == "embedding":
+        if recipe.operation.reads_tokens:
             out[found] = as_tensor(values[_ids(run, window)], dtype)
         else:
             out[found] = as_tensor(values, dtype)

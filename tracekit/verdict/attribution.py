@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tracekit.align.sites import SequencePair, SitePair, align_sequences, names
 from tracekit.auditing.audit import Audit, Culprit, audit, changed_weights, other_model
+from tracekit.auditing.operations.embedding_table import Embedding
 from tracekit.auditing.propagation import beyond_rounding, rounding_that_adds_up
 from tracekit.auditing.recipe import recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
@@ -101,14 +102,15 @@ def _harmless(
     out = {}
     for site in sides[0].keys() & sides[1].keys():
         pair = sides[0][site], sides[1][site]
-        if pair[0].kind != "embedding" or pair[1].stored not in clean:
+        tables = [recipe.operation for recipe in pair if isinstance(recipe.operation, Embedding)]
+        if len(tables) < 2 or pair[1].stored not in clean:
             continue
-        scaled = [run.is_multiplied(recipe) for run, recipe in zip(runs, pair, strict=True)]
+        scaled = [run.is_multiplied(*each) for run, each in zip(runs, zip(pair, tables, strict=True), strict=True)]
         if None not in scaled and scaled[0] != scaled[1]:
             who = ("reference", "candidate") if scaled[0] else ("candidate", "reference")
             said = f"{site}: the {who[0]} multiplies the embeddings by {pair[0].factor:.6g} in it, the {who[1]}"
             # Of a run that does not hold what enters the first layer, only later sites tell.
-            seen = not pair[0 if scaled[1] else 1].either
+            seen = not tables[0 if scaled[1] else 1].either
             rest = (
                 "after it; both are right, and it is" if seen else "after it or not at all, as later sites show; it is"
             )

@@ -1,0 +1,270 @@
+"""The attention core: from projected queries, keys and values to the output projection's input.
+
+Errors pass through no closed form here: they are drawn, and their spread is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.auditing.arithmetic import Arithmetic, Emulated, Exact, Rounding
+from tracekit.auditing.operations.operation import Given, Operation, Shape
+from tracekit.auditing.rotary import Rotary
+from tracekit.auditing.rounding import LIBRARY, Floats, Result, as_stored, rounding
+
+DRAWN_ROUNDINGS = 3
+"""Runs of the attention core with drawn rounding errors; each of its heads gives head_dim samples a row."""
+CLOSE_ROUNDINGS = 8
+"""The same where a core looks wrong and is judged closely, at every position."""
+DRAWN_ROWS = 32
+"""Query positions at which the core's rounding errors are drawn; between them the spread is interpolated."""
+
+
+@dataclass(frozen=True)
+class Core:
+    """Grouped-query attention from projected queries, keys and values to the output projection's input.
+
+    A recipe leaves the fields after `softcap` at their defaults; an explanation changes one of them.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary: Rotary
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    interleaved: bool = False  # pairs (0, 1), (2, 3) ... instead of the two halves
+    table: str | None = None  # cos and sin rounded to this format
+    angles: str | None = None  # positions times frequencies rounded to this format
+    query_offset: int = 0
+    late_from: int | None = None  # the first position that is not where it should be ...
+    late_by: int | None = None  # ... but this much further; None: at position 0
+    rotate_queries: bool = True
+    rotate_keys: bool = True
+    backwards: bool = False  # sin with the other sign on queries alone
+    mask: str = "causal"  # or: open (the whole prompt), past (own key unseen), future (one key too many)
+    prompt: int = 0  # positions of the prompt, which a mask that is open shows to all of them
+    head_map: str = "group"  # or: modulo
+    prompt_keys_unrotated: bool = False  # while the prompt is read, though the cache gets rotated ones
+    lost_row: int | None = None  # a cache row that is not there, for queries from `since`
+    stale_row: int | None = None  # a cache row that holds another row's key and value: `source`, or nothing (-1)
+    source: int = -1
+    since: int = 0
+    weights: str | None = None  # probabilities rounded to this format
+    scores: str | None = None  # scores rounded to this format
+    softmax: str | None = None  # the whole softmax in this format, its sum taken one by one
+    sink_from: int | None = None  # one more entry in the softmax, of score and value 0, for queries from here
+
+
+@dataclass(frozen=True)
+class Attention(Operation):
+    """The core of one layer. Inputs: queries [rows, heads * head_dim] of the rows; keys and values
+    [positions, kv_heads * head_dim] of every position from 0 on."""
+
+    kind = "attention"
+
+    core: Core
+
+    @property
+    def in_repro(self) -> bool:
+        return self.core.softcap is None and self.core.rotate_queries
+
+    def from_start(self, index: int) -> bool:
+        return index > 0
+
+    def result(self, given: Given) -> Result:
+        return _core_result(self.core, given)
+
+    def values(self, given: Given) -> Floats:
+        q, k, v = given.inputs
+        return attend(self.core, q, k, v, given.rows)
+
+    def fits(self, shapes: Mapping[str, Shape], inputs: list[int], width: int) -> bool:
+        queries, cached = self.core.heads * self.core.head_dim, self.core.kv_heads * self.core.head_dim
+        return inputs == [queries, cached, cached] and width == queries
+
+
+def attend(
+    core: Core, q: Floats, k: Floats, v: Floats, rows: NDArray[np.int64], how: Arithmetic | None = None
+) -> Floats:
+    """The core at query positions `rows`, [rows, heads * head_dim].
+
+    q [rows, heads * head_dim] are those positions' queries; k and v [positions, kv_heads * head_dim] all keys and
+    values from position 0.
+    """
+    how = how or Exact()
+    width, positions = core.head_dim, len(k)
+    queries = q.reshape(len(rows), core.heads, width).transpose(1, 0, 2)
+    keys = k.reshape(positions, core.kv_heads, width).transpose(1, 0, 2)
+    values = v.reshape(positions, core.kv_heads, width).transpose(1, 0, 2)
+    at = np.arange(positions, dtype=np.float64)
+    if core.rotate_queries:
+        queries = _rotate(
+            core, queries, _places(core, rows.astype(np.float64)) + core.query_offset, how, core.backwards
+        )
+    plain = keys
+    if core.rotate_keys:
+        keys = _rotate(core, keys, _places(core, at), how, False)
+    visible = _visible(core, rows, positions)
+    out = np.empty((len(rows), core.heads, width))
+    for part, seen_keys, seen_values in _caches(core, rows, plain, keys, values):
+        sink = core.sink_from is not None and bool(rows[part].min(initial=1 << 62) >= core.sink_from)
+        for head in range(core.heads):
+            kv = head // (core.heads // core.kv_heads) if core.head_map == "group" else head % core.kv_heads
+            heads = queries[head, part], seen_keys[kv], seen_values[kv]
+            out[part, head] = _one_head(core, *heads, visible[part], how, sink)
+    return out.reshape(len(rows), -1)
+
+
+def _caches(
+    core: Core, rows: NDArray[np.int64], plain: Floats, keys: Floats, values: Floats
+) -> list[tuple[NDArray[np.bool_], Floats, Floats]]:
+    """Which queries see which keys and values; all see the same, but for the mistakes that only some see."""
+    since = core.sink_from if core.sink_from is not None else core.since
+    if core.prompt_keys_unrotated:
+        reading = rows < core.prompt
+        parts = [(reading, plain, values), (~reading, keys, values)]
+    elif core.stale_row is not None:
+        parts = [(rows < since, keys, values), (rows >= since, *_stale(core, keys, values))]
+    else:
+        parts = [(rows < since, keys, values), (rows >= since, keys, values)]
+    return [part for part in parts if part[0].any()]
+
+
+def _stale(core: Core, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
+    out = keys.copy(), values.copy()
+    for side in out:
+        side[:, core.stale_row] = side[:, core.source] if core.source >= 0 else 0.0
+    return out
+
+
+def _places(core: Core, positions: Floats) -> Floats:
+    if core.late_from is None:
+        return positions
+    moved = positions + core.late_by if core.late_by is not None else np.zeros_like(positions)
+    return np.where(positions >= core.late_from, moved, positions)
+
+
+def _visible(core: Core, rows: NDArray[np.int64], positions: int) -> NDArray[np.bool_]:
+    """Which keys each query sees, [rows, positions]."""
+    at = np.arange(positions)[None, :]
+    behind = rows[:, None] - at
+    reading = (rows[:, None] < core.prompt) & (at < core.prompt)
+    seen = behind >= (1 if core.mask == "past" else 0)
+    if core.mask == "past":
+        seen |= (rows[:, None] == 0) & (behind == 0)
+    if core.mask in ("open", "future"):
+        seen |= reading & (behind >= (-1 if core.mask == "future" else -positions))
+    if core.lost_row is not None:
+        seen &= (at != core.lost_row) | (rows[:, None] < core.since)
+    return seen if core.window is None else seen & (behind < core.window)
+
+
+def _rotate(core: Core, heads: Floats, places: Floats, how: Arithmetic, backwards: bool) -> Floats:
+    """Rotates [heads, rows, head_dim] by position."""
+    frequencies, factor = core.rotary.frequencies()
+    angles = how.float32(places[:, None] * how.float32(frequencies)[None, :])
+    if core.angles is not None:
+        angles = as_stored(angles, core.angles)
+    cos, sin = how.store(np.cos(angles) * factor), how.store(np.sin(angles) * factor)
+    if core.table is not None:
+        cos, sin = as_stored(cos, core.table), as_stored(sin, core.table)
+    if backwards:
+        sin = -sin
+    width = core.rotary.width
+    turned = heads.copy()
+    if core.interleaved:
+        first, second = (slice(0, width, 2), slice(1, width, 2))
+    else:
+        first, second = (slice(0, width // 2), slice(width // 2, width))
+    one, other = heads[..., first], heads[..., second]
+    turned[..., first] = how.store(how.store(one * cos) - how.store(other * sin))
+    turned[..., second] = how.store(how.store(other * cos) + how.store(one * sin))
+    return turned
+
+
+def _one_head(
+    core: Core, q: Floats, k: Floats, v: Floats, visible: NDArray[np.bool_], how: Arithmetic, sink: bool
+) -> Floats:
+    scores = q @ k.T
+    if isinstance(how, Rounding):
+        size = np.sqrt(np.square(q) @ np.square(k).T)
+        scores = how.walk(scores, q.shape[1], size)
+    scores = how.score(how.score(scores, 1) * core.scale, 2)
+    if core.scores is not None:
+        scores = as_stored(scores, core.scores)
+    if core.softcap is not None:
+        scores = core.softcap * np.tanh(scores / core.softcap)
+    scores = np.where(visible, scores, -np.inf)
+    if core.softmax is not None:
+        return how.store(how.store(_narrow_softmax(scores, core.softmax)) @ v)
+    top = np.maximum(scores.max(axis=1, keepdims=True), 0.0 if sink else -np.inf)
+    weights = how.float32(np.exp(scores - np.where(np.isfinite(top), top, 0.0)))
+    total = weights.sum(axis=1, keepdims=True) + (np.exp(-top) if sink else 0.0)
+    if isinstance(how, Rounding):
+        total = how.walk(total, v.shape[0], np.sqrt(np.square(weights).sum(axis=1, keepdims=True)))
+    weights = how.store(how.float32(weights / np.maximum(total, 1e-290)))
+    if core.weights is not None:
+        weights = as_stored(weights, core.weights)
+    out = weights @ v
+    if isinstance(how, Rounding):
+        out = how.walk(out, v.shape[0], np.sqrt(np.square(weights) @ np.square(v)))
+    return how.store(out)
+
+
+def _narrow_softmax(scores: Floats, dtype: str) -> Floats:
+    """Every operation rounded, and the sum added up in the same format (candle's `softmax_last_dim` in 16 bits)."""
+    rounded = np.where(np.isfinite(scores), as_stored(np.where(np.isfinite(scores), scores, 0.0), dtype), -np.inf)
+    weights = as_stored(np.exp(as_stored(rounded - rounded.max(axis=1, keepdims=True), dtype)), dtype)
+    total = np.zeros(len(weights))
+    for column in weights.T:
+        total = as_stored(total + column, dtype)
+    return as_stored(weights / total[:, None], dtype)
+
+
+def _core_result(core: Core, given: Given) -> Result:
+    """The attention core, and its spread from drawn rounding errors, per row and head. In 16 bits also as fused kernels
+    compute it, with scores in float32, and as eager ones do, each emulated and with its own spread. Judged
+    closely, errors are drawn at every position."""
+    q, k, v = given.inputs
+    values = attend(core, q, k, v, given.rows)
+    if given.dtype not in ("bfloat16", "float16"):
+        return _spread(core, given, values, False)
+    hows = tuple(Emulated(given.dtype, scores) for scores in (0, 1, 2))
+    options = []
+    for how in hows:
+        emulated = attend(core, q, k, v, given.rows, how)
+        option = _spread(core, given, values, how.scores == 0)
+        options.append(replace(option, rounded=(emulated,), hows=hows))
+    return replace(options[0], others=tuple(options[1:]))
+
+
+def _spread(core: Core, given: Given, values: Floats, wide: bool) -> Result:
+    """The exact values with the spread of one kind of arithmetic."""
+    q, k, v = given.inputs
+    drawn = len(values) if given.closely else min(DRAWN_ROWS, len(values))
+    picked = np.unique(np.linspace(0, len(values) - 1, drawn).astype(np.int64))
+    draws = []
+    for seed in range(CLOSE_ROUNDINGS if given.closely else DRAWN_ROUNDINGS):
+        how = Rounding(given.dtype, seed, wide)
+        draws.append(attend(core, q[picked], k, v, given.rows[picked], how) - values[picked])
+    variance = _drawn_variance(core, given.dtype, values, draws, picked)
+    return Result(values, variance, draws=tuple(draws), drawn_rows=picked, bias=LIBRARY)
+
+
+def _drawn_variance(core: Core, dtype: str, values: Floats, draws: list[Floats], picked: NDArray[np.int64]) -> Floats:
+    """Variance of each element: one number a row and head, relative to that head's size, between the drawn rows
+    interpolated."""
+    heads = (len(picked), core.heads, core.head_dim)
+    spread = np.mean([np.square(error).reshape(heads).mean(axis=2) for error in draws], axis=0)
+    size = np.square(values).reshape(len(values), core.heads, core.head_dim).mean(axis=2)
+    relative = np.sqrt(spread / np.maximum(size[picked], 1e-290))
+    at = np.arange(len(values))
+    everywhere = np.stack([np.interp(at, picked, relative[:, head]) for head in range(core.heads)], axis=1)
+    variance = np.repeat(np.square(everywhere) * size, core.head_dim, axis=1)
+    return np.asarray(variance + rounding(values, dtype))

@@ -1,0 +1,109 @@
+"""What one site computes from its recorded inputs and the checkpoint's parameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.auditing.matrix import Matrix
+from tracekit.auditing.rounding import Floats, Result
+
+Shape = tuple[int, ...]
+
+
+class Weights(Protocol):
+    """The parameters of one module, by role (`weight`, `bias`), with the values that the engine holds."""
+
+    def vector(self, role: str) -> Floats | None:
+        """A parameter as float64; None where the module has none of that role."""
+
+    def table(self) -> NDArray[np.floating]:
+        """The weight in the dtype of the file, [rows, width]."""
+
+    def matrix(self) -> Matrix:
+        """The weight [outputs, inputs] and the bias [outputs], as float64."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a window of a site's rows is computed from."""
+
+    inputs: list[Floats]
+    """Recorded inputs, [rows, width] each; from position 0 on where the operation reads one so (`from_start`)."""
+    rows: NDArray[np.int64]
+    """Positions of the rows; of the logits, steps."""
+    dtype: str
+    """The coarsest format of the site and its inputs."""
+    weights: Weights
+    tokens: NDArray[np.int64]
+    """Token ids of the rows, of an operation that looks them up; empty for others."""
+    closely: bool = False
+    """Whether to take the bounds by the full, slower way."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """A recorded module whose class names no operation: what its parameters allow it to compute."""
+
+    weight: Shape
+    width: int  # values in a row that it gives
+    inputs: int  # values in a row that it reads
+    bias: bool
+    eps: float  # 0 where it has none
+
+
+@dataclass(frozen=True)
+class Operation(ABC):
+    """An operation with its numbers. Subclasses are found by walking this package: one more is one new file."""
+
+    kind: ClassVar[str]
+    """Stable id, in snake case."""
+    classes: ClassVar[frozenset[str]] = frozenset()
+    """Classes of torch's modules, and of candle's of the same name, that compute it."""
+    reads_tokens: ClassVar[bool] = False
+    """Whether it looks up token ids."""
+
+    @abstractmethod
+    def result(self, given: Given) -> Result:
+        """The values [rows, width] that the site should hold, and how far rounding may have moved them."""
+
+    @abstractmethod
+    def fits(self, shapes: Mapping[str, Shape], inputs: list[int], width: int) -> bool:
+        """Whether the parameters' shapes, by role, and the widths of the inputs make rows of `width` values."""
+
+    def values(self, given: Given) -> Floats:
+        """The values [rows, width] alone."""
+        return self.result(given).values
+
+    def from_start(self, index: int) -> bool:
+        """Whether a row depends on all rows up to it of the input of this index, not on the same row alone."""
+        return False
+
+    @property
+    def transposed(self) -> bool:
+        """Whether its weight is stored as [inputs, outputs]."""
+        return False
+
+    def with_eps(self, eps: float) -> Operation:
+        """The same with the eps of another module, where it has one."""
+        return self
+
+    @property
+    def in_repro(self) -> bool:
+        """Whether the tests of a repro can compute it."""
+        return False
+
+    @classmethod
+    def of_module(cls, attributes: Mapping[str, object]) -> Operation | str:
+        """The operation of a module of one of `classes`, by its recorded attributes; or why it is not known."""
+        return f"what a module of the kind {cls.kind} computes is not recorded"
+
+    @classmethod
+    def candidates(cls, module: Module) -> Iterator[Operation]:
+        """What a module of an unknown class may compute, to be measured on the reference."""
+        yield from ()

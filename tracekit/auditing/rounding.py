@@ -1,0 +1,135 @@
+"""Values in float64 with the rounding error that correct arithmetic makes, and what the bounds of all operations share.
+
+Every operation gives its result and the variance of the rounding error that a correct implementation makes, by
+element. Each rounding to a format with unit roundoff u is taken as a factor 1 + u * uniform(-1, 1), of variance u^2 / 3
+(Monte Carlo arithmetic; Parker 1997). A sum of K products rounds each of its partial sums s, u^2 / 3 sum(s^2); over all
+orders of the same products with the sum S, sum(s^2) is K (S^2 / 3 + |products|^2 / 6) on average (`sums.walked`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.dtypes import UNIT_ROUNDOFF, round_to, to_float
+
+if TYPE_CHECKING:
+    from tracekit.auditing.arithmetic import Emulated
+
+Floats = NDArray[np.float64]
+
+ACCUMULATOR = UNIT_ROUNDOFF["float32"]
+"""Sums, norms and softmax of 16-bit models are taken in float32; an engine that keeps them narrower is reported."""
+LIBRARY = 2.0 * ACCUMULATOR
+"""Relative error of a float32 library function (exp, rsqrt, tanh, sin): good to one unit in the last place, which is
+two unit roundoffs, and not unbiased."""
+SCALE_ROUNDINGS = math.sqrt((0.25 + 0.25 + 1.0 + 1.0) / 3.0)
+"""Standard deviation, in unit roundoffs, of a norm's scale beyond its sum of squares: mean and eps, halved by the root,
+the root and its reciprocal, a roundoff each, of variance u^2 / 3."""
+SMALLEST: dict[str, float] = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}
+"""Smallest number above zero of each format: below the normal range, rounding is no longer relative."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Values [rows, width], the variance of each one's rounding error, and the relative error that a row shares."""
+
+    values: Floats
+    variance: Floats
+    shared: float = 0.0
+    rounded: tuple[Floats, ...] = ()
+    """The values as engines round them on the way, in each usual order. In 16 bits inputs lie on a coarse grid, and a
+    factor near a power of two then moves every product the same way: errors that no average takes away. An engine that
+    rounds in one of these orders is compared with that."""
+    draws: tuple[Floats, ...] = ()
+    """Errors of whole runs with drawn roundings at the rows `drawn_rows`, where no closed form gives their spread."""
+    drawn_rows: NDArray[np.int64] | None = None
+    reordered: tuple[Floats, ...] = ()
+    """Errors of the same products added up in float32 in other orders, all rows: how they spread over rows and columns
+    together. Rows that are alike are rounded alike, and an average over them takes nothing away."""
+    hows: tuple[Emulated, ...] = ()
+    """The arithmetics that an attention core is emulated in, where it is."""
+    others: tuple[Result, ...] = ()
+    """The same in other precisions that engines use, with their own bounds; the closest is what the engine did."""
+    bias: float = 0.0
+    """Relative error that no average takes away: of library functions, and of sums on a coarse grid."""
+    excess: float = 1.0
+    """How much more than `variance` says correct arithmetic may be off, measured on the site's own sums."""
+    scales: tuple[Floats, ...] = ()
+    """Relative errors [rows, groups] that the scale of each row, or of each of its heads, has in the orders in which
+    engines sum its squares. An engine that sums in one of them is compared with that."""
+
+    def closest(self, recorded: Floats) -> Result:
+        """Itself, one of the others, or one of its own orders, whichever is nearest to what was recorded."""
+        if self.scales:
+            return self._in_its_order(recorded)
+
+        def distance(option: Result) -> tuple[float, float]:
+            return min(typical(recorded - values) for values in (option.values, *option.rounded))
+
+        return min((self, *self.others), key=distance) if self.others else self
+
+    def _in_its_order(self, recorded: Floats) -> Result:
+        """The values with the scale of the order that the recorded rows show, if one of them does."""
+        grouped = (len(self.values), self.scales[0].shape[1], -1)
+        values, gap = self.values.reshape(grouped), (recorded - self.values).reshape(grouped)
+        with np.errstate(invalid="ignore", over="ignore"):
+            gains = (gap * values).sum(axis=2) / np.maximum(np.square(values).sum(axis=2), 1e-290)
+            left = [float(np.median(np.square(gains - scale))) for scale in (np.zeros_like(gains), *self.scales)]
+        best = int(np.argmin(np.where(np.isfinite(left), left, np.inf)))
+        if best == 0:
+            return self
+        made = (values * (1.0 + self.scales[best - 1])[..., None]).reshape(self.values.shape)
+        return replace(self, values=made, shared=SCALE_ROUNDINGS * ACCUMULATOR, bias=LIBRARY, scales=())
+
+
+def typical(gap: Floats) -> tuple[float, float]:
+    """Median and sum of the rows' squared lengths: a few rows that are wrong do not decide what the others are near."""
+    squares = np.einsum("pc,pc->p", gap, gap)
+    return float(np.median(squares)), float(squares.sum())
+
+
+def unit(dtype: str) -> float:
+    """Unit roundoff of a float format; float32's for anything else."""
+    return UNIT_ROUNDOFF.get(dtype, ACCUMULATOR)
+
+
+def accumulator(dtype: str) -> float:
+    """Unit roundoff of the sums of a model in `dtype`."""
+    return min(unit(dtype), ACCUMULATOR)
+
+
+def rounding(values: Floats, dtype: str, times: float = 1.0) -> Floats:
+    """Variance of `times` roundings of `values` to `dtype`."""
+    smallest = SMALLEST.get(dtype, 0.0)
+    variance = np.square(np.asarray(values, dtype=np.float64))
+    variance *= times * (unit(dtype) ** 2 / 3.0)
+    variance += smallest * smallest + 1e-290
+    return variance
+
+
+def as_stored(values: Floats, dtype: str) -> Floats:
+    """`values` rounded to a float format, as float64."""
+    return to_float(round_to(values, dtype), dtype).astype(np.float64)
+
+
+def in_16_bits(dtype: str, orders: Callable[[], list[Floats]]) -> tuple[Floats, ...]:
+    """`orders()` of a 16-bit format, nothing of a wider one."""
+    return tuple(orders()) if dtype in ("bfloat16", "float16") else ()
+
+
+def times(x: Floats, factor: float, dtype: str) -> Result:
+    """x times a number, which engines round to the dtype first or do not."""
+
+    def with_factor(number: float) -> Result:
+        values = x * number
+        orders = in_16_bits(dtype, lambda: [as_stored(values, dtype)])
+        return Result(values, rounding(values, dtype) + rounding(values, "float32"), rounded=orders)
+
+    narrow = float(as_stored(np.array([factor]), dtype)[0])
+    return replace(with_factor(factor), others=() if narrow == factor else (with_factor(narrow),))
