@@ -12,13 +12,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from tracekit.auditing import families
-from tracekit.auditing.families import Norms, declared_core
+from tracekit.auditing.families import family_of
+from tracekit.auditing.families.family import stated_embedding_factor
 from tracekit.auditing.operations import operation_of_class
 from tracekit.auditing.operations.attention_core import Attention, Core
 from tracekit.auditing.operations.embedding_table import Embedding
 from tracekit.auditing.operations.gate import Gate
-from tracekit.auditing.operations.norms import Norm, RmsNorm
+from tracekit.auditing.operations.norms import Norm
 from tracekit.auditing.operations.operation import Operation
 from tracekit.auditing.operations.passed_on import PassedOn
 from tracekit.auditing.operations.residual_sum import ResidualSum
@@ -29,8 +29,8 @@ from tracekit.trace import INPUT_SUFFIX, Site, Trace, resolve
 
 TOKEN_TABLES = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "speech_embedding")
 """Last name of an embedding that is looked up by token ids."""
-LAYER = re.compile(r"(?P<layer>(?P<stem>(?:.*\.)?)layers\.(?P<index>\d+))\.")
 HEAD = "lm_head"
+"""The module that gives the logits, where the family is not known."""
 EXPERT = re.compile(r"Expert|Router|MoE|Moe")
 
 
@@ -98,14 +98,12 @@ class Recipes:
 def recipes(trace: Trace, checkpoint: Checkpoint, wiring: Trace | None = None) -> Recipes:
     """Recipes of a trace's stored sites. `wiring`: another trace whose site table says what feeds what, where this
     one's does not."""
-    book = _Book(trace, checkpoint, wiring)
+    book = Book(trace, checkpoint, wiring)
     for site in trace.sites.values():
         book.add_module(site)
     book.add_logits()
-    found = {match["layer"]: match for match in map(LAYER.match, trace.sites) if match}
-    for layer, match in found.items():
-        if f"{layer}.self_attn" in book.blocks:
-            _Layer(book, layer, match["stem"], int(match["index"])).add()
+    if book.family is not None and book.not_known() is None:
+        book.family.wire(book)
     known = sorted(book.known.values(), key=lambda recipe: order_of(trace, recipe.site))
     return Recipes(tuple(known), book.reasons())
 
@@ -116,7 +114,7 @@ def order_of(trace: Trace, name: str) -> int:
     return 1 << 20 if row is None else row.order
 
 
-class _Book:
+class Book:
     """Recipes while they are being collected."""
 
     def __init__(self, trace: Trace, checkpoint: Checkpoint, wiring: Trace | None) -> None:
@@ -127,8 +125,7 @@ class _Book:
         self.stored = {name for sequence in trace.sequences for name in sequence.sites}
         self.positions = max((sequence.positions for sequence in trace.sequences), default=0)
         self.blocks = {name.rpartition(".")[0].removesuffix(INPUT_SUFFIX) for name in self._named()}
-        self.family = families.family_of(self.declared)
-        self.unread = families.unread_setting(self.declared)
+        self.family = family_of(self.declared)
         self._inside: dict[str, set[str]] = {}
 
     def _named(self) -> set[str]:
@@ -182,9 +179,9 @@ class _Book:
             return "no config.json says of which family the model is"
         if self.family is None:
             return f"the operations between the modules of a {said} are not known"
-        if self.unread is not None:
-            return f"config.json declares {self.unread}, which no recipe of a {said} reads"
-        unstated = families.unstated_setting(self.declared)
+        unread, unstated = self.family.unread(self.declared), self.family.unstated(self.declared)
+        if unread is not None:
+            return f"config.json declares {unread}, which no recipe of a {said} reads"
         return None if unstated is None else f"the checkpoint does not declare {unstated}"
 
     # ---------------------------------------------------------------- modules
@@ -225,62 +222,43 @@ class _Book:
         """The recipe of a module, why there is none, or None where its class says nothing."""
         known = operation_of_class(site.module_class) if "defined_in" not in site.attributes else None
         last = site.name.rsplit(".", 1)[-1]
-        if (known is not None and known.reads_tokens) or self._scaled_table(last):
+        if (known is not None and known.reads_tokens) or (self.family is not None and self.family.is_table(last)):
             return self._table(site, stored, last)
-        if known is None and self.family is not None and self._is_norm_of_family(site):
-            known = RmsNorm
-        if source is None:
-            return None if known is None else "its input is not recorded"
         operation = self._operation(site, known)
-        return (
-            Recipe(site.name, stored, operation, (source,), site.parameters)
-            if isinstance(operation, Operation)
-            else operation
-        )
+        if source is None:
+            return None if operation is None or isinstance(operation, Unmeasured) else "its input is not recorded"
+        if not isinstance(operation, Operation):
+            return operation
+        return Recipe(site.name, stored, operation, (source,), site.parameters)
 
     def _operation(self, site: Site, known: type[Operation] | None) -> Operation | str | None:
         """The operation of a module with its numbers, why there is none, or None where its class says nothing."""
-        eps = site.attributes.get("eps")
-        if known is RmsNorm and self.family is not None:
-            eps = self.declared.get("rms_norm_eps") or eps
-            if eps is None:
-                return "its eps is not stated"
-            return RmsNorm(float(eps), self.family.plus_one and not self.checkpoint.one_added)
         if known is not None:
             return known.of_module(site.attributes)
-        return None if set(site.parameters) > {"weight", "bias"} else Unmeasured(_class_of(site), float(eps or 0.0))
-
-    def _scaled_table(self, last: str) -> bool:
-        """Whether this is the table of a family that multiplies embeddings, in a class of its own."""
-        return last == "embed_tokens" and self.family is not None and self.family.embedding_scaled
+        if self.family is not None:
+            norm = self.family.norm(site, self.declared, self.checkpoint.one_added)
+            if norm is not None:
+                return norm
+        eps = float(site.attributes.get("eps") or 0.0)
+        return None if set(site.parameters) > {"weight", "bias"} else Unmeasured(_class_of(site), eps)
 
     def _table(self, site: Site, stored: str, last: str) -> Recipe | str:
         if last not in TOKEN_TABLES:
             return "what it looks up is not recorded"
-        factor = 1.0 if last != "embed_tokens" else families.embedding_factor(self.declared)
+        declared = stated_embedding_factor if self.family is None else self.family.embedding_factor
+        factor = 1.0 if last != "embed_tokens" else declared(self.declared)
         return Recipe(site.name, stored, Embedding(factor, either=factor != 1.0), (), site.parameters)
-
-    def _is_norm_of_family(self, site: Site) -> bool:
-        assert self.family is not None
-        layer = LAYER.match(site.name)
-        inside = site.name[layer.end() :] if layer else site.name.rsplit(".", 1)[-1]
-        names = families.LAYER_NORMS[self.family.norms] | {"norm"}
-        if self.family.normed_heads:
-            names = names | {f"self_attn.{norm}" for norm in families.HEAD_NORMS}
-        return inside in names and set(site.parameters) == {"weight"}
 
     def add_logits(self) -> None:
         """The logits, where they are not the head's own output but follow from it."""
-        head = self.resolve(HEAD)
+        head = self.resolve(HEAD if self.family is None else self.family.head)
         if head is None or head == "logits" or not any(sequence.logits_dtype for sequence in self.trace.sequences):
             return
         why = self.not_known()
-        if why is not None:
-            self.why["logits"] = why
+        if why is not None or self.family is None:
+            self.why["logits"] = str(why)
             return
-        factor, cap = families.logits_factor(self.declared)
-        operation = PassedOn() if factor == 1.0 and cap is None else SoftCap(factor, cap)
-        self.known["logits"] = Recipe("logits", "logits", operation, (head,))
+        self.known["logits"] = Recipe("logits", "logits", self.family.logits(self.declared), (head,))
 
     # ---------------------------------------------------------------- between modules
 
@@ -290,8 +268,15 @@ class _Book:
         if stored is not None and expected is not None and stored != expected:
             self.known[name] = Recipe(name, stored, PassedOn(), (expected,))
 
-    def add(self, names: tuple[str, ...], recipe: Recipe, *inputs: str) -> None:
-        """A recipe of the first of `names` that is recorded; the others are the same value, passed on."""
+    def add(
+        self,
+        names: tuple[str, ...],
+        operation: Operation,
+        *inputs: str,
+        columns: tuple[tuple[int, int] | None, ...] = (),
+    ) -> None:
+        """A recipe of the first of `names` that is recorded; the others are the same value, passed on. `columns` of
+        each input, where it is not all of them."""
         found = [name for name in names if self.resolve(name) not in (None, "logits")]
         if not found:
             return
@@ -302,7 +287,8 @@ class _Book:
         if missing:
             self.why[name] = f"{missing[0]} is not recorded"
         else:
-            self.known[name] = replace(recipe, site=name, stored=stored, inputs=tuple(filter(None, sources)))
+            held = tuple(source for source in sources if source is not None)
+            self.known[name] = Recipe(name, stored, operation, held, columns=columns)
         for other in found[1:]:
             self.add_passing(other, name)
 
@@ -310,133 +296,6 @@ class _Book:
         """Whether a module is there, recorded or not."""
         tables = [self.trace.sites, {} if self.wiring is None else self.wiring.sites]
         return any(name in table for table in tables) or self.checkpoint.find(f"{name}.weight") is not None
-
-
-class _Layer:
-    """The operations between the modules of one decoder layer."""
-
-    def __init__(self, book: _Book, layer: str, stem: str, index: int) -> None:
-        self.book, self.layer, self.stem, self.index = book, layer, stem, index
-        self.attention, self.mlp = f"{layer}.self_attn", f"{layer}.mlp"
-
-    def add(self) -> None:
-        """Attention core, gate, the two sums, and what is passed on between modules."""
-        book = self.book
-        why, family = book.not_known(), book.family
-        if why is not None or family is None:
-            return
-        inside = sorted(book.inside(self.layer))
-        beyond = families.beyond_recipe(family, "", inside)
-        if beyond is not None:
-            for name in (f"{self.layer}.post_attention_layernorm{INPUT_SUFFIX}", self.layer, *self._entry(self.index)):
-                book.why[name] = f"the layer has {beyond}, which no recipe reckons with"
-            return
-        self._streams(family.norms)
-        if any(name.startswith(("mlp.gate_proj.", "mlp.gate_up_proj.", "mlp.down_proj.")) for name in inside):
-            self._gate(families.beyond_recipe(family, "mlp", inside))
-        self._core(family, families.beyond_recipe(family, "self_attn", inside))
-
-    def _projections(self) -> tuple[str, ...]:
-        fused = self.book.exists(f"{self.attention}.qkv_proj")
-        return ("qkv_proj",) if fused else ("q_proj", "k_proj", "v_proj")
-
-    def _ups(self) -> tuple[str, ...]:
-        return ("gate_up_proj",) if self.book.exists(f"{self.mlp}.gate_up_proj") else ("gate_proj", "up_proj")
-
-    def _entry(self, index: int) -> tuple[str, ...]:
-        """Names of what goes into layer `index`; of what leaves the last one."""
-        assert self.book.family is not None
-        layer = f"{self.stem}layers.{index}"
-        last = index == int(self.book.declared.get("num_hidden_layers") or -1)
-        if last:
-            return (f"{self.stem}norm{INPUT_SUFFIX}",)
-        if self.book.family.norms is not Norms.AFTER:
-            return (f"{layer}.input_layernorm{INPUT_SUFFIX}",)
-        projections = _Layer(self.book, layer, self.stem, index)._projections()
-        return tuple(f"{layer}.self_attn.{part}{INPUT_SUFFIX}" for part in projections)
-
-    def _branches(self) -> tuple[str, str]:
-        """What attention and the feed-forward block give."""
-        down = f"{self.mlp}.down_proj"
-        return f"{self.attention}.o_proj", down if self.book.exists(down) else self.mlp
-
-    def _streams(self, norms: Norms) -> None:
-        book, layer = self.book, self.layer
-        attended, fed = self._branches()
-        entry = self._entry(self.index)
-        self._first(entry)
-        middle = {
-            Norms.BEFORE: (f"{layer}.post_attention_layernorm{INPUT_SUFFIX}",),
-            Norms.AROUND: (f"{layer}.pre_feedforward_layernorm{INPUT_SUFFIX}",),
-            Norms.AFTER: tuple(f"{self.mlp}.{part}{INPUT_SUFFIX}" for part in self._ups()),
-        }[norms]
-        if norms is not Norms.AFTER:
-            for part in self._projections():
-                book.add_passing(f"{self.attention}.{part}{INPUT_SUFFIX}", f"{layer}.input_layernorm")
-            before = "post_attention_layernorm" if norms is Norms.BEFORE else "pre_feedforward_layernorm"
-            for part in self._ups():
-                book.add_passing(f"{self.mlp}.{part}{INPUT_SUFFIX}", f"{layer}.{before}")
-        if norms is not Norms.BEFORE:
-            book.add_passing(f"{layer}.post_attention_layernorm{INPUT_SUFFIX}", attended)
-            book.add_passing(f"{layer}.post_feedforward_layernorm{INPUT_SUFFIX}", fed)
-            attended, fed = f"{layer}.post_attention_layernorm", f"{layer}.post_feedforward_layernorm"
-        sums = Recipe("", "", ResidualSum(families.residual_factor(book.declared)))
-        book.add(middle, sums, entry[0], attended)
-        book.add((layer, *self._entry(self.index + 1)), sums, middle[0], fed)
-
-    def _first(self, entry: tuple[str, ...]) -> None:
-        """What goes into the first layer: the embeddings."""
-        book, table = self.book, f"{self.stem}embed_tokens"
-        for name in entry[1:]:
-            book.add_passing(name, entry[0])
-        if self.index:
-            return
-        known = book.known.get(table)
-        scaled = None if known is None else known.operation
-        if known is None or not isinstance(scaled, Embedding) or scaled.factor == 1.0:
-            book.add_passing(entry[0], table)
-            return
-        # Of the run itself: where the other trace multiplies in the module, its wiring says nothing of this one.
-        stored = resolve(book.trace, entry[0])
-        if stored is None:
-            return
-        here = replace(known, operation=replace(scaled, either=False))
-        if stored == known.stored:
-            book.known[table] = here
-        else:
-            book.known[entry[0]] = replace(here, site=entry[0], stored=stored)
-
-    def _gate(self, beyond: str | None) -> None:
-        book, name = self.book, f"{self.mlp}.down_proj{INPUT_SUFFIX}"
-        activation = families.activation(book.declared)
-        if activation is None or beyond is not None:
-            said = f"the block has {beyond}" if beyond else "config.json declares an activation"
-            book.why[name] = f"{said}, which no recipe reckons with"
-            return
-        gate, ups = Recipe("", "", Gate(activation)), self._ups()
-        if len(ups) == 1:
-            half = int(book.declared.get("intermediate_size") or 0)
-            gate, ups = replace(gate, columns=((0, half), (half, 2 * half))), (ups[0], ups[0])
-        book.add((name,), gate, *(f"{self.mlp}.{part}" for part in ups))
-
-    def _core(self, family: families.Family, beyond: str | None) -> None:
-        book, name = self.book, f"{self.attention}.o_proj{INPUT_SUFFIX}"
-        core = declared_core(book.declared, self.index, book.positions)
-        if beyond is not None:
-            book.why[name] = f"the block has {beyond}, which no recipe reckons with"
-        elif core is None:
-            book.why[name] = "the checkpoint declares a rotary embedding or a window that is not known"
-        else:
-            recipe, parts = Recipe("", "", Attention(core)), self._projections()
-            if len(parts) == 1:
-                q, kv = core.heads * core.head_dim, core.kv_heads * core.head_dim
-                recipe = replace(recipe, columns=((0, q), (q, q + kv), (q + kv, q + 2 * kv)))
-                parts = parts * 3
-            elif family.normed_heads:
-                parts = ("q_norm", "k_norm", "v_proj")
-                for norm, part in (("q_norm", "q_proj"), ("k_norm", "k_proj")):
-                    book.add_passing(f"{self.attention}.{norm}{INPUT_SUFFIX}", f"{self.attention}.{part}")
-            book.add((name,), recipe, *(f"{self.attention}.{part}" for part in parts))
 
 
 def _class_of(site: Site) -> str:

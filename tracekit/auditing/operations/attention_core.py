@@ -60,6 +60,12 @@ class Core:
     softmax: str | None = None  # the whole softmax in this format, its sum taken one by one
     sink_from: int | None = None  # one more entry in the softmax, of score and value 0, for queries from here
 
+    @property
+    def fused_columns(self) -> tuple[tuple[int, int], ...]:
+        """The columns of queries, keys and values in the output of one fused projection."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return (0, q), (q, q + kv), (q + kv, q + 2 * kv)
+
 
 @dataclass(frozen=True)
 class Attention(Operation):

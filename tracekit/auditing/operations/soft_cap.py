@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracekit.auditing.operations.operation import Given, Operation, Shape
+from tracekit.auditing.operations.passed_on import PassedOn
 from tracekit.auditing.rounding import Floats, Result, as_stored, in_16_bits, rounding, times
 
 
@@ -42,3 +43,8 @@ class SoftCap(Operation):
 
     def fits(self, shapes: Mapping[str, Shape], inputs: list[int], width: int) -> bool:
         return all(source == width for source in inputs)
+
+
+def scaled_logits(factor: float, cap: float | None = None) -> Operation:
+    """The operation from the head's output to the logits; they are the output itself without a factor or a cap."""
+    return PassedOn() if factor == 1.0 and cap is None else SoftCap(factor, cap)
