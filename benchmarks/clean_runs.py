@@ -36,7 +36,7 @@ from benchmarks.fault_bench.setups import GREEDY, Setup
 from benchmarks.fault_bench.studio import generate
 from tracekit.auditing.audit import audit
 from tracekit.checkpoints.checkpoint import Checkpoint
-from tracekit.verdict.attribution import explained_audit
+from tracekit.mistakes.culprits import explained_audit
 from tracekit.verdict.decide import Verdict
 
 assert benign  # registers the harmless injections

@@ -24,12 +24,13 @@ from tracekit_cli.main import group
 
 import tracekit
 from tracekit.auditing import operations
-from tracekit.auditing.audit import Audit, audit
+from tracekit.auditing.audit import audit
 from tracekit.auditing.operations import Core, Rotary
 from tracekit.auditing.propagation import beyond_rounding, rounding_that_adds_up
 from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
+from tracekit.report.words import sentence
 from tracekit.trace import Trace, TraceError
-from tracekit.verdict.attribution import explained_audit
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "72,101,50,290,280,12,270,33,90,41,7,200"
@@ -81,7 +82,7 @@ def record(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     return run
 
 
-def audited(trace: Trace, folder: Path) -> Audit:
+def audited(trace: Trace, folder: Path) -> ExplainedAudit:
     checkpoint = Checkpoint(folder)
     return explained_audit(trace, checkpoint, audit(trace, checkpoint))
 
@@ -103,19 +104,19 @@ MISTAKES = [
     ("llama", "rope-partial:0.5:1", core(1), "8 of 16 dimensions rotated instead of 16"),
     ("llama", "rope-offset:1:2", core(2), "queries stand 1 position late"),
     ("llama", "rope-decode-zero", core(0), "every decoded token stands at position 0"),
-    ("llama", "rope-k-unrotated:1", core(1), "the prompt's queries look at keys before rotation"),
+    ("llama", "rope-k-unrotated:1", core(1), "the prompt's queries attend to keys before rotation"),
     ("llama3", "rope-scaling-off", core(0), "rotary scaling llama3 is left out"),
     ("llama", "attention-scale:1.01:1", core(1), "softmax scale times 1.01"),
-    ("llama", "softcap:5:1", core(1), "scores capped softly at 5"),
+    ("llama", "softcap:5:1", core(1), "a soft cap of 5 is applied to the scores"),
     ("llama", "mask-future:1", core(1), "the mask lets one key too many through"),
-    ("llama", "mask-past:1", core(1), "a position does not see its own key"),
+    ("llama", "mask-past:1", core(1), "a position does not attend to its own key"),
     ("llama", "window:8:1", core(1), "a window of 8 positions instead of no window"),
     ("llama", "kv-head-map:1", core(1), "query heads map to KV heads by h % n instead of h / group"),
     ("llama", "swap-kv:1", core(1), "keys and values swapped"),
     ("llama", "softmax-f16:1", core(1), "the whole softmax in float16"),
     ("llama", "stale-cache-row:4:1", core(1), "cache row 15 holds row 14"),
-    ("llama", "overwritten-cache-row:3:1", core(1), "cache row 13 is not there"),
-    ("llama", "cache-hole:2:1", core(1), "an empty cache row is attended from position 13 on"),
+    ("llama", "overwritten-cache-row:3:1", core(1), "cache row 13 is missing"),
+    ("llama", "cache-hole:2:1", core(1), "an empty cache row is attended to from position 13 on"),
     ("llama", "swap-gate-up:1", "model.layers.1.mlp.down_proj:in", "gate and up swapped"),
     ("llama", "gelu:2", "model.layers.2.mlp.down_proj:in", "gelu instead of silu"),
     ("llama", "gelu-tanh:0", "model.layers.0.mlp.down_proj:in", "tanh-gelu instead of silu"),
@@ -147,20 +148,20 @@ def test_a_mistake_is_named_and_explained(record, folders, model, fault, site, t
     first = found.culprits[0]
     assert first.site == site
     assert first.explanation is not None, first.evidence()
-    assert first.explanation["text"] == text
+    assert sentence(first.explanation) == text
     assert found.exit_code == 1
 
 
 IN_16_BITS = [
-    ("bf16", "gain:model.layers.1.mlp.down_proj:1.01", "model.layers.1.mlp.down_proj", "gain"),
-    ("f16", "gain:model.layers.1.mlp.down_proj:1.01", "model.layers.1.mlp.down_proj", "gain"),
-    ("bf16", "rope-theta:500", core(0), "rotary theta"),
-    ("bf16", "rope-interleaved", core(0), "interleaved rotary"),
-    ("bf16", "kv-head-map:1", core(1), "KV-head map"),
+    ("bf16", "gain:model.layers.1.mlp.down_proj:1.01", "model.layers.1.mlp.down_proj", "weight_gain"),
+    ("f16", "gain:model.layers.1.mlp.down_proj:1.01", "model.layers.1.mlp.down_proj", "weight_gain"),
+    ("bf16", "rope-theta:500", core(0), "rotary_theta"),
+    ("bf16", "rope-interleaved", core(0), "interleaved_rotary"),
+    ("bf16", "kv-head-map:1", core(1), "kv_head_map"),
     ("bf16", "window:6:1", core(1), "window"),
-    ("bf16", "stale-cache-row:4:1", core(1), "stale cache row"),
-    ("bf16", "swap-gate-up:1", "model.layers.1.mlp.down_proj:in", "gate and up swapped"),
-    ("bf16", "norm-plus-one:model.norm", "model.norm", "norm weight + 1"),
+    ("bf16", "stale-cache-row:4:1", core(1), "stale_cache_row"),
+    ("bf16", "swap-gate-up:1", "model.layers.1.mlp.down_proj:in", "gate_and_up_swapped"),
+    ("bf16", "norm-plus-one:model.norm", "model.norm", "norm_weight_plus_1"),
 ]
 
 
@@ -169,10 +170,8 @@ IN_16_BITS = [
 )
 def test_a_mistake_is_named_in_16_bits(record, folders, dtype, fault, site, kind):
     found = audited(record("llama", "--quiet-config", "--dtype", dtype, "--fault", fault), folders["llama"])
-    assert [found.culprits[0].site, found.culprits[0].explanation and found.culprits[0].explanation["kind"]] == [
-        site,
-        kind,
-    ]
+    explanation = found.culprits[0].explanation
+    assert (found.culprits[0].site, explanation and explanation.mistake.id) == (site, kind)
 
 
 VARIANTS = ("fused-qkv", "online-softmax", "kv-repeat", "scale-queries", "rope-shift", "f64-rope-table", "norm-order")
@@ -204,7 +203,7 @@ def test_a_norm_is_told_from_those_of_other_layers_by_its_gain(fault: str | None
         return
     assert [culprit.site for culprit in found.culprits] == ["model.layers.3.post_attention_layernorm"]
     assert found.culprits[0].explanation is not None
-    assert found.culprits[0].explanation["text"] == "eps 1e-06 instead of 1e-05"
+    assert sentence(found.culprits[0].explanation) == "eps 1e-06 instead of 1e-05"
 
 
 def test_two_mistakes_at_once_are_both_listed(record, folders):

@@ -14,7 +14,7 @@ from tracekit.auditing import operations, propagation, sums
 from tracekit.auditing.audit import audit
 from tracekit.auditing.own_error import Tally, deviations, root_mean_square
 from tracekit.checkpoints.checkpoint import Checkpoint
-from tracekit.verdict.attribution import explained_audit
+from tracekit.mistakes.culprits import explained_audit
 
 ROOT = Path(__file__).parent.parent
 ENGINE = Path(os.environ.get("TRACEKIT_NATIVE", ROOT / "hooks/rust/target/release/tracekit-native"))

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 
 import tracekit
 from tests import tiny_families as tiny
-from tracekit.auditing.audit import Audit, audit
+from tracekit.auditing.audit import audit
 from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
+from tracekit.report.words import sentence
 from tracekit.trace import Trace
-from tracekit.verdict.attribution import explained_audit
 
 WHOLE = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3", "phi3", "olmo2", "granite")
 """Families whose every site has a recipe."""
@@ -37,13 +38,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return of
 
 
-def audited(trace: Trace, folder: Path) -> Audit:
+def audited(trace: Trace, folder: Path) -> ExplainedAudit:
     checkpoint = Checkpoint(folder)
     return explained_audit(trace, checkpoint, audit(trace, checkpoint))
 
 
-def said(found: Audit) -> dict[str, str | None]:
-    return {each.site: each.explanation["text"] if each.explanation else None for each in found.culprits}
+def said(found: ExplainedAudit) -> dict[str, str | None]:
+    return {each.site: sentence(each.explanation) if each.explanation else None for each in found.culprits}
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)

@@ -142,11 +142,11 @@ def test_the_museums_page_has_every_thread(studio: Studio) -> None:
 @pytest.mark.parametrize(
     ("kind", "said", "otherwise"),
     [
-        ("cache-stale", "stale cache row row 10", False),
-        ("cache-stale", "rotary angles rounded", True),
-        ("stale-cache-row:4:2", "rotary angles rounded", True),
+        ("cache-stale", "stale_cache_row", False),
+        ("cache-stale", "rotary_angles_rounded", True),
+        ("stale-cache-row:4:2", "rotary_angles_rounded", True),
         ("cache-stale", "", False),
-        ("core", "KV-head map", False),  # its options may mean many things
+        ("core", "kv_head_map", False),  # its options may mean many things
     ],
 )
 def test_a_wrong_explanation_is_noticed(kind: str, said: str, otherwise: bool) -> None:

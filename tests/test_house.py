@@ -37,6 +37,9 @@ KNOWN = {
     ("tracekit.inspection.summary", "tracekit.extra.cosyvoice3.speech"),
     ("tracekit.verdict.decide", "tracekit.extra.cosyvoice3.speech"),
     ("tracekit.verdict.decide", "tracekit.extra.cosyvoice3.counted"),
+    ("tracekit.verdict.decide", "tracekit.report.words"),
+    ("tracekit.verdict.decide", "tracekit.report.words.culprits"),
+    ("tracekit.verdict.decide", "tracekit.report.words.explanations"),
 }
 """Imports against the order that are there yet."""
 

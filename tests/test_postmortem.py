@@ -83,7 +83,7 @@ def test_seeds_are_grouped_by_what_is_wrong_with_them(scene: Scene, tmp_path: Pa
     done = run([*scene.arguments(out, "1:36", *faults), "--keep", "all"], code=1)
     found = found_in(out)
     grouped = groups_of(found)
-    assert grouped["layer rotary table rounded"] == [7, 14, 21, 28, 35]
+    assert grouped["layer rotary_table_rounded"] == [7, 14, 21, 28, 35]
     assert grouped["sampler inverse CDF"] == [5, 10, 15, 20, 25, 30]
     assert grouped["stop stopped on another token"] == [11, 22, 33]
     assert len(grouped) == 3

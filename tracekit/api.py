@@ -20,11 +20,11 @@ from tracekit.errors import TraceError
 from tracekit.formats.name_map import NameMap, gguf_names, read_names
 from tracekit.formats.opening import open_trace
 from tracekit.interactive import html_table
+from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
 from tracekit.report.audit import audit_json, audit_text
 from tracekit.report.text import verdict_text
 from tracekit.trace import Json, Trace
 from tracekit.verdict import decide
-from tracekit.verdict.attribution import explained_audit
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -62,7 +62,7 @@ class Verdict(decide.Verdict):
 
 
 @dataclass(frozen=True, repr=False)
-class Audit(auditing.Audit):
+class Audit(ExplainedAudit):
     """One trace against its checkpoint, and how it reads. Its `repr` is what `tracekit audit` prints."""
 
     text: str = field(default="", compare=False)

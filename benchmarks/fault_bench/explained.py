@@ -7,61 +7,61 @@ import re
 from benchmarks.fault_bench.fault import Fault
 
 PLANTED = {
-    "gain|head-scale": "gain|weights? times",
-    "weight|weight-add": "one weight",
-    "offset": "constant added",
-    "weights-(f16|bf16)": "weight rounded",
-    "(bias-dropped|missing-bias)": "bias left out",
-    "(bias-twice|double-bias)": "bias added twice",
-    "eps|norm-eps": "norm eps",
-    "norm-plus-one": "norm weight",
-    "norm-skipped": "norm skipped",
-    "transposed|transpose-weight": "weight transposed",
-    "rows-permuted|permuted-rows": "rows|columns",
-    "swap-heads": "heads|columns permuted",
-    "rope-theta(-stated)?": "rotary theta",
-    "rope-table|rope-f16": "rotary table rounded",
-    "rope-angles(-bf16)?": "rotary angles rounded",
-    "rope-interleaved": "interleaved rotary",
-    "rope-offset": "position offset|decode positions",
-    "rope-decode-zero": "decoding at position 0",
-    "rope-k-unrotated": "keys not rotated|prompt keys",
-    "rope-partial": "partial rotary",
-    "rope-linear|rope-scaling-off|rope-frequencies": "rotary (positions|scaling)",
-    "attention-scale": "attention scale|scale",
-    "softcap|final-softcap": "soft cap|score soft cap",
-    "mask-future": "mask one ahead",
-    "mask-past": "mask one behind",
-    "window": "window",
-    "kv-head-map": "KV-head map",
-    "attention-scores-f16|softmax-f16": "scores|softmax",
-    "cache-stale|stale-cache-row": "stale cache row",
-    "cache-overwritten|overwritten-cache-row|cache-window-row": "(overwritten|repeated|other) cache row|cache row",
-    "cache-hole": "empty cache row|sink",
-    "swap-gate-up|gate-up-swapped": "gate and up swapped",
+    "gain|head-scale": "gain|weight_gain",
+    "weight|weight-add": "one_weight",
+    "offset": "constant_added",
+    "weights-(f16|bf16)": "weight_rounded",
+    "(bias-dropped|missing-bias)": "bias_left_out",
+    "(bias-twice|double-bias)": "bias_added_twice",
+    "eps|norm-eps": "norm_eps",
+    "norm-plus-one": "norm_weight_.*",
+    "norm-skipped": "norm_skipped",
+    "transposed|transpose-weight": "weight_transposed",
+    "rows-permuted|permuted-rows": "rows_.*|columns_permuted",
+    "swap-heads": "columns_permuted",
+    "rope-theta(-stated)?": "rotary_theta",
+    "rope-table|rope-f16": "rotary_table_rounded",
+    "rope-angles(-bf16)?": "rotary_angles_rounded",
+    "rope-interleaved": "interleaved_rotary",
+    "rope-offset": "position_offset|decode_positions",
+    "rope-decode-zero": "decoding_at_position_0",
+    "rope-k-unrotated": "keys_not_rotated|prompt_keys_not_rotated",
+    "rope-partial": "partial_rotary",
+    "rope-linear|rope-scaling-off|rope-frequencies": "rotary_positions_divided|rotary_scaling_left_out",
+    "attention-scale": "attention_scale|scale_.*",
+    "softcap|final-softcap": "soft_cap.*|score_soft_cap",
+    "mask-future": "mask_one_ahead",
+    "mask-past": "mask_one_behind",
+    "window": "window(_ignored)?",
+    "kv-head-map": "kv_head_map",
+    "attention-scores-f16|softmax-f16": "scores_.*|softmax_.*",
+    "cache-stale|stale-cache-row": "stale_cache_row",
+    "cache-overwritten|overwritten-cache-row|cache-window-row": "(overwritten|repeated|other)_cache_row|cache_row_.*",
+    "cache-hole": "empty_cache_row|sink",
+    "swap-gate-up|gate-up-swapped": "gate_and_up_swapped",
     "activation|gelu|gelu-tanh": "activation",
-    "skip-layer|layer-skipped": "layer skipped",
-    "drop-residual|residual-dropped": "residual dropped",
-    "parallel-residual": "branch left out|parallel",
-    "embed-scale": "embedding scale|gain",
-    "logits-f16|logits-cast|residual-f16": "output rounded",
+    "skip-layer|layer-skipped": "layer_skipped",
+    "drop-residual|residual-dropped": "residual_dropped",
+    "parallel-residual": "branch_left_out|parallel.*",
+    "embed-scale": "embedding_scale.*|gain",
+    "logits-f16|logits-cast|residual-f16": "output_rounded",
     "seed": "seed",
-    "extra-draw|words-used": "extra draw",
-    "drawn-twice": "extra draw|draw",
-    "argmax|first-token-greedy": "argmax",
-    "inverse-cdf": "inverse CDF",
-    "uniform-for-exponential": "uniform for exponential",
-    "temperature-after-top-p|order": "temperature after",
+    "extra-draw|words-used": "extra_draw",
+    "drawn-twice": "extra_draw|draw",
+    "argmax|first-token-greedy": "argmax.*",
+    "inverse-cdf": "inverse_cdf",
+    "uniform-for-exponential": "uniform_for_exponential",
+    "temperature-after-top-p|order": "temperature_after.*",
 }
-"""Injections and what of them may be said. An injection that stands nowhere may be given any name."""
+"""Injections and the ids of mistakes that may be named. An injection that stands nowhere may be given any id."""
 
 
 def explained_otherwise(fault: Fault, explanation: str) -> bool:
-    """Whether the verdict names a mistake that was not planted."""
+    """Whether the verdict names, by its id, a mistake that was not planted."""
     name = fault.kind.split(":")[0]
     if not explanation:
         return False
-    for kinds, said in PLANTED.items():
+    for kinds, ids in PLANTED.items():
         if re.fullmatch(kinds, name):
-            return re.match(said, explanation, re.IGNORECASE) is None
+            return re.fullmatch(ids, explanation) is None
     return False

@@ -45,13 +45,17 @@ def same_site(trace: Trace, found: str | None, names: tuple[str, ...]) -> bool:
     return found in names or (resolve(trace, found) or found) in {resolve(trace, name) or name for name in names}
 
 
+def mistake_of(verdict: tracekit.Verdict) -> str:
+    """The id of the mistake that a verdict names; empty where it names none."""
+    explained: Json | None = verdict.to_json()["explanation"]
+    return str(explained["kind"]) if explained else ""
+
+
 def explanation_of(verdict: tracekit.Verdict) -> str:
-    """The mistake itself, as the verdict has it; else its first evidence."""
-    explained: Json | None = verdict.explanation
-    if explained:
-        value: Any = explained.get("value")
-        return f"{explained.get('kind')}" + ("" if value is None else f" {value}")
-    return ""
+    """The same with its number."""
+    explained: Json | None = verdict.to_json()["explanation"]
+    value: Any = explained.get("value") if explained else None
+    return mistake_of(verdict) + ("" if value is None else f" {value}")
 
 
 def margin_of(verdict: tracekit.Verdict) -> str:

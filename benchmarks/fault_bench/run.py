@@ -24,7 +24,7 @@ import tracekit
 from benchmarks.fault_bench import benign, kinds_native, kinds_torch, models, museum, museum_page
 from benchmarks.fault_bench.explained import explained_otherwise
 from benchmarks.fault_bench.fault import Fault, Json
-from benchmarks.fault_bench.judge import explanation_of, judge, margin_of, misplaced
+from benchmarks.fault_bench.judge import explanation_of, judge, margin_of, misplaced, mistake_of
 from benchmarks.fault_bench.kinds import SLOTS, Dice
 from benchmarks.fault_bench.native import Refused
 from benchmarks.fault_bench.setups import SETUPS
@@ -245,7 +245,7 @@ def _row(fault: Fault, change: Change, verdict: tracekit.Verdict, ok: bool, why:
         "found": said,
         "said": said + (f"  [{why}]" if why else "") + (f"  [benchmark: {doubt}]" if doubt else ""),
         "explanation": explanation,
-        "otherwise": explained_otherwise(fault, explanation),
+        "otherwise": explained_otherwise(fault, mistake_of(verdict)),
         "margin": margin_of(verdict),
         "change": asdict(change),
         "verdict": verdict.to_json(),

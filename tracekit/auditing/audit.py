@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from tracekit.inspection.non_finite import NonFinite, first_non_finite
 from tracekit.inspection.positions import prompt_length, step_of
 from tracekit.inspection.sanity import losses
 from tracekit.inspection.settings import Difference, declared_differences, other_sizes
-from tracekit.trace import Json, Sequence, Trace, TraceError
+from tracekit.trace import Sequence, Trace, TraceError
 
 try:
     from threadpoolctl import threadpool_limits
@@ -49,21 +49,6 @@ class Culprit:
     site: str
     order: int
     own: Own
-    explanation: Json | None = None
-
-    def to_json(self) -> Json:
-        statistics = self.own.statistics
-        return {
-            "side": "candidate",
-            "sequence": self.sequence,
-            "step": self.step,
-            "position": self.position,
-            "site": self.site,
-            "own": statistics.size,
-            "statistic": self.own.statistic,
-            "gain": 1.0 + statistics.gain,
-            "explanation": self.explanation,
-        }
 
     def evidence(self) -> str:
         """One line: how far beyond its bound, and by what."""
@@ -285,11 +270,6 @@ def _culprit(trace: Trace, run: Recomputation, own: Own) -> Culprit:
     data = sequence.sites.get(recipe.stored)
     step = step_of(position, prompt_length(sequence)) if data is None or data.axis is None else 0
     return Culprit(sequence.index, step, position, recipe.site, order_of(trace, recipe.site), own)
-
-
-def explained(culprit: Culprit, explanation: Json | None) -> Culprit:
-    """The culprit with what its mistake is."""
-    return replace(culprit, explanation=explanation)
 
 
 def other_model(trace: Trace, checkpoint: Checkpoint) -> str | None:

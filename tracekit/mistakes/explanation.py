@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -40,6 +41,8 @@ class Where:
 
 
 EVERYWHERE = Where()
+DIGITS = 5e-6
+"""Relative distance below which two fitted numbers are one."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,19 @@ class Explanation:
         """Whether both name the same mistake with the same values at the same positions, whatever they leave."""
         return (
             self.mistake is other.mistake
-            and dict(self.values) == dict(other.values)
+            and self.values.keys() == other.values.keys()
+            and all(_alike(value, other.values[name]) for name, value in self.values.items())
             and self.where == other.where
             and len(self.parts) == len(other.parts)
             and all(one.same(part) for one, part in zip(self.parts, other.parts, strict=True))
         )
+
+
+def _alike(one: Value, other: Value) -> bool:
+    """Equal; of fitted numbers, to six digits."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=DIGITS)
+    return one == other
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from tracekit.auditing.operations import Floats
+
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
@@ -33,3 +37,10 @@ def logarithmic(low: float, high: float, count: int) -> list[float]:
     """`count` numbers from low to high, evenly spaced on a logarithmic scale."""
     step = (math.log(high) - math.log(low)) / (count - 1)
     return [math.exp(math.log(low) + step * index) for index in range(count)]
+
+
+def best_factor(part: Floats, values: Floats, variance: Floats) -> float:
+    """The number that brings `part` nearest to `values`, in units of their rounding bound: weighted least squares."""
+    weights = 1.0 / variance
+    power = max(float(np.sum(weights * np.square(part))), 1e-290)
+    return float(np.sum(weights * part * values)) / power

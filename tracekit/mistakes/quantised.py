@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,19 +41,26 @@ def q4_0(weight: Singles) -> Singles:
     return np.asarray(steps * _half(scale), dtype=np.float32).reshape(weight.shape)
 
 
-ROUNDINGS: dict[str, Callable[[Singles], Singles]] = {
-    "weight rounded to 8 bits, a scale a row": a_scale_each(1),
-    "weight rounded to 8 bits, one scale": a_scale_each(None),
-    "weight rounded to Q8_0": q8_0,
-    "weight rounded to Q4_0": q4_0,
-}
+@dataclass(frozen=True)
+class Rounding:
+    """A way of rounding a weight."""
+
+    words: str
+    round: Callable[[Singles], Singles]
+    blocks: bool = False
+    """Whether it needs rows of whole blocks of `BLOCK` weights."""
+
+    def rounded(self, weight: Floats) -> Floats:
+        """A weight after it, worked out in float32 as engines do."""
+        return np.asarray(self.round(weight.astype(np.float32)), dtype=np.float64)
 
 
-def rounded(text: str, weight: Floats) -> Floats | None:
-    """A weight after one of `ROUNDINGS`, worked out in float32 as engines do; None where blocks do not fit its rows."""
-    if "Q" in text and weight.shape[1] % BLOCK:
-        return None
-    return np.asarray(ROUNDINGS[text](weight.astype(np.float32)), dtype=np.float64)
+ROUNDINGS = (
+    Rounding("8 bits, a scale a row", a_scale_each(1)),
+    Rounding("8 bits, one scale", a_scale_each(None)),
+    Rounding("Q8_0", q8_0, blocks=True),
+    Rounding("Q4_0", q4_0, blocks=True),
+)
 
 
 def _nearest(steps: Singles) -> Singles:

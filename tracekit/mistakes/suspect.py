@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +17,7 @@ from tracekit.auditing.own_error import Statistics, Tally, spread_width
 from tracekit.auditing.recipe import Recipe, Recipes
 from tracekit.auditing.recompute import Recomputation, Window, joined
 from tracekit.inspection.positions import prompt_length
-from tracekit.trace import Json
+from tracekit.mistakes.explanation import EVERYWHERE, Extent, Mistake, Value, Where
 
 ROWS = 256
 """Rows that a hypothesis is tried on; of longer recordings, those around the first wrong one and the last."""
@@ -31,23 +31,52 @@ that fell to the other side of a tie moves it by some units, one that was not ro
 NICE_DIGITS = (1, 2, 3, 4)
 """A fitted number is rounded to the fewest digits with which it still holds."""
 
-Value = float | str | None
 Values = Floats | Result
-"""What a site would hold; a Result where the orders of rounding are known."""
+"""What a site would hold, [rows, width]; a Result where the orders of rounding are known."""
+Made = tuple[Values, Mapping[str, Value]]
+"""The same with what was fitted, by the names that the mistake's words have."""
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One thing changed. `make` gives the values that the site would then hold, and the fitted number if there is one;
-    None where the change cannot be made here."""
+    """One thing changed."""
 
-    kind: str
-    complexity: int
-    make: Callable[[], tuple[Values, Value] | None]
-    said: Callable[[Value], str] | None = None
-    at: Callable[[float], Values] | None = None  # values at another number, to round the fitted one
-    variance: Floats | None = None  # of rounding errors that come with the change
-    flips: bool = False  # it rounds on the way: what lies next to a tie may fall to the other side
+    make: Callable[[], Made | None]
+    """None where the change cannot be made here."""
+    values: Mapping[str, Value] = field(default_factory=dict)
+    """What the mistake's words name and is known beforehand."""
+    at: Callable[[float], Values] | None = None
+    """Values at another number than the fitted one, to round it."""
+    variance: Floats | None = None
+    """Of rounding errors that come with the change."""
+    flips: bool = False
+    """It rounds on the way: what lies next to a tie may fall to the other side."""
+
+
+def plainly(make: Callable[..., Values | None], *arguments: object, **values: Value) -> Hypothesis:
+    """A hypothesis without a number to fit: the site would hold `make(*arguments)`."""
+
+    def made() -> Made | None:
+        result = make(*arguments)
+        return None if result is None else (result, {})
+
+    return Hypothesis(made, values)
+
+
+def unchanged(values: Floats) -> Floats:
+    """What is given."""
+    return values
+
+
+def product(x: Floats, weight: Floats, bias: Floats | None) -> Floats:
+    """A linear layer in float64."""
+    values = x @ weight.T
+    return values if bias is None else values + bias
+
+
+def narrower(dtype: str) -> list[str]:
+    """16-bit formats with fewer bits than a dtype."""
+    return [each for each in ("float16", "bfloat16") if operations.unit(each) > operations.unit(dtype) * 1.5]
 
 
 def narrowed(case: Case, values: Floats, dtype: str) -> Floats:
@@ -57,30 +86,19 @@ def narrowed(case: Case, values: Floats, dtype: str) -> Floats:
     return np.clip(case.recorded, low, high)
 
 
-def plainly(kind: str, text: str, make: Callable[..., Values | None], *arguments: object) -> Hypothesis:
-    """A hypothesis without a number: the site would hold `make(*arguments)`."""
-
-    def made() -> tuple[Values, Value] | None:
-        values = make(*arguments)
-        return None if values is None else (values, None)
-
-    return Hypothesis(kind, 1, made, lambda _: text)
-
-
 @dataclass(frozen=True)
 class Fit:
     """A hypothesis that was tried."""
 
-    kind: str
-    value: Value
-    complexity: int
+    values: Mapping[str, Value]
     residual: float  # root mean square of what is left, over the rounding bound
     holds: bool
-    text: str
-    partial: bool = False  # on some rows alone
+    where: Where = EVERYWHERE
 
-    def to_json(self) -> Json:
-        return {"kind": self.kind, "value": self.value, "residual": self.residual, "text": self.text}
+    @property
+    def partial(self) -> bool:
+        """Whether it was tried on some rows alone."""
+        return self.where != EVERYWHERE
 
 
 @dataclass(frozen=True)
@@ -154,39 +172,35 @@ class Case:
                 return np.asarray(part)
         return np.ones(len(rows), dtype=bool)
 
-    def tried(self, hypothesis: Hypothesis) -> Iterator[Fit]:
+    def tried(self, mistake: Mistake, hypothesis: Hypothesis) -> Iterator[Fit]:
         """The hypothesis on all rows, and where only some rows are wrong, on those alone."""
         made = hypothesis.make()
         if made is None:
             return
-        values, value = made
-        fit = self._fit(hypothesis, values, value)
-        if isinstance(value, float) and hypothesis.at is not None and (fit.holds or len(self.right.rounded) > 0):
-            fit = self._rounded(hypothesis, fit)
+        values, found = made[0], {**hypothesis.values, **made[1]}
+        fit = self._fit(hypothesis, values, found)
+        if mistake.main in made[1] and hypothesis.at is not None and (fit.holds or len(self.right.rounded) > 0):
+            fit = self._rounded(mistake.main, hypothesis, fit)
         yield fit
         if not fit.holds and not self.region.all():
             plain = values.values if isinstance(values, Result) else values
             part = np.where(self.region[:, None], plain, self.base)
-            text = self._said(hypothesis, value) + self._where()
-            yield replace(self._fit(hypothesis, part, value), text=text, partial=True)
+            yield replace(self._fit(hypothesis, part, found), where=self._where())
 
-    def _where(self) -> str:
+    def _where(self) -> Where:
         rows = self.window.rows
         if np.array_equal(self.region, rows < self.prompt):
-            return ", in the prompt alone"
+            return Where(Extent.PROMPT)
         first = int(rows[int(self.region.argmax())])
-        return ", in decoding alone" if first == self.prompt else f", from position {first}"
+        return Where(Extent.DECODING) if first == self.prompt else Where(Extent.ONWARDS, first)
 
-    def _said(self, hypothesis: Hypothesis, value: Value) -> str:
-        return hypothesis.said(value) if hypothesis.said else hypothesis.kind
-
-    def _fit(self, hypothesis: Hypothesis, values: Values, value: Value) -> Fit:
+    def _fit(self, hypothesis: Hypothesis, values: Values, found: Mapping[str, Value]) -> Fit:
         statistics, worst = self.judge(values, hypothesis.variance)
         holds, residual = worst <= 1.0 and statistics.size <= self.needed, statistics.size
         wide = operations.unit(self.dtype) <= operations.ACCUMULATOR
         if wide and not holds and hypothesis.flips:
             holds, residual = self._mostly(values.values if isinstance(values, Result) else values)
-        return Fit(hypothesis.kind, value, hypothesis.complexity, residual, holds, self._said(hypothesis, value))
+        return Fit(found, residual, holds)
 
     def _mostly(self, values: Floats) -> tuple[bool, float]:
         """Whether nearly all blocks of columns hold (a head each, in the attention core), and their median residual:
@@ -198,15 +212,16 @@ class Case:
         median = float(np.median(blocks))
         return median <= 2.0 and float(np.mean(blocks <= BLOCK_LIMIT)) >= MOSTLY, median
 
-    def _rounded(self, hypothesis: Hypothesis, fit: Fit) -> Fit:
+    def _rounded(self, name: str | None, hypothesis: Hypothesis, fit: Fit) -> Fit:
         """The same with the number rounded, if that holds as well: of 16-bit values a number is fitted to some three
         digits, and the one that was meant may be the only one that holds."""
-        assert hypothesis.at is not None and isinstance(fit.value, float)
+        number = fit.values[name or ""]
+        assert hypothesis.at is not None and isinstance(number, float)
         for digits in NICE_DIGITS:
-            nice = float(f"{fit.value:.{digits}g}")
-            if abs(nice / fit.value - 1.0) > 0.02 if fit.value else True:
+            nice = float(f"{number:.{digits}g}")
+            if abs(nice / number - 1.0) > 0.02 if number else True:
                 continue
-            other = self._fit(hypothesis, hypothesis.at(nice), nice)
+            other = self._fit(hypothesis, hypothesis.at(nice), {**fit.values, name or "": nice})
             if other.holds and (not fit.holds or other.residual <= max(1.0, 1.5 * fit.residual)):
                 return other
         return fit

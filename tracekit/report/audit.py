@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from tracekit.auditing.audit import Audit, Culprit
 from tracekit.auditing.own_error import FALSE_ALARMS
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.inspection.settings import Difference
+from tracekit.mistakes.culprits import ExplainedAudit, ExplainedCulprit, same_mistake
+from tracekit.mistakes.explanation import Explained
 from tracekit.report.coverage import left_out, shares
 from tracekit.report.text import counted_values
+from tracekit.report.words import sentence
+from tracekit.report.words.culprits import culprit_json
 from tracekit.trace import Json, Trace
 from tracekit.verdict.coverage import audited_coverage
 
@@ -20,7 +23,7 @@ HEADLINES = {
 VERDICTS = {0: "within bounds", 1: "departs", 2: "withheld"}
 
 
-def audit_text(found: Audit, trace: Trace, checkpoint: Checkpoint) -> str:
+def audit_text(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> str:
     """The culprits with their explanations, what the engine says it used, and what was not audited."""
     config = trace.config
     steps = sum(sequence.step_count for sequence in trace.sequences)
@@ -46,27 +49,30 @@ def audit_text(found: Audit, trace: Trace, checkpoint: Checkpoint) -> str:
     return "\n".join(lines)
 
 
-def _headline(found: Audit) -> str:
+def _headline(found: ExplainedAudit) -> str:
     if found.departs:
         return "DEPARTS FROM ITS CHECKPOINT"
     return "WITHHELD  capture" if found.lost else "WITHIN ITS ROUNDING BOUNDS"
 
 
-def _alike(culprits: tuple[Culprit, ...]) -> list[list[Culprit]]:
+def _alike(culprits: tuple[ExplainedCulprit, ...]) -> list[list[ExplainedCulprit]]:
     """Culprits with the same mistake together; what is not explained stands alone."""
-    groups: dict[str, list[Culprit]] = {}
-    for index, culprit in enumerate(culprits):
-        explanation = culprit.explanation
-        groups.setdefault(explanation["text"] if explanation else f"{index}", []).append(culprit)
-    return list(groups.values())
+    groups: list[list[ExplainedCulprit]] = []
+    for culprit in culprits:
+        mine = next((group for group in groups if same_mistake(group[0], culprit)), None)
+        if mine is None:
+            groups.append([culprit])
+        else:
+            mine.append(culprit)
+    return groups
 
 
-def _mistake(group: list[Culprit]) -> list[str]:
+def _mistake(group: list[ExplainedCulprit]) -> list[str]:
     first, explanation = group[0], group[0].explanation
     place = f"sequence {first.sequence}, " if first.sequence else ""
     lines = [f"  {first.site} at {place}step {first.step}, position {first.position}", f"    {first.evidence()}"]
     if explanation is not None:
-        lines.append(f"    explained: {explanation['text']} (residual {explanation['residual']:.1f}x)")
+        lines.append(f"    {sentence(Explained(explanation))}")
     if len(group) > 1:
         more = f" and {len(group) - 3} more" if len(group) > 3 else ""
         lines.append(f"    the same at {', '.join(culprit.site for culprit in group[1:3])}{more}")
@@ -78,7 +84,7 @@ def _stated(difference: Difference) -> str:
     return f"your engine says {name} {difference.candidate}; the checkpoint declares {difference.reference}"
 
 
-def _not_audited(found: Audit) -> list[str]:
+def _not_audited(found: ExplainedAudit) -> list[str]:
     """Sites by the reason that they were not audited."""
     reasons: dict[str, list[str]] = {}
     for site, reason in found.unknown.items():
@@ -89,14 +95,14 @@ def _not_audited(found: Audit) -> list[str]:
     ]
 
 
-def audit_json(found: Audit, trace: Trace, checkpoint: Checkpoint) -> Json:
+def audit_json(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> Json:
     """The whole audit, ready for `json.dumps`."""
     return {
         "format": 1,
         "verdict": VERDICTS[found.exit_code],
         "trace": trace.path,
         "checkpoint": checkpoint.path,
-        "culprits": [culprit.to_json() for culprit in found.culprits],
+        "culprits": [culprit_json(culprit) for culprit in found.culprits],
         "weights": list(found.weights),
         "differences": [vars(difference) for difference in found.differences],
         "sites": len(found.clean) + len(found.culprits),

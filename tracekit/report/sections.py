@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from tracekit.align.rotary_order import in_order_of
 from tracekit.align.sites import Alignment, SequencePair, align_sequences, align_sites
-from tracekit.auditing.audit import Audit, audit
+from tracekit.auditing.audit import audit
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, why_no_checkpoint
 from tracekit.compare.search import compared_positions
 from tracekit.compare.side_by_side import token_tables
+from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
 from tracekit.report import charts
 from tracekit.report.audit import audit_text
 from tracekit.report.config_rows import config_rows
@@ -35,8 +36,9 @@ from tracekit.report.site_facts import ordered_sites, site_facts
 from tracekit.report.token_rows import TokenTexts, alone_rows, token_rows
 from tracekit.report.token_text import without_controls
 from tracekit.report.verdict_words import audit_words, measured_against, recorded_words, verdict_words
+from tracekit.report.words.culprits import culprit_json
 from tracekit.trace import Json, Sequence, Trace
-from tracekit.verdict.attribution import checkpoint_of, explained_audit
+from tracekit.verdict.attribution import checkpoint_of
 from tracekit.verdict.decide import yardstick_of
 
 ALL_STEPS = 1 << 40
@@ -238,11 +240,11 @@ def alone_section(alone: Alone) -> Section:
     return section
 
 
-def _add_own(section: Section, trace: Trace, sequence: Sequence, checkpoint: Checkpoint, found: Audit) -> None:
+def _add_own(section: Section, trace: Trace, sequence: Sequence, checkpoint: Checkpoint, found: ExplainedAudit) -> None:
     owns = own_errors_of_trace(trace, sequence, checkpoint)
     sites, steps = ordered_sites(trace, {}, owns), max(1, sequence.step_count)
     _fill(section, sites, [(trace, sequence)], {}, owns, None, (ROW_LINE, ROW_LINE), steps)
-    _accuse(section, {culprit.site: _mistake(culprit.to_json()) for culprit in found.culprits})
+    _accuse(section, {culprit.site: _mistake(culprit_json(culprit)) for culprit in found.culprits})
     _add_layers(section, sites, {}, owns, SIZE_LINE)
     section.view["map"] = {"sites": len(sites), "steps": steps, "left": 0, "sequences": len(trace.sequences)}
     section.view["map"] |= {

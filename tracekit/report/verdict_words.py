@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from tracekit.auditing.audit import Audit
+from tracekit.mistakes.culprits import ExplainedAudit
 from tracekit.report.token_rows import texts_of
 from tracekit.report.token_text import without_controls
+from tracekit.report.words import sentence
+from tracekit.report.words.explanations import explanation_json
 from tracekit.trace import Json, Trace
 
 CAUSES = {
@@ -91,7 +93,7 @@ def measured_against(calibration: str) -> str:
     )
 
 
-def audit_words(found: Audit) -> Json:
+def audit_words(found: ExplainedAudit) -> Json:
     """The same of an audit."""
     first = found.culprits[0] if found.culprits else None
     explanation = None if first is None else first.explanation
@@ -105,7 +107,7 @@ def audit_words(found: Audit) -> Json:
     ) | {
         "place": None if first is None else f"step {first.step}, position {first.position}",
         "site": None if first is None else first.site,
-        "explained": None if explanation is None else without_controls(_explained(explanation)),
+        "explained": None if explanation is None else without_controls(_explained(explanation_json(explanation) or {})),
         "evidence": [
             without_controls(line)
             for line in [
@@ -129,14 +131,14 @@ AUDITED = {
 LOST = {"badge": "Withheld", "tone": "warn", "headline": "The recording is not whole"}
 
 
-def _not_finite(found: Audit) -> list[str]:
+def _not_finite(found: ExplainedAudit) -> list[str]:
     return [] if found.non_finite is None else [found.non_finite.text()]
 
 
-def _audit_culprits(found: Audit) -> list[Json]:
+def _audit_culprits(found: ExplainedAudit) -> list[Json]:
     groups: dict[str, list[str]] = {}
     for culprit in found.culprits[1:]:
-        text = culprit.explanation["text"] if culprit.explanation else "not explained"
+        text = sentence(culprit.explanation) if culprit.explanation else "not explained"
         groups.setdefault(text, []).append(culprit.site)
     return [{"text": text, "sites": sites[:6], "more": max(0, len(sites) - 6)} for text, sites in groups.items()]
 

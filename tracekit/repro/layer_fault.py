@@ -21,11 +21,11 @@ from tracekit.compare.yardstick import allowed_units
 from tracekit.dtypes import UNIT_ROUNDOFF, is_float, round_to, to_float
 from tracekit.formats.log import Tensor, TensorLike
 from tracekit.inspection.positions import prompt_length, step_of
+from tracekit.mistakes.culprits import explained_audit
 from tracekit.repro.failing_run import Input
 from tracekit.repro.fault import Evidence
 from tracekit.repro.rerun import Recording
 from tracekit.trace import Json, Sequence, Trace, TraceError, resolve
-from tracekit.verdict.attribution import explained_audit
 
 BLOCK = re.compile(r"(?P<block>(?:.*\.)?\d+)\.")
 SMALL_NORM = 0.1
@@ -38,7 +38,7 @@ class AuditedFault:
 
     site: str  # as the candidate calls it
     position: int
-    mechanism: str | None
+    mechanism: str | None  # id of the mistake
     checkpoint: Checkpoint
     pair: SequencePair
     reference: Trace
@@ -69,8 +69,9 @@ class AuditedFault:
         found = audit(trace, self.checkpoint, stops=stops, only={self.site}, wiring=self.reference)
         if not found.culprits or self.mechanism is None:
             return next(iter(found.culprits), None)
-        found = explained_audit(trace, self.checkpoint, found)
-        return next((each for each in found.culprits if (each.explanation or {}).get("kind") == self.mechanism), None)
+        culprits = explained_audit(trace, self.checkpoint, found).culprits
+        named = ((each, each.explanation) for each in culprits)
+        return next((each for each, said in named if said is not None and said.mistake.id == self.mechanism), None)
 
     def evidence(self, trace: Trace, fed: Input) -> Evidence:
         culprit = self._culprit(trace, fed)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.align.sites import SequencePair, SitePair, align_sequences, names
-from tracekit.auditing.audit import Audit, Culprit, audit, changed_weights, other_model
+from tracekit.auditing.audit import Culprit, audit, changed_weights, other_model
 from tracekit.auditing.operations.embedding_table import Embedding
 from tracekit.auditing.propagation import beyond_rounding, rounding_that_adds_up
 from tracekit.auditing.recipe import recipes
@@ -19,11 +19,8 @@ from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, stated
 from tracekit.compare.metrics import row_errors
 from tracekit.compare.search import Finding, Search, Stage, common_ranges, compared_positions
 from tracekit.inspection.site_rows import logits_reader, row_bytes, site_reader
-from tracekit.mistakes import explain
+from tracekit.mistakes.culprits import ExplainedCulprit, alike, explained
 from tracekit.trace import Trace, TraceError, resolve
-
-EXPLAINED = 8
-"""Culprits for which every mistake is tried; a mistake made in every layer is the same mistake."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +28,8 @@ class Examination:
     """What the audit of both sides says of a pair of traces."""
 
     checkpoint: Checkpoint
-    culprits: tuple[Culprit, ...]  # the candidate's, explained; sites are named as the candidate stores them
-    reference_culprits: tuple[Culprit, ...]  # looked for only where the candidate has none
+    culprits: tuple[ExplainedCulprit, ...]  # the candidate's, explained; sites are named as the candidate stores them
+    reference_culprits: tuple[ExplainedCulprit, ...]  # looked for only where the candidate has none
     clean: frozenset[str]  # the candidate's sites that are within their bounds
     unknown: Mapping[str, str]  # the candidate's sites that were not audited, and why
     shared: tuple[str, ...]  # sites at which both sides depart from the recipe alike
@@ -72,7 +69,7 @@ def examine(reference: Trace, candidate: Trace, checkpoint: Checkpoint, found: S
     ours = {pair.reference.index: compared_positions(pair) for pair in pairs}
     audited = audit(candidate, checkpoint, stops=_all(candidate, stops), wiring=reference)
     suspects = {culprit.site for culprit in audited.culprits}
-    alike = [] if suspects else _alike(candidate, checkpoint, audited, reference)
+    same = [] if suspects else alike(candidate, checkpoint, audited, reference)
     others: tuple[Culprit, ...] = ()
     if suspects or found.findings:
         others = audit(reference, checkpoint, stops=_all(reference, ours), only=suspects or None).culprits
@@ -80,9 +77,9 @@ def examine(reference: Trace, candidate: Trace, checkpoint: Checkpoint, found: S
     culprits = [culprit for culprit in audited.culprits if culprit.site not in also]
     return Examination(
         checkpoint,
-        tuple(_explained(candidate, checkpoint, culprits, reference) + alike),
-        tuple(_explained(reference, checkpoint, list(others), None)) if not suspects else (),
-        audited.clean - {culprit.site for culprit in alike},
+        tuple(explained(candidate, checkpoint, culprits, reference) + same),
+        tuple(explained(reference, checkpoint, others, None)) if not suspects else (),
+        audited.clean - {culprit.site for culprit in same},
         audited.unknown,
         tuple(sorted(suspects & also)),
         audited.values,
@@ -121,44 +118,6 @@ def _harmless(
 def _all(trace: Trace, stops: Mapping[int, int]) -> dict[int, int]:
     """Sequences without a partner are not audited."""
     return {sequence.index: stops.get(sequence.index, 0) for sequence in trace.sequences}
-
-
-@np.errstate(all="ignore")
-def _explained(trace: Trace, checkpoint: Checkpoint, culprits: list[Culprit], wiring: Trace | None) -> list[Culprit]:
-    book, parameters = recipes(trace, checkpoint, wiring), Parameters(trace, checkpoint)
-    out: list[Culprit] = []
-    for index, culprit in enumerate(culprits):
-        run = Recomputation(trace.sequences[culprit.sequence], parameters)
-        same = [one.explanation for one in out if one.own.recipe.kind == culprit.own.recipe.kind]
-        known = tuple([explanation for explanation in same if explanation is not None][-1:])
-        out.append(explain(culprit, run, book, known, others=index < EXPLAINED))
-    return out
-
-
-@np.errstate(all="ignore")
-def _alike(trace: Trace, checkpoint: Checkpoint, found: Audit, wiring: Trace | None) -> list[Culprit]:
-    """Sites that make the same mistake in every layer, each within its bound: the mistake accounts for all of it."""
-    book, parameters = recipes(trace, checkpoint, wiring), Parameters(trace, checkpoint)
-    out: list[Culprit] = []
-    for group in found.inexact:
-        tried: list[Culprit] = []
-        for site in group:
-            run = Recomputation(trace.sequences[site.sequence], parameters)
-            known = tuple(one.explanation for one in tried[-1:] if one.explanation is not None)
-            tried.append(explain(site, run, book, known))
-            if tried[-1].explanation is None and len(tried) <= 2:
-                break  # the first two layers have nothing to say: another arithmetic
-        out += [one for one in tried if one.explanation is not None]
-    return out
-
-
-def explained_audit(trace: Trace, checkpoint: Checkpoint, found: Audit) -> Audit:
-    """The audit of one trace with its culprits explained."""
-    culprits = _explained(trace, checkpoint, list(found.culprits), None)
-    if not culprits:
-        culprits = _alike(trace, checkpoint, found, None)
-    alike = {culprit.site for culprit in culprits}
-    return replace(found, culprits=tuple(culprits), clean=found.clean - alike)
 
 
 def settle(

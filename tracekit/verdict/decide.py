@@ -16,7 +16,6 @@ import numpy as np
 from tracekit.align.renamed import in_one_language, recorded_as
 from tracekit.align.rotary_order import in_one_order, in_order_of
 from tracekit.align.sites import check_yardstick
-from tracekit.auditing.audit import Culprit
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.compare.search import ROWS, Finding, Search, Stage, search
 from tracekit.compare.settings import (
@@ -34,6 +33,12 @@ from tracekit.inspection.following import shortfalls, unrecorded_choices
 from tracekit.inspection.non_finite import first_non_finite
 from tracekit.inspection.sanity import capture_problems
 from tracekit.inspection.settings import Difference
+from tracekit.mistakes.culprits import ExplainedCulprit
+from tracekit.mistakes.explanation import Explained, Explanation
+from tracekit.mistakes.sites import gates, mask, norms, residuals, rotary, scores
+from tracekit.report.words import sentence
+from tracekit.report.words.culprits import culprit_json
+from tracekit.report.words.explanations import explanation_json
 from tracekit.trace import Json, Trace, resolve
 from tracekit.verdict.attribution import Examination, checkpoint_of, examine, settle
 from tracekit.verdict.counterfactual import (
@@ -52,12 +57,12 @@ FORMAT = 1
 MANY = 8
 """Entries of a setting that are shown one by one."""
 EXPLAINED_BY = {
-    "model.rope_theta": ("rotary theta",),
-    "model.rope_scaling": ("rotary scaling left out", "rotary positions divided", "rotary theta"),
-    "model.rms_norm_eps": ("norm eps",),
-    "model.hidden_act": ("activation",),
-    "model.num_key_value_heads": ("KV-head map",),
-    "model.sliding_window": ("window", "window ignored"),
+    "model.rope_theta": (rotary.THETA.id,),
+    "model.rope_scaling": (rotary.SCALING_LEFT_OUT.id, rotary.DIVIDED.id, rotary.THETA.id),
+    "model.rms_norm_eps": (norms.EPS.id,),
+    "model.hidden_act": (gates.ACTIVATION.id,),
+    "model.num_key_value_heads": (scores.HEAD_MAP.id,),
+    "model.sliding_window": (mask.WINDOW.id, mask.WINDOW_IGNORED.id),
     **dict.fromkeys(FILTER_SETTINGS, (AS_STATED,)),
     **dict.fromkeys(("eos_token_id", "model.eos_token_id"), ("stop list",)),
     **dict.fromkeys(("max_new_tokens", "min_new_tokens", "max_length", "min_length"), ("length",)),
@@ -293,8 +298,8 @@ def _audited_share(examination: Examination | None) -> Share | None:
 def _culprits(finding: Finding | None, examination: Examination | None) -> tuple[Json, ...]:
     """All culprits, not only the first; without an audit, the site that the search found."""
     if examination is not None and (examination.culprits or examination.reference_culprits):
-        rows = [culprit.to_json() for culprit in examination.culprits]
-        return (*rows, *(culprit.to_json() | {"side": "reference"} for culprit in examination.reference_culprits))
+        rows = [culprit_json(culprit) for culprit in examination.culprits]
+        return (*rows, *(culprit_json(culprit, "reference") for culprit in examination.reference_culprits))
     if finding is None or finding.stage not in (Stage.SITE, Stage.LOGITS):
         return ()
     return ({"site": finding.site, "step": finding.step, "position": finding.position},)
@@ -464,7 +469,7 @@ def _entry(value: Any, text: str | None) -> str:
 
 def _rule_layer(reference: Trace, candidate: Trace, found: Search, first: Finding) -> Ruling:
     culprit = first.facts.get("culprit")
-    if isinstance(culprit, Culprit):
+    if isinstance(culprit, ExplainedCulprit):
         return _rule_culprit(reference, candidate, found, first, culprit)
     evidence = [f"error {first.ratio:.3g}x its yardstick (relative {first.error:.1e})"]
     if first.facts.get("passed_on"):
@@ -476,18 +481,17 @@ def _rule_layer(reference: Trace, candidate: Trace, found: Search, first: Findin
     evidence += _called(candidate, first) + _inputs_agree(reference, found, first)
     skipped = _passed_on(candidate, first)
     if skipped is not None:
-        evidence.append(f"explained: {skipped['text']}")
-    return Ruling("layer", evidence, first, explanation=skipped)
+        evidence.append(sentence(Explained(skipped)))
+    return Ruling("layer", evidence, first, explanation=explanation_json(skipped))
 
 
-def _passed_on(candidate: Trace, first: Finding) -> Json | None:
+def _passed_on(candidate: Trace, first: Finding) -> Explanation | None:
     """The candidate gave the very tensor of an earlier site where the reference computed something."""
     row = candidate.sites.get(first.site or "")
     source = first.facts.get("candidate_site")
     if row is None or row.same_as is None or source is None or source == first.site:
         return None
-    text = f"it is {source} unchanged: what lies between is skipped"
-    return {"kind": "layer skipped", "value": source, "residual": 0.0, "text": text}
+    return Explanation(residuals.SKIPPED, {"source": source})
 
 
 def _not_covered(finding: Finding, examination: Examination) -> list[str]:
@@ -503,14 +507,16 @@ def _called(candidate: Trace, first: Finding) -> list[str]:
     return [] if said is None else [f"in the candidate it is {said}"]
 
 
-def _rule_culprit(reference: Trace, candidate: Trace, found: Search, first: Finding, culprit: Culprit) -> Ruling:
+def _rule_culprit(
+    reference: Trace, candidate: Trace, found: Search, first: Finding, culprit: ExplainedCulprit
+) -> Ruling:
     evidence = [culprit.evidence(), *_called(candidate, first), *_inputs_agree(reference, found, first)]
     explanation = culprit.explanation
     if explanation is not None:
-        evidence.append(f"explained: {explanation['text']} (residual {explanation['residual']:.1f}x)")
+        evidence.append(sentence(Explained(explanation)))
     if first.facts["side"] == "reference":
         evidence.insert(0, "it is the reference that departs from its checkpoint here, not the candidate")
-    return Ruling("layer", evidence, first, explanation=explanation)
+    return Ruling("layer", evidence, first, explanation=explanation_json(explanation))
 
 
 def _inputs_agree(reference: Trace, found: Search, first: Finding) -> list[str]:

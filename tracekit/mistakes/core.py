@@ -1,0 +1,64 @@
+"""Hypotheses on the attention core: the core with one thing changed, or with one number fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.auditing import operations
+from tracekit.auditing.operations import Core, Floats, Result
+from tracekit.mistakes.explanation import Value
+from tracekit.mistakes.fitting import best_on_grid
+from tracekit.mistakes.suspect import Case, Hypothesis, Made, plainly
+
+ATTENTION = ("attention",)
+FITTED_ROWS = 12
+"""Query positions that a fitted number is searched on."""
+
+
+def core_of(case: Case) -> Core:
+    """The core that the checkpoint declares."""
+    assert case.recipe.core is not None
+    return case.recipe.core
+
+
+def changed(case: Case, values: Mapping[str, Value] | None = None, **changes: Any) -> Hypothesis:
+    """The core with other fields; `values`: what the mistake's words name."""
+    core = replace(core_of(case), **changes)
+    flips = bool(core.scores or core.weights or core.softmax or core.table or core.angles)
+    return replace(plainly(attended, case, core, **(values or {})), flips=flips)
+
+
+def fitted(case: Case, change: Callable[[float], Core], grid: list[float], name: str, **values: Value) -> Hypothesis:
+    """A number, called `name`, fitted on the last rows, where most keys are seen."""
+
+    def make() -> Made:
+        wrong = np.flatnonzero(case.wrong & case.region)
+        rows = np.unique(np.concatenate([wrong[:3], wrong[-FITTED_ROWS:]])).astype(np.int64)
+        number = best_on_grid(lambda at: case.distance(exactly(case, change(at), rows), rows), grid)
+        return attended(case, change(number)), {name: number}
+
+    return Hypothesis(make, values, at=lambda number: attended(case, change(number)))
+
+
+def exactly(case: Case, core: Core, rows: NDArray[np.int64]) -> Floats:
+    """The core in float64 at some rows (indexes into the case's): what numbers are fitted on."""
+    q, k, v = case.inputs
+    return operations.attend(core, q[rows], k, v, case.window.rows[rows])
+
+
+def attended(case: Case, core: Core) -> Result:
+    """The core at all rows, also as the engines that are emulated round it."""
+    return attended_from(case, core, *case.inputs)
+
+
+def attended_from(case: Case, core: Core, q: Floats, k: Floats, v: Floats) -> Result:
+    """The same from other inputs, [positions, heads * head_dim] each."""
+    rows = case.window.rows
+    values = operations.attend(core, q, k, v, rows)
+    emulated = tuple(operations.attend(core, q, k, v, rows, how) for how in case.right.hows)
+    return Result(values, case.right.variance, rounded=emulated)

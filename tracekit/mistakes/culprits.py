@@ -1,0 +1,87 @@
+"""Culprits with what their mistake is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tracekit.auditing.audit import Audit, Culprit
+from tracekit.auditing.recipe import recipes
+from tracekit.auditing.recompute import Parameters, Recomputation
+from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.mistakes import explain
+from tracekit.mistakes.explanation import Explanation
+from tracekit.mistakes.suspect import Case
+from tracekit.trace import Trace
+
+EXPLAINED = 8
+"""Culprits for which every mistake is tried; a mistake made in every layer is the same mistake."""
+SILENT = 2
+"""Layers without an explanation after which no other is looked at, of sites that are within their bounds."""
+
+
+@dataclass(frozen=True)
+class ExplainedCulprit(Culprit):
+    """A culprit with what its mistake is, where one mistake accounts for all of its recorded rows."""
+
+    explanation: Explanation | None = None
+
+    @classmethod
+    def of(cls, culprit: Culprit, explanation: Explanation | None) -> ExplainedCulprit:
+        one = culprit
+        return cls(one.sequence, one.step, one.position, one.site, one.order, one.own, explanation)
+
+
+@dataclass(frozen=True)
+class ExplainedAudit(Audit):
+    """An audit with its culprits explained."""
+
+    culprits: tuple[ExplainedCulprit, ...]
+
+
+def same_mistake(one: ExplainedCulprit, other: ExplainedCulprit) -> bool:
+    """Whether one mistake explains both."""
+    return one.explanation is not None and other.explanation is not None and one.explanation.same(other.explanation)
+
+
+@np.errstate(all="ignore")
+def explained(
+    trace: Trace, checkpoint: Checkpoint, culprits: Sequence[Culprit], wiring: Trace | None
+) -> list[ExplainedCulprit]:
+    """Culprits of one trace, in order. `wiring`: as for `audit`."""
+    book, parameters = recipes(trace, checkpoint, wiring), Parameters(trace, checkpoint)
+    out: list[ExplainedCulprit] = []
+    for index, culprit in enumerate(culprits):
+        run = Recomputation(trace.sequences[culprit.sequence], parameters)
+        same = [one.explanation for one in out if one.own.recipe.kind == culprit.own.recipe.kind]
+        known = [explanation for explanation in same if explanation is not None][-1:]
+        others = index < EXPLAINED
+        explanation = explain(Case.of(culprit, run, book), known, others) if known or others else None
+        out.append(ExplainedCulprit.of(culprit, explanation))
+    return out
+
+
+@np.errstate(all="ignore")
+def alike(trace: Trace, checkpoint: Checkpoint, found: Audit, wiring: Trace | None) -> list[ExplainedCulprit]:
+    """Sites that make the same mistake in every layer, each within its bound: the mistake accounts for all of it."""
+    book, parameters = recipes(trace, checkpoint, wiring), Parameters(trace, checkpoint)
+    out: list[ExplainedCulprit] = []
+    for group in found.inexact:
+        tried: list[ExplainedCulprit] = []
+        for site in group:
+            run = Recomputation(trace.sequences[site.sequence], parameters)
+            known = [one.explanation for one in tried[-1:] if one.explanation is not None]
+            tried.append(ExplainedCulprit.of(site, explain(Case.of(site, run, book), known)))
+            if tried[-1].explanation is None and len(tried) <= SILENT:
+                break  # another arithmetic
+        out += [one for one in tried if one.explanation is not None]
+    return out
+
+
+def explained_audit(trace: Trace, checkpoint: Checkpoint, found: Audit) -> ExplainedAudit:
+    """The audit of one trace with its culprits explained."""
+    culprits = explained(trace, checkpoint, found.culprits, None) or alike(trace, checkpoint, found, None)
+    guilty = {culprit.site for culprit in culprits}
+    return ExplainedAudit(**{**vars(found), "culprits": tuple(culprits), "clean": found.clean - guilty})
