@@ -15,7 +15,7 @@ export TRACEKIT_NATIVE = $(abspath $(NATIVE))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup model cosyvoice3-model transformers4 demo test lint parity bench faults bench-faults bench-clean museum traces cosyvoice3-parity cosyvoice3-faults \
-        cosyvoice3-guide postmortem bench-repros fuzz clean native
+        cosyvoice3-guide postmortem bench-repros fuzz clean native docs notebook
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ $(VENV)/.ready: setup.cfg setup.py pyproject.toml scripts/check_tools.sh
 	@sh scripts/check_tools.sh $(PYTHON)
 	@echo "setup: creating $(VENV); PyTorch is about 1 GB to download, a few minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev,docs]'
 	@touch $@
 
 native: ## The native engine, hooks/rust/target/release/tracekit-native
@@ -63,6 +63,12 @@ test: setup model cosyvoice3-model transformers4 lint ## Everything: lint, types
 	@sh scripts/check_chromium.sh
 	cd $(RUST) && $(CARGO) test --release --workspace --all-features
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=10
+
+docs: $(VENV)/.ready ## The documentation site, out/site: guides, API reference, commands; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+notebook: $(VENV)/.ready ## Run docs/notebook.ipynb again and keep what it shows
+	$(BIN)/python scripts/run_notebook.py
 
 fuzz: setup ## 20,000 damaged archives, logs and checkpoints each against every reading command; SEEDS=first:stop (an hour)
 	$(BIN)/python -m tests.attacks.fuzz --format archive --seeds $(or $(SEEDS),0:20000)

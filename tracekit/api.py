@@ -77,10 +77,13 @@ class Audit(ExplainedAudit):
         return self.text
 
     def _repr_html_(self) -> str:
-        lines = self.text.splitlines()
-        rows = [(each.site, each.step, each.position, f"{each.own.statistics.size:.3g}") for each in self.culprits]
-        heads = ("site", "step", "position", "local error / rounding bound")
-        return html_table("  ".join(lines[:3]), heads if rows else (), rows)
+        rows = []
+        for row in self.told["culprits"]:
+            why = row["explanation"]["text"] if row["explanation"] else "not explained"
+            rows.append((row["site"], row["step"], row["position"], f"{row['own']:.3g}", why))
+        heads = ("site", "step", "position", "local error / rounding bound", "explanation")
+        title = f"{self.told['trace']}  against  {self.told['checkpoint']}: {self.told['verdict']}"
+        return html_table(title, heads if rows else (), rows)
 
 
 def diff(
