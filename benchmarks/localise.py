@@ -20,7 +20,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 import tracekit
-from tracekit.sampling import chain as sampling
+from tracekit.sampling.chain import scores
+from tracekit.sampling.scores import survivors
 from tracekit.trace import Trace
 
 ROOT = Path(__file__).parent.parent
@@ -154,7 +155,7 @@ def _first_cut(trace: Trace, top_p: float) -> int:
         step = sequence.step(index)
         if step.logits is None or step.survivors_id is None:
             continue
-        kept, _ = sampling.survivors(sampling.scores(step.logits, {**sequence.sampling, "top_p": top_p}))
+        kept, _ = survivors(scores(step.logits, {**sequence.sampling, "top_p": top_p}))
         if set(kept.tolist()) != set(step.survivors_id.tolist()):
             return index
     raise SystemExit(f"top-p {top_p} changes no step; give more --tokens")

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from tracekit.formats.log import LogWriter
-from tracekit.sampling import chain as sampling
+from tracekit.sampling.chain import scores as scores_of
+from tracekit.sampling.scores import survivors
 from tracekit.torch_rng.generator import TorchGenerator
 
 WIDTH, VOCABULARY, PROMPT, STEPS = 32, 50, 4, 6
@@ -85,10 +86,10 @@ def write_run(
         logits = rows[-1]["logits"]
         numbers = {**settings, **(used or {})}
         if filtered is None:
-            scores = sampling.scores(logits, numbers, context, len(prompt))
+            scores = scores_of(logits, numbers, context, len(prompt))
         else:
             scores = filtered(logits.astype(np.float64), context, step)
-        ids, probs = sampling.survivors(scores)
+        ids, probs = survivors(scores)
         full = np.zeros(VOCABULARY, dtype=np.float32)
         full[ids] = probs
         generator.skip(words_between_draws if step else 0)

@@ -40,6 +40,8 @@ KNOWN = {
     ("tracekit.verdict.decide", "tracekit.report.words"),
     ("tracekit.verdict.decide", "tracekit.report.words.culprits"),
     ("tracekit.verdict.decide", "tracekit.report.words.explanations"),
+    ("tracekit.verdict.counterfactual", "tracekit.report.words"),
+    ("tracekit.verdict.counterfactual", "tracekit.report.words.explanations"),
 }
 """Imports against the order that are there yet."""
 

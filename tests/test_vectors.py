@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tracekit.formats.log import map_file, read_frames
-from tracekit.sampling import chain as sampling
+from tracekit.sampling.chain import scores
+from tracekit.sampling.scores import survivors
 from tracekit.torch_rng.generator import TorchGenerator
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -57,7 +58,7 @@ def test_draws_are_torchs() -> None:
 def test_survivors_are_transformers() -> None:
     for case in json.loads((VECTORS / "sampling.json").read_text())["cases"]:
         settings = {"do_sample": True, **case["settings"]}
-        ids, probs = sampling.survivors(sampling.scores(np.array(case["logits"]), settings, case["history"]))
+        ids, probs = survivors(scores(np.array(case["logits"]), settings, case["history"]))
         assert ids.tolist() == case["survivors"], settings
         # Ours are float64, transformers' float32.
         np.testing.assert_allclose(probs, case["probs"], rtol=1e-6)

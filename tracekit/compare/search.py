@@ -22,7 +22,8 @@ from tracekit.compare.yardstick import Judged, Yardstick
 from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.inspection.positions import prompt_length, step_of
 from tracekit.inspection.site_rows import row_bytes, site_reader
-from tracekit.sampling.replay import Observed, observe
+from tracekit.sampling.observed import Observed
+from tracekit.sampling.replay import observe
 from tracekit.trace import Json, Sequence, Step, Trace
 
 

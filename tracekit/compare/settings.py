@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from tracekit.inspection.settings import MODEL_SETTINGS, NEUTRAL, Difference, in_effect, plain_setting, same_setting
+from typing import Any
+
+from tracekit.inspection.settings import MODEL_SETTINGS, Difference, in_effect, plain_setting, same_setting
+from tracekit.sampling.processors import GENERATE, plain_filter_setting
 from tracekit.trace import Json, Trace
 
-FILTER_SETTINGS = (*NEUTRAL, "do_sample", "no_repeat_ngram_size")
 REPETITION_SETTINGS = ("win_size", "tau_r")
 """Of CosyVoice's sampler: when a token is drawn again from everything."""
 STOP_SETTINGS = (
@@ -18,6 +20,9 @@ STOP_SETTINGS = (
     "max_len",
     "stop_token_ids",
 )
+PROCESSORS = tuple(each.setting for each in GENERATE if each.setting not in STOP_SETTINGS)
+"""Settings of the filter; one that is not stated is off."""
+FILTER_SETTINGS = (*PROCESSORS, "do_sample")
 
 
 def config_differences(reference: Trace, candidate: Trace) -> list[Difference]:
@@ -27,7 +32,7 @@ def config_differences(reference: Trace, candidate: Trace) -> list[Difference]:
     one, other = _sampling(reference), _sampling(candidate)
     greedy = one.get("do_sample") is False and other.get("do_sample") is False
     for name in (*(() if greedy else (*FILTER_SETTINGS, *REPETITION_SETTINGS)), *STOP_SETTINGS):
-        if one and other and (name in NEUTRAL or (name in one and name in other)):
+        if one and other and (name in PROCESSORS or (name in one and name in other)):
             pairs.append((name, one.get(name), other.get(name)))
     stated = ours.get("model") or {}, theirs.get("model") or {}
     models = in_effect(stated[0], stated[1]), in_effect(stated[1], stated[0])
@@ -41,9 +46,13 @@ def config_differences(reference: Trace, candidate: Trace) -> list[Difference]:
     return [
         Difference(name, first, second)
         for name, first, second in pairs
-        if not same_setting(plain_setting(name, first), plain_setting(name, second))
+        if not same_setting(_plain(name, first), _plain(name, second))
         and not (name in ("dtype", "seed") and None in (first, second))
     ]
+
+
+def _plain(name: str, value: Any) -> Any:
+    return plain_filter_setting(name, value) if name in PROCESSORS else plain_setting(name, value)
 
 
 def _seed(trace: Trace) -> int | None:

@@ -7,15 +7,17 @@ Where that cannot be worked out, the distance to the cut is measured against the
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.align.sites import SequencePair
-from tracekit.sampling import chain as sampling
+from tracekit.sampling.chain import chain as chain_of
+from tracekit.sampling.chain import cut_distance, unknown_settings
 from tracekit.sampling.fit import departs, shares
-from tracekit.sampling.replay import Observed
+from tracekit.sampling.observed import Observed
 from tracekit.trace import Json
 
 SAME_PROBABILITY = {True: 1e-3, False: 2e-2}
@@ -52,9 +54,9 @@ def difference(
 def _which_departs(pair: SequencePair, one: Observed, other: Observed) -> tuple[bool, bool] | None:
     """Whether the reference, and the candidate, do otherwise than the reference states; None where unknown."""
     stated = pair.reference.sampling
-    if not stated or sampling.unknown_settings(stated):
+    if not stated or unknown_settings(stated):
         return None
-    chain = sampling.chain(stated)
+    chain = chain_of(stated)
     halves = [side.logits_dtype not in WIDE for side in (pair.reference, pair.candidate)]
     ours, theirs = departs(chain, one, half=halves[0]), departs(chain, other, half=halves[1])
     return None if ours is None or theirs is None else (ours, theirs)
@@ -64,7 +66,7 @@ def _measured(pair: SequencePair, one: Observed, other: Observed, gap: float | N
     """The distance to the cut, or of the probabilities, beside what the logits' error can do; `explained` by it."""
     stated = pair.reference.sampling
     # Both sides of a cut move by at most the logits' error, as the processors stretch it; doubled, since each moves.
-    stretch = max(1.0, float(stated.get("repetition_penalty") or 1.0)) / float(stated.get("temperature") or 1.0)
+    stretch = math.prod(each.kind.stretch(each.settings) for each in chain_of(stated))
     if gap is None or one.logits is None:
         return {"explained": ratio is not None}
     allowed = 2 * gap * stretch
@@ -75,7 +77,7 @@ def _measured(pair: SequencePair, one: Observed, other: Observed, gap: float | N
     if other.ids is None or one.ids is None:
         return {"explained": True}
     apart = np.setxor1d(one.ids, other.ids).tolist()
-    distance = sampling.cut_distance(one.logits, stated, apart, one.context.history, one.context.prompt)
+    distance = cut_distance(one.logits, stated, apart, one.context.history, one.context.prompt)
     return {"cut_distance": distance, "logit_error": gap, "explained": distance <= allowed}
 
 

@@ -45,11 +45,13 @@ def reading(path: str) -> Iterator[None]:
         raise TraceError(f"{path}: is damaged: {why}; record or import it again") from None
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """A finite number, small enough to count with."""
     return isinstance(value, int | float) and math.isfinite(value) and abs(value) < 2**64
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """An integer of 64 bits."""
     return isinstance(value, int) and abs(value) < 2**63
 
 
@@ -67,12 +69,12 @@ def _is_object(value: Any) -> bool:
 
 def _is_numbers(value: Any) -> bool:
     """A number, or one for each layer."""
-    return _is_number(value) or (isinstance(value, list) and all(_is_number(item) for item in value))
+    return is_number(value) or (isinstance(value, list) and all(is_number(item) for item in value))
 
 
-def _is_ids(value: Any) -> bool:
+def is_ids(value: Any) -> bool:
     """A token id, or several."""
-    return _is_count(value) or (isinstance(value, list) and all(_is_count(item) for item in value))
+    return is_count(value) or (isinstance(value, list) and all(is_count(item) for item in value))
 
 
 def _is_texts(value: Any) -> bool:
@@ -89,19 +91,21 @@ CONFIG: dict[str, Kind] = {
     "lost": _is_texts,
 }
 SAMPLING: dict[str, Kind] = {
-    **dict.fromkeys(("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "tau_r"), _is_number),
-    **dict.fromkeys(("max_new_tokens", "min_new_tokens", "max_length", "min_length", "min_len", "max_len"), _is_number),
-    **dict.fromkeys(("do_sample", "top_k", "win_size", "no_repeat_ngram_size"), _is_count),
-    **dict.fromkeys(("eos_token_id", "stop_token_ids"), _is_ids),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "tau_r"), is_number),
+    **dict.fromkeys(("max_new_tokens", "min_new_tokens", "max_length", "min_length", "min_len", "max_len"), is_number),
+    **dict.fromkeys(("do_sample", "top_k", "win_size", "no_repeat_ngram_size"), is_count),
+    **dict.fromkeys(("eos_token_id", "stop_token_ids"), is_ids),
     "sampler": _is_text,
 }
+"""What `docs/format.md` fixes. A setting that is not here may be anything; one that is not of its processor's kind is
+unknown to the chain."""
 MODEL: dict[str, Kind] = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), _is_numbers),
     **dict.fromkeys(("num_key_value_heads", "head_dim", "vocab_size", "rms_norm_eps", "rope_theta"), _is_numbers),
     **dict.fromkeys(("max_position_embeddings", "sliding_window", "speech_token_size"), _is_numbers),
     **dict.fromkeys(("model_type", "hidden_act"), _is_text),
     "rope_scaling": _is_object,
-    "eos_token_id": _is_ids,
+    "eos_token_id": is_ids,
 }
 SEQUENCE: dict[str, Kind] = {
     "prompt_text": _is_text,
@@ -116,25 +120,25 @@ DRAW: dict[str, Kind] = {
     "seed": _is_seed,
     "offset": lambda value: _is_seed(value) and 0 <= value < MOST_WORDS,
     "words": lambda value: _is_seed(value) and 0 <= value < MOST_WORDS,
-    "result": _is_count,
+    "result": is_count,
 }
 STEP: dict[str, Kind] = {
     "text": _is_text,
-    "position": lambda value: _is_count(value) and value >= -1,
+    "position": lambda value: is_count(value) and value >= -1,
     **dict.fromkeys(("draws", "events"), lambda value: isinstance(value, list)),
 }
 END: dict[str, Kind] = {"reason": _is_text, "detail": _is_text, "followed": _is_object}
 SITE: dict[str, Kind] = {
     **dict.fromkeys(("name", "class", "input", "same_as", "recorded_as", "skipped", "ended", "partial"), _is_text),
     "axis": lambda value: value == ENCODER,
-    "order": _is_count,
+    "order": is_count,
     "parameters": lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value.values()),
     "attributes": _is_object,
 }
 WEIGHT: dict[str, Kind] = {
     "name": _is_text,
     "dtype": _is_text,
-    "shape": lambda value: isinstance(value, list | tuple) and all(_is_count(side) and side >= 0 for side in value),
+    "shape": lambda value: isinstance(value, list | tuple) and all(is_count(side) and side >= 0 for side in value),
 }
 
 
@@ -164,7 +168,7 @@ def check_sequence(info: Any) -> Json:
     """What a trace states of a sequence. Raises ValueError."""
     check("a sequence", info, SEQUENCE)
     check("its sampling", info.get("sampling") or {}, SAMPLING)
-    check("its counts", info.get("counts") or {}, dict.fromkeys(info.get("counts") or {}, _is_count))
+    check("its counts", info.get("counts") or {}, dict.fromkeys(info.get("counts") or {}, is_count))
     return dict(info)
 
 

@@ -7,17 +7,6 @@ from typing import Any
 
 from tracekit.trace import Json, Trace
 
-NEUTRAL: Json = {
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": None,
-    "typical_p": 1.0,
-    "repetition_penalty": 1.0,
-}
-"""What a sampling setting is where it is not given."""
-
-
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 """What two descriptions of one model agree on."""
 
@@ -39,10 +28,6 @@ SWITCHES: dict[str, tuple[bool, tuple[str, ...]]] = {
     "use_sliding_window": (False, ("sliding_window", "max_window_layers")),
 }
 """Setting that turns others off -> its value that does, and those."""
-
-
-ONLY_SAMPLED = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-"""Sampling settings that greedy decoding does not apply."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +88,7 @@ def as_used(declared: Json) -> Json:
 
 
 def plain_setting(name: str, value: Any) -> Any:
-    """One spelling for what means the same: missing and neutral, 7 and [7], no scaling and default scaling."""
-    if name in NEUTRAL and value in (None, NEUTRAL[name]):
-        return NEUTRAL[name]
+    """One spelling for what means the same: 7 and [7], no scaling and default scaling."""
     if name.endswith("eos_token_id"):
         return sorted(value) if isinstance(value, list) else [value]
     if name == "model.rope_scaling" and isinstance(value, dict):

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from tracekit.report.contents import draw_text
 from tracekit.report.token_rows import TokenTexts
-from tracekit.sampling import chain as sampling
-from tracekit.sampling.chain import softmax
-from tracekit.sampling.replay import Observed, observe
+from tracekit.sampling.chain import chain, cuts, unknown_settings
+from tracekit.sampling.observed import Observed
+from tracekit.sampling.processor import Cut
+from tracekit.sampling.replay import observe
+from tracekit.sampling.scores import softmax
 from tracekit.trace import Json, Sequence
 
 TOP = 10
@@ -29,7 +31,7 @@ class _Side:
     survivors: dict[int, float]
     top: list[int]
     topk: dict[int, float]  # id -> log-probability, where only those were recorded
-    cuts: list[sampling.Cut]  # with a token at a finite distance
+    cuts: list[Cut]  # with a token at a finite distance
 
 
 def logit_table(sequences: tuple[Sequence, ...], step: int, texts: TokenTexts) -> Json | None:
@@ -75,12 +77,12 @@ def _side(sequence: Sequence, index: int) -> _Side:
     return _Side(seen, logits, probs, kept, top, topk, _cuts(sequence, seen, logits))
 
 
-def _cuts(sequence: Sequence, seen: Observed, logits: NDArray[Any] | None) -> list[sampling.Cut]:
+def _cuts(sequence: Sequence, seen: Observed, logits: NDArray[Any] | None) -> list[Cut]:
     """The filters' cuts as the side states them; none of settings that are not known."""
     stated = sequence.sampling
-    if logits is None or not stated or sampling.unknown_settings(stated):
+    if logits is None or not stated or unknown_settings(stated):
         return []
-    return [cut for cut in sampling.cuts(sampling.chain(stated), logits, seen.context) if np.isfinite(cut.nearest[0])]
+    return [cut for cut in cuts(chain(stated), logits, seen.context) if np.isfinite(cut.nearest[0])]
 
 
 def _height(side: _Side, token: int) -> float:
@@ -128,7 +130,7 @@ def _notes(sequence: Sequence, side: _Side, texts: TokenTexts) -> Json:
     }
 
 
-def _cut_text(cut: sampling.Cut, texts: TokenTexts) -> str:
+def _cut_text(cut: Cut, texts: TokenTexts) -> str:
     """`TopPLogitsWarper(top_p=0.95): nearest to the cut is 178 "x", 0.0014 probability mass away`."""
     distance, token = cut.nearest
     return (

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 
 from tracekit.align.sites import SequencePair
 from tracekit.formats.log import TensorLike
-from tracekit.mistakes import draws as draw_rules
 from tracekit.repro.failing_run import Input
 from tracekit.repro.fault import Evidence
 from tracekit.repro.rerun import Recording
-from tracekit.sampling import chain as sampling
+from tracekit.sampling.chain import chain
+from tracekit.sampling.drawing import gives, own_way, trials
 from tracekit.sampling.fit import TOLERANCE, departs, misfit, shares
+from tracekit.sampling.processor import run
 from tracekit.sampling.replay import Streams, observe
+from tracekit.sampling.scores import survivors
 from tracekit.trace import Array, Draw, Json, Sequence, Step, Trace
 
 LOGITS_APART = 1e-2
@@ -139,12 +141,12 @@ class FilterFault(RuleFault):
         if theirs.survivors_id is None or theirs.survivors_prob is None:
             return False
         seen = replace(observe(sequence, index), ids=theirs.survivors_id, probs=theirs.survivors_prob)
-        return seen.logits is not None and misfit(sampling.chain(self.stated_of(sequence)), seen) <= LOGITS_APART
+        return seen.logits is not None and misfit(chain(self.stated_of(sequence)), seen) <= LOGITS_APART
 
     def _wrong(self, sequence: Sequence, index: int) -> bool:
         seen = observe(sequence, index)
         if self.by_rule:
-            return departs(sampling.chain(self.stated_of(sequence)), seen, half=False) is True
+            return departs(chain(self.stated_of(sequence)), seen, half=False) is True
         theirs = self.pair.reference.step(index)
         return seen.ids is None or theirs.survivors_id is None or set(seen.ids) != set(theirs.survivors_id)
 
@@ -152,8 +154,8 @@ class FilterFault(RuleFault):
         seen = observe(sequence, index)
         if not self.by_rule or seen.logits is None:
             return _record(self.pair.reference.step(index))
-        chain = sampling.chain(self.stated_of(sequence))
-        ids, probs = sampling.survivors(sampling.run(chain, seen.logits, seen.context))
+        processors = chain(self.stated_of(sequence))
+        ids, probs = survivors(run(processors, seen.logits, seen.context))
         return {"survivors/id": ids, "survivors/prob": probs}
 
 
@@ -168,8 +170,8 @@ class SamplerFault(RuleFault):
 
     def _rule(self, sequence: Sequence, index: int) -> int | None:
         stated = self.stated_of(sequence)
-        among = draw_rules.trials([observe(sequence, index)], stated, Streams(sequence))
-        return draw_rules.gives(draw_rules.own_way(stated), among[0]) if among else None
+        among = trials([observe(sequence, index)], stated, Streams(sequence))
+        return gives(own_way(stated), among[0]) if among else None
 
     def _agrees(self, sequence: Sequence, index: int) -> bool:
         return self._rule(sequence, index) == chosen(self.pair.reference.step(index))

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.sampling import chain as sampling
-from tracekit.sampling.chain import TOP_K, Processor
-from tracekit.sampling.replay import Observed
-
-Floats = NDArray[Any]
+from tracekit.sampling.chain import cuts
+from tracekit.sampling.observed import Observed
+from tracekit.sampling.processor import Applied, run
+from tracekit.sampling.scores import SMALLEST, Floats, softmax
 
 TOLERANCE = 3e-4
 """Nats by which two correct filters' probabilities differ in float32, with room."""
@@ -25,10 +23,6 @@ CUT_TOLERANCE = 2e-5
 
 LOOSE_TOLERANCE, LOOSE_CUT = 0.03, 0.01
 """The same for a sampler that computes in 16 bits: what its probabilities, and their sums, may be off by."""
-
-
-SMALLEST = 1e-36
-"""Probabilities below this are zero in float32."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +40,13 @@ class Fit:
         return self.apart if self.strict else float("inf")
 
 
-def fit(processors: Sequence[Processor], seen: Observed) -> Fit:
+def fit(processors: Sequence[Applied], seen: Observed) -> Fit:
     """Run a chain on a step's logits and compare what is left with what was recorded."""
     if seen.logits is None or seen.ids is None or seen.probs is None:
         return Fit(strict=True, loose=True, apart=0.0)
     with np.errstate(all="ignore"):
-        values = sampling.run(processors, seen.logits, seen.context)
-        probs = sampling.softmax(values)
+        values = run(processors, seen.logits, seen.context)
+        probs = softmax(values)
     recorded = np.zeros(probs.size)
     # CosyVoice draws from its nucleus as it is, others normalise first: torch's race gives the same token.
     recorded[seen.ids] = shares(seen.probs)
@@ -77,12 +71,12 @@ def shares(probs: Floats) -> NDArray[np.float64]:
     return wide / total if total > 0 else wide
 
 
-def misfit(processors: Sequence[Processor], seen: Observed) -> float:
+def misfit(processors: Sequence[Applied], seen: Observed) -> float:
     """Largest difference of a survivor's log-probability from the recorded one; infinity for other survivors."""
     return fit(processors, seen).misfit
 
 
-def departs(processors: Sequence[Processor], seen: Observed, *, half: bool) -> bool | None:
+def departs(processors: Sequence[Applied], seen: Observed, *, half: bool) -> bool | None:
     """Whether a step's survivors are not those of a chain on its own logits; None where that cannot be worked out.
 
     What reached the logits is no matter here, so this tells a fault of the filter from rounding in any precision.
@@ -97,18 +91,18 @@ def departs(processors: Sequence[Processor], seen: Observed, *, half: bool) -> b
 
 
 def _distances(
-    processors: Sequence[Processor], seen: Observed, size: int, apart: NDArray[np.int64], ours: NDArray[np.bool_]
+    processors: Sequence[Applied], seen: Observed, size: int, apart: NDArray[np.int64], ours: NDArray[np.bool_]
 ) -> tuple[bool, float, float]:
     """Whether the tokens that differ have equal logits; the farthest of them from its nearest cut by mass, and by any.
 
-    Top-k compares scores and sums nothing, so in float32 nothing about it is left to the last bit.
+    A cut that compares scores and sums nothing (top-k) leaves nothing to the last bit in float32.
     """
     if seen.logits is None:
         return False, float("inf"), float("inf")
     masses, all_cuts = np.full(size, np.inf), np.full(size, np.inf)
-    for cut in sampling.cuts(processors, seen.logits, seen.context):
+    for cut in cuts(processors, seen.logits, seen.context):
         all_cuts = np.minimum(all_cuts, cut.distances)
-        masses = masses if cut.processor.name == TOP_K else np.minimum(masses, cut.distances)
+        masses = np.minimum(masses, cut.distances) if cut.processor.kind.sums else masses
     gained, lost = apart[ours[apart]], apart[~ours[apart]]
     same = gained.size == lost.size and np.array_equal(np.sort(seen.logits[gained]), np.sort(seen.logits[lost]))
     return bool(same), float(masses[apart].max()), float(all_cuts[apart].max())

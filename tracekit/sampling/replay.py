@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,30 +9,14 @@ from numpy.typing import NDArray
 
 from tracekit.dtypes import to_float
 from tracekit.inspection.following import own_choice
-from tracekit.sampling.chain import Context
+from tracekit.sampling.observed import Context, Observed
 from tracekit.torch_rng.generator import TorchGenerator
-from tracekit.trace import Draw, Json, Sequence
+from tracekit.trace import Draw, Sequence
 
 MOST_STEPS = 64
 """Steps of a sequence that a hypothesis is tried on."""
 FURTHER_STEPS = 512
 """Steps more where several hypotheses fit all of those."""
-
-
-@dataclass(frozen=True)
-class Observed:
-    """One step of one side."""
-
-    index: int
-    logits: NDArray[Any] | None  # f32 or f64 [vocabulary]
-    context: Context
-    ids: NDArray[np.int64] | None  # survivors, descending probability
-    probs: NDArray[Any] | None
-    token: int
-    """What this side chose by itself, also where another token was forced on it."""
-    draws: tuple[Draw, ...]
-    processors: tuple[Json, ...]
-    """Details of the recorded `processor` events, in the order in which they ran."""
 
 
 def observe(sequence: Sequence, index: int, tokens: NDArray[Any] | None = None) -> Observed:

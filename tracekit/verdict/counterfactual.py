@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 
 from tracekit.align.sites import SequencePair, align_sequences
 from tracekit.compare.search import Finding, Search, first_token_difference
-from tracekit.mistakes import draws as draw_rules
-from tracekit.mistakes import filters as filter_rules
-from tracekit.mistakes.draws import Trial, Way
+from tracekit.mistakes import draws as draw_mistakes
+from tracekit.mistakes import filters as filter_mistakes
+from tracekit.mistakes.explanation import Explanation
 from tracekit.sampling import chain as sampling
+from tracekit.sampling import drawing
+from tracekit.sampling.drawing import Trial, Way
 from tracekit.sampling.exponential_race import lead, race_scores
 from tracekit.sampling.fit import TOLERANCE, misfit, shares
-from tracekit.sampling.replay import Observed, Streams, observations, observe, other_observations
+from tracekit.sampling.observed import Observed
+from tracekit.sampling.processor import run
+from tracekit.sampling.replay import Streams, observations, observe, other_observations
 from tracekit.trace import Json, Sequence, Trace
 
 NEAR = 2.0
@@ -69,7 +73,7 @@ def rule_filter(reference: Trace, candidate: Trace, found: Search, first: Findin
         evidence.append("it is the reference that departs from its stated settings here, not the candidate")
     if explanation is not None:
         evidence.append(f"explained: {explanation['text']} (at {explanation['steps']} steps)")
-        evidence += [f"what would leave the same: {other}" for other in explanation.get("also", [])[:2]]
+        evidence += [f"what would leave the same: {other}" for other in explanation.pop("also_text", [])[:2]]
     evidence += _unknown_said((pair.reference, pair.candidate), seen)
     margins: Json = {key: first.facts[key] for key in ("cut_distance", "logit_error") if key in first.facts}
     margins |= combinations(pair, first.step or 0)
@@ -169,8 +173,18 @@ def _explain_filter(pair: SequencePair, step: int) -> tuple[int, Json | None]:
         return side, None
     if not departs[side]:
         return 1, _as_stated(pair)
-    answer = filter_rules.explain(stated, observations(sequence, step), observe(sequence, step))
-    return side, None if answer is None else answer.explanation()
+    return side, _said(filter_mistakes.explain(stated, observations(sequence, step), observe(sequence, step)))
+
+
+def _said(explanation: Explanation | None) -> Json | None:
+    """As the verdict holds it yet."""
+    from tracekit.report.words import sentence
+    from tracekit.report.words.explanations import explanation_json
+
+    said = explanation_json(explanation)
+    if said is None or explanation is None:
+        return None
+    return said | {"also_text": [sentence(other) for other in explanation.also]}
 
 
 def _does_as_stated(sequence: Sequence, step: int) -> bool:
@@ -205,7 +219,7 @@ def rule_draw(reference: Trace, candidate: Trace, found: Search, first: Finding)
             f"{_same(pair, first.step or 0)}another sampling algorithm: {said}",
             f"explained: {way['text']}",
         ]
-        evidence += [f"what would give the same tokens: {other}" for other in way.get("also", [])[:2]]
+        evidence += [f"what would give the same tokens: {other}" for other in way.pop("also_text", [])[:2]]
         return Ruling("sampler", evidence, first, margins, way)
     if name == "op":
         return Ruling("sampler", [f"same generator, seed and offset, another draw: {said}"], first, margins)
@@ -221,21 +235,19 @@ def _explain_way(pair: SequencePair, step: int) -> Json | None:
     stated = pair.reference.sampling or pair.candidate.sampling
     steps = observations(pair.candidate, step)
     vocabulary = _vocabulary(pair, step)
-    among = draw_rules.trials(steps, stated, Streams(pair.candidate), vocabulary)
-    if draw_rules.as_stated(among, stated):
+    among = drawing.trials(steps, stated, Streams(pair.candidate), vocabulary)
+    if drawing.as_stated(among, stated):
         return None
-    answers = draw_rules.explain(among, stated)
-    if not answers:
-        return None
-    if len({way.kind for way, _ in answers}) > 1:
+
+    def further() -> list[Trial]:
         others = other_observations(pair.candidate, steps)
-        further = draw_rules.trials(others, stated, Streams(pair.candidate), vocabulary)
-        answers = draw_rules.narrowed(answers, further)
-    way, tried = answers[0]
-    also = [other.text for other, _ in answers[1:] if other.kind != way.kind]
-    text = f"{way.text} ({tried.right} of {tried.of} tokens)"
-    said = {"kind": way.kind, "value": None, "residual": 0, "text": text, "steps": tried.of}
-    return said | ({"also": also} if also else {})
+        return drawing.trials(others, stated, Streams(pair.candidate), vocabulary)
+
+    found = draw_mistakes.explain(among, stated, further)
+    said = _said(found)
+    if found is None or said is None:
+        return None
+    return said | {"text": f"{said['text']} ({found.values['right']} of {found.values['of']} tokens)"}
 
 
 def _vocabulary(pair: SequencePair, step: int) -> int | None:
@@ -368,7 +380,7 @@ def rule_token(reference: Trace, candidate: Trace, found: Search, first: Finding
         )
     if way is not None:
         evidence.append(f"explained: {way['text']}")
-        evidence += [f"what would give the same tokens: {other}" for other in way.get("also", [])[:2]]
+        evidence += [f"what would give the same tokens: {other}" for other in way.pop("also_text", [])[:2]]
     cause = "rng" if way is not None and way["kind"] == "seed" else "sampler"
     return Ruling(cause, evidence, first, margins, way)
 
@@ -395,19 +407,7 @@ def _explain_greedy(pair: SequencePair, step: int) -> Json | None:
     stated = pair.reference.sampling
     steps = [seen for seen in observations(pair.candidate, step) if seen.logits is not None]
     ran, unknown = sampling.recorded_chain(observe(pair.candidate, step).processors, stated)
-    rules = list(filter_rules.rules(stated))
-    if ran and not unknown:
-        names = [str(each) for each in ran]
-        text = f"{', '.join(names)} ran before the largest was taken, which the settings do not ask for"
-        rules.insert(0, filter_rules.Rule("processors not asked for", names, tuple(ran), text))
-    for rule in rules if len(steps) >= draw_rules.ENOUGH else ():
-        if all(_greedy_token(rule.chain, seen) == seen.token for seen in steps):
-            return rule.explanation(0.0) | {"steps": len(steps)}
-    return None
-
-
-def _greedy_token(processors: tuple[sampling.Processor, ...], seen: Observed) -> int | None:
-    return None if seen.logits is None else int(np.argmax(sampling.run(processors, seen.logits, seen.context)))
+    return _said(filter_mistakes.explain_greedy(stated, steps, () if unknown else ran))
 
 
 def _explain_seed(pair: SequencePair, step: int) -> Json | None:
@@ -416,10 +416,10 @@ def _explain_seed(pair: SequencePair, step: int) -> Json | None:
     if stated is None or pair.reference.sampling.get("do_sample") is False:
         return None
     streams = Streams(pair.candidate)
-    among = draw_rules.trials(observations(pair.candidate, step), pair.reference.sampling, streams)
+    among = drawing.trials(observations(pair.candidate, step), pair.reference.sampling, streams)
     if not among or among[0].seen.index != 0 or any(trial.words is not None for trial in among):
         return None
-    seed = draw_rules.near_seed(among, streams, stated)
+    seed = drawing.near_seed(among, streams, stated)
     if seed is None or seed == stated:
         return None
     text = f"seed {seed} in place of {stated} gives back all {len(among)} tokens"
@@ -439,12 +439,11 @@ def combinations(pair: SequencePair, step: int) -> Json:
     seen = [observe(side, step) for side in (pair.reference, pair.candidate)]
     vocabulary = _vocabulary(pair, step)
     both = [
-        draw_rules.trials([one], stated, Streams(side), vocabulary)
-        for one, side in zip(seen, _sides(pair), strict=True)
+        drawing.trials([one], stated, Streams(side), vocabulary) for one, side in zip(seen, _sides(pair), strict=True)
     ]
     if not both[0] or not both[1]:
         return {}
-    way = draw_rules.own_way(stated)
+    way = drawing.own_way(stated)
     ours, theirs = both[0][0], both[1][0]
     tokens: dict[tuple[int, int], int | None] = {}
     for row, distribution in enumerate((ours, theirs)):
@@ -457,10 +456,10 @@ def combinations(pair: SequencePair, step: int) -> Json:
 
 
 def _token_of(way: Way, distribution: Trial, draws: Trial) -> int | None:
-    if draws.words is None and way.kind != "argmax":
+    if draws.words is None and way is not drawing.GREEDY:
         return None
     words = draws.words if draws.words is not None else np.zeros(0, np.uint32)
-    return draw_rules.gives(way, Trial(distribution.seen, distribution.chance, words, draws.seed, draws.offset))
+    return drawing.gives(way, Trial(distribution.seen, distribution.chance, words))
 
 
 def _flips(
@@ -478,10 +477,10 @@ def _flips(
     if seen[1].logits is None or seen[1].ids is None or misfit(sampling.chain(stated), seen[0]) > 1e-2:
         return "logits"  # no filter that could be worked out again stands between the logits and the token
     plain = Observed(seen[1].index, seen[1].logits, seen[1].context, None, None, seen[1].token, (), ())
-    chance = draw_rules.chance_of(plain, stated)
+    chance = drawing.chance_of(plain, stated)
     if chance is None:
         return "logits"
-    given = _token_of(way, Trial(plain, chance, None, None, None), trials[0])
+    given = _token_of(way, Trial(plain, chance, None), trials[0])
     return "logits" if given == tokens[1, 1] else "filter"
 
 
@@ -612,7 +611,7 @@ def _greedy_margins(one: Observed, other: Observed, stated: Json) -> Json:
         return {}
     processors = sampling.chain(stated | {"do_sample": False})
     ours, theirs = (
-        sampling.run(processors, side.logits, side.context).astype(np.float64)  # type: ignore[arg-type]
+        run(processors, side.logits, side.context).astype(np.float64)  # type: ignore[arg-type]
         for side in (one, other)
     )
     tokens = [one.token, other.token]

@@ -9,9 +9,11 @@ import numpy as np
 
 from tracekit.inspection.following import asked, shows_tokens
 from tracekit.inspection.positions import prompt_length
-from tracekit.inspection.settings import NEUTRAL
 from tracekit.sampling import chain as sampling
-from tracekit.sampling.replay import Observed, observe
+from tracekit.sampling.observed import Observed
+from tracekit.sampling.processors import BY_SETTING
+from tracekit.sampling.replay import observe
+from tracekit.sampling.scores import GONE, working
 from tracekit.trace import Json, Sequence, Trace
 
 MOST_STEPS = 128
@@ -132,14 +134,14 @@ def _look_at(done: Done, seen: Observed, settings: Json) -> None:
     done.filtered += 1
     top = np.partition(seen.logits, seen.logits.size - 2)[-2:] if seen.logits.size > 1 else np.array([0.0, 1.0])
     done.ties_at_top += bool(top[0] == top[1])
-    before = sampling.working(seen.logits)
+    before = working(seen.logits)
     for each in sampling.chain(settings):
         after = each.apply(before, seen.context)
-        gone = (after == sampling.GONE) & (before > sampling.GONE)
+        gone = (after == GONE) & (before > GONE)
         done.removed[each.name] = done.removed.get(each.name, 0) + int(gone.sum())
-        kept = after > sampling.GONE
+        kept = after > GONE
         if gone.any() and kept.any():
-            more = each.name == sampling.TOP_K and int(kept.sum()) > int(each.settings["top_k"])
+            more = each.kind is BY_SETTING["top_k"] and int(kept.sum()) > int(each.settings["top_k"])
             done.ties_at_cut += more or bool(before[gone].max() == before[kept].min())
         before = after
 
@@ -159,7 +161,7 @@ def _sampler(settings: Json, done: Done) -> Iterator[str]:
     yield from _penalty(settings, done)
     if settings.get("temperature") in (None, 1.0) and settings.get("top_p") not in (None, 1.0):
         yield "order of temperature and top-p (temperature 1)"
-    cut = any(settings.get(name) not in (None, NEUTRAL[name]) for name in ("top_k", "top_p", "min_p"))
+    cut = any(not BY_SETTING[name].off(settings) for name in ("top_k", "top_p", "min_p"))
     if cut and done.filtered and not done.ties_at_cut:
         yield f"ties at a cut (none at {done.filtered} steps)"
     if done.drawn and done.sure == done.drawn:
@@ -170,12 +172,12 @@ def _off(settings: Json) -> Iterator[str]:
     if settings.get("temperature") in (None, 1.0):
         yield "temperature (1)"
     for name, spoken in (("top_k", "top-k"), ("top_p", "top-p"), ("min_p", "min-p")):
-        if settings.get(name) in (None, NEUTRAL[name]):
+        if BY_SETTING[name].off(settings):
             yield f"{spoken} (off)"
 
 
 def _without_effect(settings: Json, done: Done) -> Iterator[str]:
-    shown = {sampling.TOP_K: "top-k", sampling.TOP_P: "top-p", sampling.MIN_P: "min-p"}
+    shown = {BY_SETTING[name].name: BY_SETTING[name].words for name in ("top_k", "top_p", "min_p")}
     for each in sampling.chain(settings):
         if each.name in shown and done.filtered and not done.removed.get(each.name):
             number = next(iter(each.settings.values()))
@@ -183,7 +185,7 @@ def _without_effect(settings: Json, done: Done) -> Iterator[str]:
 
 
 def _penalty(settings: Json, done: Done) -> Iterator[str]:
-    if settings.get("repetition_penalty") in (None, NEUTRAL["repetition_penalty"]):
+    if BY_SETTING["repetition_penalty"].off(settings):
         yield "repetition penalty (off)"
     elif not done.repeats:
         yield f"repetition penalty on repeats (no token stood twice before any of {done.steps} steps)"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tracekit.sampling.processors import GENERATE, plain_filter_setting
 from tracekit.trace import Json
 from tracekit_torch.memory import WORDS
 
@@ -40,37 +41,7 @@ HYPER_PARAMETERS = (
     "pad_token_id",
 )
 """Names of `config.json` that both sides of a port understand."""
-SAMPLING = (
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "max_new_tokens",
-    "min_new_tokens",
-    "max_length",
-    "bad_words_ids",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-)
-ONLY_SAMPLED = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""Settings that greedy decoding does not apply."""
-WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "temperature": (1.0,),
-    "top_k": (0,),
-    "top_p": (1.0,),
-    "min_p": (0.0,),
-    "typical_p": (1.0,),
-    "epsilon_cutoff": (0.0,),
-    "eta_cutoff": (0.0,),
-    "repetition_penalty": (1.0,),
-    "no_repeat_ngram_size": (0,),
-}
+LENGTHS = ("max_new_tokens", "max_length")
 
 
 def versions() -> Json:
@@ -145,11 +116,14 @@ def _snapshot(name: str, revision: Any) -> str | None:
 def sampling(config: Any) -> Json:
     """The settings of a transformers GenerationConfig that have an effect, by its own names."""
     found: Json = {"do_sample": bool(config.do_sample)}
-    for name in SAMPLING[1:]:
+    for each in GENERATE:
+        value = plain(getattr(config, each.setting, None))
+        if plain_filter_setting(each.setting, value) is not None and (config.do_sample or not each.sampled):
+            found[each.setting] = value
+    for name in LENGTHS:
         value = plain(getattr(config, name, None))
-        if value is None or value in WITHOUT_EFFECT.get(name, ()) or (name in ONLY_SAMPLED and not config.do_sample):
-            continue
-        found[name] = value
+        if value is not None:
+            found[name] = value
     if "max_new_tokens" in found:
         found.pop("max_length", None)  # follows from it, differently for each prompt
     eos = plain(config.eos_token_id)

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from tracekit.extra.cosyvoice3.speech import PROMPT_TEXT, SPOKEN_TEXT
-from tracekit.inspection.settings import ONLY_SAMPLED, SWITCHES, as_used, in_effect
+from tracekit.inspection.settings import SWITCHES, as_used, in_effect
+from tracekit.sampling.processors import GENERATE, ONLY_SAMPLED
 from tracekit.trace import Json, Sequence, Trace, TraceError
 
 SIZE_LIMIT = 1 << 20
@@ -39,10 +40,7 @@ MODEL_KEYS = (
     *("head_dim", "vocab_size", "rms_norm_eps", "rope_theta", "rope_scaling", "hidden_act", "tie_word_embeddings"),
     *("sliding_window", "max_position_embeddings"),
 )
-SAMPLING_KEYS = (
-    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"),
-    *("no_repeat_ngram_size", "max_new_tokens", "min_new_tokens", "eos_token_id"),
-)
+SAMPLING_KEYS = ("do_sample", *(each.setting for each in GENERATE), "max_new_tokens", "eos_token_id")
 
 
 @dataclass(frozen=True, eq=False)

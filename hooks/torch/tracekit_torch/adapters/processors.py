@@ -13,27 +13,13 @@ from typing import Any
 
 import torch
 
+from tracekit.sampling.processors import GENERATE
 from tracekit.trace import Json
 from tracekit_torch import describe
 
 LONGEST = 64
 """Lists with more numbers than this are not copied into each step: their length is."""
-ARGUMENTS = {
-    "RepetitionPenaltyLogitsProcessor": ("penalty",),
-    "NoRepeatNGramLogitsProcessor": ("ngram_size",),
-    "NoBadWordsLogitsProcessor": ("bad_word_ids",),
-    "MinLengthLogitsProcessor": ("min_length",),
-    "MinNewTokensLengthLogitsProcessor": ("min_new_tokens",),
-    "SuppressTokensLogitsProcessor": ("suppress_tokens",),
-    "SuppressTokensAtBeginLogitsProcessor": ("begin_suppress_tokens",),
-    "TemperatureLogitsWarper": ("temperature",),
-    "TopKLogitsWarper": ("top_k",),
-    "TopPLogitsWarper": ("top_p",),
-    "MinPLogitsWarper": ("min_p",),
-    "TypicalLogitsWarper": ("mass",),
-    "EpsilonLogitsWarper": ("epsilon",),
-    "EtaLogitsWarper": ("epsilon",),
-}
+ARGUMENTS = {each.name: each.arguments for each in GENERATE}
 """What of transformers' own processors acts; of any other, every plain attribute is shown."""
 
 

@@ -1,0 +1,100 @@
+"""Top-p: the smallest set of probability p or more stays: the token that crosses p, too, and the largest always.
+
+Holtzman et al. 2019; transformers' `TopPLogitsWarper`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from tracekit.formats.file_values import is_number
+from tracekit.sampling.other_numbers import Interval, mass_interval, within
+from tracekit.sampling.processor import (
+    Apply,
+    FilterMistake,
+    Processor,
+    Stated,
+    Steps,
+    Unit,
+    Variant,
+    removed_nothing,
+)
+from tracekit.sampling.scores import GONE, Floats, mass_above, softmax
+from tracekit.trace import Json
+
+NAME, SETTING, PLACE = "TopPLogitsWarper", "top_p", 240
+
+
+def keep_top_p(values: Floats, p: float) -> Floats:
+    """Scores with what stands after the token that crosses p removed."""
+    above = mass_above(values)
+    return np.where((above < p) | (above == 0.0), values, GONE)
+
+
+def drop_crossing(values: Floats, p: float) -> Floats:
+    """The same without the token that crosses p: a mistake."""
+    above, probs = mass_above(values), softmax(values)
+    return np.where((above + probs <= p) | (above == 0.0), values, GONE)
+
+
+def _make(numbers: Json, settings: Json) -> Apply:
+    p = float(numbers["top_p"])
+    return lambda values, context: keep_top_p(values, p)
+
+
+def _cut(numbers: Json, values: Floats) -> tuple[Floats, Unit]:
+    return mass_above(values) - float(numbers["top_p"]), Unit.MASS
+
+
+# -------------------------------------------------------------------- mistakes
+
+
+def _one_more(p: float) -> Apply:
+    def apply(values: Floats, context: object) -> Floats:
+        kept = keep_top_p(values, p)
+        rest = np.where(kept > GONE, GONE, values)
+        if rest.max() > GONE:
+            following = int(np.argmax(rest))
+            kept[following] = values[following]
+        return kept
+
+    return apply
+
+
+def _mistake(identity: str, words: str, change: Callable[[float], Apply]) -> FilterMistake:
+    def variants(stated: Stated, steps: Steps | None) -> Iterator[Variant]:
+        p = float(stated.settings[SETTING])
+        yield Variant(stated.replaced(NAME, change(p)), {"p": p})
+
+    return FilterMistake(identity, f"top-p {{p:g}} {words}", variants, "p", (SETTING,))
+
+
+def _interval(stated: Stated, steps: Steps) -> Interval | None:
+    return mass_interval(PLACE, stated, steps)
+
+
+PROCESSOR = Processor(
+    name=NAME,
+    setting=SETTING,
+    words="top-p",
+    place=PLACE,
+    arguments=("top_p",),
+    make=_make,
+    accepts=is_number,
+    neutral=(1.0,),
+    sampled=True,
+    common=True,
+    cut=_cut,
+    unexercised=removed_nothing,
+    mistakes=(
+        _mistake(
+            "top_p_drops_crossing_token",
+            "drops the token that crosses p; the smallest set of mass p or more keeps it",
+            lambda p: lambda values, context: drop_crossing(values, p),
+        ),
+        _mistake("top_p_keeps_one_more", "keeps one token more than the one that crosses p", _one_more),
+        within(SETTING, _interval),
+    ),
+)

@@ -1,0 +1,71 @@
+"""Scores of a vocabulary, and what is read off them: probabilities, survivors, the mass above a token.
+
+Sums and exponentials are taken in float64, the scores themselves stay in the precision in which both transformers and
+its ports keep them, float32 (float64 where the logits are).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[Any]
+GONE = -np.inf
+"""The score of a removed token."""
+SMALLEST = 1e-36
+"""Probabilities below this are zero in float32."""
+
+
+def working(logits: Floats) -> Floats:
+    """Logits in the precision in which scores are kept."""
+    return logits if logits.dtype == np.float64 else logits.astype(np.float32)
+
+
+def softmax(values: Floats) -> Floats:
+    """Probabilities, f64 [vocabulary]; removed tokens get 0."""
+    wide = values.astype(np.float64)
+    exponents = np.exp(wide - wide.max())
+    return np.asarray(exponents / exponents.sum())
+
+
+def survivors(values: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Ids that can be drawn and their probabilities, descending, ties by lower id."""
+    probs = softmax(values)
+    ids = np.flatnonzero(probs)
+    order = ids[np.lexsort((ids, -probs[ids]))]
+    return order, probs[order]
+
+
+def seen_tokens(history: Sequence[int], vocabulary: int) -> NDArray[np.int64]:
+    """The tokens of a history, each once; ids beyond the vocabulary are left out."""
+    seen = np.unique(np.asarray(history, dtype=np.int64))
+    return seen[(seen >= 0) & (seen < vocabulary)]
+
+
+def kth_largest(values: Floats, k: int) -> float:
+    """The k-th largest score; the smallest where there are fewer."""
+    k = max(1, min(k, values.size))
+    return float(np.partition(values, values.size - k)[values.size - k])
+
+
+def mass_above(values: Floats) -> Floats:
+    """Probability of all tokens that stand before each in descending order, f64 [vocabulary]; 1 for removed ones.
+
+    Of equal scores the higher id stands first: transformers sorts ascending and takes away from the bottom.
+    """
+    probs = softmax(values)
+    above = np.ones_like(probs)
+    alive = np.flatnonzero(values > GONE)[::-1]
+    order = alive[np.argsort(-values[alive], kind="stable")]
+    above[order] = np.concatenate([[0.0], np.cumsum(probs[order])[:-1]])
+    return above
+
+
+def without(values: Floats, ids: Iterable[int]) -> Floats:
+    """Scores with these tokens removed."""
+    out = values.copy()
+    out[seen_tokens(list(ids), values.size)] = GONE
+    return out
