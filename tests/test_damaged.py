@@ -20,10 +20,11 @@ from tracekit.formats.archive import write_archive
 from tracekit.formats.archive_trace import HEAP, ArchiveTrace
 from tracekit.formats.log import LogWriter
 from tracekit.formats.opening import open_trace
+from tracekit.programs.native import write_tokens
 from tracekit.trace import TraceError
 
-FOUND = (133, 1316, 2799, 4951)
-"""Seeds that once ended in a traceback, or in a line that named no file."""
+FOUND = (133, 1316, 2799, 4951, 6626, 9250, 10980, 11544)
+"""Seeds that once ended in a traceback, or in a line that named no file, or in two lines."""
 CASES = 120
 HANG = 60.0
 """Seconds of CPU."""
@@ -128,6 +129,20 @@ def test_a_step_that_does_not_fit_ends_what_is_read(tmp_path: Path) -> None:
     with open_trace(path) as trace:
         assert trace.sequences[0].step_count == 3
         assert "its tokens hold 99, which is no token id of its vocabulary" in str(trace.status_detail)
+
+
+def test_a_log_that_could_not_be_written_whole_is_let_go(archive: Path, tmp_path: Path) -> None:
+    """Its lock went with the exception: a second try while that was held ended in a traceback."""
+    with h5py.File(archive, "r+") as file:
+        del file["sequences/0/steps/position"]
+    for _ in range(2):
+        with open_trace(archive) as trace, pytest.raises(TraceError, match="too short") as held:
+            write_tokens(trace, tmp_path / "follow.tklog")
+        assert held.value
+
+
+def test_a_message_is_one_line_whatever_a_file_names() -> None:
+    assert str(TraceError("x.h5: site a\nb\x1b[2J é: damaged")) == "x.h5: site a\\nb\\x1b[2J é: damaged"
 
 
 def test_what_is_no_file_of_ours_is_said(tmp_path: Path) -> None:

@@ -313,7 +313,8 @@ class ArchiveSequence(BrowsableSequence):
         tables: dict[str, Any] = {}
         tables["position"] = self._column("position", "i")
         tables["text"] = None if steps is None else reader.strings(steps, "text")
-        if tables["position"] is None or len(tables["text"] or tables["position"]) != self.step_count:
+        texts = tables["text"]
+        if tables["position"] is None or (texts is not None and len(texts) != self.step_count):
             raise reader.fail(f"{self._group.name}/steps", "a column is missing or too short")
         tables["topk_id"] = self._column("topk_id", "i", 2)
         tables["topk_logprob"] = self._column("topk_logprob", "f", 2)

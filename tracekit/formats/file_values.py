@@ -29,6 +29,8 @@ LIBRARY_ERRORS = (
 )
 """What h5py, numpy and json raise where a file is not what they expect."""
 MOST_TOKEN = 2**31 - 1
+MOST_POSITION = 2**40
+"""A cache of so many positions is beyond any machine."""
 MOST_WORDS = 2**48
 """32-bit words of a generator: at a thousand million a second, three days."""
 
@@ -124,7 +126,7 @@ DRAW: dict[str, Kind] = {
 }
 STEP: dict[str, Kind] = {
     "text": _is_text,
-    "position": lambda value: is_count(value) and value >= -1,
+    "position": lambda value: is_count(value) and -1 <= value < MOST_POSITION,
     **dict.fromkeys(("draws", "events"), lambda value: isinstance(value, list)),
 }
 END: dict[str, Kind] = {"reason": _is_text, "detail": _is_text, "followed": _is_object}

@@ -185,6 +185,15 @@ class LogWriter:
             os.close(self._file)
             self._file = -1
 
+    def __enter__(self) -> LogWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Close it; abandon it where something went wrong."""
+        if kind is None:
+            self.close()
+        self.abandon()
+
     def _digest(self, buffers: list[Any]) -> int:
         if not self._hash:
             return 0

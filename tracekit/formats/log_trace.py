@@ -17,6 +17,7 @@ from tracekit.formats.file_values import (
     DRAW,
     END,
     LIBRARY_ERRORS,
+    MOST_POSITION,
     SITE,
     STEP,
     WEIGHT,
@@ -254,6 +255,8 @@ class LogSequence(BrowsableSequence):
         first, rows = frame.metadata["position"], frame.metadata["rows"]
         if type(first) is not int or type(rows) is not int or first < 0 or rows < 0:
             raise ValueError("position and rows must be counts")
+        if first + rows > MOST_POSITION:
+            raise ValueError(f"position {first + rows} is beyond any cache")
         axis = frame.metadata.get("axis")
         if axis not in (None, ENCODER):
             raise ValueError(f"axis {axis!r} is unknown")

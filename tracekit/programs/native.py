@@ -63,11 +63,10 @@ def environment(log: Path, options: NativeOptions, scratch: Path) -> dict[str, s
 
 def write_tokens(trace: Trace, path: Path) -> None:
     """Write what a native program follows as a log: prompts with all their inputs, tokens and draws, no sites."""
-    writer = LogWriter(path)
-    writer.open(trace.implementation, **{name: value for name, value in trace.config.items() if name != "recorder"})
-    for sequence in trace.sequences:
-        _write_sequence(writer, sequence)
-    writer.close()
+    with LogWriter(path) as writer:
+        writer.open(trace.implementation, **{name: value for name, value in trace.config.items() if name != "recorder"})
+        for sequence in trace.sequences:
+            _write_sequence(writer, sequence)
 
 
 def _write_sequence(writer: LogWriter, sequence: Sequence) -> None:

@@ -70,9 +70,10 @@ def mass_interval(
         if seen.logits is None or seen.ids is None:
             continue
         values = run(before, seen.logits, seen.context)
-        probs, least = softmax(values), values[seen.ids].min()
+        last = seen.ids[np.argmin(values[seen.ids])]
+        probs, least = softmax(values), values[last]
         # Of equal scores, as many as survived.
-        above, each = float(probs[values > least].sum()), float(probs[values == least].max())
+        above, each = float(probs[values > least].sum()), float(probs[last])
         kept = int((values[seen.ids] == least).sum())
         low = max(low, above + (kept - 1) * each)
         high = high if ended(seen) else min(high, above + kept * each)
