@@ -18,7 +18,7 @@ import pytest
 
 import tracekit
 from tests import speech_model
-from tracekit.extra.cosyvoice3.speech import generated
+from tracekit.generations import generated
 from tracekit.sampling.scores import softmax
 from tracekit.torch_rng.generator import TorchGenerator
 from tracekit.trace import Sequence, Trace

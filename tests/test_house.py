@@ -10,21 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 STAGES = (
-    *(
-        "errors",
-        "dtypes",
-        "site_values",
-        "trace",
-        "interactive",
-        "formats",
-        "programs",
-        "checkpoints",
-        "inspection",
-        "torch_rng",
-        "sampling",
-        "align",
-    ),
-    *("compare", "auditing", "mistakes", "verdict", "extra", "report", "repro", "postmortem", "api"),
+    *("errors", "dtypes", "site_values", "trace", "plugins", "generations", "interactive", "formats", "programs"),
+    *("checkpoints", "inspection", "torch_rng", "sampling", "align", "compare", "auditing", "mistakes", "verdict"),
+    *("extra", "report", "repro", "postmortem", "api"),
 )
 """Folders and modules of `tracekit/`, in the order in which the data passes them."""
 PAIRS = ("align", "compare")
@@ -32,11 +20,7 @@ PAIRS = ("align", "compare")
 SINGLE = ("formats", "checkpoints", "inspection", "torch_rng", "sampling", "auditing")
 """Stages that look at one, and need nothing of what compares two."""
 KNOWN = {
-    ("tracekit.formats.exported_tokens", "tracekit.extra.cosyvoice3.speech"),
-    ("tracekit.inspection.sanity", "tracekit.extra.cosyvoice3.speech"),
-    ("tracekit.inspection.summary", "tracekit.extra.cosyvoice3.speech"),
     ("tracekit.verdict.decide", "tracekit.extra.cosyvoice3.speech"),
-    ("tracekit.verdict.decide", "tracekit.extra.cosyvoice3.counted"),
     ("tracekit.verdict.decide", "tracekit.report.words"),
     ("tracekit.verdict.decide", "tracekit.report.words.culprits"),
     ("tracekit.verdict.decide", "tracekit.report.words.explanations"),

@@ -16,7 +16,8 @@ import pytest
 
 import tracekit
 from tests import speech_model
-from tracekit.extra.cosyvoice3.speech import dropped, generated
+from tracekit.extra.cosyvoice3.speech import Speech
+from tracekit.generations import generated
 from tracekit.inspection.sanity import UNSEEN, capture_problems
 
 torch = pytest.importorskip("torch")
@@ -129,7 +130,7 @@ def test_a_model_in_a_thread_behind_a_filter(speaker: Speaker, tmp_path: Path, s
     with tracekit.open(tmp_path / "run.h5") as trace:
         sequence = trace.sequences[0]
         made = list(generated(trace, sequence))
-        assert made[:5] == plain and dropped(trace, sequence) == len(made) - len(plain) > 0
+        assert made[:5] == plain and Speech().dropped(sequence) == len(made) - len(plain) > 0
 
 
 def unseen_steps(sequence: Any) -> list[int]:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 
 class TraceError(Exception):
-    """What is wrong with a file, in one sentence that says how to mend it. The CLI prints it and exits 2."""
+    """What is wrong with a file, in one sentence that says how to mend it. The CLI prints it and exits 2. Characters
+    that would break the line or move a terminal's cursor, as names in a damaged file may hold, are escaped."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in said))
 
 
 class UnknownName(TraceError, KeyError):

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 import tracekit
-from tracekit.extra.cosyvoice3.speech import not_listed
-from tracekit.formats.exported_tokens import generated_ids, ids_text, prompt_speech_ids, write_token_ids
+from tracekit.extra.cosyvoice3.speech import prompt_speech_ids
+from tracekit.formats.exported_tokens import generated_ids, ids_text, write_token_ids
+from tracekit.generations import not_listed
 from tracekit.trace import TraceError
 
 

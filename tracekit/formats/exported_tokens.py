@@ -10,32 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from tracekit.extra.cosyvoice3.speech import PROMPT_SPEECH, generated
 from tracekit.formats.whole_file import write_whole
+from tracekit.generations import generated
 from tracekit.trace import Trace, TraceError
 
 TokenIds = dict[str, NDArray[np.int64]]
 
 
 def generated_ids(trace: Trace) -> TokenIds:
-    """`sequence_0`, `sequence_1`, ... -> i64 [n]: what each generation gave its caller; a speech generation's stop
-    token is not among it."""
+    """`sequence_0`, `sequence_1`, ... -> i64 [n]: what each generation gave its caller."""
     return {f"sequence_{one.index}": generated(trace, one).astype(np.int64) for one in trace.sequences}
-
-
-def prompt_speech_ids(trace: Trace, sequence: int | None = None) -> TokenIds:
-    """`speech_token_ids` -> i64 [n]: the prompt's speech tokens, of one sequence or of all where they are the same.
-
-    Raises TraceError where there are none, or different ones and no sequence is asked for.
-    """
-    found = [one for one in trace.sequences if sequence in (None, one.index) and PROMPT_SPEECH in one.inputs]
-    if not found:
-        where = "" if sequence is None else f"sequence {sequence} of "
-        raise TraceError(f"{where}{trace.path}: holds no prompt speech tokens; record a CosyVoice program")
-    ids = [one.inputs[PROMPT_SPEECH].astype(np.int64) for one in found]
-    if not all(np.array_equal(ids[0], other) for other in ids):
-        raise TraceError(f"{trace.path}: its sequences have different prompt speech tokens; choose one with --sequence")
-    return {PROMPT_SPEECH: ids[0]}
 
 
 def write_token_ids(ids: Mapping[str, NDArray[np.int64]], path: Path) -> None:

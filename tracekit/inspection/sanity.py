@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 
 from tracekit.dtypes import is_float, to_float
-from tracekit.extra.cosyvoice3.speech import counts
+from tracekit.generations import counts
 from tracekit.trace import Array, Sequence, Trace
 
 UNSEEN = "unseen"

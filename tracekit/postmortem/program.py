@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tracekit.extra.cosyvoice3.speech import generated_count
 from tracekit.formats.opening import open_trace
+from tracekit.generations import generated_count
 from tracekit.inspection.summary import sequence_summary
 from tracekit.postmortem.plan import Plan, Side, interpreter_and_program, is_python
 from tracekit.programs.child import end, start
@@ -122,8 +122,8 @@ def counted(trace: Trace, code: int | None, trouble: str | None) -> Run:
         code,
         sum(generated_count(trace, sequence) for sequence in trace.sequences),
         tuple(str(row["end"]) for row in rows),
-        sum(row["fallbacks"] or 0 for row in rows),
-        sum(row["redraws"] or 0 for row in rows),
+        sum(row.get("fallbacks") or 0 for row in rows),
+        sum(row.get("redraws") or 0 for row in rows),
         trouble=trouble,
     )
 

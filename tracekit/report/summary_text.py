@@ -4,32 +4,14 @@ from __future__ import annotations
 
 from tabulate import tabulate
 
+from tracekit.inspection.summary import columns
 from tracekit.trace import Json
-
-COLUMNS = {
-    "sequence": "sequence",
-    "trace": "trace",
-    "implementation": "side",
-    "prompt_tokens": "prompt",
-    "prompt_text_tokens": "prompt text",
-    "text_tokens": "text",
-    "prompt_speech_tokens": "prompt speech",
-    "generated_tokens": "generated",
-    "stop_step": "stop step",
-    "end": "end",
-    "seconds": "seconds",
-    "dropped_silent_tokens": "silent, dropped",
-    "fallbacks": "fallbacks",
-    "redraws": "redraws",
-    "not_finite": "not finite from",
-}
-"""Key of a row -> head of its column."""
 
 
 def summary_text(rows: list[Json]) -> str:
     """The rows of `tracekit.inspection.summary.summarise`; lengths in tokens."""
-    shown = [key for key in COLUMNS if any(row[key] is not None for row in rows)]
-    return aligned([[_cell(row[key]) for key in shown] for row in rows], [COLUMNS[key] for key in shown])
+    heads = {key: head for key, head in columns().items() if any(row[key] is not None for row in rows)}
+    return aligned([[_cell(row[key]) for key in heads] for row in rows], list(heads.values()))
 
 
 def aligned(cells: list[list[str]], heads: list[str]) -> str:

@@ -17,6 +17,7 @@ from tracekit.align.renamed import in_one_language, recorded_as
 from tracekit.align.rotary_order import in_one_order, in_order_of
 from tracekit.align.sites import check_yardstick
 from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.compare.counted import counted_differences, is_counted
 from tracekit.compare.search import ROWS, Finding, Search, Stage, search
 from tracekit.compare.settings import (
     FILTER_SETTINGS,
@@ -26,8 +27,7 @@ from tracekit.compare.settings import (
     weight_differences,
 )
 from tracekit.compare.yardstick import Noise, Oracle, Uncalibrated, Yardstick, used_calibration
-from tracekit.extra.cosyvoice3.counted import counted_differences, is_counted
-from tracekit.extra.cosyvoice3.speech import TOKENS_A_SECOND, dropped
+from tracekit.extra.cosyvoice3.speech import SPEECH, TOKENS_A_SECOND
 from tracekit.formats.name_map import NameMap, gguf_names
 from tracekit.inspection.following import shortfalls, unrecorded_choices
 from tracekit.inspection.non_finite import first_non_finite
@@ -332,7 +332,7 @@ def _silence_said(reference: Trace, candidate: Trace) -> list[str]:
     """Where a program's filter of silence makes sounds of another length than the tokens say."""
     out = []
     for one, other in zip(reference.sequences, candidate.sequences, strict=False):
-        counts = dropped(reference, one), dropped(candidate, other)
+        counts = SPEECH.dropped(one), SPEECH.dropped(other)
         for trace, sequence, count, others in (
             (reference, one, counts[0], counts[1]),
             (candidate, other, counts[1], counts[0]),

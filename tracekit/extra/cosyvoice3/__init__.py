@@ -1,1 +1,6 @@
 """CosyVoice3: its counts, its configuration, its programs' text logs, its sound."""
+
+ENTRY_POINTS = {
+    "tracekit.generations": {"cosyvoice3": "tracekit.extra.cosyvoice3.speech:SPEECH"},
+}
+"""Group -> name -> object, as a package's metadata would have them."""

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.extra.cosyvoice3.speech import TOKENS_A_SECOND, dropped, generated_count
+from tracekit.extra.cosyvoice3.speech import SPEECH, TOKENS_A_SECOND
+from tracekit.generations import generated_count
 from tracekit.trace import Json, Trace, TraceError
 
 BLOCK = 1 << 18
@@ -121,7 +122,7 @@ def spoken_tokens(traces: list[Trace], files: int) -> list[Spoken]:
             Spoken(
                 trace.path,
                 sum(generated_count(trace, one) for one in trace.sequences),
-                _added(dropped(trace, one) for one in trace.sequences),
+                _added(SPEECH.dropped(one) for one in trace.sequences),
                 0,
             )
             for trace in traces
@@ -132,7 +133,7 @@ def spoken_tokens(traces: list[Trace], files: int) -> list[Spoken]:
             Spoken(
                 f"{trace.path}[{one.index}]",
                 generated_count(trace, one),
-                dropped(trace, one),
+                SPEECH.dropped(one),
                 min(one.index, max(0, partners - 1)),
             )
             for trace, one in sequences

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.extra.cosyvoice3.speech import COUNTS, PROMPT_SPEECH, STOPPED
+from tracekit.extra.cosyvoice3.speech import PROMPT_SPEECH, STOPPED
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter
 from tracekit.formats.log_trace import LogTrace
+from tracekit.generations import COUNTS
 from tracekit.trace import Json, TraceError
 
 LINE_LIMIT = 1 << 20

@@ -7,17 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tracekit.extra.cosyvoice3.speech import counts, generated, generated_count
-from tracekit.inspection.summary import sequence_summary
+from tracekit.generations import counts, generated, generated_count
+from tracekit.inspection.summary import lengths, sequence_summary
 from tracekit.trace import Sequence, Trace
-
-LENGTHS = {
-    "prompt_text_tokens": "prompt text tokens",
-    "text_tokens": "text tokens",
-    "prompt_speech_tokens": "prompt speech tokens",
-    "generated_tokens": "generated tokens",
-}
-"""Number of a summary -> what it counts."""
 
 
 def is_counted(trace: Trace) -> bool:
@@ -34,11 +26,11 @@ def counted_differences(reference: Trace, candidate: Trace) -> list[str]:
         )
     for one, other in zip(reference.sequences, candidate.sequences, strict=False):
         rows = sequence_summary(reference, one), sequence_summary(candidate, other)
-        for key, words in LENGTHS.items():
+        for key in lengths():
             numbers = rows[0][key], rows[1][key]
             if None not in numbers and numbers[0] != numbers[1]:
                 said = f"{numbers[0]} in the reference, {numbers[1]} in the candidate"
-                out.append(f"sequence {one.index}: {words}: {said}")
+                out.append(f"sequence {one.index}: {key.replace('_', ' ')}: {said}")
         out += _tokens(reference, one, candidate, other)
     return out
 

@@ -1,0 +1,49 @@
+"""What other packages bring: objects found by entry points, tracekit's own extras among them.
+
+A group of entry points is a kind of thing (`tracekit.generations`, `tracekit.importers`, `tracekit.adapters`). An
+installed package declares its own in its metadata; a package in `tracekit/extra/` declares them in `ENTRY_POINTS` of
+its `__init__`, so that they are there in a source tree that was never installed. Both are loaded alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pkgutil import iter_modules
+from typing import Any
+
+from tracekit.errors import TraceError
+
+EXTRAS = "tracekit.extra"
+
+
+@cache
+def plugins(group: str) -> tuple[Any, ...]:
+    """The objects of a group: tracekit's own first, others in the order of their names.
+
+    Raises TraceError where one cannot be loaded.
+    """
+    return tuple(_loaded(point) for point in (*_own(group), *_installed(group)))
+
+
+def _own(group: str) -> Iterator[EntryPoint]:
+    for module in iter_modules(import_module(EXTRAS).__path__):
+        declared = getattr(import_module(f"{EXTRAS}.{module.name}"), "ENTRY_POINTS", {})
+        yield from (EntryPoint(name, value, group) for name, value in declared.get(group, {}).items())
+
+
+def _installed(group: str) -> list[EntryPoint]:
+    return sorted(entry_points(group=group), key=lambda point: point.name)
+
+
+def _loaded(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as error:  # whatever another package's import raises
+        package = "" if point.dist is None else f" of the package {point.dist.name}"
+        why = f"{type(error).__name__}: {error}"
+        raise TraceError(
+            f"{point.group}: {point.name}{package} cannot be loaded: {why}; update or uninstall it"
+        ) from None
