@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tracekit.auditing.families import family_of
-from tracekit.auditing.families.family import stated_embedding_factor
+from tracekit.auditing.families.family import stated_embedding_factor, token_table
 from tracekit.auditing.operations import operation_of_class
 from tracekit.auditing.operations.attention_core import Attention, Core
 from tracekit.auditing.operations.embedding_table import Embedding
@@ -27,8 +27,6 @@ from tracekit.auditing.operations.unmeasured import Unmeasured
 from tracekit.checkpoints.checkpoint import PREFIXES, Checkpoint
 from tracekit.trace import INPUT_SUFFIX, Site, Trace, resolve
 
-TOKEN_TABLES = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "speech_embedding")
-"""Last name of an embedding that is looked up by token ids."""
 HEAD = "lm_head"
 """The module that gives the logits, where the family is not known."""
 EXPERT = re.compile(r"Expert|Router|MoE|Moe")
@@ -243,11 +241,15 @@ class Book:
         return None if set(site.parameters) > {"weight", "bias"} else Unmeasured(_class_of(site), eps)
 
     def _table(self, site: Site, stored: str, last: str) -> Recipe | str:
-        if last not in TOKEN_TABLES:
-            return "what it looks up is not recorded"
-        declared = stated_embedding_factor if self.family is None else self.family.embedding_factor
-        factor = 1.0 if last != "embed_tokens" else declared(self.declared)
-        return Recipe(site.name, stored, Embedding(factor, either=factor != 1.0), (), site.parameters)
+        if self.family is None:
+            table = token_table(last, stated_embedding_factor(self.declared))
+        else:
+            table = self.family.table(last, self.declared)
+        return (
+            "what it looks up is not recorded"
+            if table is None
+            else Recipe(site.name, stored, table, (), site.parameters)
+        )
 
     def add_logits(self) -> None:
         """The logits, where they are not the head's own output but follow from it."""

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import TYPE_CHECKING, ClassVar
 
+from tracekit.auditing.operations.embedding_table import Embedding
 from tracekit.auditing.operations.operation import Operation
 from tracekit.auditing.operations.passed_on import PassedOn
 from tracekit.trace import Json, Site
@@ -36,6 +37,8 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 """Settings that say nothing of what a layer computes, though their names might."""
+TOKEN_TABLES = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "speech_embedding")
+"""Last name of an embedding that is looked up by token ids."""
 TELLING = re.compile(
     "scal|mult|norm|cap|clip|rope|rotary|position|bias|attn|attention|layer|resid|gate|sink|window|chunk|expert|moe"
     "|factor|parallel|quant|interleav|lora|adapter|theta|pattern|bidirectional|causal"
@@ -73,6 +76,10 @@ class Family(ABC):
         """Whether a module is an embedding though its class does not say so; `last`: the last part of its name."""
         return False
 
+    def table(self, last: str, declared: Json) -> Operation | None:
+        """What an embedding looks up; None where that is not recorded."""
+        return token_table(last, self.embedding_factor(declared))
+
     def embedding_factor(self, declared: Json) -> float:
         """What embeddings are multiplied by before the first layer."""
         return stated_embedding_factor(declared)
@@ -85,6 +92,13 @@ class Family(ABC):
     def logits(self, declared: Json) -> Operation:
         """What makes the logits of the head's output."""
         return PassedOn()
+
+
+def token_table(last: str, factor: float) -> Operation | None:
+    """The table of the token embeddings; None of another table."""
+    if last not in TOKEN_TABLES:
+        return None
+    return Embedding(factor, either=factor != 1.0) if last == "embed_tokens" else Embedding()
 
 
 def stated_embedding_factor(declared: Json) -> float:

@@ -1,4 +1,4 @@
-"""A gated MLP: its activation and its two factors."""
+"""An activation, with a gate or without, and the two factors of a gated MLP."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import numpy as np
 
 from tracekit.auditing import operations
 from tracekit.auditing.operations import ACTIVATIONS, Floats
+from tracekit.auditing.operations.activation import Activation
+from tracekit.auditing.operations.gate import Gate
 from tracekit.mistakes.registry import SiteMistake
 from tracekit.mistakes.suspect import Case, Hypothesis, plainly, unchanged
 
-GATE = ("gate",)
+GATE = (Gate.kind,)
 
 
 def _sigmoid(x: Floats) -> Floats:
@@ -29,30 +31,45 @@ FUNCTIONS: dict[str, Callable[[Floats], Floats]] = {
 }
 
 
-def _gated(function: Callable[[Floats], Floats], gate: Floats, up: Floats) -> Floats:
-    return np.asarray(function(gate) * up)
-
-
 def _other_function(case: Case) -> Iterator[Hypothesis]:
-    (gate, up), stated = case.inputs, case.recipe.activation
+    operation = case.recipe.operation
+    assert isinstance(operation, Gate | Activation)
+    x, stated = case.inputs[0], operation.activation
+    up = case.inputs[1] if isinstance(operation, Gate) else np.ones_like(x)
     for name, function in FUNCTIONS.items():
         if function is not ACTIVATIONS[stated]:
-            made = plainly(_gated, function, gate, up, found=name, stated=stated)
-            yield replace(made, variance=operations.cancelled(gate, up))
+            made = plainly(_times, function, x, up, found=name, stated=stated)
+            yield replace(made, variance=operations.cancelled(x, up))
+
+
+def _times(function: Callable[[Floats], Floats], x: Floats, up: Floats) -> Floats:
+    return np.asarray(function(x) * up)
+
+
+def _activation(case: Case) -> Callable[[Floats], Floats]:
+    """The one that is declared."""
+    assert isinstance(case.recipe.operation, Gate)
+    return ACTIVATIONS[case.recipe.operation.activation]
 
 
 def _swapped(case: Case) -> Iterator[Hypothesis]:
     gate, up = case.inputs
-    yield plainly(_gated, ACTIVATIONS[case.recipe.activation], up, gate)
+    yield plainly(_times, _activation(case), up, gate)
 
 
+ACTIVATION = SiteMistake(
+    "activation",
+    "{found} instead of {stated}",
+    main="found",
+    at=(Gate.kind, Activation.kind),
+    hypotheses=_other_function,
+)
 SWAPPED = SiteMistake("gate_and_up_swapped", "gate and up swapped", at=GATE, hypotheses=_swapped)
-ACTIVATION = SiteMistake("activation", "{found} instead of {stated}", main="found", at=GATE, hypotheses=_other_function)
 UP_LEFT_OUT = SiteMistake(
     "up_left_out",
     "the up projection is left out",
     at=GATE,
-    hypotheses=lambda case: [plainly(ACTIVATIONS[case.recipe.activation], case.inputs[0])],
+    hypotheses=lambda case: [plainly(_activation(case), case.inputs[0])],
 )
 GATE_LEFT_OUT = SiteMistake(
     "gate_left_out", "the gate is left out", at=GATE, hypotheses=lambda case: [plainly(unchanged, case.inputs[1])]
