@@ -20,7 +20,21 @@ from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
 from tracekit.report.words import sentence
 from tracekit.trace import Trace
 
-WHOLE = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3", "phi3", "olmo2", "granite")
+WHOLE = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "olmo2",
+    "granite",
+    "gpt2",
+    "phi",
+)
 """Families whose every site has a recipe."""
 PROJECTIONS = r"^(?:model\.norm|model\.embed_tokens|lm_head|.*(?:layernorm|_proj))(?::in)?$"
 
