@@ -8,6 +8,7 @@ from tracekit.mistakes.explanation import Explained, Explanation, Extent, FitsAs
 from tracekit.report.words import sentence
 from tracekit.report.words.explanations import explanation_json
 from tracekit.report.words.numbers import number, times
+from tracekit.verdict.outcome import Agreement, AllAgree, EndsTooSoon, OtherDraws, WrongProbabilities
 
 THETA = Mistake("rotary_theta", "rotary theta {found:.9g} instead of {stated:.9g}", main="found")
 STOPS = Mistake("stops", "stop tokens {tokens} are never removed", main="tokens")
@@ -72,3 +73,15 @@ def test_the_same_mistake_again() -> None:
 def test_ratios(ratio: float, said: str) -> None:
     assert times(ratio) == said
     assert number(float("inf")) == "inf"
+
+
+def test_luck_in_words() -> None:
+    values = WrongProbabilities(1.4e-4, 0.93, 640, 12, 2.1e-6, suspicious=False)
+    assert sentence(values) == (
+        "with probabilities off by 0.00014, a seed keeps all of its tokens with probability 93%, so equal tokens prove "
+        "little; but the probabilities of the 12 passing seeds differ by 2.1e-6 at most: none of them has the fault"
+    )
+    draws = OtherDraws(12, -31.4)
+    assert sentence(draws).endswith("with probability 1e-31 at most: none of the 12 passing seeds has it")
+    assert sentence(EndsTooSoon(12, 7, 0)).startswith("all 12 passing seeds run past step 7")
+    assert sentence(AllAgree(3, Agreement.PROMPTS)).startswith("the prompts of all 3 passing seeds agree")

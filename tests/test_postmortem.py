@@ -19,15 +19,14 @@ from typing import Any
 
 import pytest
 
-from tracekit.postmortem import margins as luck
-from tracekit.postmortem import program
+from tracekit.postmortem import margins, program
 from tracekit.postmortem.failure import Facts, rule
 from tracekit.postmortem.groups import conclude
 from tracekit.postmortem.plan import Plan, Side, checked, parse_seeds
 from tracekit.postmortem.store import open_store, read_json, write_json
 from tracekit.programs import child as child_program
 from tracekit.trace import TraceError
-from tracekit.verdict.outcome import Run, Seed, State
+from tracekit.verdict.outcome import Run, Seed, SeenFault, State
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "tests/fixtures/seeded_program.sh"
@@ -358,14 +357,14 @@ def test_python_commands_are_told_from_others(tmp_path: Path) -> None:
 
 def test_luck_is_small_where_errors_are_large() -> None:
     rows = [[0.5, 2.0, 0.01], [1.0, 3.0]]
-    chances = [luck.pass_by_luck(rows, error) for error in (1e-6, 1e-2, 1.0, 100.0)]
+    chances = [margins.pass_probability(rows, error) for error in (1e-6, 1e-2, 1.0, 100.0)]
     assert chances[0] == pytest.approx(1.0) and chances == sorted(chances, reverse=True) and chances[-1] < 0.3
 
 
 def test_rates_have_wilson_intervals() -> None:
-    rate = luck.rate(15, 100)  # Wilson (1927): 0.0931 to 0.2328
+    rate = margins.rate(15, 100)  # Wilson (1927): 0.0931 to 0.2328
     assert (round(rate.low, 4), round(rate.high, 4)) == (0.0931, 0.2328)
-    assert luck.rate(0, 0).high == 1.0
+    assert margins.rate(0, 0).high == 1.0
 
 
 def test_near_ties_are_no_failures() -> None:
@@ -374,6 +373,22 @@ def test_near_ties_are_no_failures() -> None:
     found = conclude("a", "b", [Seed(1, State.PASS, Run(0, 5), Run(0, 5)), tie], asked=2)
     assert found.failing.count == 0
     assert [(group.cause, group.failing, group.seeds) for group in found.groups] == [("near-tie", False, (2,))]
+
+
+def test_groups_of_one_mistake_at_two_sites_have_names_of_their_own() -> None:
+    def failing(number: int, site: str, *also: SeenFault) -> Seed:
+        verdict = {"cause": "layer", "site": site, "step": 1, "explanation": {"kind": "gain", "text": "gain 2"}}
+        return Seed(number, State.FAIL, Run(0, 5), Run(0, 5), 0, 1, verdict | {"evidence": []}, also=also)
+
+    other = SeenFault("layer", "down", "gain", 1, "gain 2")
+    found = conclude("a", "b", [failing(1, "up"), failing(2, "down"), failing(3, "up", other)], asked=3)
+    assert {group.site: group.name for group in found.groups} == {"up": "layer-gain-up", "down": "layer-gain-down"}
+    assert {group.site: dict(group.overlaps) for group in found.groups} == {"up": {}, "down": {"layer-gain-up": (3,)}}
+
+
+def test_a_seed_is_read_back_as_it_was_written() -> None:
+    seed = Seed(1, State.FAIL, Run(0, 5), Run(0, 5), also=(SeenFault("stop", "stop", None, 4, "stops on 7"),))
+    assert Seed.from_json(json.loads(json.dumps(seed.to_json()))) == seed
 
 
 @pytest.mark.parametrize("remote", [False, True])

@@ -27,7 +27,7 @@ from tracekit.compare.yardstick import Uncalibrated
 from tracekit.report import verdict_text
 from tracekit.report.error_map import EQUAL, INFINITE, NOT_COMPARED, compared_steps, levels, site_errors
 from tracekit.report.page import Pair, write_page
-from tracekit.verdict.outcome import Group, Postmortem, Rate, Run, Seed, State
+from tracekit.verdict.outcome import EndsTooSoon, Group, Postmortem, Rate, Run, Seed, State
 
 TRACES = Path(__file__).parent.parent / "traces"
 
@@ -267,7 +267,7 @@ def outcome() -> Postmortem:
         verdict=None,
         text="DIVERGENCE  layer\n  at </pre><script>",
         rate=rate,
-        lucky="3 of 10 seeds that pass would fail with another draw",
+        luck=EndsTooSoon(10, 7, 3),
         overlaps={"crash": (3,)},
     )
     return Postmortem(
@@ -281,7 +281,7 @@ def test_a_postmortem_shows_its_groups_and_its_seeds():
     said = (
         "2 of 4 seeds fail, all alike",
         "2 of 4, 50 % (95 % interval 15 to 85 %)",
-        "3 of 10 seeds that pass",
+        "3 of 10 passing seeds end before step 7",
         "all the same with 1 of them: 2",
         "at </pre><script>",
         "thread main panicked: <script>",

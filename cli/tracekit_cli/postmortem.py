@@ -113,6 +113,7 @@ def _of_traces(folder: Path, options: dict[str, Any]) -> Postmortem:
     from tracekit.postmortem.groups import conclude
     from tracekit.postmortem.recorded import examined, pairs, traces
     from tracekit.postmortem.store import open_store, write_json
+    from tracekit.report.postmortem_text import postmortem_json
 
     check_libraries("postmortem")
     found_pairs = pairs(folder)
@@ -123,7 +124,7 @@ def _of_traces(folder: Path, options: dict[str, Any]) -> Postmortem:
         seeds = [examined(pair, folder, options["fail"]) for pair in shown]
     found = conclude(str(folder), str(folder), seeds, len(found_pairs))
     store = open_store(_absolute(options["out"]))
-    write_json(store, FOUND, found.to_json())
+    write_json(store, FOUND, postmortem_json(found))
     write_report(store, Places(None, folder), found)
     return found
 
@@ -163,10 +164,10 @@ def _crew(jobs: int | None, scheduler: str | None) -> Iterator[Executor]:
 
 
 def _print(found: Postmortem, options: dict[str, Any]) -> None:
-    from tracekit.report.postmortem_text import postmortem_text
+    from tracekit.report.postmortem_text import postmortem_json, postmortem_text
 
     if options["as_json"]:
-        click.echo(json.dumps(found.to_json(), indent=1))
+        click.echo(json.dumps(postmortem_json(found), indent=1))
         return
     click.echo(postmortem_text(found))
     click.echo(f"report: {options['out']}/report.html")

@@ -13,6 +13,7 @@ from tracekit.postmortem.groups import Key, conclude, key_of
 from tracekit.postmortem.plan import Plan
 from tracekit.postmortem.program import STOPPED, Stopped
 from tracekit.postmortem.store import Store, read_json, write_json
+from tracekit.report.postmortem_text import postmortem_json
 from tracekit.trace import TraceError
 from tracekit.verdict.outcome import BROKEN, Postmortem, Run, Seed, State
 
@@ -60,7 +61,7 @@ class Conduct:
         )
         if control is not None:
             found = replace(found, control=control, control_text=self._full[control].text)
-        write_json(self.store, FOUND, found.to_json())
+        write_json(self.store, FOUND, postmortem_json(found))
         return found
 
     def _outcomes(self, control: int | None) -> dict[int, Seed]:

@@ -16,20 +16,21 @@ from tracekit.align.sites import SequencePair, align_sequences
 from tracekit.compare.search import first_token_difference
 from tracekit.compare.survivors import log_ratio
 from tracekit.formats.opening import open_trace
-from tracekit.postmortem import margins as luck
 from tracekit.postmortem.failure import Facts, rule
+from tracekit.postmortem.margins import DIGITS, chance, margins
 from tracekit.postmortem.plan import SPARSE, Plan, Side
 from tracekit.postmortem.program import record, scratch_folder
 from tracekit.postmortem.store import Store, open_store, read_json, write_json
 from tracekit.report.text import verdict_text
 from tracekit.trace import Json, Trace, TraceError
+from tracekit.verdict.cause import Cause
 from tracekit.verdict.decide import Verdict, diff
-from tracekit.verdict.outcome import BROKEN, Run, Seed, State
+from tracekit.verdict.outcome import BROKEN, Run, Seed, SeenFault, State
 
 SEEDS = "seeds"
 FULL = "full"
 """Name of a level's recordings, whichever of the full levels it is."""
-SOUND_CAUSES = ("rng", "sampler", "stop", "input", "config")
+SOUND_CAUSES = (Cause.RNG, Cause.SAMPLER, Cause.STOP, Cause.INPUT, Cause.CONFIG)
 """Causes that tokens, survivors and draws prove, once they explain them: no layer is behind them."""
 APART_LIMIT = 1e-3
 """Nats by which the log-probabilities of float32 runs may be apart, in the median, whatever other seeds do. Candle and
@@ -137,7 +138,7 @@ def compare(seed: Seed, one: Trace, other: Trace, fail: str, *, in_full: bool) -
     verdict = diff(one, other, audited=in_full)
     facts = Facts(seed.seed, seed.reference, seed.candidate, step, verdict.verdict == "divergence")
     failing = rule(fail)(facts)
-    near = verdict.cause == "near-tie"
+    near = verdict.cause == Cause.NEAR_TIE
     crashed = seed.reference.exit_code != seed.candidate.exit_code or bool(seed.candidate.exit_code)
     state = State.PASS
     if crashed:
@@ -157,8 +158,8 @@ def compare(seed: Seed, one: Trace, other: Trace, fail: str, *, in_full: bool) -
         step=step,
         verdict=None if verdict.verdict == "parity" else verdict.to_json(),
         also=tuple(_ends_unstated(other, verdict)),
-        margins=tuple(margin for each in one.sequences for margin in luck.margins(each)),
-        chance=sum(luck.chance(each) for each in one.sequences),
+        margins=tuple(margin for each in one.sequences for margin in margins(each)),
+        chance=sum(chance(each) for each in one.sequences),
         apart=apart,
         note=_side_said(seed.reference, seed.candidate, None),
         text=_text(verdict, one, other, seed),
@@ -190,12 +191,12 @@ def _apart(pairs: list[SequencePair]) -> float | None:
             one, other = pair.reference.step(index), pair.candidate.step(index)
             gap = log_ratio(one.survivors_id, one.survivors_prob, other.survivors_id, other.survivors_prob)
             found += [] if gap is None else [gap]
-    return float(f"{np.median(found):.{luck.DIGITS}g}") if found else None
+    return float(f"{np.median(found):.{DIGITS}g}") if found else None
 
 
-def _ends_unstated(candidate: Trace, verdict: Verdict) -> Iterator[Json]:
+def _ends_unstated(candidate: Trace, verdict: Verdict) -> Iterator[SeenFault]:
     """A sequence of the candidate that ends as by a stop token, on a token that is none by its own word."""
-    if verdict.cause == "stop":
+    if verdict.cause == Cause.STOP:
         return
     for sequence in candidate.sequences:
         stops = sequence.sampling.get("stop_token_ids", sequence.sampling.get("eos_token_id"))
@@ -205,7 +206,7 @@ def _ends_unstated(candidate: Trace, verdict: Verdict) -> Iterator[Json]:
             if last not in stops:
                 text = f"sequence {sequence.index} stops on {last}, which is none of its stop tokens"
                 at = sequence.step_count - 1
-                yield {"cause": "stop", "site": "stop", "mechanism": None, "step": at, "text": text}
+                yield SeenFault(Cause.STOP, "stop", None, at, text)
                 return
 
 
@@ -257,17 +258,17 @@ def _joined(found: Seed, again: Seed) -> Seed:
 def _stands_alone(verdict: Json) -> bool:
     """Whether a verdict on tokens and draws names a fault that no layer can have brought about: survivors, counts of
     draws and tokens follow the layers; how is drawn, and where it stops on the same tokens, does not."""
-    drawn = verdict["cause"] == "sampler" and verdict["site"] == "draws"
-    return bool(verdict["explanation"]) or drawn or verdict["cause"] in ("stop", "input", "config")
+    drawn = verdict["cause"] == Cause.SAMPLER and verdict["site"] == "draws"
+    return bool(verdict["explanation"]) or drawn or verdict["cause"] in (Cause.STOP, Cause.INPUT, Cause.CONFIG)
 
 
-def fault_of(verdict: Json) -> Json:
-    """A verdict in one row of `Seed.also`."""
+def fault_of(verdict: Json) -> SeenFault:
+    """What a verdict names."""
     explanation = verdict["explanation"]
-    return {
-        "cause": verdict["cause"],
-        "site": verdict["site"],
-        "mechanism": explanation["kind"] if explanation else None,
-        "step": verdict["step"],
-        "text": explanation["text"] if explanation else (verdict["evidence"] or [""])[0],
-    }
+    return SeenFault(
+        cause=str(verdict["cause"]),
+        site=verdict["site"],
+        mechanism=explanation["kind"] if explanation else None,
+        step=verdict["step"],
+        text=explanation["text"] if explanation else (verdict["evidence"] or [""])[0],
+    )

@@ -17,12 +17,13 @@ from tracekit.postmortem.store import Store, read_json, write_json
 from tracekit.report.page import Pair, write_page
 from tracekit.repro import Case, Command, write_repro
 from tracekit.trace import Json, Trace, TraceError
+from tracekit.verdict.cause import Cause
 from tracekit.verdict.outcome import Group, Postmortem, Run, Seed
 
 REPORT = "report.html"
 REPROS = "repro"
 FINISHED = "finished.json"
-LIBRARIES = ("jinja2", "plotly", "scipy")
+LIBRARIES = ("jinja2", "plotly")
 
 
 def check_libraries(extra: str) -> None:
@@ -108,7 +109,7 @@ def _write_repros(store: Store, places: Places, found: Postmortem, plan: Plan) -
     seeds = {seed.seed: seed for seed in found.seeds}
     without = []
     for group in found.groups:
-        if group.verdict is None or group.cause == "near-tie":
+        if group.verdict is None or group.cause == Cause.NEAR_TIE:
             continue
         why = _write_repro(store, places, seeds[group.example], group, plan)
         if why is not None:

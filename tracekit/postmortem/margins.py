@@ -1,4 +1,4 @@
-"""May a seed that passes have the fault, too? What the margins of its draws say.
+"""Statistics of margins: may a seed that passes have the fault, too?
 
 A token is the winner of a race (TORCH_RNG: `argmax(p / q)`), and the race's margin, in nats, is what a wrong
 probability must overcome to change it. A fault that moves every log-probability a little is seen only where a margin
@@ -15,7 +15,7 @@ import numpy as np
 
 from tracekit.sampling.exponential_race import lead, race_scores
 from tracekit.sampling.replay import Streams
-from tracekit.trace import Sequence, Step, TraceError
+from tracekit.trace import Sequence, Step
 from tracekit.verdict.outcome import Rate
 
 DIGITS = 5
@@ -59,7 +59,7 @@ def chance(sequence: Sequence) -> float:
     return float(f"{total:.{DIGITS}g}")
 
 
-def pass_by_luck(margins_of_seeds: Seq[Seq[float]], error: float) -> float:
+def pass_probability(margins_of_seeds: Seq[Seq[float]], error: float) -> float:
     """Mean probability that a seed with these margins keeps all of its tokens though log-probabilities are off.
 
     `error` is the root mean square of their error, nats. The runner-up of a step wins where the difference of two such
@@ -73,12 +73,11 @@ def pass_by_luck(margins_of_seeds: Seq[Seq[float]], error: float) -> float:
 
 
 def rate(count: int, of: int) -> Rate:
-    """A share with its Wilson interval. Raises TraceError where scipy is missing."""
+    """A share with its interval (Wilson 1927)."""
     if of == 0:
         return Rate(count, of, 0.0, 1.0)
-    try:
-        from scipy.stats import binomtest
-    except ModuleNotFoundError:
-        raise TraceError("a postmortem needs scipy: pip install 'tracekit[postmortem]'") from None
-    interval = binomtest(count, of).proportion_ci(CONFIDENCE, method="wilson")
-    return Rate(count, of, round(float(interval.low), 6), round(float(interval.high), 6))
+    share, beyond = count / of, NormalDist().inv_cdf(0.5 + CONFIDENCE / 2.0) ** 2
+    middle = share + beyond / (2.0 * of)
+    half = math.sqrt(beyond * (share * (1.0 - share) / of + beyond / (4.0 * of**2)))
+    low, high = ((middle + side) / (1.0 + beyond / of) for side in (-half, half))
+    return Rate(count, of, round(max(low, 0.0), 6), round(min(high, 1.0), 6))

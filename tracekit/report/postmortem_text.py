@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from tracekit.verdict.outcome import Group, Postmortem, Rate
+from dataclasses import asdict
+
+from tracekit.report.words import sentence
+from tracekit.trace import Json
+from tracekit.verdict.outcome import FORMAT, Group, Postmortem, Rate
 
 MOST_SEEDS = 12
 
@@ -26,6 +30,19 @@ def postmortem_text(found: Postmortem) -> str:
     return "\n".join(lines)
 
 
+def postmortem_json(found: Postmortem) -> Json:
+    """Ready for `json.dumps`. Of each group `luck` has the numbers and `lucky` the sentence that says them."""
+    groups = [
+        asdict(group)
+        | {
+            "lucky": None if group.luck is None else sentence(group.luck),
+            "luck": {} if group.luck is None else asdict(group.luck),
+        }
+        for group in found.groups
+    ]
+    return {"format": FORMAT, **asdict(found), "groups": groups}
+
+
 def _group(group: Group) -> list[str]:
     kind = "" if group.failing else "  (no failure)"
     lines = [f"{group.name}: {_counted(group.rate.count, 'seed')} ({_interval(group.rate)}){kind}"]
@@ -34,13 +51,13 @@ def _group(group: Group) -> list[str]:
     if group.latent:
         lines.append(f"  of these the tokens agree in {_listed(group.latent)}")
     for other, seeds in group.overlaps.items():
-        lines.append(f"  shows in {_listed(seeds)}, too, behind {other}")
+        lines.append(f"  also shows in {_listed(seeds)}, after {other}")
     steps = sorted({step for step in group.steps if step is not None})
     if steps:
-        lines.append(f"  parts at step {_listed(tuple(steps))}")
+        lines.append(f"  diverges at step {_listed(tuple(steps))}")
     lines += [f"  {line.strip()}" for line in _said(group)]
-    if group.lucky is not None:
-        lines.append(f"  {group.lucky}")
+    if group.luck is not None:
+        lines.append(f"  {sentence(group.luck)}")
     return lines
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 
 from tracekit.report.token_text import without_controls
 from tracekit.report.verdict_words import verdict_words
+from tracekit.report.words import sentence
 from tracekit.trace import Json
 from tracekit.verdict.outcome import Group, Postmortem, Rate, Run, Seed, State
 
@@ -89,7 +90,7 @@ def _group(group: Group, shown: bool) -> Json:
         "rest": list(group.seeds[FEW:]),
         "steps": _steps(steps),
         "latent": list(group.latent),
-        "lucky": group.lucky,
+        "lucky": None if group.luck is None else sentence(group.luck),
         "overlaps": [{"group": name, "seeds": list(seeds)} for name, seeds in group.overlaps.items()],
         "example": group.example,
         "words": None if group.verdict is None else verdict_words(group.verdict),

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from tracekit.align.sites import SequencePair, align_sequences
 from tracekit.trace import Array, Draw, Json, Sequence, Trace
+from tracekit.verdict.cause import Cause
 
-CAUSES = ("layer", "filter", "sampler", "rng", "stop", "input")
+CAUSES = (Cause.LAYER, Cause.FILTER, Cause.SAMPLER, Cause.RNG, Cause.STOP, Cause.INPUT)
 """Causes that a repro is made for."""
 DERIVED = ("token_ids", "vocabulary")
 """Inputs that a program makes itself of the others, where there are others."""
@@ -122,12 +123,12 @@ def whole_input(pairs: list[SequencePair], pair: SequencePair, steps: int, cause
     before = []
     for index in range(pair.candidate.index):
         fed = _fed(by_index[index]) if index in by_index else None
-        before.append((fed or _fed(pair.candidate)).cut(1 << 30 if cause == "rng" and fed else 0))
+        before.append((fed or _fed(pair.candidate)).cut(1 << 30 if cause == Cause.RNG and fed else 0))
     fed = _fed(pair.reference)
     longer = pair.candidate if pair.candidate.step_count > pair.reference.step_count else pair.reference
     tokens = np.asarray(longer.tokens, dtype=np.int64)
     fed = replace(fed, tokens=np.concatenate([fed.tokens, tokens[len(fed.tokens) :]]))
-    return Input(tuple(before), fed.cut(steps), native and cause != "input", cause in ("filter", "sampler"))
+    return Input(tuple(before), fed.cut(steps), native and cause != Cause.INPUT, cause in (Cause.FILTER, Cause.SAMPLER))
 
 
 def _fed(sequence: Sequence) -> Fed:

@@ -18,18 +18,20 @@ from tracekit.repro.layer_fault import AuditedFault, ComparedFault
 from tracekit.repro.rerun import Rerun
 from tracekit.repro.step_fault import FilterFault, InputFault, RandomFault, SamplerFault, StopFault
 from tracekit.trace import Trace
+from tracekit.verdict.cause import Cause
+from tracekit.verdict.outcome import State
 
 MOST_RUNS = 12
 TIME_LIMIT = 120.0
-WHY_NONE = {
+WHY_NONE: dict[str | None, str] = {
     None: "the traces agree",
-    "config": "the two sides were run with other settings; run them with the same ones",
-    "weights": "the two sides hold other parameters; `tracekit weights` compares them",
-    "near-tie": "rounding decided between two tokens; nothing is to be mended",
-    "capture": "the recording went wrong; record again",
-    "crash": "the program ended with an error; its last line is in the report",
-    "timeout": "the program ran into its time limit",
-    "trouble": "nothing was recorded that could be compared",
+    Cause.CONFIG: "the two sides were run with other settings; run them with the same ones",
+    Cause.WEIGHTS: "the two sides hold other parameters; `tracekit weights` compares them",
+    Cause.NEAR_TIE: "rounding decided between two tokens; nothing is to be mended",
+    Cause.CAPTURE: "the recording went wrong; record again",
+    State.CRASH: "the program ended with an error; its last line is in the report",
+    State.TIMEOUT: "the program ran into its time limit",
+    State.TROUBLE: "nothing was recorded that could be compared",
 }
 """Causes without a repro, and why."""
 
@@ -67,7 +69,7 @@ def _prepared(case: Case, reference: Trace, candidate: Trace) -> tuple[Fault, In
     pairs, pair = pair_of(reference, candidate, int(case.verdict.get("sequence") or 0))
     if pair is None:
         raise NoRepro("the two sides have no sequence in common")
-    fault = _layer_fault(case, reference, candidate, pair) if cause == "layer" else _step_fault(case, pair)
+    fault = _layer_fault(case, reference, candidate, pair) if cause == Cause.LAYER else _step_fault(case, pair)
     whole = whole_input(pairs, pair, fault.steps, str(cause), case.command.native)
     return fault, whole, (whole.fed.length, pair.reference.step_count)
 
@@ -76,13 +78,13 @@ def _step_fault(case: Case, pair: SequencePair) -> Fault:
     verdict = case.verdict
     step = int(verdict.get("step") or 0)
     token = verdict.get("token") or {}
-    if verdict["cause"] == "input":
+    if verdict["cause"] == Cause.INPUT:
         return InputFault(pair)
-    if verdict["cause"] == "stop":
+    if verdict["cause"] == Cause.STOP:
         return StopFault(pair, min(pair.reference.step_count, pair.candidate.step_count))
-    if verdict["cause"] == "filter":
+    if verdict["cause"] == Cause.FILTER:
         return FilterFault(pair, step)
-    if verdict["cause"] == "rng":
+    if verdict["cause"] == Cause.RNG:
         return RandomFault(pair, step)
     # The way of drawing may be another from the first step on; a token tells from where it matters.
     return SamplerFault(pair, int(token.get("step") or step)) if token else RandomFault(pair, step)

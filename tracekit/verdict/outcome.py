@@ -48,6 +48,17 @@ class Run:
 
 
 @dataclass(frozen=True)
+class SeenFault:
+    """A fault that a seed shows."""
+
+    cause: str  # id
+    site: str | None
+    mechanism: str | None  # id of the mistake
+    step: int | None
+    text: str
+
+
+@dataclass(frozen=True)
 class Seed:
     """What became of a seed, and why."""
 
@@ -58,7 +69,7 @@ class Seed:
     sequence: int | None = None  # where the tokens part first
     step: int | None = None
     verdict: Json | None = None  # as `tracekit diff --json` prints it; None where every token agrees
-    also: tuple[Json, ...] = ()  # further faults of the same seed: {"cause", "site", "mechanism", "step", "text"}
+    also: tuple[SeenFault, ...] = ()  # further faults of the same seed
     margins: tuple[float, ...] = ()  # of the reference's steps: how far, in nats, the runner-up of each draw was
     chance: float | None = None  # nats: log-probability that another draw gives the reference's tokens
     apart: float | None = None  # nats: median difference of the survivors' log-probabilities over the steps
@@ -76,8 +87,8 @@ class Seed:
         fields["state"] = State(fields["state"])
         fields["reference"] = Run.from_json(fields["reference"])
         fields["candidate"] = Run.from_json(fields["candidate"])
-        for name in ("also", "margins"):
-            fields[name] = tuple(fields.get(name, ()))
+        fields["also"] = tuple(SeenFault(**fault) for fault in fields.get("also", ()))
+        fields["margins"] = tuple(fields.get("margins", ()))
         return cls(**fields)
 
 
@@ -91,6 +102,55 @@ class Rate:
     high: float
 
 
+class Agreement(StrEnum):
+    """What the two sides of a seed have in common."""
+
+    SURVIVORS = "survivors"
+    PROMPTS = "prompts"
+    SETTINGS = "settings"
+
+
+@dataclass(frozen=True)
+class AllAgree:
+    """The seeds that pass agree in what the fault changes: none of them has it."""
+
+    passing: int
+    of: Agreement
+
+
+@dataclass(frozen=True)
+class OtherDraws:
+    """How likely a seed that passes would be if its tokens had been drawn with the fault."""
+
+    passing: int
+    log10_chance_at_most: float
+
+
+@dataclass(frozen=True)
+class WrongProbabilities:
+    """How likely a seed keeps all of its tokens with probabilities as wrong as those of the seeds that fail."""
+
+    error_nats: float
+    pass_probability: float
+    margins: int  # that this is computed from
+    passing: int
+    largest_apart_nats: float  # of the seeds that pass
+    suspicious: bool  # whether a seed that passes is apart by more than rounding
+
+
+@dataclass(frozen=True)
+class EndsTooSoon:
+    """How many of the seeds that pass end before the fault shows first."""
+
+    passing: int
+    first_step: int
+    too_short: int
+
+
+Chance = AllAgree | OtherDraws | WrongProbabilities | EndsTooSoon
+"""May seeds that pass have the fault, too? What that is judged by."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Seeds that fail alike."""
@@ -98,7 +158,7 @@ class Group:
     name: str  # a folder's name: `layer-rotary-table-rounded`
     cause: str  # of the verdict, or `crash`, `timeout`, `trouble`
     site: str | None
-    mechanism: str | None  # kind of the explanation
+    mechanism: str | None  # id of the mistake
     failing: bool  # False: near-ties
     seeds: tuple[int, ...]
     steps: tuple[int | None, ...]  # first divergent step of each, as its verdict says
@@ -107,8 +167,7 @@ class Group:
     verdict: Json | None
     text: str  # the example's verdict as a person reads it
     rate: Rate
-    lucky: str | None = None  # a sentence: may seeds that pass have the fault, too?
-    luck: Json = field(default_factory=dict)  # its numbers
+    luck: Chance | None = None  # may seeds that pass have the fault, too?
     overlaps: Mapping[str, tuple[int, ...]] = field(
         default_factory=dict
     )  # other group -> seeds that show its fault too
@@ -126,7 +185,3 @@ class Postmortem:
     control: int | None = None  # a passing seed that was recorded in full, too
     control_text: str | None = None  # its verdict
     complete: bool = True  # False: seeds are missing
-
-    def to_json(self) -> Json:
-        """Ready for `json.dumps`."""
-        return {"format": FORMAT, **asdict(self)}
