@@ -37,6 +37,7 @@ from benchmarks.fault_bench.studio import generate
 from tracekit.auditing.audit import audit
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.mistakes.culprits import explained_audit
+from tracekit.report.words import sentence
 from tracekit.verdict.decide import Verdict
 
 assert benign  # registers the harmless injections
@@ -260,7 +261,7 @@ def note(out: Outcome, kind: str, verdict: Verdict) -> None:
         out.near_tie = True
         return
     if verdict.verdict != "parity" or verdict.culprits:
-        evidence = "; ".join(verdict.evidence)
+        evidence = "; ".join(map(sentence, verdict.evidence))
         out.alarms[kind] = f"{verdict.verdict} {verdict.cause} at step {verdict.step}, {verdict.site}: {evidence}"
 
 

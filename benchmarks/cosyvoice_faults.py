@@ -18,6 +18,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 import tracekit
+from tracekit.report.words import sentence
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "hooks/torch/examples"))
@@ -40,7 +41,7 @@ class Case:
 
     def is_named(self, verdict: tracekit.Verdict) -> bool:
         """Whether the verdict has the cause, the place, and says what was planted."""
-        evidence = "\n".join(verdict.evidence)
+        evidence = "\n".join(map(sentence, verdict.evidence))
         placed = verdict.cause in self.causes and self.site in (verdict.site or "")
         return placed and all(part in evidence for part in self.said)
 
@@ -111,7 +112,14 @@ class Bench:
         with tracekit.open(self._reference(text, seed)) as one, tracekit.open(candidate) as other:
             verdict = tracekit.diff(one, other)
         place = f"{verdict.cause} at step {verdict.step}, position {verdict.position}, {verdict.site}"
-        print(f"{case.name}, seed {seed}: {place}", *verdict.evidence, "", sep="\n  ", file=sys.stderr, flush=True)
+        print(
+            f"{case.name}, seed {seed}: {place}",
+            *map(sentence, verdict.evidence),
+            "",
+            sep="\n  ",
+            file=sys.stderr,
+            flush=True,
+        )
         return seed, place, "yes" if case.is_named(verdict) else "NO"
 
     def _seed(self, case: Case, text: str) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 import tracekit
+from tracekit.report.words import sentence
 from tracekit.sampling.chain import scores
 from tracekit.sampling.scores import survivors
 from tracekit.trace import Trace
@@ -213,7 +214,7 @@ def run_benign(bench: Bench) -> tuple[list[list[str]], int]:
         found, alone = verdict(reference, candidate, bench.oracle(reference)), verdict(reference, candidate, None)
         both = [one.verdict for one in (found, alone)]
         parities += both == ["parity", "parity"]
-        rows.append([name, found.evidence[0], *both])
+        rows.append([name, sentence(found.evidence[0]), *both])
         print(f"  {name}: {both[0]}", file=sys.stderr, flush=True)
     return rows, parities
 

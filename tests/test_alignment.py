@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from tracekit_cli.main import group
 
 import tracekit
+from tests.spoken import evidence
 from tracekit.align.proposals import propose
 from tracekit.formats.log import LogWriter
 from tracekit.formats.name_map import Alias, NameMap, read_names
@@ -81,12 +82,13 @@ def refused(*words: str | Path) -> str:
 def test_fused_sites_are_compared_part_by_part(run: Run, fused: Path, fused_side: str) -> None:
     pair = (run(), run(*BOTH)) if fused_side == "candidate" else (run(*BOTH), run())
     without = tracekit.diff(*map(tracekit.open, pair))
-    assert without.unmatched["candidate" if fused_side == "candidate" else "reference"]
+    assert getattr(without.unmatched, fused_side)
     done = call("diff", "--strict", "--names", fused, *pair)
     assert (done.exit_code, "PARITY" in done.output) == (0, True), done.output
     verdict = tracekit.diff(*map(tracekit.open, pair), names=read_names(fused))
-    assert verdict.compared["sites"] > without.compared["sites"]
-    assert verdict.audit is not None and not verdict.audit["not_audited"]
+    assert verdict.compared is not None and without.compared is not None
+    assert verdict.compared.sites > without.compared.sites
+    assert verdict.audit is not None and not verdict.audit.not_audited
 
 
 @pytest.mark.parametrize("module", ["self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj"])
@@ -97,7 +99,7 @@ def test_a_mistake_in_a_part_of_a_fused_site_is_named(run: Run, fused: Path, mod
     assert (verdict.cause, verdict.site, verdict.step) == ("layer", site, 0)
     assert verdict.explanation is not None and verdict.explanation["text"] == "gain 1.01"
     whole = "qkv_proj" if "attn" in module else "gate_up_proj"
-    assert any(f"{whole}, columns" in line for line in verdict.evidence)
+    assert any(f"{whole}, columns" in line for line in evidence(verdict))
     audited = call("audit", "--names", fused, faulty)
     assert audited.exit_code == 1 and f"{site} at step 0" in audited.output
 
@@ -148,7 +150,7 @@ def test_names_are_proposed_by_values(tmp_path: Path) -> None:
     assert {line.why for line in found.lines} == {"equal values"}
     assert (found.matched, found.left_reference, found.left_candidate) == (2, (), ())
     verdict = tracekit.diff(reference, candidate, names=found.names)
-    assert verdict.verdict == "parity" and verdict.unmatched["reference"] == []
+    assert verdict.verdict == "parity" and not verdict.unmatched.reference
     # The map says what belongs together, not that it is equal.
     off = write(tmp_path / "c.tklog", THEIRS, noise=0.05)
     named = tracekit.diff(reference, off, names=found.names)

@@ -31,6 +31,8 @@ from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
 from tracekit.report.words import sentence
 from tracekit.trace import Trace, TraceError
+from tracekit.verdict.attribution import AddsUp
+from tracekit.verdict.evidence import NotCovered, ReferenceDeparts
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "72,101,50,290,280,12,270,33,90,41,7,200"
@@ -222,8 +224,8 @@ def test_what_no_recipe_covers_is_listed_and_still_found_by_the_diff(record, fol
     assert found.culprits == () and core(1) in found.unknown
     verdict = tracekit.diff(sound, faulty)
     assert (verdict.cause, verdict.site) == ("layer", core(1))
-    assert verdict.audit is not None and core(1) in verdict.audit["not_audited"]
-    assert any("the audit does not cover this site" in line for line in verdict.evidence)
+    assert verdict.audit is not None and core(1) in verdict.audit.not_audited
+    assert any(isinstance(each, NotCovered) for each in verdict.evidence)
 
 
 def test_equal_runs_need_no_audit(record):
@@ -233,7 +235,7 @@ def test_equal_runs_need_no_audit(record):
 def test_what_the_reference_gets_wrong_is_not_the_candidates_fault(record):
     verdict = tracekit.diff(record("llama", "--fault", "gelu:1"), record("llama"))
     assert (verdict.cause, verdict.site) == ("layer", "model.layers.1.mlp.down_proj:in")
-    assert verdict.evidence[0].startswith("it is the reference that departs from its checkpoint")
+    assert isinstance(verdict.evidence[0], ReferenceDeparts)
 
 
 def test_other_bytes_than_the_checkpoints(record, folders, tmp_path):
@@ -387,7 +389,7 @@ def test_errors_within_their_bounds_that_add_up_are_parity(record, folders, monk
     monkeypatch.setattr("tracekit.compare.yardstick.UNCALIBRATED_UNITS", 1e-3)
     verdict = tracekit.diff(record("llama"), record("llama", "--variant", "norm-order"), weights=str(folders["llama"]))
     assert (verdict.verdict, verdict.culprits) == ("parity", ())
-    assert any("errors within them add up to that" in note for note in verdict.notes)
+    assert any(isinstance(note, AddsUp) for note in verdict.notes)
     # Without a checkpoint nobody can say so.
     alone = tracekit.diff(record("llama"), record("llama", "--variant", "norm-order"), audited=False)
     assert alone.verdict == "divergence"

@@ -11,6 +11,7 @@ from tracekit_cli.main import group
 
 import tracekit
 from tests import small_run
+from tests.spoken import evidence
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter, map_file, read_frames
 from tracekit.verdict.coverage import Share
@@ -63,7 +64,7 @@ def test_a_recording_that_went_wrong_gets_no_verdict(tmp_path, values, side):
     pair = (bad, good) if side == "reference" else (good, bad)
     verdict = tracekit.diff(*map(tracekit.open, pair))
     assert (verdict.verdict, verdict.cause) == ("withheld", "capture")
-    assert str(bad) in verdict.evidence[0]
+    assert str(bad) in evidence(verdict)[0]
     done = CliRunner().invoke(group, ["diff", *map(str, pair)])
     assert done.exit_code == 2 and "WITHHELD  capture" in done.output
 

@@ -10,8 +10,10 @@ import pytest
 
 import tracekit
 from tests.small_run import write_run
+from tracekit.compare.search import Counts
 from tracekit.formats.log import LogWriter
 from tracekit.trace import Trace
+from tracekit.verdict.evidence import InputAgrees, InputOff, TokensAlone
 
 
 def only_tokens(path: Path, reason: str | None = "length", **told: Any) -> Trace:
@@ -28,7 +30,7 @@ def only_tokens(path: Path, reason: str | None = "length", **told: Any) -> Trace
 
 def test_equal_tokens_are_not_called_equal_values(tmp_path: Path) -> None:
     verdict = tracekit.diff(only_tokens(tmp_path / "one.tklog"), only_tokens(tmp_path / "other.tklog"))
-    assert verdict.evidence == ("tokens alone were compared: no layer and no logits are recorded on both sides",)
+    assert verdict.evidence == (TokensAlone(),)
 
 
 def test_settings_that_are_not_stated_are_not_said_to_be_off(tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def test_sites_without_a_common_position_are_not_counted_as_compared(tmp_path: P
         log.end_sequence(0, 0, "done")
         log.close()
         runs.append(tracekit.open(tmp_path / f"{name}.tklog"))
-    assert tracekit.diff(*runs).compared["sites"] == 0
+    assert tracekit.diff(*runs).compared == Counts(sequences=1)
 
 
 @pytest.mark.parametrize("also", [False, True])
@@ -77,6 +79,6 @@ def test_an_input_that_is_off_is_not_said_to_agree(tmp_path: Path, also: bool) -
 
     reference = tracekit.open(write_run(tmp_path / "one.tklog"))
     verdict = tracekit.diff(reference, tracekit.open(write_run(tmp_path / "other.tklog", change=change)))
-    said = [line for line in verdict.evidence if line.startswith("its input")]
+    said = [each for each in verdict.evidence if isinstance(each, InputAgrees | InputOff)]
     assert verdict.cause == "layer" and said, (verdict.site, verdict.evidence)
-    assert all(("is off as well" in line) == also for line in said), verdict.evidence
+    assert all(isinstance(each, InputOff) == also for each in said), verdict.evidence

@@ -10,6 +10,7 @@ import pytest
 
 import tracekit as tk
 from tests.speech_traces import PROMPT_TEXT, Run, golden, tracekit
+from tests.spoken import evidence
 from tracekit.compare.settings import config_differences
 from tracekit.extra.cosyvoice3.declared import Tagged, read_declared
 from tracekit.formats.log import LogWriter
@@ -221,4 +222,4 @@ def test_nothing_is_said_of_what_was_not_recorded(ours: tuple[str, ...], theirs:
     write_step(Path("one.tklog"), 0, **dict.fromkeys(ours, True))
     write_step(Path("two.tklog"), 1, **dict.fromkeys(theirs, True))
     with tk.open("one.tklog") as one, tk.open("two.tklog") as two:
-        assert said in tk.diff(one, two).evidence
+        assert said in evidence(tk.diff(one, two))

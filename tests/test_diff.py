@@ -14,9 +14,13 @@ import pytest
 
 import tracekit
 from tests.small_run import PROMPT, write_run
+from tests.spoken import evidence, notes
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter
 from tracekit.verdict.decide import Verdict
+from tracekit.verdict.evidence import InputAgrees, WhatIsThereAgrees
+from tracekit.verdict.ruling import Scale
+from tracekit.verdict.verdict import Unmatched
 
 TRACEKIT = str(Path(sys.executable).parent / "tracekit")
 
@@ -97,14 +101,14 @@ def test_a_stated_hyper_parameter_is_the_cause_only_where_it_is_felt(runs) -> No
     other = {"rope_theta": 500000.0}
     felt = tracekit.diff(reference, runs("felt", model=other, change=gain("down", 1.01)))
     assert found(felt) == ("config", 0, "down")
-    assert "model.rope_theta: 10000.0 in the reference, 500000.0" in felt.evidence[0]
+    assert "model.rope_theta: 10000.0 in the reference, 500000.0" in evidence(felt)[0]
     assert tracekit.diff(reference, runs("unfelt", noise=1, model=other)).verdict == "parity"
 
 
 def test_other_weights_are_named(runs) -> None:
     verdict = tracekit.diff(runs("reference"), runs("candidate", digest=2, change=gain("up", 1.01)))
     assert found(verdict) == ("weights", 0, "up")
-    assert "up.weight" in verdict.evidence[0]
+    assert "up.weight" in evidence(verdict)[0]
 
 
 def test_another_prompt_is_named(runs) -> None:
@@ -133,7 +137,7 @@ def test_another_draw_is_rng_and_says_so_if_the_seed_is_stated(runs) -> None:
     assert found(stated) == ("config", 0, "draws")
     extra = tracekit.diff(reference, runs("extra", words_between_draws=2))
     assert found(extra) == ("rng", 1, "draws")
-    assert "offset 100 in the reference, 102 in the candidate" in extra.evidence[0]
+    assert "offset 100 in the reference, 102 in the candidate" in evidence(extra)[0]
 
 
 def test_another_way_to_draw_is_the_sampler(runs) -> None:
@@ -145,9 +149,10 @@ def test_another_way_to_draw_is_the_sampler(runs) -> None:
     verdict = tracekit.diff(reference, wrong)
     assert found(verdict) == ("sampler", 2, "token")
     assert verdict.token is not None
-    assert verdict.token["step"] == 2
-    assert verdict.margins["margin"] > 2 * verdict.margins["error"]
-    assert verdict.compared["steps_after_divergence"] == 3
+    assert verdict.token.step == 2
+    margin = verdict.margins.token
+    assert margin is not None and margin.margin > 2 * margin.error
+    assert verdict.compared is not None and verdict.compared.steps_after_divergence == 3
 
 
 def test_a_near_tie_is_proved_from_the_race(tmp_path: Path) -> None:
@@ -173,8 +178,8 @@ def test_a_near_tie_is_proved_from_the_race(tmp_path: Path) -> None:
         traces.append(tracekit.open(log.path))
     verdict = tracekit.diff(traces[0], traces[1])
     assert found(verdict) == ("near-tie", 0, "token")
-    assert verdict.margins["kind"] == "race"
-    assert verdict.margins["margin"] == pytest.approx(5e-6, abs=2e-7)  # probabilities are float32
+    assert verdict.margins.token is not None and verdict.margins.token.kind is Scale.RACE
+    assert verdict.margins.token.margin == pytest.approx(5e-6, abs=2e-7)  # probabilities are float32
 
 
 def test_an_early_stop_is_named_and_a_cut_file_is_not(runs) -> None:
@@ -184,9 +189,9 @@ def test_an_early_stop_is_named_and_a_cut_file_is_not(runs) -> None:
     stated = tracekit.diff(reference, runs("stated", steps=4, stated={"max_new_tokens": 4}))
     assert found(stated) == ("config", 4, "stop")
     cut = tracekit.diff(reference, runs("cut", noise=1, steps=4, close=False))
-    assert (cut.verdict, cut.cause, cut.compared["steps"]) == ("withheld", "capture", 4)
-    assert any("recovered 4 complete steps of sequence 0" in line for line in cut.evidence)
-    assert cut.evidence[-1].startswith("what there is agrees") and cut.exit_code == 2
+    assert (cut.verdict, cut.cause) == ("withheld", "capture") and cut.compared is not None and cut.compared.steps == 4
+    assert any("recovered 4 complete steps of sequence 0" in line for line in evidence(cut))
+    assert isinstance(cut.evidence[-1], WhatIsThereAgrees) and cut.exit_code == 2
 
 
 def test_noise_traces_are_a_yardstick(runs) -> None:
@@ -245,8 +250,8 @@ def test_names_are_aligned_by_prefix_and_wiring(tmp_path: Path) -> None:
         traces.append(tracekit.open(log.path))
     verdict = tracekit.diff(traces[0], traces[1])
     assert verdict.site == "model.norm"
-    assert verdict.unmatched["reference"] == verdict.unmatched["candidate"] == []
-    assert any("its input model.block agrees" in line for line in verdict.evidence)
+    assert verdict.unmatched == Unmatched()
+    assert any(isinstance(each, InputAgrees) and each.site == "model.block" for each in verdict.evidence)
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
@@ -333,6 +338,6 @@ def test_what_the_oracle_does_not_hold_is_said_to_be_uncalibrated(runs, tmp_path
         sequence.sites.pop("down")
     partly = tracekit.diff(reference, candidate, oracle)
     assert (partly.calibration, partly.uncalibrated) == ("oracle", ("down",))
-    assert any("down: not in the oracle trace, judged without calibration" in note for note in partly.notes)
+    assert any("down: not in the oracle trace, judged without calibration" in note for note in notes(partly))
     assert partly.to_json()["uncalibrated"] == ["down"]
     assert used_calibration(Oracle(oracle)) == ("oracle", ())

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import tracekit
 from tests import tiny_families as tiny
+from tests.spoken import notes
 from tracekit.auditing.audit import audit
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
@@ -154,7 +155,7 @@ def test_embeddings_scaled_outside_are_harmless_and_said(folder, tmp_path: Path)
     for one, other in ((reference, candidate), (candidate, reference)):
         verdict = tracekit.diff(one, other, weights=str(folder("gemma")))
         assert verdict.verdict == "parity", verdict.evidence
-        assert [note for note in verdict.notes if "multiplies the embeddings by 5.65685 in it" in note]
+        assert [note for note in notes(verdict) if "multiplies the embeddings by 5.65685 in it" in note]
 
 
 @pytest.mark.parametrize(

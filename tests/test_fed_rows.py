@@ -11,7 +11,10 @@ from safetensors.numpy import save_file
 
 import tracekit
 from tests.speech_traces import tracekit as run
+from tests.spoken import evidence
+from tracekit.align.pair import Side
 from tracekit.formats.log import LogWriter
+from tracekit.verdict.evidence import RowUnmatched
 
 WIDTH, VOCABULARY = 16, 30
 TABLE = np.random.default_rng(0).standard_normal((VOCABULARY, WIDTH)).astype(np.float32)
@@ -46,8 +49,8 @@ def test_a_row_that_was_put_in_untold_is_named(tmp_path: Path, at: int, side: st
     with tracekit.open(pair[0]) as one, tracekit.open(pair[1]) as other:
         verdict = tracekit.diff(one, other)
     assert (verdict.cause, verdict.step, verdict.position) == ("input", 0, at)
-    assert f"{side}: 6 rows fed for 5 prompt entries" in verdict.evidence
-    assert verdict.evidence[-1].startswith(f"row {at} of the {side} equals no prompt entry's row")
+    assert f"{side}: 6 rows fed for 5 prompt entries" in evidence(verdict)
+    assert verdict.evidence[-1] == RowUnmatched(Side(side), (at,), added=True)
 
 
 def test_a_row_that_was_left_out_is_named(tmp_path: Path) -> None:
@@ -56,7 +59,7 @@ def test_a_row_that_was_left_out_is_named(tmp_path: Path) -> None:
     with tracekit.open(plain) as one, tracekit.open(less) as other:
         verdict = tracekit.diff(one, other)
     assert (verdict.cause, verdict.position) == ("input", 3)
-    assert verdict.evidence[-1] == "row 3 of the reference equals no row of the other side, which left it out"
+    assert verdict.evidence[-1] == RowUnmatched(Side.REFERENCE, (3,), added=False)
 
 
 def test_equal_inputs_say_nothing_of_rows(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import tracekit
-from tracekit.compare.drift import drift
+from tests.spoken import evidence, notes, spoken
+from tracekit.compare.drift import Trend, drift
 from tracekit.formats.log import LogWriter
 
 ROOT = Path(__file__).parent.parent
@@ -83,15 +84,16 @@ def test_a_fault_of_the_cache_that_starts_late_is_named_at_its_step_and_seen_to_
     verdict = tracekit.diff(reference, late)
     assert (verdict.cause, verdict.step) == ("layer", 12)
     assert verdict.site == "model.layers.1.self_attn.o_proj:in"
-    assert verdict.compared["steps"] == STEPS
-    assert verdict.drift is not None and (verdict.drift["kind"], verdict.drift["step"]) == ("jump", 12)
+    assert verdict.compared is not None and verdict.compared.steps == STEPS
+    assert verdict.drift is not None and (verdict.drift.kind, verdict.drift.step) == (Trend.JUMP, 12)
 
 
 def test_a_harmless_rewrite_that_follows_drifts_nowhere(python: Record, native: Record) -> None:
     first = python()
     verdict = tracekit.diff(first, native(before=following(first)))
-    assert (verdict.verdict, verdict.drift, verdict.compared["steps"]) == ("parity", None, STEPS)
-    assert any("another trace" in line for line in verdict.unexercised)
+    assert (verdict.verdict, verdict.drift) == ("parity", None)
+    assert verdict.compared is not None and verdict.compared.steps == STEPS
+    assert any("another trace" in line for line in spoken(verdict.unexercised))
 
 
 def test_a_sampler_at_fault_shows_though_its_tokens_are_forced(native: Record, reference: tracekit.Trace) -> None:
@@ -104,7 +106,7 @@ def test_another_choice_shows_though_both_went_on_with_the_same_token(
 ) -> None:
     """Another seed, and its draws not compared: the token that it would have taken is recorded."""
     verdict = tracekit.diff(reference, native(seed=5, before=following(reference)))
-    assert verdict.cause == "config" and verdict.compared["steps"] == STEPS
+    assert verdict.cause == "config" and verdict.compared is not None and verdict.compared.steps == STEPS
 
 
 @pytest.mark.parametrize("side", ["native", "python"])
@@ -117,7 +119,7 @@ def test_forced_draws_take_another_seed_back(
     forced = record(seed=5, before=following(first, "--follow-draws"))
     verdict = tracekit.diff(first, forced)
     assert verdict.verdict == "parity", verdict.evidence
-    assert any("random numbers (forced)" in line for line in verdict.unexercised)
+    assert any("random numbers (forced)" in line for line in spoken(verdict.unexercised))
     choices = [event for step in range(STEPS) for event in forced.sequences[0].step(step).events]
     assert not [event for event in choices if event.kind == "forced"]
 
@@ -145,10 +147,10 @@ def noisy(levels: np.ndarray, seed: int = 0) -> np.ndarray:
 
 def test_a_jump_and_a_growth_are_told_apart() -> None:
     jumped = drift(noisy(np.repeat([0.5, 20.0], [30, 20])))
-    assert jumped is not None and (jumped["kind"], jumped["step"]) == ("jump", 30)
+    assert jumped is not None and (jumped.kind, jumped.step) == (Trend.JUMP, 30)
     grown = drift(noisy(np.geomspace(0.5, 30.0, 60)))
-    assert grown is not None and grown["kind"] == "growth"
-    assert grown["before"] == pytest.approx(0.5, rel=0.5) and grown["after"] == pytest.approx(30.0, rel=0.5)
+    assert grown is not None and grown.kind is Trend.GROWTH
+    assert grown.before == pytest.approx(0.5, rel=0.5) and grown.after == pytest.approx(30.0, rel=0.5)
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -192,8 +194,8 @@ def test_no_parity_where_nobody_knows_what_a_run_that_follows_chose(tmp_path: Pa
     first = tracekit.open(a_run(tmp_path / "first.tklog"))
     unsaid = tracekit.diff(first, tracekit.open(a_run(tmp_path / "unsaid.tklog", follow={})))
     assert (unsaid.verdict, unsaid.cause, unsaid.exit_code) == ("withheld", "capture", 2)
-    assert "own choices not recorded at 6 of 6 steps" in unsaid.evidence[0]
-    assert any("nothing in the log shows that the program followed it" in note for note in unsaid.notes)
+    assert "own choices not recorded at 6 of 6 steps" in evidence(unsaid)[0]
+    assert any("nothing in the log shows that the program followed it" in note for note in notes(unsaid))
     said = tracekit.diff(first, tracekit.open(a_run(tmp_path / "said.tklog", follow={"followed": {"tokens": 6}})))
     assert said.verdict == "parity" and not said.notes
     other = tracekit.diff(first, tracekit.open(a_run(tmp_path / "other.tklog", follow={}, pick=99)))
@@ -238,7 +240,7 @@ def test_a_native_program_that_follows_nothing_is_told_of(tmp_path: Path) -> Non
     code, said = recorded(tmp_path / "same.h5", "--strict", *follow[:2], "--", sys.executable, str(script), "3", "20")
     assert code == 2 and "nothing in the log shows that the program followed it" in said
     verdict = tracekit.diff(tracekit.open(first), tracekit.open(tmp_path / "same.h5"))
-    assert verdict.verdict == "withheld" and "own choices not recorded" in verdict.evidence[0]
+    assert verdict.verdict == "withheld" and "own choices not recorded" in evidence(verdict)[0]
 
 
 MODULE = """

@@ -21,9 +21,6 @@ SINGLE = ("formats", "checkpoints", "inspection", "torch_rng", "sampling", "audi
 """Stages that look at one, and need nothing of what compares two."""
 KNOWN = {
     ("tracekit.verdict.decide", "tracekit.extra.cosyvoice3.speech"),
-    ("tracekit.verdict.decide", "tracekit.report.words"),
-    ("tracekit.verdict.decide", "tracekit.report.words.culprits"),
-    ("tracekit.verdict.decide", "tracekit.report.words.explanations"),
     ("tracekit.verdict.counterfactual", "tracekit.report.words"),
     ("tracekit.verdict.counterfactual", "tracekit.report.words.explanations"),
 }

@@ -11,6 +11,7 @@ import pytest
 
 import tracekit
 from tests.small_run import write_run
+from tests.spoken import notes
 from tests.test_gaps import told
 from tracekit.formats.log import LogWriter, Tensor, map_file, read_frames
 from tracekit.inspection.non_finite import _counts, first_non_finite
@@ -96,7 +97,7 @@ def test_what_is_made_of_it_is_no_second_culprit(
 def test_the_same_on_both_sides_is_said(whole_run: Callable[..., Path], tmp_path: Path) -> None:
     logs = [altered(whole_run(), tmp_path / f"{name}.tklog", at(UP, 3, np.nan)) for name in ("one", "other")]
     code, said = told("diff", str(logs[0]), str(logs[1]), "--no-audit")
-    assert code == 0 and said.count(f"not finite: {UP} first") == 2 and "they fail alike" in said
+    assert code == 0 and said.count(f"not finite: {UP} first") == 2 and "both fail in the same way" in said
 
 
 def test_masked_logits_and_masks_are_no_fault(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_masked_logits_and_masks_are_no_fault(tmp_path: Path) -> None:
 
     traces = [tracekit.open(write_run(tmp_path / f"{name}.tklog", change=masked)) for name in ("one", "other")]
     assert first_non_finite(traces[0]) is None
-    assert not any("not finite" in note for note in tracekit.diff(*traces).notes)
+    assert not any("not finite" in note for note in notes(tracekit.diff(*traces)))
     mask = np.array([0, 0, -np.inf, -np.inf], dtype=np.float32)
     assert _counts(mask, "mask") is None and _counts(mask + 1, "scores") == (0, 2)
     assert _counts(mask, "logits") is None and _counts(-mask, "logits") == (0, 2)

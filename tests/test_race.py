@@ -13,6 +13,7 @@ from tracekit.sampling.exponential_race import lead, race_scores
 from tracekit.sampling.replay import Streams
 from tracekit.torch_rng.generator import TorchGenerator
 from tracekit.trace import Draw, Sequence
+from tracekit.verdict.ruling import Scale
 
 SEED = 7
 VOCABULARY = 9
@@ -94,5 +95,5 @@ def test_a_near_tie_in_the_nucleus_is_proved_from_its_own_race(tmp_path: Path) -
         sides.append(tracekit.open(tmp_path / f"{name}.tklog"))
     verdict = tracekit.diff(sides[0], sides[1])
     assert (verdict.cause, verdict.site) == ("near-tie", "token")
-    assert verdict.margins["kind"] == "race"
-    assert verdict.margins["margin"] == pytest.approx(5e-6, abs=2e-7)  # probabilities are float32
+    assert verdict.margins.token is not None and verdict.margins.token.kind is Scale.RACE
+    assert verdict.margins.token.margin == pytest.approx(5e-6, abs=2e-7)  # probabilities are float32

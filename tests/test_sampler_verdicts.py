@@ -13,8 +13,10 @@ from transformers.generation import logits_process as theirs
 
 import tracekit
 from tests.small_run import PROMPT, VOCABULARY, Drawn, write_run
+from tests.spoken import evidence, spoken
 from tests.test_engine import QWEN2, Engine, FolderOf, engine, flags, folder_of, native  # noqa: F401
 from tracekit.formats.log import LogWriter
+from tracekit.report.json import margins_json
 from tracekit.sampling import chain as sampling
 from tracekit.sampling.fit import misfit
 from tracekit.sampling.observed import Context, Observed
@@ -251,7 +253,7 @@ def test_a_wrong_filter_is_named_with_its_number(runs, kind: str, stated: Any, w
     assert explanation["kind"] == kind, explanation
     assert explanation["value"] == pytest.approx(value)
     assert explanation["residual"] < 1e-5 and explanation["steps"] == STEPS
-    assert any(line.startswith("explained: ") for line in verdict.evidence)
+    assert any(line.startswith("explained: ") for line in evidence(verdict))
     # With rounding between the sides, too.
     noisy = tracekit.diff(runs("again", stated=stated), runs("noisy", stated=stated, filtered=wrong, noise=1))
     assert (noisy.cause, kind_of(noisy)) == ("filter", kind)
@@ -271,8 +273,8 @@ def test_the_same_filter_written_anew_is_parity(runs, stated: Any) -> None:
         verdict = tracekit.diff(runs(f"reference{noise}", stated=stated), candidate)
         assert verdict.verdict == "parity", verdict.evidence
         assert verdict.explanation is None
-        assert {"logit_gap", "cut", "race", "error", "steps"} <= set(verdict.margins)
-        assert verdict.margins["cut"]["processor"].startswith("Top")
+        assert {"logit_gap", "cut", "race", "error", "steps"} <= set(margins_json(verdict.margins))
+        assert margins_json(verdict.margins)["cut"]["processor"].startswith("Top")
 
 
 def test_a_reference_that_departs_from_what_it_states_is_said(runs) -> None:
@@ -281,7 +283,7 @@ def test_a_reference_that_departs_from_what_it_states_is_said(runs) -> None:
 
     verdict = tracekit.diff(runs("reference", stated=NUCLEUS, filtered=wrong), runs("candidate", stated=NUCLEUS))
     assert (verdict.cause, kind_of(verdict)) == ("filter", "top_p_drops_crossing_token")
-    assert any("it is the reference" in line for line in verdict.evidence)
+    assert any("it is the reference" in line for line in evidence(verdict))
 
 
 def test_a_stated_setting_is_blamed_only_where_it_explains(runs) -> None:
@@ -289,7 +291,7 @@ def test_a_stated_setting_is_blamed_only_where_it_explains(runs) -> None:
     other = NUCLEUS | {"top_p": 0.5}
     told = tracekit.diff(reference, runs("told", stated=other))
     assert (told.cause, kind_of(told)) == ("config", "settings as stated")
-    assert "top_p: 0.8 in the reference, 0.5 in the candidate" in told.evidence[0]
+    assert "top_p: 0.8 in the reference, 0.5 in the candidate" in evidence(told)[0]
     untrue = runs("untrue", stated=other, filtered=lambda scores, history, step: nucleus(scores / 0.8, 0.95))
     verdict = tracekit.diff(reference, untrue)
     assert (verdict.cause, kind_of(verdict)) == ("filter", "top_p")
@@ -308,7 +310,7 @@ def test_an_unknown_setting_stands_in_the_evidence(runs) -> None:
     stated = NUCLEUS | {"dry_multiplier": 0.8}
     wrong = runs("candidate", stated=stated, filtered=lambda scores, history, step: nucleus(scores / 0.8, 0.3))
     verdict = tracekit.diff(runs("reference", stated=stated), wrong)
-    assert any("unknown: dry_multiplier of the reference" in line for line in verdict.evidence)
+    assert any("unknown: dry_multiplier of the reference" in line for line in evidence(verdict))
 
 
 def test_stop_tokens_that_are_barred_are_named(runs) -> None:
@@ -338,7 +340,7 @@ def test_ties_at_the_k_th_are_the_filters_rule(runs) -> None:
     assert (verdict.cause, kind_of(verdict)) == ("filter", "top_k_drops_ties")
     again = tracekit.diff(reference, runs("again", stated=stated, change=ties, noise=1))
     assert again.verdict == "parity"
-    assert not any("ties at a cut" in line for line in again.unexercised)
+    assert not any("ties at a cut" in line for line in spoken(again.unexercised))
 
 
 def test_simplest_numbers() -> None:
@@ -438,7 +440,7 @@ def test_a_generator_that_nobody_seeded_is_said(runs) -> None:
     assert (verdict.cause, verdict.step, kind_of(verdict)) == ("rng", 0, "unseeded"), verdict.evidence
     assert verdict.explanation["text"].startswith("the candidate draws from thread_rng, an unseeded generator")
     both = tracekit.diff(candidate, runs("other", generator_seed=5, **loose))
-    assert both.cause == "rng" and "both sides draw from an unseeded generator (thread_rng)" in both.evidence[0]
+    assert both.cause == "rng" and "both sides draw from an unseeded generator (thread_rng)" in evidence(both)[0]
 
 
 def test_words_between_draws_are_counted(runs) -> None:
@@ -451,11 +453,11 @@ def test_words_between_draws_are_counted(runs) -> None:
 def test_the_four_combinations_say_what_flips_the_token(runs) -> None:
     stated = {"temperature": 1.3, "top_k": 0, "top_p": 1.0}
     verdict = tracekit.diff(runs("reference", stated=stated), runs("candidate", stated=stated, generator_seed=4))
-    rows = {(row["logits"], row["draws"]): row["token"] for row in verdict.margins["combinations"]}
-    reference, candidate = (verdict.token[side]["id"] for side in ("reference", "candidate"))
+    rows = {(row.logits, row.draws): row.token for row in verdict.margins.combinations}
+    reference, candidate = verdict.token.reference.id, verdict.token.candidate.id
     assert rows["reference", "reference"] == rows["candidate", "reference"] == reference
     assert rows["reference", "candidate"] == rows["candidate", "candidate"] == candidate
-    assert verdict.margins["flips"] == "draws"
+    assert verdict.margins.flips == "draws"
 
 
 # -------------------------------------------------------------------- CosyVoice's sampler
@@ -572,10 +574,10 @@ def test_a_greedy_near_tie_needs_the_logits_to_flip_it(tmp_path: Path) -> None:
     flipped = np.array([1.0, 3.0 - 2e-6, 3.0, 0.0], dtype=np.float32)
     first = two_steps(tmp_path, "reference", reference, 1)
     verdict = tracekit.diff(first, two_steps(tmp_path, "flipped", flipped, 2))
-    assert (verdict.cause, verdict.margins["flips"]) == ("near-tie", "logits")
+    assert (verdict.cause, verdict.margins.flips) == ("near-tie", "logits")
     # The same narrow margin, but the candidate's own logits do not give its token: its rule does.
     against = tracekit.diff(first, two_steps(tmp_path, "against", reference, 2))
-    assert (against.cause, against.margins["flips"]) == ("sampler", "sampler")
+    assert (against.cause, against.margins.flips) == ("sampler", "sampler")
 
 
 def test_equal_logits_are_the_sides_rule_not_rounding(tmp_path: Path) -> None:
@@ -608,8 +610,8 @@ def test_a_token_that_rounding_moved_over_a_cut_is_a_near_tie(runs) -> None:
         if tokens == [11, 12]:
             break
     verdict = tracekit.diff(*sides)
-    assert (verdict.cause, verdict.margins["flips"]) == ("near-tie", "logits")
-    assert "survive on one side only" in verdict.evidence[0]
+    assert (verdict.cause, verdict.margins.flips) == ("near-tie", "logits")
+    assert "survive on one side only" in evidence(verdict)[0]
     # The same survivors from logits that are the reference's: the filter's doing.
     keep = lambda logits, history, step: np.where(np.isin(np.arange(logits.size), [10, 12]), logits / 0.8, -np.inf)  # noqa: E731
     wrong = runs("wrong", seed=seed, steps=1, stated=stated, change=at_the_cut(11), filtered=keep)
@@ -657,7 +659,7 @@ def test_stops_are_told_apart(runs) -> None:
 
     other = tracekit.diff(reference, stop_run(runs, "other", (), [0]))
     assert (other.cause, kind_of(other)) == ("config", "stop list")
-    assert "its stop list [0] does not have it" in " ".join(other.evidence)
+    assert "its stop list [0] does not have it" in " ".join(evidence(other))
 
     wrong = tracekit.diff(whole, stop_run(runs, "wrong", (stop,), [49]))
     assert wrong.cause in ("stop", "config")
@@ -688,7 +690,7 @@ def test_what_the_run_could_not_show_is_listed_with_numbers(runs) -> None:
     model = {"num_key_value_heads": 1, "num_attention_heads": 4, "sliding_window": 4096}
     model |= {"rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 8192}}
     traces = [runs(name, stated=plain, model=model, noise=index) for index, name in enumerate("ab")]
-    said = "; ".join(tracekit.diff(*traces).unexercised)
+    said = "; ".join(spoken(tracekit.diff(*traces).unexercised))
     for words in (
         f"sliding window (4096 > {PROMPT + STEPS - 1} positions)",
         f"original length (8192 > {PROMPT + STEPS - 1} positions)",
@@ -703,7 +705,7 @@ def test_what_the_run_could_not_show_is_listed_with_numbers(runs) -> None:
         assert words in said, words
     assert "top-p (off)" not in said and "top_k" not in said
     idle = {"temperature": 0.8, "top_k": 50, "top_p": 1.0}
-    said = "; ".join(tracekit.diff(runs("c", stated=idle), runs("d", stated=idle, noise=1)).unexercised)
+    said = "; ".join(spoken(tracekit.diff(runs("c", stated=idle), runs("d", stated=idle, noise=1)).unexercised))
     assert f"top-k 50 (removed nothing at {STEPS} steps)" in said
 
 
@@ -749,7 +751,7 @@ def test_an_engines_fault_is_named(
         value if value is None else pytest.approx(value)
     )
     if cause == "filter":
-        assert any("leaves" in line or " runs in the " in line for line in verdict.evidence), verdict.evidence
+        assert any("leaves" in line or " runs in the " in line for line in evidence(verdict)), verdict.evidence
 
 
 # -------------------------------------------------------------------- what PyTorch's side records of the chain
@@ -817,11 +819,11 @@ def test_the_processor_that_removed_a_token_is_named_across_languages(
     same = engine.record(folder_of(QWEN2), tmp_path / "same.tklog", *flags(5, **SAMPLED))
     parity = tracekit.diff(reference, same, audited=False)
     assert parity.verdict == "parity", parity.evidence
-    assert parity.margins["cut"]["error"] < 1e-3
+    assert margins_json(parity.margins)["cut"]["error"] < 1e-3
     run = [*flags(5, **SAMPLED), "--fault", "top-p:0.6"]
     verdict = tracekit.diff(reference, engine.record(folder_of(QWEN2), tmp_path / "b.tklog", *run), audited=False)
     assert verdict.explanation is not None and verdict.explanation["value"] == pytest.approx(0.6)
-    said = [line for line in verdict.evidence if "leaves" in line]
+    said = [line for line in evidence(verdict) if "leaves" in line]
     assert said and said[0].startswith("TopPLogitsWarper(top_p=0.95) | TopPLogitsWarper(top_p=0.6) leaves ")
 
 

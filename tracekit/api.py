@@ -22,6 +22,7 @@ from tracekit.formats.opening import open_trace
 from tracekit.interactive import html_table
 from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
 from tracekit.report.audit import audit_json, audit_text
+from tracekit.report.json import verdict_json
 from tracekit.report.text import verdict_text
 from tracekit.trace import Json, Trace
 from tracekit.verdict import decide
@@ -43,7 +44,7 @@ class Verdict(decide.Verdict):
 
     def to_json(self) -> Json:
         """The whole verdict, ready for `json.dumps`; its keys are stable (docs/verdict.md)."""
-        return super().to_json()
+        return verdict_json(self)
 
     def __repr__(self) -> str:
         return self.text

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import tracekit
-from benchmarks.fault_bench.fault import Fault, Json
+from benchmarks.fault_bench.fault import Fault
 from benchmarks.fault_bench.truth import Change
-from tracekit.trace import Trace, resolve
+from tracekit.report.words import sentence
+from tracekit.trace import Json, Trace, resolve
 
 
 def judge(fault: Fault, change: Change, verdict: tracekit.Verdict, reference: Trace) -> tuple[bool, str]:
@@ -60,4 +61,4 @@ def explanation_of(verdict: tracekit.Verdict) -> str:
 
 def margin_of(verdict: tracekit.Verdict) -> str:
     """How clear the case is: the first evidence."""
-    return verdict.evidence[0] if verdict.evidence else ""
+    return sentence(verdict.evidence[0]) if verdict.evidence else ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracekit.compare.search import Stage
+from tracekit.compare.findings import Stage
 from tracekit.dtypes import UNIT_ROUNDOFF, to_float
 from tracekit.inspection.positions import prompt_length, step_of
 from tracekit.trace import INPUT_SUFFIX, Sequence, Trace, resolve

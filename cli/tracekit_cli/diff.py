@@ -62,7 +62,7 @@ def command(
 
 
 def _refuse_unmatched(path: str, verdict: tracekit.Verdict) -> None:
-    missing = [*verdict.unmatched["reference"], *verdict.unmatched["candidate"]]
+    missing = [*verdict.unmatched.reference, *verdict.unmatched.candidate]
     if missing:
         raise TraceError(
             f"{path}: {len(missing)} sites are on one side only, {missing[0]} first; leave out --strict to go on"

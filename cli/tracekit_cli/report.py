@@ -13,9 +13,10 @@ import click
 import tracekit
 from tracekit.formats.name_map import NameMap, read_names
 from tracekit.report import verdict_text
+from tracekit.report.json import verdict_json
 from tracekit.report.page import Alone, Pair, write_page, write_trace_page
 from tracekit.trace import TraceError
-from tracekit.verdict.decide import in_common_names
+from tracekit.verdict.decide import compare, paired
 
 
 @click.command("report")
@@ -71,7 +72,8 @@ def _check_alone(trace: str, options: dict[str, Any]) -> None:
 def _pairs(reference: tracekit.Trace, candidates: tuple[str, ...], by: Measure) -> Iterator[Pair]:
     for path in candidates:
         with tracekit.open(path) as candidate:
-            one, other = in_common_names(reference, candidate, by.names, by.weights)
-            verdict = tracekit.diff(one, other, by.oracle, list(by.noise), weights=by.weights)
+            both = paired(reference, candidate, by.names, by.weights)
+            one, other = both.traces
+            verdict = compare(both, by.oracle, by.noise, weights=by.weights)
             text = verdict_text(verdict, reference, candidate, by.oracle)
-            yield Pair(path, one, other, verdict.to_json(), text, by.oracle, by.noise, by.weights)
+            yield Pair(path, one, other, verdict_json(verdict), text, by.oracle, by.noise, by.weights)

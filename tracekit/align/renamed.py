@@ -54,9 +54,6 @@ class Origin:
     first: int
     stop: int | None  # None: all of them
 
-    def __str__(self) -> str:
-        return self.site if self.stop is None else f"{self.site}, columns {self.first} to {self.stop - 1}"
-
 
 def named(trace: Trace, names: NameMap, elsewhere: Elsewhere) -> Trace:
     """The trace under the names that the map gives; itself where the map speaks of none of its sites. Raises TraceError
@@ -71,12 +68,10 @@ def in_one_language(traces: tuple[Trace, Trace], names: NameMap, checkpoint: Che
     return one, other
 
 
-def recorded_as(trace: Trace, site: str) -> str | None:
+def recorded_as(trace: Trace, site: str) -> Origin | None:
     """What the program that was recorded calls a site, and which of its columns it is; None where it calls it so."""
     trace = trace.inner if isinstance(trace, ReorderedTrace) else trace
-    if not isinstance(trace, _NamedTrace) or site not in trace.book.origins:
-        return None
-    return str(trace.book.origins[site])
+    return trace.book.origins.get(site) if isinstance(trace, _NamedTrace) else None
 
 
 class _Book:

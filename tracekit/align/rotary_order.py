@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.align.sites import align_sequences, align_sites
+from tracekit.align.pair import Pair
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.rotary_pairs import halves
 from tracekit.dtypes import to_float
@@ -35,16 +35,25 @@ APART, NEAR = 0.5, 0.25
 another order 1.4."""
 
 
+@dataclass(frozen=True)
+class RowsInPairs:
+    """A trace whose queries and keys are read in the order of halves."""
+
+    path: str
+    layers: int
+    first: str  # site
+
+
 @np.errstate(all="ignore")
-def in_one_order(reference: Trace, candidate: Trace) -> tuple[Trace, Trace, list[str]]:
+def in_one_order(pair: Pair) -> tuple[Pair, list[object]]:
     """Both sides with the queries and keys of a side that holds them in rotary pairs in the order of halves, and a note
     of it: only where queries and keys of a layer both are so, and what attention made of them can be compared."""
-    pairs = align_sequences(reference, candidate)[0]
-    called = {site.name: site.candidate for site in align_sites(reference, candidate).pairs}
+    reference, candidate = pair.traces
+    called = {site.name: site.candidate for site in pair.sites.pairs}
     config = (reference.config.get("model") or {}) | (candidate.config.get("model") or {})
-    if not pairs:
-        return reference, candidate, []
-    one, other = pairs[0].reference, pairs[0].candidate
+    if pair.first is None:
+        return pair, []
+    one, other = pair.first.reference, pair.first.candidate
 
     def both(site: str) -> tuple[Floats, Floats] | None:
         if site not in one.sites or called.get(site) not in other.sites:
@@ -62,11 +71,14 @@ def in_one_order(reference: Trace, candidate: Trace) -> tuple[Trace, Trace, list
         for side, turned in ((theirs, False), (ours, True)):
             found = _in_pairs(attention, both, config, turned)
             side |= {(site if turned else called[site]): heads for site, heads in found.items()}
-    return reordered(reference, ours), reordered(candidate, theirs), _notes((reference, ours), (candidate, theirs))
+    if not ours and not theirs:
+        return pair, []
+    views = reordered(reference, ours), reordered(candidate, theirs)
+    return pair.seen_as(*views), _notes((reference, ours), (candidate, theirs))
 
 
 @np.errstate(all="ignore")
-def in_order_of(checkpoint: Checkpoint, trace: Trace, wiring: Trace | None = None) -> tuple[Trace, list[str]]:
+def in_order_of(checkpoint: Checkpoint, trace: Trace, wiring: Trace | None = None) -> tuple[Trace, list[object]]:
     """A trace with queries and keys in the order of a checkpoint's rows, where it holds both of a layer in rotary
     pairs, and a note of it. `wiring`: a trace that says what feeds what where this one does not."""
     sequence = next((each for each in trace.sequences if each.sites), None)
@@ -133,13 +145,8 @@ def _rows(sequence: Sequence, site: str, first: int, stop: int) -> Floats:
     return values.astype(np.float64)
 
 
-def _notes(*sides: tuple[Trace, Mapping[str, int]]) -> list[str]:
-    return [
-        f"{trace.path}: the rows of q_proj and k_proj are in rotary pairs in {len(sites) // 2} layers, as in a GGUF "
-        f"file; they are read in the order of halves ({next(iter(sites))} first)"
-        for trace, sites in sides
-        if sites
-    ]
+def _notes(*sides: tuple[Trace, Mapping[str, int]]) -> list[object]:
+    return [RowsInPairs(trace.path, len(sites) // 2, next(iter(sites))) for trace, sites in sides if sites]
 
 
 def reordered(trace: Trace, sites: Mapping[str, int]) -> Trace:

@@ -89,7 +89,7 @@ class Audit:
     is another one, or each of them makes the same mistake. Only an explanation that leaves nothing tells."""
     non_finite: NonFinite | None = None
     """Where the first value that is no finite number is. What is computed from one is not judged."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[object, ...] = ()
     """Differences from the checkpoint that are known to be none: another order of rows."""
     tests: int = 0
     """Statistics of rows, columns and sites that were judged, at a false alarm of `FALSE_ALARMS` for all together."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
-
-from tracekit.trace import Json
 
 Floats = NDArray[np.float64]
 
@@ -23,9 +23,31 @@ NOTHING = 1e-3
 """Ratio to the yardstick that stands for all smaller ones: where nothing differs there is no logarithm."""
 
 
-def drift(ratios: Floats) -> Json | None:
-    """What becomes of the error over the steps: `kind` (`jump` or `growth`), `step`, `before`, `after`, `text`; None
-    where it stays as it is.
+class Trend(StrEnum):
+    """How an error changes over the steps."""
+
+    JUMP = "jump"
+    GROWTH = "growth"
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A change of the logits' error over the steps, in units of the tolerance."""
+
+    kind: Trend
+    step: int  # of the jump; 0 of a growth
+    before: float  # level before the jump, or at the first step
+    after: float
+    steps: int  # looked at
+
+    @property
+    def from_nothing(self) -> bool:
+        """Whether the error before the jump is too small to state."""
+        return self.before <= 2.0 * NOTHING
+
+
+def drift(ratios: Floats) -> Drift | None:
+    """What becomes of the error over the steps; None where it stays as it is.
 
     `ratios` [steps] are the errors of the logits over their yardstick. A jump is the split into two levels that leaves
     the least scatter of the logarithms, growth their straight line.
@@ -38,7 +60,7 @@ def drift(ratios: Floats) -> Json | None:
     return min(found, key=lambda one: one[0])[1] if found else None
 
 
-def _jump(values: Floats) -> tuple[float, Json] | None:
+def _jump(values: Floats) -> tuple[float, Drift] | None:
     """Scatter left, and the finding."""
     steps = len(values)
     splits = range(LEAST_BEFORE, steps)
@@ -52,12 +74,10 @@ def _jump(values: Floats) -> tuple[float, Json] | None:
     if after - before < math.log(FACTOR) or after - before < CERTAIN * error:
         return None
     levels = math.exp(before), math.exp(after)
-    early = f"{levels[0]:.2g}x its yardstick" if levels[0] > 2.0 * NOTHING else "next to nothing"
-    text = f"the logits' error is {early} before step {at}, {levels[1]:.2g}x its yardstick from there"
-    return left[at - LEAST_BEFORE], {"kind": "jump", "step": at, "before": levels[0], "after": levels[1], "text": text}
+    return left[at - LEAST_BEFORE], Drift(Trend.JUMP, at, *levels, steps)
 
 
-def _growth(values: Floats) -> tuple[float, Json] | None:
+def _growth(values: Floats) -> tuple[float, Drift] | None:
     steps = np.arange(len(values), dtype=np.float64)
     slope, base = np.polyfit(steps, values, 1)
     rest = float(np.square(values - base - slope * steps).sum())
@@ -65,5 +85,4 @@ def _growth(values: Floats) -> tuple[float, Json] | None:
     if slope * (len(values) - 1) < math.log(FACTOR) or slope < CERTAIN * error:
         return None
     ends = math.exp(base), math.exp(base + slope * (len(values) - 1))
-    text = f"the logits' error grows from {ends[0]:.2g}x to {ends[1]:.2g}x its yardstick over {len(values)} steps"
-    return rest, {"kind": "growth", "step": 0, "before": ends[0], "after": ends[1], "text": text}
+    return rest, Drift(Trend.GROWTH, 0, *ends, len(values))

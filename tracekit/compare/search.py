@@ -8,15 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
-from typing import Any
 
 import numpy as np
 
 from tracekit.align.fed_rows import fed_apart, unmatched_rows
-from tracekit.align.sites import Alignment, SequencePair, SitePair, align_sequences, align_sites, check_same_model
+from tracekit.align.pair import Pair, Side
+from tracekit.align.sites import SequencePair, SitePair, check_same_model
 from tracekit.compare import survivors
-from tracekit.compare.drift import drift
+from tracekit.compare.drift import Drift, drift
+from tracekit.compare.findings import (
+    Chosen,
+    DrawDiffers,
+    DrawField,
+    Finding,
+    InputDiffers,
+    LogitsWrong,
+    PartDiffers,
+    PassedOn,
+    RowsDiffer,
+    SiteWrong,
+    StopDiffers,
+    TokenDiffers,
+    Unmatched,
+)
 from tracekit.compare.metrics import row_errors
 from tracekit.compare.yardstick import Judged, Yardstick
 from tracekit.dtypes import UNIT_ROUNDOFF
@@ -24,56 +38,34 @@ from tracekit.inspection.positions import prompt_length, step_of
 from tracekit.inspection.site_rows import row_bytes, site_reader
 from tracekit.sampling.observed import Observed
 from tracekit.sampling.replay import observe
-from tracekit.trace import Json, Sequence, Step, Trace
-
-
-class Stage(IntEnum):
-    """Where in a step something is found, in the order of the computation."""
-
-    INPUT = 0
-    SITE = 1
-    LOGITS = 2
-    SURVIVORS = 3
-    DRAW = 4
-    TOKEN = 5
-    STOP = 6
+from tracekit.trace import Array, Sequence, Step
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something that differs beyond rounding."""
+class Counts:
+    """How much was compared."""
 
-    sequence: int
-    stage: Stage
-    step: int | None
-    position: int | None = None
-    site: str | None = None
-    order: int = 0
-    ratio: float | None = None
-    error: float | None = None
-    facts: Json = field(default_factory=dict)
-
-    @property
-    def rank(self) -> tuple[int, int, int, int]:
-        """Earlier findings have smaller ranks."""
-        return (self.step or 0, int(self.stage), self.order, self.position or 0)
+    sequences: int = 0  # pairs of sequences
+    steps: int = 0
+    steps_after_divergence: int = 0  # of another input, and therefore not compared
+    sites: int = 0
+    values: int = 0
 
 
 @dataclass
 class Search:
     """Everything the search saw."""
 
-    alignment: Alignment
-    left_sequences: list[int]
+    pair: Pair
     findings: list[Finding] = field(default_factory=list)
-    compared: Json = field(default_factory=dict)
+    compared: Counts = field(default_factory=Counts)
     compared_sites: set[SitePair] = field(default_factory=set)  # at one position of one sequence at least
     worst: tuple[float, str | None] = (0.0, None)  # largest site ratio of what was not found wrong
-    token: Finding | None = None  # the first token that differs
+    token: TokenDiffers | None = None  # the first token that differs
     off: set[str] = field(default_factory=set)  # sites with a position that is wrong, victims included
     ratios: dict[str, float] = field(default_factory=dict)  # site -> largest site ratio
     logits_gap: float | None = None  # largest |difference| of a logit over the compared steps
-    drift: Json | None = None  # how the logits' error changes over the steps
+    drift: Drift | None = None  # how the logits' error changes over the steps
     ties: list[tuple[int, int]] = field(
         default_factory=list
     )  # (sequence, step) where rounding moved a token over a cut
@@ -83,22 +75,20 @@ class Search:
         """The divergence."""
         return min(self.findings, key=lambda finding: (finding.sequence, *finding.rank), default=None)
 
+    @property
+    def differs(self) -> bool:
+        """Whether any compared value does: of two equal runs neither is wrong by the other."""
+        return bool(self.findings) or self.worst[1] is not None
 
-def search(
-    reference: Trace, candidate: Trace, yardstick: Yardstick, harmless: Set[tuple[str, str]] = frozenset()
-) -> Search:
+
+def search(pair: Pair, yardstick: Yardstick, harmless: Set[tuple[str, str]] = frozenset()) -> Search:
     """Compare two traces. `harmless`: sites of both sides that hold the same thing at two stages of the computation,
     and are not compared. Raises TraceError where the traces cannot be of the same model."""
-    alignment = align_sites(reference, candidate)
-    check_same_model(reference, candidate, alignment)
-    kept = tuple(pair for pair in alignment.pairs if (pair.name, pair.candidate) not in harmless)
-    alignment = replace(alignment, pairs=kept)
-    pairs, left = align_sequences(reference, candidate)
-    result = Search(alignment, left)
-    counts = {"sequences": len(pairs), "steps": 0, "steps_after_divergence": 0, "sites": 0, "values": 0}
-    result.compared = counts
-    for pair in pairs:
-        _compare_sequence(result, pair, yardstick)
+    check_same_model(pair.reference, pair.candidate, pair.sites)
+    result = Search(pair.without(frozenset(harmless)))
+    result.compared = Counts(sequences=len(pair.sequences))
+    for each in pair.sequences:
+        _compare_sequence(result, each, yardstick)
         if result.findings:
             break  # later sequences cannot hold an earlier divergence
     return result
@@ -106,38 +96,46 @@ def search(
 
 def _compare_sequence(result: Search, pair: SequencePair, yardstick: Yardstick) -> None:
     one, other = pair.reference, pair.candidate
-    finding = _input_difference(pair) or _rows_difference(pair, result.alignment)
+    finding = _input_difference(pair) or _rows_difference(pair, result.pair)
     if finding is not None:
         result.findings.append(finding)
         return
     split = first_token_difference(one, other)
     common = min(one.step_count, other.step_count)
     steps = common if split is None else split + 1
-    result.compared["steps"] += steps
-    result.compared["steps_after_divergence"] += max(one.step_count, other.step_count) - steps
+    done = result.compared
+    left = max(one.step_count, other.step_count) - steps
+    result.compared = replace(done, steps=done.steps + steps, steps_after_divergence=done.steps_after_divergence + left)
     prompt = prompt_length(one)
     stop = compared_positions(pair)
     _compare_sites(result, pair, yardstick, stop, prompt)
-    result.findings += _passed_on(result.alignment, pair, stop, prompt)
+    result.findings += _passed_on(result.pair, pair, stop, prompt)
     _compare_logits(result, pair, yardstick, steps, prompt)
+    result.findings += _sampled(result, pair, steps)
+    if split is not None:
+        result.token = _token_finding(pair, split)
+        result.findings.append(result.token)
+    elif _stopped_apart(one, other):
+        result.findings.append(_stop_finding(pair, common))
+
+
+def _sampled(result: Search, pair: SequencePair, steps: int) -> list[Finding]:
+    """The first difference of survivors, draws or of a choice that was not taken."""
+    one, other = pair.reference, pair.candidate
     tokens = one.tokens, other.tokens
     tell = _tells_draws(one) and _tells_draws(other)
     for index in range(steps):
         seen = observe(one, index, tokens[0]), observe(other, index, tokens[1])
         _note_logits_gap(result, *seen)
         finding = _survivor_difference(result, pair, *seen)
-        finding = finding or (_draw_finding(pair, one.step(index), other.step(index)) if tell else None)
-        finding = finding or _choice_finding(pair, *seen, tokens[0][index] == tokens[1][index])
+        finding = finding or (_draw_difference(pair, one.step(index), other.step(index)) if tell else None)
         if finding is not None:
-            result.findings.append(finding)
-            break
-    chosen = next((found for found in result.findings if found.stage is Stage.TOKEN), None)
-    result.token = chosen or result.token
-    if split is not None:
-        result.token = _token_finding(pair, split)
-        result.findings.append(result.token)
-    elif _stopped_apart(one, other):
-        result.findings.append(_stop_finding(pair, common))
+            return [finding]
+        chosen = _choice_finding(pair, *seen, tokens[0][index] == tokens[1][index])
+        if chosen is not None:
+            result.token = chosen
+            return [chosen]
+    return []
 
 
 def compared_positions(pair: SequencePair) -> int:
@@ -158,8 +156,6 @@ def first_token_difference(one: Sequence, other: Sequence) -> int | None:
     return int(apart[0]) if apart.size else None
 
 
-ROWS = "rows"
-"""What was fed, where it is not what the prompt's entries say."""
 TOKEN_IDS = "token_ids"
 """The prompt itself, before what it was put together from."""
 
@@ -169,22 +165,23 @@ def _text(sequence: Sequence, position: int) -> str | None:
     return texts[position] if texts is not None and position < len(texts) else None
 
 
-def _parts_apart(pair: SequencePair) -> list[str]:
+def _parts_apart(pair: SequencePair) -> Iterator[PartDiffers]:
     """What the prompt was put together from and is not the same: a speech token prompt, a text."""
     ours, theirs = pair.reference.inputs, pair.candidate.inputs
-    out = []
     for name in ours:
         if name != TOKEN_IDS and name in theirs and not np.array_equal(ours[name], theirs[name]):
-            counts = f"{len(ours[name])} entries in the reference, {len(theirs[name])} in the candidate"
-            out.append(f"{name}: {counts}")
+            yield PartDiffers(name, lengths=(len(ours[name]), len(theirs[name])))
     for name in ("prompt_part", "tts_text"):
-        texts = pair.reference.info.get(name), pair.candidate.info.get(name)
-        if None not in texts and texts[0] != texts[1]:
-            out.append(f'{name}: "{texts[0]}" | "{texts[1]}"')
-    return out
+        one, other = pair.reference.info.get(name), pair.candidate.info.get(name)
+        if one is not None and other is not None and one != other:
+            yield PartDiffers(name, texts=(str(one), str(other)))
 
 
-def _input_difference(pair: SequencePair) -> Finding | None:
+def _entry(values: Array, index: int) -> int | None:
+    return int(values[index]) if index < len(values) else None
+
+
+def _input_difference(pair: SequencePair) -> InputDiffers | None:
     ours, theirs = pair.reference.inputs, pair.candidate.inputs
     for name in sorted(ours, key=lambda name: name != TOKEN_IDS):
         if name not in theirs:
@@ -195,49 +192,65 @@ def _input_difference(pair: SequencePair) -> Finding | None:
         same = min(len(one), len(other))
         apart = np.flatnonzero([not np.array_equal(a, b) for a, b in zip(one[:same], other[:same], strict=True)])
         position = int(apart[0]) if apart.size else same
-        facts: Json = {"input": name, "lengths": [len(one), len(other)]}
+        finding = InputDiffers(
+            sequence=pair.index,
+            step=0,
+            position=position,
+            site=f"prompt/{name}",
+            name=name,
+            lengths=(len(one), len(other)),
+        )
         if one.ndim == 1 and other.ndim == 1:
-            facts["values"] = [int(side[position]) if position < len(side) else None for side in (one, other)]
+            values = _entry(one, position), _entry(other, position)
+            finding = replace(finding, values=values)
         if name == TOKEN_IDS:
-            facts["texts"] = [_text(side, position) for side in (pair.reference, pair.candidate)]
-            facts["more"] = _parts_apart(pair)
-        return Finding(pair.index, Stage.INPUT, 0, position, f"prompt/{name}", facts=facts)
+            texts = _text(pair.reference, position), _text(pair.candidate, position)
+            finding = replace(finding, texts=texts, parts=tuple(_parts_apart(pair)))
+        return finding
     return None
 
 
-def _rows_difference(pair: SequencePair, alignment: Alignment) -> Finding | None:
+def _rows_difference(pair: SequencePair, traces: Pair) -> RowsDiffer | None:
     """Other rows fed than the prompt's entries, on one side: which of them is known from the values alone."""
     fed = fed_apart(pair)
     if fed is None:
         return None
-    found = unmatched_rows(pair, alignment, fed)
-    facts: Json = {"input": ROWS, "lengths": list(fed.fed), "entries": list(fed.told), "unmatched": found}
-    position = found[1][0] if found and found[1] else None
-    return Finding(pair.index, Stage.INPUT, 0, position, f"prompt/{ROWS}", facts=facts)
+    found = unmatched_rows(pair, traces.sites, fed)
+    return RowsDiffer(
+        sequence=pair.index,
+        step=0,
+        position=found[1][0] if found and found[1] else None,
+        site="prompt/rows",
+        fed=fed.fed,
+        entries=fed.told,
+        unmatched=None if found is None else Unmatched(tuple(Side)[found[0]], tuple(found[1])),
+    )
 
 
 def _compare_sites(result: Search, pair: SequencePair, yardstick: Yardstick, stop: int, prompt: int) -> None:
-    for site in result.alignment.pairs:
+    values = 0
+    for site in result.pair.sites.pairs:
         for first, last in common_ranges(pair, site, stop):
             judged = yardstick.judge(pair, site, first, last)
             if judged is None:
                 continue
-            result.compared["values"] += (last - first) * pair.reference.sites[site.name].width
+            values += (last - first) * pair.reference.sites[site.name].width
             result.compared_sites.add(site)
             _note(result, pair, site, judged, first, prompt)
-    result.compared["sites"] = len(result.compared_sites)
+    done = result.compared
+    result.compared = replace(done, values=done.values + values, sites=len(result.compared_sites))
 
 
 PASSED_ON_UNITS = 16.0
 """Roundoff units that two sites of the reference must be apart to be two values, not one in two roundings."""
 
 
-def _passed_on(alignment: Alignment, pair: SequencePair, stop: int, prompt: int) -> list[Finding]:
+def _passed_on(traces: Pair, pair: SequencePair, stop: int, prompt: int) -> list[Finding]:
     """Sites at which the candidate passes an earlier site's tensor on where the reference has another value: a layer
     that is skipped, a sum that is not taken. In 16 bits what is missing may be smaller than rounding adds up to."""
-    partner = {site.candidate: site for site in alignment.pairs if site.candidate == site.name}
-    out = []
-    for site in alignment.pairs:
+    partner = {site.candidate: site for site in traces.sites.pairs if site.candidate == site.name}
+    out: list[Finding] = []
+    for site in traces.sites.pairs:
         other = partner.get(site.candidate)
         if other is None or other.name == site.name or other.name not in pair.reference.sites:
             continue
@@ -249,10 +262,19 @@ def _passed_on(alignment: Alignment, pair: SequencePair, stop: int, prompt: int)
             units = apart / max(UNIT_ROUNDOFF.get(dtype, 1.0) for dtype in dtypes)
             wrong = np.flatnonzero(units > PASSED_ON_UNITS)
             if wrong.size:
-                at, facts = int(wrong[0]), {"candidate_site": site.candidate, "passed_on": True}
-                place = step_of(first, prompt), first, site.name, site.order  # none of the rows is computed
-                found = float(units[at]), float(apart[at]), facts
-                out.append(Finding(pair.index, Stage.SITE, *place, *found))
+                at = int(wrong[0])
+                out.append(
+                    PassedOn(
+                        sequence=pair.index,
+                        step=step_of(first, prompt),  # none of the rows is computed
+                        position=first,
+                        site=site.name,
+                        order=site.order,
+                        candidate_site=site.candidate,
+                        units=float(units[at]),
+                        error=float(apart[at]),
+                    )
+                )
                 break
     return out
 
@@ -283,16 +305,17 @@ def _note(result: Search, pair: SequencePair, site: SitePair, judged: Judged, fi
     position = first + at
     step = step_of(position, prompt) if pair.reference.sites[site.name].axis is None else 0
     result.findings.append(
-        Finding(
-            pair.index,
-            Stage.SITE,
-            step,
-            position,
-            site.name,
-            site.order,
-            float(max(judged.ratio[at], judged.site_ratio)),
-            float(judged.error[at]),
-            {"candidate_site": site.candidate, "wrong_positions": int(wrong.size), "positions": int(judged.wrong.size)},
+        SiteWrong(
+            sequence=pair.index,
+            step=step,
+            position=position,
+            site=site.name,
+            order=site.order,
+            candidate_site=site.candidate,
+            ratio=float(max(judged.ratio[at], judged.site_ratio)),
+            error=float(judged.error[at]),
+            wrong=int(wrong.size),
+            positions=int(judged.wrong.size),
         )
     )
 
@@ -307,8 +330,16 @@ def _compare_logits(result: Search, pair: SequencePair, yardstick: Yardstick, st
     wrong = np.flatnonzero(judged.wrong)
     if wrong.size:
         at = int(wrong[0])
-        ratio, error = float(judged.ratio[at]), float(judged.error[at])
-        result.findings.append(Finding(pair.index, Stage.LOGITS, at, prompt - 1 + at, "logits", 0, ratio, error))
+        result.findings.append(
+            LogitsWrong(
+                sequence=pair.index,
+                step=at,
+                position=prompt - 1 + at,
+                site="logits",
+                ratio=float(judged.ratio[at]),
+                error=float(judged.error[at]),
+            )
+        )
     elif judged.site_ratio > result.worst[0]:
         result.worst = (judged.site_ratio, "logits")
 
@@ -321,33 +352,60 @@ def _note_logits_gap(result: Search, one: Observed, other: Observed) -> None:
 
 def _survivor_difference(result: Search, pair: SequencePair, one: Observed, other: Observed) -> Finding | None:
     """Other survivors at a step than rounding of the logits explains."""
-    facts, tied = survivors.difference(pair, one, other, result.logits_gap)
+    found, tied = survivors.difference(pair, one, other, result.logits_gap)
     if tied:
         result.ties.append((pair.index, one.index))
-    if facts is None:
-        return None
-    position = pair.reference.step(one.index).position
-    return Finding(pair.index, Stage.SURVIVORS, one.index, position, "survivors", facts=facts)
+    return found
 
 
-def _draw_finding(pair: SequencePair, one: Step, other: Step) -> Finding | None:
-    facts = _draw_difference(one, other)
-    return None if facts is None else Finding(pair.index, Stage.DRAW, one.index, one.position, "draws", facts=facts)
+def _draw_difference(pair: SequencePair, one: Step, other: Step) -> DrawDiffers | None:
+    def differs(name: DrawField, values: tuple[int | str, int | str], draw: int | None = None) -> DrawDiffers:
+        return DrawDiffers(
+            sequence=pair.index,
+            step=one.index,
+            position=one.position,
+            site="draws",
+            field=name,
+            values=values,
+            draw=draw,
+        )
+
+    if len(one.draws) != len(other.draws):
+        return differs(DrawField.COUNT, (len(one.draws), len(other.draws)))
+    for index, (ours, theirs) in enumerate(zip(one.draws, other.draws, strict=True)):
+        for name in DRAW_FIELDS:
+            first, second = getattr(ours, name), getattr(theirs, name)
+            if first is not None and second is not None and first != second:
+                return differs(name, (first, second), index)
+    return None
 
 
-def _choice_finding(pair: SequencePair, one: Observed, other: Observed, forced: bool) -> Finding | None:
+def _choice_finding(pair: SequencePair, one: Observed, other: Observed, forced: bool) -> TokenDiffers | None:
     """Another token chosen, though both sides went on with the same: one of them follows the other."""
     if not forced or one.token == other.token:
         return None
-    facts: Json = {
-        side: {"id": seen.token, "text": step.text if step.token == seen.token else None}
-        for side, seen, step in (
-            ("reference", one, pair.reference.step(one.index)),
-            ("candidate", other, pair.candidate.step(other.index)),
-        )
-    }
-    position = pair.reference.step(one.index).position
-    return Finding(pair.index, Stage.TOKEN, one.index, position, "token", facts=facts)
+    steps = pair.reference.step(one.index), pair.candidate.step(other.index)
+    chosen = [
+        Chosen(seen.token, step.text if step.token == seen.token else None)
+        for seen, step in zip((one, other), steps, strict=True)
+    ]
+    return _other_token(pair, steps[0], chosen[0], chosen[1])
+
+
+def _token_finding(pair: SequencePair, step: int) -> TokenDiffers:
+    one, other = pair.reference.step(step), pair.candidate.step(step)
+    return _other_token(pair, one, Chosen(one.token, one.text), Chosen(other.token, other.text))
+
+
+def _other_token(pair: SequencePair, at: Step, reference: Chosen, candidate: Chosen) -> TokenDiffers:
+    return TokenDiffers(
+        sequence=pair.index,
+        step=at.index,
+        position=at.position,
+        site="token",
+        reference=reference,
+        candidate=candidate,
+    )
 
 
 def _tells_draws(sequence: Sequence) -> bool:
@@ -355,27 +413,8 @@ def _tells_draws(sequence: Sequence) -> bool:
     return any(sequence.step(index).draws for index in range(sequence.step_count))
 
 
-DRAW_FIELDS = ("generator", "seed", "offset", "op", "words")
-
-
-def _draw_difference(one: Step, other: Step) -> Json | None:
-    if len(one.draws) != len(other.draws):
-        return {"field": "count", "values": [len(one.draws), len(other.draws)]}
-    for index, (ours, theirs) in enumerate(zip(one.draws, other.draws, strict=True)):
-        for name in DRAW_FIELDS:
-            values: list[Any] = [getattr(ours, name), getattr(theirs, name)]
-            if None not in values and values[0] != values[1]:
-                return {"field": name, "values": values, "draw": index}
-    return None
-
-
-def _token_finding(pair: SequencePair, step: int) -> Finding:
-    one, other = pair.reference.step(step), pair.candidate.step(step)
-    facts: Json = {
-        "reference": {"id": one.token, "text": one.text},
-        "candidate": {"id": other.token, "text": other.text},
-    }
-    return Finding(pair.index, Stage.TOKEN, step, one.position, "token", facts=facts)
+DRAW_FIELDS = (DrawField.GENERATOR, DrawField.SEED, DrawField.OFFSET, DrawField.OP, DrawField.WORDS)
+"""Names of what is compared of a draw."""
 
 
 def _stopped_apart(one: Sequence, other: Sequence) -> bool:
@@ -386,8 +425,13 @@ def _stopped_apart(one: Sequence, other: Sequence) -> bool:
     return shorter.end_reason is not None
 
 
-def _stop_finding(pair: SequencePair, step: int) -> Finding:
+def _stop_finding(pair: SequencePair, step: int) -> StopDiffers:
     one, other = pair.reference, pair.candidate
-    facts: Json = {"steps": [one.step_count, other.step_count], "reasons": [one.end_reason, other.end_reason]}
-    position = prompt_length(one) - 1 + step
-    return Finding(pair.index, Stage.STOP, step, position, "stop", facts=facts)
+    return StopDiffers(
+        sequence=pair.index,
+        step=step,
+        position=prompt_length(one) - 1 + step,
+        site="stop",
+        steps=(one.step_count, other.step_count),
+        reasons=(one.end_reason, other.end_reason),
+    )

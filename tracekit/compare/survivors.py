@@ -8,17 +8,19 @@ Where that cannot be worked out, the distance to the cut is measured against the
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tracekit.align.pair import Side
 from tracekit.align.sites import SequencePair
+from tracekit.compare.findings import SurvivorsDiffer
 from tracekit.sampling.chain import chain as chain_of
 from tracekit.sampling.chain import cut_distance, unknown_settings
 from tracekit.sampling.fit import departs, shares
 from tracekit.sampling.observed import Observed
-from tracekit.trace import Json
 
 SAME_PROBABILITY = {True: 1e-3, False: 2e-2}
 """Nats by which correct filters may differ on equal logits, by whether both sides' logits are of 32 bits or more."""
@@ -27,28 +29,31 @@ WIDE = ("float32", "float64")
 
 def difference(
     pair: SequencePair, one: Observed, other: Observed, logits_gap: float | None
-) -> tuple[Json | None, bool]:
-    """What differs of a step's survivors beyond what the logits explain (`lost`, `gained`, `counts`, ...), or None;
-    and whether rounding moved tokens across a cut."""
+) -> tuple[SurvivorsDiffer | None, bool]:
+    """What differs of a step's survivors beyond what the logits explain, or None; and whether rounding moved tokens
+    across a cut."""
     if one.ids is None or other.ids is None:
         return None, False
     same = np.array_equal(np.sort(one.ids), np.sort(other.ids))
     ratio = log_ratio(one.ids, one.probs, other.ids, other.probs)
     if ratio is not None and ratio <= SAME_PROBABILITY[True]:
         return None, False
-    facts: Json = {
-        "lost": np.setdiff1d(one.ids, other.ids).tolist(),
-        "gained": np.setdiff1d(other.ids, one.ids).tolist(),
-        "counts": [int(one.ids.size), int(other.ids.size)],
-    }
     wrong = _which_departs(pair, one, other)
     if wrong == (False, False):
         return None, not same
-    facts |= _measured(pair, one, other, logits_gap, ratio)
-    explained = bool(facts.pop("explained"))
+    found = SurvivorsDiffer(
+        sequence=pair.index,
+        step=one.index,
+        position=pair.reference.step(one.index).position,
+        site="survivors",
+        lost=tuple(np.setdiff1d(one.ids, other.ids).tolist()),
+        gained=tuple(np.setdiff1d(other.ids, one.ids).tolist()),
+        counts=(int(one.ids.size), int(other.ids.size)),
+    )
+    found, explained = _measured(found, pair, one, other, logits_gap, ratio)
     if wrong is not None and wrong[0] != wrong[1]:
-        return facts | {"departs": "reference" if wrong[0] else "candidate"}, False
-    return (None, not same) if explained else (facts, False)
+        return replace(found, departs=Side.REFERENCE if wrong[0] else Side.CANDIDATE), False
+    return (None, not same) if explained else (found, False)
 
 
 def _which_departs(pair: SequencePair, one: Observed, other: Observed) -> tuple[bool, bool] | None:
@@ -62,23 +67,31 @@ def _which_departs(pair: SequencePair, one: Observed, other: Observed) -> tuple[
     return None if ours is None or theirs is None else (ours, theirs)
 
 
-def _measured(pair: SequencePair, one: Observed, other: Observed, gap: float | None, ratio: float | None) -> Json:
-    """The distance to the cut, or of the probabilities, beside what the logits' error can do; `explained` by it."""
+def _measured(
+    found: SurvivorsDiffer,
+    pair: SequencePair,
+    one: Observed,
+    other: Observed,
+    gap: float | None,
+    ratio: float | None,
+) -> tuple[SurvivorsDiffer, bool]:
+    """With the distance to the cut, or of the probabilities, beside what the logits' error can do; and whether that
+    explains it."""
     stated = pair.reference.sampling
     # Both sides of a cut move by at most the logits' error, as the processors stretch it; doubled, since each moves.
     stretch = math.prod(each.kind.stretch(each.settings) for each in chain_of(stated))
     if gap is None or one.logits is None:
-        return {"explained": ratio is not None}
+        return found, ratio is not None
     allowed = 2 * gap * stretch
     if ratio is not None:
         wide = all(side.logits_dtype in WIDE for side in (pair.reference, pair.candidate))
         allowed += SAME_PROBABILITY[wide]
-        return {"log_ratio": ratio, "allowed": allowed, "explained": ratio <= allowed}
+        return replace(found, log_ratio=ratio, allowed=allowed), ratio <= allowed
     if other.ids is None or one.ids is None:
-        return {"explained": True}
+        return found, True
     apart = np.setxor1d(one.ids, other.ids).tolist()
     distance = cut_distance(one.logits, stated, apart, one.context.history, one.context.prompt)
-    return {"cut_distance": distance, "logit_error": gap, "explained": distance <= allowed}
+    return replace(found, cut_distance=distance, logit_error=gap), distance <= allowed
 
 
 def log_ratio(

@@ -21,6 +21,7 @@ from tracekit.postmortem.margins import DIGITS, chance, margins
 from tracekit.postmortem.plan import SPARSE, Plan, Side
 from tracekit.postmortem.program import record, scratch_folder
 from tracekit.postmortem.store import Store, open_store, read_json, write_json
+from tracekit.report.json import verdict_json
 from tracekit.report.text import verdict_text
 from tracekit.trace import Json, Trace, TraceError
 from tracekit.verdict.cause import Cause
@@ -156,7 +157,7 @@ def compare(seed: Seed, one: Trace, other: Trace, fail: str, *, in_full: bool) -
         state=state,
         sequence=sequence,
         step=step,
-        verdict=None if verdict.verdict == "parity" else verdict.to_json(),
+        verdict=None if verdict.verdict == "parity" else verdict_json(verdict),
         also=tuple(_ends_unstated(other, verdict)),
         margins=tuple(margin for each in one.sequences for margin in margins(each)),
         chance=sum(chance(each) for each in one.sequences),

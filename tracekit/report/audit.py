@@ -45,7 +45,7 @@ def audit_text(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> s
     lines.append(f"  audited: {shares(coverage)}, {counted_values(found.values)}")
     lines += _not_audited(found)
     lines += [f"  {line}" for line in left_out(coverage)]
-    lines += [f"  note: {note}" for note in found.notes]
+    lines += [f"  note: {sentence(note)}" for note in found.notes]
     return "\n".join(lines)
 
 
@@ -111,6 +111,6 @@ def audit_json(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> J
         "false_alarms": FALSE_ALARMS,
         "not_audited": dict(found.unknown),
         "non_finite": None if found.non_finite is None else found.non_finite.to_json(),
-        "notes": list(found.notes),
+        "notes": [sentence(note) for note in found.notes],
         "coverage": audited_coverage(found, trace).to_json(),
     }

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from tracekit.report.coverage import left_out, shares
-from tracekit.trace import Json, Trace
+from tracekit.report.json import accused_json, by_mistake
+from tracekit.report.words import sentence
+from tracekit.trace import Trace
 from tracekit.verdict.coverage import Share
-from tracekit.verdict.decide import Verdict
+from tracekit.verdict.verdict import AuditShare, Decision, Unmatched, Verdict
 
 
 def verdict_text(verdict: Verdict, reference: Trace, candidate: Trace, oracle: Trace | None = None) -> str:
     """A dozen lines at most."""
     lines = _heads([("reference", reference), ("candidate", candidate), *([("oracle", oracle)] if oracle else [])])
     lines.append(_headline(verdict))
-    lines += [f"  {line}" for line in verdict.evidence]
+    lines += [f"  {sentence(each)}" for each in verdict.evidence]
     lines += [f"  {line}" for line in _more_culprits(verdict)]
     if verdict.token is not None:
-        lines.append("  " + _tokens(verdict.token))
+        lines.append(f"  {sentence(verdict.token)}")
     if verdict.drift is not None:
-        lines.append(f"  drift: {verdict.drift['text']}")
-    if verdict.verdict == "parity" and verdict.unexercised:
-        lines.append(f"  not exercised: {'; '.join(verdict.unexercised)}")
-    if verdict.coverage is not None:
-        lines.append(f"  compared: {shares(verdict.coverage)}, {counted_values(verdict.compared['values'])}")
+        lines.append(f"  drift: {sentence(verdict.drift)}")
+    if verdict.decision is Decision.PARITY and verdict.unexercised:
+        lines.append(f"  not exercised: {'; '.join(sentence(each) for each in verdict.unexercised)}")
+    if verdict.coverage is not None and verdict.compared is not None:
+        lines.append(f"  compared: {shares(verdict.coverage)}, {counted_values(verdict.compared.values)}")
         lines += [f"  {line}" for line in left_out(verdict.coverage)]
     lines += [f"  {line}" for line in _unmatched(verdict.unmatched, reference, candidate)]
-    lines += [f"  note: {note}" for note in verdict.notes]
+    lines += [f"  note: {sentence(note)}" for note in verdict.notes]
     if verdict.audit is not None:
         lines += [
             f"  {line}" for line in _audited(verdict.audit, verdict.coverage.audited if verdict.coverage else None)
@@ -52,9 +54,9 @@ def _about(trace: Trace) -> list[str]:
 
 
 def _headline(verdict: Verdict) -> str:
-    if verdict.verdict == "parity":
+    if verdict.decision is Decision.PARITY:
         return "PARITY"
-    if verdict.verdict == "withheld":
+    if verdict.decision is Decision.WITHHELD:
         return f"WITHHELD  {verdict.cause}"
     place = []
     if verdict.sequence:
@@ -68,43 +70,30 @@ def _headline(verdict: Verdict) -> str:
     return f"DIVERGENCE  {verdict.cause}" + (f"  at {', '.join(place)}" if place else "")
 
 
-def _tokens(token: Json) -> str:
-    said = [
-        f"{side} {token[side]['id']} {_quoted(token[side]['text'])}".rstrip() for side in ("reference", "candidate")
-    ]
-    return f"tokens differ from step {token['step']}: {said[0]} | {said[1]}"
-
-
-def _quoted(text: str | None) -> str:
-    return "" if text is None else '"' + text.replace("\n", "\\n") + '"'
-
-
 def _more_culprits(verdict: Verdict) -> list[str]:
-    """The culprits behind the first, those with the same mistake together."""
-    groups: dict[str, list[str]] = {}
-    for culprit in verdict.culprits:
-        if (culprit.get("site"), culprit.get("step")) != (verdict.site, verdict.step):
-            explanation = culprit.get("explanation")
-            groups.setdefault(explanation["text"] if explanation else "not explained", []).append(culprit["site"])
+    """The culprits after the first, those with the same mistake together."""
+    place = verdict.site, verdict.step
+    rows = [accused_json(accused) for accused in verdict.culprits if (accused.site, accused.step) != place]
     out = []
-    for text, sites in groups.items():
+    for explanation, sites in by_mistake(rows):
         more = f" and {len(sites) - 2} more" if len(sites) > 2 else ""
+        text = "not explained" if explanation is None else explanation["text"]
         out.append(f"also at fault: {', '.join(sites[:2])}{more}: {text}")
     return out
 
 
-def _audited(audit: Json, share: Share | None) -> list[str]:
+def _audited(audit: AuditShare, share: Share | None) -> list[str]:
     """How much of the candidate was recomputed, and what was not; nothing where nothing was recorded to be."""
-    sites = audit["sites"] if share is None else share
-    lines = [f"audited against {audit['checkpoint']}: {sites} sites, {counted_values(audit['values'])}"]
-    missing = audit["not_audited"]
-    if not audit["sites"]:
+    if not audit.sites:
         return []
+    sites = audit.sites if share is None else share
+    lines = [f"audited against {audit.checkpoint}: {sites} sites, {counted_values(audit.values)}"]
+    missing = list(audit.not_audited)
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        lines.append(f"not audited: {', '.join(list(missing)[:3])}{more}")
-    if audit["recipe_not_followed"]:
-        lines.append(f"both sides depart from the recipe alike at {', '.join(audit['recipe_not_followed'][:3])}")
+        lines.append(f"not audited: {', '.join(missing[:3])}{more}")
+    if audit.recipe_not_followed:
+        lines.append(f"both sides depart from the recipe alike at {', '.join(audit.recipe_not_followed[:3])}")
     return lines
 
 
@@ -113,16 +102,18 @@ def counted_values(values: int) -> str:
     return f"{values / 1e6:.1f} million values" if values >= 1e6 else f"{values:,} values"
 
 
-def _unmatched(unmatched: Json, reference: Trace, candidate: Trace) -> list[str]:
+def _unmatched(unmatched: Unmatched, reference: Trace, candidate: Trace) -> list[str]:
     out = []
-    for side, other in (("reference", candidate), ("candidate", reference)):
-        missing = unmatched[side]
+    for side, missing, other in (
+        ("reference", unmatched.reference, candidate),
+        ("candidate", unmatched.candidate, reference),
+    ):
         if missing and not any(sequence.sites for sequence in other.sequences):
             name = "candidate" if side == "reference" else "reference"
             out.append(f"the {name} recorded no layers: they are not compared")
         elif missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             out.append(f"only in the {side}: {', '.join(missing[:3])}{more}")
-    if unmatched["sequences"]:
-        out.append(f"sequences of the reference without a partner: {len(unmatched['sequences'])}")
+    if unmatched.sequences:
+        out.append(f"sequences of the reference without a partner: {len(unmatched.sequences)}")
     return out

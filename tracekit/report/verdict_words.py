@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 from tracekit.mistakes.culprits import ExplainedAudit
+from tracekit.report.json import by_mistake, further_culprits
 from tracekit.report.token_rows import texts_of
 from tracekit.report.token_text import without_controls
 from tracekit.report.words import sentence
 from tracekit.report.words.explanations import explanation_json
 from tracekit.trace import Json, Trace
-
-CAUSES = {
-    "config": "Settings differ, and act where the runs part",
-    "weights": "A parameter has other bytes",
-    "input": "The prompts differ",
-    "layer": "A layer computes something else",
-    "filter": "Other tokens survive the sampler's filter",
-    "rng": "The random generator was used differently",
-    "sampler": "The sampler chooses differently from the same survivors",
-    "stop": "One side stops earlier",
-    "near-tie": "Rounding crossed a margin: no fault",
-    "capture": "The recording cannot be trusted",
-}
+from tracekit.verdict.causes import rule_of
 
 
 def verdict_words(verdict: Json) -> Json:
     """`badge`, `tone` (good, bad, warn), `headline`, `place`, `explained`, `tokens`, `evidence`, `more`."""
     kind, cause = verdict["verdict"], verdict["cause"]
-    explanation = verdict.get("explanation")
+    explanation, rule = verdict.get("explanation"), rule_of(cause)
+    harmless = rule is not None and not rule.fault
     return {
         "badge": {"parity": "Parity", "divergence": "Divergence"}.get(kind, "No verdict"),
-        "tone": "good" if kind == "parity" else "warn" if kind == "withheld" or cause == "near-tie" else "bad",
+        "tone": "good" if kind == "parity" else "warn" if kind == "withheld" or harmless else "bad",
         "cause": cause,
-        "headline": "The two runs agree within rounding" if kind == "parity" else CAUSES.get(cause, str(cause)),
+        "headline": "The two runs agree within rounding" if rule is None else rule.headline,
         "place": _place(verdict),
         "site": verdict.get("site"),
         "explained": None if explanation is None else without_controls(_explained(explanation)),
         "tokens": _tokens(verdict.get("token")),
-        "evidence": [without_controls(line) for line in verdict["evidence"] if not line.startswith("explained: ")],
+        "evidence": _evidence(verdict),
         "culprits": _also(verdict),
         "notes": [without_controls(note) for note in [*verdict.get("notes", []), *_covered(verdict)]],
         "unexercised": verdict.get("unexercised", []) if kind == "parity" else [],
@@ -71,15 +61,23 @@ def _tokens(token: Json | None) -> Json | None:
     return {"step": token["step"], "reference": texts_of(token["reference"]), "candidate": texts_of(token["candidate"])}
 
 
+def _evidence(verdict: Json) -> list[str]:
+    """What the verdict is founded on, but for the explanation, which the page shows apart."""
+    findings = verdict.get("findings") or [{}] * len(verdict["evidence"])
+    lines = zip(verdict["evidence"], findings, strict=True)
+    return [without_controls(line) for line, found in lines if found.get("type") != "explained"]
+
+
 def _also(verdict: Json) -> list[Json]:
-    """The culprits behind the first, those with the same mistake together."""
-    groups: dict[str, list[str]] = {}
-    for culprit in verdict["culprits"]:
-        if culprit.get("site") is None or (culprit["site"], culprit.get("step")) == (verdict["site"], verdict["step"]):
-            continue
-        explanation = culprit.get("explanation")
-        groups.setdefault(explanation["text"] if explanation else "not explained", []).append(culprit["site"])
-    return [{"text": text, "sites": sites[:6], "more": max(0, len(sites) - 6)} for text, sites in groups.items()]
+    """The culprits after the first, those with the same mistake together."""
+    return [
+        {
+            "text": "not explained" if explanation is None else explanation["text"],
+            "sites": sites[:6],
+            "more": max(0, len(sites) - 6),
+        }
+        for explanation, sites in by_mistake(further_culprits(verdict))
+    ]
 
 
 def measured_against(calibration: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.align.sites import SequencePair, SitePair, align_sequences, names
+from tracekit.align.pair import Pair, Side
+from tracekit.align.sites import SequencePair, SitePair, names
 from tracekit.auditing.audit import Culprit, audit, changed_weights, other_model
 from tracekit.auditing.operations.embedding_table import Embedding
 from tracekit.auditing.propagation import beyond_rounding, rounding_that_adds_up
@@ -16,11 +18,51 @@ from tracekit.auditing.recipe import recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, stated_checkpoint, why_no_checkpoint
+from tracekit.compare.findings import Finding, LogitsWrong, PassedOn, SiteWrong, Stage
 from tracekit.compare.metrics import row_errors
-from tracekit.compare.search import Finding, Search, Stage, common_ranges, compared_positions
+from tracekit.compare.search import Search, common_ranges, compared_positions
 from tracekit.inspection.site_rows import logits_reader, row_bytes, site_reader
 from tracekit.mistakes.culprits import ExplainedCulprit, alike, explained
 from tracekit.trace import Trace, TraceError, resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteAtFault(Finding):
+    """A site whose own error is beyond its rounding bound."""
+
+    side: Side
+    culprit: ExplainedCulprit
+
+    @property
+    def stage(self) -> Stage:
+        return Stage.LOGITS if self.site == "logits" else Stage.SITE
+
+
+@dataclass(frozen=True)
+class EmbeddingScaled:
+    """Embeddings that one side multiplies in the module that looks them up, and the other after it: not compared."""
+
+    site: str
+    factor: float
+    inside: Side  # which side does it in the module
+    seen: bool  # that the other side does it at all shows at this very site's reader
+
+
+@dataclass(frozen=True)
+class AddsUp:
+    """A site beyond its tolerance, by no more than the rounding of all sites before it adds up to."""
+
+    site: str
+    ratio: float  # error over tolerance
+    share: float  # error over what rounding adds up to
+
+
+@dataclass(frozen=True)
+class BeyondAddingUp:
+    """A site within its own rounding bound that differs by more than rounding adds up to."""
+
+    site: str
+    share: float
 
 
 @dataclass(frozen=True)
@@ -34,7 +76,7 @@ class Examination:
     unknown: Mapping[str, str]  # the candidate's sites that were not audited, and why
     shared: tuple[str, ...]  # sites at which both sides depart from the recipe alike
     values: int
-    harmless: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    harmless: Mapping[tuple[str, str], EmbeddingScaled] = field(default_factory=dict)
     """Sites of the reference and of the candidate that hold one thing at two stages, both right; and what differs."""
 
     @property
@@ -43,7 +85,24 @@ class Examination:
         return self.clean | self.unknown.keys() | {culprit.site for culprit in self.culprits} | set(self.shared)
 
 
-def checkpoint_of(reference: Trace, candidate: Trace, weights: str | None) -> tuple[Checkpoint | None, str | None]:
+class WhyNoAudit(StrEnum):
+    """Why a checkpoint that a trace states is not audited against."""
+
+    NOT_FOUND = "not found"
+    UNREADABLE = "unreadable"
+    OTHER_MODEL = "other model"
+
+
+@dataclass(frozen=True)
+class NoAudit:
+    """There was no audit, though a trace states a checkpoint."""
+
+    why: WhyNoAudit
+    path: str  # the trace's where it is not found, else the checkpoint's
+    detail: str = ""
+
+
+def checkpoint_of(reference: Trace, candidate: Trace, weights: str | None) -> tuple[Checkpoint | None, NoAudit | None]:
     """The checkpoint to audit against, and why there is none. One that was not asked for must be, by its digests, what
     the reference ran with. Raises TraceError where `weights` holds none."""
     if weights is not None:
@@ -51,22 +110,24 @@ def checkpoint_of(reference: Trace, candidate: Trace, weights: str | None) -> tu
     path = find_checkpoint(candidate) or find_checkpoint(reference)
     if path is None:
         stating = next((trace for trace in (candidate, reference) if stated_checkpoint(trace) is not None), None)
-        return None, None if stating is None else f"not audited: {stating.path} {why_no_checkpoint(stating)}"
+        if stating is None:
+            return None, None
+        return None, NoAudit(WhyNoAudit.NOT_FOUND, stating.path, why_no_checkpoint(stating))
     try:
         checkpoint = open_checkpoint(path)
     except TraceError as error:
-        return None, f"not audited: {error}"
+        return None, NoAudit(WhyNoAudit.UNREADABLE, path, str(error))
     if other_model(reference, checkpoint) is not None or changed_weights(reference, checkpoint):
-        return None, f"{path} is not what the reference ran with: not audited (--weights says where the checkpoint is)"
+        return None, NoAudit(WhyNoAudit.OTHER_MODEL, path)
     return checkpoint, None
 
 
-def examine(reference: Trace, candidate: Trace, checkpoint: Checkpoint, found: Search) -> Examination:
+def examine(traces: Pair, checkpoint: Checkpoint, found: Search) -> Examination:
     """Audit the candidate over what was compared; where it fails, or where nothing explains a difference, the reference
     as well. A recipe that the reference does not follow either is not this model's."""
-    pairs, _ = align_sequences(reference, candidate)
-    stops = {pair.candidate.index: compared_positions(pair) for pair in pairs}
-    ours = {pair.reference.index: compared_positions(pair) for pair in pairs}
+    reference, candidate = traces.traces
+    stops = {pair.candidate.index: compared_positions(pair) for pair in traces.sequences}
+    ours = {pair.reference.index: compared_positions(pair) for pair in traces.sequences}
     audited = audit(candidate, checkpoint, stops=_all(candidate, stops), wiring=reference)
     suspects = {culprit.site for culprit in audited.culprits}
     same = [] if suspects else alike(candidate, checkpoint, audited, reference)
@@ -89,7 +150,7 @@ def examine(reference: Trace, candidate: Trace, checkpoint: Checkpoint, found: S
 
 def _harmless(
     reference: Trace, candidate: Trace, checkpoint: Checkpoint, clean: Collection[str]
-) -> dict[tuple[str, str], str]:
+) -> dict[tuple[str, str], EmbeddingScaled]:
     """Embeddings that one side multiplies in the module that looks them up and the other after it."""
     sides = [
         {recipe.site: recipe for recipe in recipes(trace, checkpoint, wiring).known if recipe.factor != 1.0}
@@ -104,14 +165,10 @@ def _harmless(
             continue
         scaled = [run.is_multiplied(*each) for run, each in zip(runs, zip(pair, tables, strict=True), strict=True)]
         if None not in scaled and scaled[0] != scaled[1]:
-            who = ("reference", "candidate") if scaled[0] else ("candidate", "reference")
-            said = f"{site}: the {who[0]} multiplies the embeddings by {pair[0].factor:.6g} in it, the {who[1]}"
             # Of a run that does not hold what enters the first layer, only later sites tell.
             seen = not tables[0 if scaled[1] else 1].either
-            rest = (
-                "after it; both are right, and it is" if seen else "after it or not at all, as later sites show; it is"
-            )
-            out[pair[0].stored, pair[1].stored] = f"{said} {rest} not compared"
+            inside = Side.REFERENCE if scaled[0] else Side.CANDIDATE
+            out[pair[0].stored, pair[1].stored] = EmbeddingScaled(site, tables[0].factor, inside, seen)
     return out
 
 
@@ -120,71 +177,55 @@ def _all(trace: Trace, stops: Mapping[int, int]) -> dict[int, int]:
     return {sequence.index: stops.get(sequence.index, 0) for sequence in trace.sequences}
 
 
-def settle(
-    found: Search, examination: Examination, reference: Trace, candidate: Trace
-) -> tuple[list[Finding], list[str]]:
+def settle(found: Search, examination: Examination) -> tuple[list[Finding], list[object]]:
     """Findings with the victims taken out and the culprits put in, and what there is to say about it."""
-    pairs, _ = align_sequences(reference, candidate)
-    known = names(reference)
-    called = {pair.candidate: pair.name for pair in found.alignment.pairs} | {name: name for name in known}
-    guilty = [_finding(culprit, called, pairs, "candidate") for culprit in examination.culprits]
-    guilty += [_finding(culprit, called, pairs, "reference") for culprit in examination.reference_culprits]
+    known = names(found.pair.reference)
+    called = {site.candidate: site.name for site in found.pair.sites.pairs} | {name: name for name in known}
+    guilty = [_at_fault(culprit, called, found.pair, Side.CANDIDATE) for culprit in examination.culprits]
+    guilty += [_at_fault(culprit, called, found.pair, Side.REFERENCE) for culprit in examination.reference_culprits]
     accused = {finding.site for finding in guilty}
     victims = [finding for finding in found.findings if finding.site in accused or _cleared(finding, examination)]
-    notes: list[str] = []
+    notes: list[object] = []
     if not guilty:
-        victims, notes = _inherited(victims, examination, reference, candidate, pairs)
+        victims, notes = _inherited(victims, examination, found.pair)
     inherited = {id(finding) for finding in victims}
-    return guilty + [finding for finding in found.findings if id(finding) not in inherited], notes
+    return [*guilty, *(finding for finding in found.findings if id(finding) not in inherited)], notes
 
 
 def _cleared(finding: Finding, examination: Examination) -> bool:
     """A site that differs and is audited: it is guilty in its own right or not at all."""
-    if finding.stage not in (Stage.SITE, Stage.LOGITS) or finding.facts.get("passed_on"):
-        return False
-    return _named(finding, examination) in examination.clean
+    return isinstance(finding, SiteWrong | LogitsWrong) and _named(finding, examination) in examination.clean
 
 
 def _named(finding: Finding, examination: Examination) -> str:
-    site = str(finding.site)
-    # The candidate may call it otherwise.
-    return site if site in examination.named else str(finding.facts.get("candidate_site", site))
+    """The site as the audit of the candidate calls it."""
+    if finding.site in examination.named or not isinstance(finding, SiteWrong | PassedOn):
+        return finding.site
+    return finding.candidate_site
 
 
-def _inherited(
-    cleared: list[Finding],
-    examination: Examination,
-    reference: Trace,
-    candidate: Trace,
-    pairs: list[SequencePair],
-) -> tuple[list[Finding], list[str]]:
+def _inherited(cleared: list[Finding], examination: Examination, traces: Pair) -> tuple[list[Finding], list[object]]:
     """Those that rounding accounts for, with nobody else to blame: as much as the errors of all sites before them add
     up to. What is more was done where no audit looks."""
-    if not cleared:
+    pair = traces.sequence(cleared[0].sequence) if cleared else None
+    if pair is None:
         return [], []
-    pair = next(pair for pair in pairs if pair.index == cleared[0].sequence)
     stop = compared_positions(pair)
-    stored = {id(finding): _stored(finding, examination, candidate) for finding in cleared}
+    stored = {id(finding): _stored(finding, examination, traces.candidate) for finding in cleared}
     added = rounding_that_adds_up(
-        candidate, examination.checkpoint, pair.candidate.index, set(stored.values()), stop, reference
+        traces.candidate, examination.checkpoint, pair.candidate.index, set(stored.values()), stop, traces.reference
     )
     victims: list[Finding] = []
-    notes: list[str] = []
+    notes: list[object] = []
     for finding in cleared:
         name = stored[id(finding)]
-        ratio = beyond_rounding(_apart(pair, finding, name, stop), added[name]) if name in added else np.inf
-        if ratio <= 1.0:
+        share = beyond_rounding(_apart(pair, finding, name, stop), added[name]) if name in added else np.inf
+        if share <= 1.0:
             victims.append(finding)
-        if ratio <= 1.0 and not notes:
-            notes.append(
-                f"{finding.site} is {finding.ratio:.3g}x its yardstick, but every module up to there is within its own "
-                f"rounding bound, and errors within them add up to that: {ratio:.2g}x the limit"
-            )
-        elif ratio > 1.0 and finding is cleared[0]:
-            notes.append(
-                f"{finding.site} is within its own rounding bound, but it differs {ratio:.3g}x as much as rounding "
-                "adds up to there: an operation that is not audited did it"
-            )
+        if share <= 1.0 and not notes and isinstance(finding, SiteWrong | LogitsWrong):
+            notes.append(AddsUp(finding.site, finding.ratio, float(share)))
+        elif share > 1.0 and finding is cleared[0]:
+            notes.append(BeyondAddingUp(finding.site, float(share)))
     return victims, notes
 
 
@@ -201,19 +242,23 @@ def _apart(pair: SequencePair, finding: Finding, stored: str, stop: int) -> NDAr
         steps = min(one.step_count, other.step_count, max(0, stop - one.step(0).position))
         return row_errors(logits_reader(one), logits_reader(other), 0, steps, 8).difference
     out = np.zeros(stop)
-    site = SitePair(str(finding.site), stored, finding.order)
+    site = SitePair(finding.site, stored, finding.order)
     for first, last in common_ranges(pair, site, stop):
         readers = site_reader(one, site.name), site_reader(other, site.candidate)
         out[first:last] = row_errors(*readers, first, last, row_bytes(one, site.name)).difference
     return out
 
 
-def _finding(culprit: Culprit, called: Mapping[str, str], pairs: list[SequencePair], side: str) -> Finding:
+def _at_fault(culprit: ExplainedCulprit, called: Mapping[str, str], traces: Pair, side: Side) -> SiteAtFault:
     """A culprit as something the search might have found."""
-    by_candidate = {pair.candidate.index: pair.index for pair in pairs}
-    sequence = by_candidate.get(culprit.sequence, culprit.sequence) if side == "candidate" else culprit.sequence
-    stage = Stage.LOGITS if culprit.site == "logits" else Stage.SITE
-    site = called.get(culprit.site, culprit.site)
-    ratio = culprit.own.statistics.size
-    facts = {"culprit": culprit, "side": side}
-    return Finding(sequence, stage, culprit.step, culprit.position, site, culprit.order, ratio, None, facts)
+    by_candidate = {pair.candidate.index: pair.index for pair in traces.sequences}
+    sequence = culprit.sequence
+    return SiteAtFault(
+        sequence=by_candidate.get(sequence, sequence) if side is Side.CANDIDATE else sequence,
+        step=culprit.step,
+        position=culprit.position,
+        site=called.get(culprit.site, culprit.site),
+        order=culprit.order,
+        side=side,
+        culprit=culprit,
+    )

@@ -7,14 +7,16 @@ ingredient that flips it is the cause. What a side did otherwise than it states 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.align.sites import SequencePair, align_sequences
-from tracekit.compare.search import Finding, Search, first_token_difference
+from tracekit.align.pair import Pair, Side
+from tracekit.align.sites import SequencePair
+from tracekit.compare.findings import DrawDiffers, DrawField, Finding, StopDiffers, SurvivorsDiffer, TokenDiffers
+from tracekit.compare.search import Search, first_token_difference
 from tracekit.mistakes import draws as draw_mistakes
 from tracekit.mistakes import filters as filter_mistakes
 from tracekit.mistakes.explanation import Explanation
@@ -27,6 +29,18 @@ from tracekit.sampling.observed import Observed
 from tracekit.sampling.processor import run
 from tracekit.sampling.replay import Streams, observations, observe, other_observations
 from tracekit.trace import Json, Sequence, Trace
+from tracekit.verdict.cause import Cause
+from tracekit.verdict.ruling import (
+    Combination,
+    Flip,
+    Margins,
+    Narrowest,
+    NarrowestCut,
+    Ruling,
+    RunMargins,
+    Scale,
+    TokenMargin,
+)
 
 NEAR = 2.0
 """A margin is crossed by rounding if it is at most this many times the measured error: both tokens may move."""
@@ -39,54 +53,41 @@ NEAR_SEED = 1 << 20
 """A seed that is off by more was not made from the stated one: a clock's, or a random device's."""
 
 
-@dataclass
-class Ruling:
-    """Cause and evidence, while they are being worked out."""
-
-    cause: str
-    evidence: list[str]
-    finding: Finding | None
-    margins: Json = field(default_factory=dict)
-    explanation: Json | None = None
-
-
 # -------------------------------------------------------------------- filter
 
 
-def rule_filter(reference: Trace, candidate: Trace, found: Search, first: Finding) -> Ruling:
+def rule_filter(traces: Pair, first: SurvivorsDiffer) -> Ruling:
     """Other survivors, or other probabilities of the same ones, than the logits' error allows."""
-    pair = _pair(reference, candidate, first)
-    seen = [observe(side, first.step or 0) for side in (pair.reference, pair.candidate)]
-    evidence = _survivors_said(first.facts)
-    if "cut_distance" in first.facts:
-        distance, error = first.facts["cut_distance"], first.facts["logit_error"]
+    pair = _pair(traces, first)
+    seen = [observe(side, first.step) for side in (pair.reference, pair.candidate)]
+    evidence = _survivors_said(first)
+    if first.cut_distance is not None and first.logit_error is not None:
+        distance, error = first.cut_distance, first.logit_error
         moved = "rounding cannot have moved them" if distance > NEAR * error else "rounding alone might have moved them"
         evidence.append(f"distance to the cut {distance:.2g}, logit error {error:.1e}: {moved}")
-    if "departs" in first.facts:
-        side = first.facts["departs"]
+    if first.departs is not None:
         whose = "the reference's" if _states_other(pair) else "the"
-        evidence.append(f"the {side}'s survivors do not match its own logits under {whose} declared settings")
+        evidence.append(f"the {first.departs}'s survivors do not match its own logits under {whose} declared settings")
     evidence += _processors_said(seen)
-    evidence += _draws_said(pair, first.step or 0)
-    side, explanation = _explain_filter(pair, first.step or 0)
+    evidence += _draws_said(pair, first.step)
+    side, explanation = _explain_filter(pair, first.step)
     if side == 0:
         evidence.append("it is the reference that departs from its stated settings here, not the candidate")
     if explanation is not None:
         evidence.append(f"explained: {explanation['text']} (at {explanation['steps']} steps)")
         evidence += [f"what would leave the same: {other}" for other in explanation.pop("also_text", [])[:2]]
     evidence += _unknown_said((pair.reference, pair.candidate), seen)
-    margins: Json = {key: first.facts[key] for key in ("cut_distance", "logit_error") if key in first.facts}
-    margins |= combinations(pair, first.step or 0)
-    return Ruling("filter", evidence, first, margins, explanation)
+    margins = replace(combinations(pair, first.step), cut_distance=first.cut_distance, logit_error=first.logit_error)
+    return Ruling(Cause.FILTER, first, tuple(evidence), explanation, margins)
 
 
-def _survivors_said(facts: Json) -> list[str]:
-    counts = facts["counts"]
-    if "log_ratio" in facts:
-        said = f"the same {counts[0]} tokens survive, with other probabilities: up to {facts['log_ratio']:.2g} nats"
-        return [f"{said}, where the logits alone could make {facts['allowed']:.1e}"]
+def _survivors_said(first: SurvivorsDiffer) -> list[str]:
+    counts = first.counts
+    if first.log_ratio is not None:
+        said = f"the same {counts[0]} tokens survive, with other probabilities: up to {first.log_ratio:.2g} nats"
+        return [f"{said}, where the logits alone could make {first.allowed:.1e}"]
     out = [f"{counts[0]} tokens survive in the reference, {counts[1]} in the candidate"]
-    for ids, side in ((facts["lost"], "reference"), (facts["gained"], "candidate")):
+    for ids, side in ((first.lost, "reference"), (first.gained, "candidate")):
         if ids:
             shown = ", ".join(str(token) for token in ids[:5])
             out.append(f"only in the {side}: {shown}" + (f" and {len(ids) - 5} more" if len(ids) > 5 else ""))
@@ -207,27 +208,24 @@ def _as_stated(pair: SequencePair) -> Json | None:
 # -------------------------------------------------------------------- draws and tokens
 
 
-def rule_draw(reference: Trace, candidate: Trace, found: Search, first: Finding) -> Ruling:
+def rule_draw(traces: Pair, first: DrawDiffers) -> Ruling:
     """Another draw from the same survivors."""
-    pair = _pair(reference, candidate, first)
-    name, values = first.facts["field"], first.facts["values"]
-    said = f"{name} {values[0]} in the reference, {values[1]} in the candidate"
-    margins = combinations(pair, first.step or 0)
-    way = _explain_way(pair, first.step or 0)
+    pair = _pair(traces, first)
+    said = f"{first.field} {first.values[0]} in the reference, {first.values[1]} in the candidate"
+    margins = combinations(pair, first.step)
+    way = _explain_way(pair, first.step)
     if way is not None:
-        evidence = [
-            f"{_same(pair, first.step or 0)}another sampling algorithm: {said}",
-            f"explained: {way['text']}",
-        ]
+        evidence = [f"{_same(pair, first.step)}another sampling algorithm: {said}", f"explained: {way['text']}"]
         evidence += [f"what would give the same tokens: {other}" for other in way.pop("also_text", [])[:2]]
-        return Ruling("sampler", evidence, first, margins, way)
-    if name == "op":
-        return Ruling("sampler", [f"same generator, seed and offset, another draw: {said}"], first, margins)
-    evidence = [f"{_same(pair, first.step or 0)}another draw: {said}"]
+        return Ruling(Cause.SAMPLER, first, tuple(evidence), way, margins)
+    if first.field is DrawField.OP:
+        said = f"same generator, seed and offset, another draw: {said}"
+        return Ruling(Cause.SAMPLER, first, (said,), margins=margins)
+    evidence = [f"{_same(pair, first.step)}another draw: {said}"]
     moved = _explain_position(pair, first)
     if moved is not None:
         evidence.append(f"explained: {moved['text']}")
-    return Ruling("rng", evidence, first, margins, moved)
+    return Ruling(Cause.RNG, first, tuple(evidence), moved, margins)
 
 
 def _explain_way(pair: SequencePair, step: int) -> Json | None:
@@ -259,17 +257,17 @@ def _vocabulary(pair: SequencePair, step: int) -> int | None:
     return None
 
 
-def _explain_position(pair: SequencePair, first: Finding) -> Json | None:
+def _explain_position(pair: SequencePair, first: DrawDiffers) -> Json | None:
     """Where the candidate's generator stood: another seed, seeded anew, or words drawn besides."""
-    step = first.step or 0
+    step = first.step
     rows = [
         (one.draws[-1], other.draws[-1])
         for index in range(step, min(pair.reference.step_count, pair.candidate.step_count))
         if (one := pair.reference.step(index)).draws and (other := pair.candidate.step(index)).draws
     ]
-    if first.facts["field"] == "seed" or not rows:
+    if first.field is DrawField.SEED or not rows:
         return _seed_moved(rows)
-    if first.facts["field"] == "generator":
+    if first.field is DrawField.GENERATOR:
         return _unseeded(rows)
     ours, theirs = rows[0]
     if ours.offset is None or theirs.offset is None or ours.seed != theirs.seed:
@@ -345,35 +343,34 @@ def _token_said(pair: SequencePair, step: int) -> str:
     return "; ".join([f"same {same}, another token" if same else "another token", *lacks])
 
 
-def rule_token(reference: Trace, candidate: Trace, found: Search, first: Finding) -> Ruling:
+def rule_token(traces: Pair, found: Search, first: TokenDiffers) -> Ruling:
     """Another token from the same survivors and draws: a near-tie where that can be proved, else the sampler."""
-    pair = _pair(reference, candidate, first)
-    step = first.step or 0
-    margins = token_margins(pair, step) | combinations(pair, step)
-    margin, error, flips = margins.get("margin"), margins.get("error"), margins.get("flips")
-    if margin is not None and error is not None:
-        near = abs(margin) <= NEAR * error
-        if near and flips == "logits":
-            said = f"margin {margin:.2g} nats, measured error {error:.2g}: rounding decided"
-            proof = "each side's own logits give its token, with either side's draws"
-            return Ruling("near-tie", [said, proof], first, margins)
-    if margin is None and flips == "logits" and (first.sequence, step) in found.ties:
-        return Ruling("near-tie", _cut_evidence(pair, step), first, margins)
+    pair = _pair(traces, first)
+    step = first.step
+    margins = replace(combinations(pair, step), token=token_margins(pair, step))
+    measured, flips = margins.token, margins.flips
+    near = measured is not None and abs(measured.margin) <= NEAR * measured.error
+    if measured is not None and near and flips is Flip.LOGITS:
+        said = f"margin {measured.margin:.2g} nats, measured error {measured.error:.2g}: rounding decided"
+        proof = "each side's own logits give its token, with either side's draws"
+        return Ruling(Cause.NEAR_TIE, first, (said, proof), margins=margins)
+    if measured is None and flips is Flip.LOGITS and (first.sequence, step) in found.ties:
+        return Ruling(Cause.NEAR_TIE, first, tuple(_cut_evidence(pair, step)), margins=margins)
     evidence = [_token_said(pair, step)]
     way = _explain_way(pair, step)
     drawn = [side.step(step).draws for side in _sides(pair)]
     if way is None and all(drawn) and all(draws[-1].seed is None for draws in drawn):
         names = " and ".join(dict.fromkeys(draws[-1].generator for draws in drawn))
         said = f"same survivors, another token: both sides draw from an unseeded generator ({names})"
-        return Ruling("rng", [f"{said}, which cannot be reproduced"], first, margins)
+        return Ruling(Cause.RNG, first, (f"{said}, which cannot be reproduced",), margins=margins)
     evidence += _processors_said([observe(side, step) for side in _sides(pair)])
     if way is None and flips is None:
         way = _explain_seed(pair, step)
     if way is None and pair.reference.sampling.get("do_sample") is False:
         way = _explain_greedy(pair, step)
-    if margin is not None and error is not None:
-        verdict = "the logits do not flip it" if abs(margin) <= NEAR * error else "not a near-tie"
-        evidence.append(f"margin {margin:.2g} nats, measured error only {error:.1e}: {verdict}")
+    if measured is not None:
+        verdict = "the logits do not flip it" if near else "not a near-tie"
+        evidence.append(f"margin {measured.margin:.2g} nats, measured error only {measured.error:.1e}: {verdict}")
     elif flips is None:
         evidence.append(
             "the draws cannot be made again from what was recorded: a near-tie is neither shown nor excluded"
@@ -381,8 +378,8 @@ def rule_token(reference: Trace, candidate: Trace, found: Search, first: Finding
     if way is not None:
         evidence.append(f"explained: {way['text']}")
         evidence += [f"what would give the same tokens: {other}" for other in way.pop("also_text", [])[:2]]
-    cause = "rng" if way is not None and way["kind"] == "seed" else "sampler"
-    return Ruling(cause, evidence, first, margins, way)
+    cause = Cause.RNG if way is not None and way["kind"] == "seed" else Cause.SAMPLER
+    return Ruling(cause, first, tuple(evidence), way, margins)
 
 
 def _cut_evidence(pair: SequencePair, step: int) -> list[str]:
@@ -429,12 +426,9 @@ def _explain_seed(pair: SequencePair, step: int) -> Json | None:
 # -------------------------------------------------------------------- the four combinations
 
 
-def combinations(pair: SequencePair, step: int) -> Json:
-    """The step's token from either side's logits with either side's draws, and which ingredient flips it.
-
-    `combinations`: rows of `logits`, `draws`, `token`. `flips`: `logits`, `filter`, `draws`, `sampler` (a side does
-    not give its own token under the stated way of drawing) or None where no token flips or nothing can be drawn again.
-    """
+def combinations(pair: SequencePair, step: int) -> Margins:
+    """The step's token from either side's logits with either side's draws, and which ingredient flips it; nothing
+    where that cannot be drawn again."""
     stated = pair.reference.sampling or pair.candidate.sampling
     seen = [observe(side, step) for side in (pair.reference, pair.candidate)]
     vocabulary = _vocabulary(pair, step)
@@ -442,17 +436,19 @@ def combinations(pair: SequencePair, step: int) -> Json:
         drawing.trials([one], stated, Streams(side), vocabulary) for one, side in zip(seen, _sides(pair), strict=True)
     ]
     if not both[0] or not both[1]:
-        return {}
+        return Margins()
     way = drawing.own_way(stated)
     ours, theirs = both[0][0], both[1][0]
-    tokens: dict[tuple[int, int], int | None] = {}
+    tokens: dict[tuple[int, int], int] = {}
     for row, distribution in enumerate((ours, theirs)):
         for column, draws in enumerate((ours, theirs)):
-            tokens[row, column] = _token_of(way, distribution, draws)
-    if None in tokens.values():
-        return {}
-    rows = [{"logits": SIDES[row], "draws": SIDES[column], "token": token} for (row, column), token in tokens.items()]
-    return {"combinations": rows, "flips": _flips(tokens, seen, stated, way, (ours, theirs))}
+            token = _token_of(way, distribution, draws)
+            if token is None:
+                return Margins()
+            tokens[row, column] = token
+    sides = tuple(Side)
+    rows = tuple(Combination(sides[row], sides[column], token) for (row, column), token in tokens.items())
+    return Margins(combinations=rows, flips=_flips(tokens, seen, stated, way, (ours, theirs)))
 
 
 def _token_of(way: Way, distribution: Trial, draws: Trial) -> int | None:
@@ -463,40 +459,42 @@ def _token_of(way: Way, distribution: Trial, draws: Trial) -> int | None:
 
 
 def _flips(
-    tokens: dict[tuple[int, int], int | None], seen: list[Observed], stated: Json, way: Way, trials: tuple[Trial, Trial]
-) -> str | None:
+    tokens: dict[tuple[int, int], int], seen: list[Observed], stated: Json, way: Way, trials: tuple[Trial, Trial]
+) -> Flip | None:
     if tokens[0, 0] != seen[0].token or tokens[1, 1] != seen[1].token:
-        return "sampler"
+        return Flip.SAMPLER
     if tokens[0, 0] == tokens[1, 1]:
         return None
     if tokens[0, 1] == tokens[1, 1] and tokens[1, 0] == tokens[0, 0]:
-        return "draws"
+        return Flip.DRAWS
     if not (tokens[1, 0] == tokens[1, 1] and tokens[0, 1] == tokens[0, 0]):
-        return "logits and draws"
+        return Flip.LOGITS_AND_DRAWS
     # The distribution flips it: does the stated filter, on the candidate's logits, give the candidate's token too?
     if seen[1].logits is None or seen[1].ids is None or misfit(sampling.chain(stated), seen[0]) > 1e-2:
-        return "logits"  # no filter that could be worked out again stands between the logits and the token
+        return Flip.LOGITS  # no filter that could be worked out again stands between the logits and the token
     plain = Observed(seen[1].index, seen[1].logits, seen[1].context, None, None, seen[1].token, (), ())
     chance = drawing.chance_of(plain, stated)
     if chance is None:
-        return "logits"
+        return Flip.LOGITS
     given = _token_of(way, Trial(plain, chance, None), trials[0])
-    return "logits" if given == tokens[1, 1] else "filter"
+    return Flip.LOGITS if given == tokens[1, 1] else Flip.FILTER
 
 
 # -------------------------------------------------------------------- stop
 
 
-def rule_stop(reference: Trace, candidate: Trace, found: Search, first: Finding) -> Ruling:
+def rule_stop(traces: Pair, first: StopDiffers) -> Ruling:
     """The same tokens, of which one side has more."""
-    pair = _pair(reference, candidate, first)
-    steps, reasons = first.facts["steps"], first.facts["reasons"]
-    said = [f"{count} tokens, end: {reason or 'none recorded'}" for count, reason in zip(steps, reasons, strict=True)]
+    pair = _pair(traces, first)
+    said = [
+        f"{count} tokens, end: {reason or 'none recorded'}"
+        for count, reason in zip(first.steps, first.reasons, strict=True)
+    ]
     evidence = [f"all common tokens agree; reference {said[0]} | candidate {said[1]}"]
-    explanation = _explain_stop(pair, candidate, reference)
+    explanation = _explain_stop(pair, traces.candidate, traces.reference)
     if explanation is not None:
         evidence.append(f"explained: {explanation['text']}")
-    return Ruling("stop", evidence, first, explanation=explanation)
+    return Ruling(Cause.STOP, first, tuple(evidence), explanation)
 
 
 def _explain_stop(pair: SequencePair, candidate: Trace, reference: Trace) -> Json | None:
@@ -569,16 +567,17 @@ def _unlisted(side: str, token: int, its: list[int], sequence: Sequence) -> Json
 # -------------------------------------------------------------------- margins
 
 
-def _pair(reference: Trace, candidate: Trace, finding: Finding) -> SequencePair:
-    pairs, _ = align_sequences(reference, candidate)
-    return next(pair for pair in pairs if pair.index == finding.sequence)
+def _pair(traces: Pair, finding: Finding) -> SequencePair:
+    found = traces.sequence(finding.sequence)
+    assert found is not None
+    return found
 
 
 def _sides(pair: SequencePair) -> tuple[Sequence, Sequence]:
     return pair.reference, pair.candidate
 
 
-def token_margins(pair: SequencePair, step: int) -> Json:
+def token_margins(pair: SequencePair, step: int) -> TokenMargin | None:
     """How narrowly the reference chose its token over the candidate's, in nats, and how far the sides are apart.
 
     Greedy: the gap of the two scores. Sampled: the gap of the two in the exponential race, its draws made again from
@@ -589,14 +588,14 @@ def token_margins(pair: SequencePair, step: int) -> Json:
         return _greedy_margins(one, other, pair.reference.sampling)
     tokens = [one.token, other.token]
     if other.ids is None or other.probs is None or not (np.isin(tokens, one.ids) & np.isin(tokens, other.ids)).all():
-        return {}
+        return None
     scores = _race(one, Streams(pair.reference))
     if scores is None:
-        return {}
+        return None
     winner, runner = (float(scores[one.ids == token][0]) for token in tokens)
     ours, theirs = shares(one.probs), shares(other.probs)
     error = sum(abs(np.log(ours[one.ids == token][0]) - np.log(theirs[other.ids == token][0])) for token in tokens)
-    return {"kind": "race", "margin": winner - runner, "error": float(error)}
+    return TokenMargin(Scale.RACE, winner - runner, float(error))
 
 
 def _race(seen: Observed, streams: Streams) -> NDArray[np.float64] | None:
@@ -606,9 +605,9 @@ def _race(seen: Observed, streams: Streams) -> NDArray[np.float64] | None:
     return race_scores(seen.ids, seen.probs, seen.draws, streams, vocabulary)
 
 
-def _greedy_margins(one: Observed, other: Observed, stated: Json) -> Json:
+def _greedy_margins(one: Observed, other: Observed, stated: Json) -> TokenMargin | None:
     if one.logits is None or other.logits is None or one.logits.shape != other.logits.shape:
-        return {}
+        return None
     processors = sampling.chain(stated | {"do_sample": False})
     ours, theirs = (
         run(processors, side.logits, side.context).astype(np.float64)  # type: ignore[arg-type]
@@ -616,29 +615,24 @@ def _greedy_margins(one: Observed, other: Observed, stated: Json) -> Json:
     )
     tokens = [one.token, other.token]
     if not np.isfinite(ours[tokens]).all() or not np.isfinite(theirs[tokens]).all():
-        return {}
+        return None
     error = float(np.abs(ours[tokens] - theirs[tokens]).sum())
-    return {"kind": "logits", "margin": float(ours[one.token] - ours[other.token]), "error": error}
+    return TokenMargin(Scale.LOGITS, float(ours[one.token] - ours[other.token]), error)
 
 
-def run_margins(reference: Trace, candidate: Trace) -> Json:
-    """How narrowly the compared steps went: what a parity rests on, and what a divergence has to be measured by.
-
-    `logit_gap`: the smallest gap between the two largest logits of the reference, with its step and the logits' error
-    there. `cut`: the smallest distance of a token from a cut, with the processor. `race`: the smallest margin, in
-    nats, by which the race was won. `error`: the largest difference of a logit.
-    """
-    out: Json = {}
+def run_margins(traces: Pair) -> RunMargins | None:
+    """How narrowly the compared steps went; None where no logits say."""
+    out = RunMargins(0)
     left = MARGIN_STEPS
-    pairs, _ = align_sequences(reference, candidate)
-    for pair in pairs:
+    for pair in traces.sequences:
         if left <= 0:
             break
-        left -= _pair_margins(out, pair, left)
-    return {"steps": MARGIN_STEPS - left, **out} if out else {}
+        steps, out = _pair_margins(out, pair, left)
+        left -= steps
+    return None if out == RunMargins(0) else replace(out, steps=MARGIN_STEPS - left)
 
 
-def _pair_margins(out: Json, pair: SequencePair, most: int) -> int:
+def _pair_margins(out: RunMargins, pair: SequencePair, most: int) -> tuple[int, RunMargins]:
     split = first_token_difference(pair.reference, pair.candidate)
     common = min(pair.reference.step_count, pair.candidate.step_count)
     steps = min(most, common if split is None else split + 1)
@@ -649,26 +643,28 @@ def _pair_margins(out: Json, pair: SequencePair, most: int) -> int:
         one, other = observe(pair.reference, index, tokens[0]), observe(pair.candidate, index, tokens[1])
         if one.logits is None or one.logits.size < 2:
             continue
-        place = {"sequence": pair.index, "step": index}
         error = _logit_error(one, other)
         if error is not None:
-            out["error"] = max(float(out.get("error", 0.0)), error)
+            out = replace(out, error=max(out.error or 0.0, error))
         top = np.sort(np.partition(one.logits, one.logits.size - 2)[-2:]).astype(np.float64)
-        _keep_least(out, "logit_gap", float(top[1] - top[0]), place | {"error": error})
+        gap = Narrowest(float(top[1] - top[0]), pair.index, index, error)
+        if _is_least(gap.value, out.logit_gap):
+            out = replace(out, logit_gap=gap)
         for cut in sampling.cuts(processors, one.logits, one.context):
             distance, token = cut.nearest
-            if np.isfinite(distance):
-                said = {"processor": str(cut.processor), "unit": cut.unit, "token": token, "error": error}
-                _keep_least(out, "cut", distance, place | said)
+            if _is_least(distance, out.cut):
+                found = NarrowestCut(distance, pair.index, index, str(cut.processor), cut.unit, token, error)
+                out = replace(out, cut=found)
         scores = _race(one, streams)
         if scores is not None and scores.size > 1:
-            _keep_least(out, "race", lead(scores), place)
-    return steps
+            race = Narrowest(lead(scores), pair.index, index)
+            if _is_least(race.value, out.race):
+                out = replace(out, race=race)
+    return steps, out
 
 
-def _keep_least(out: Json, name: str, value: float, more: Json) -> None:
-    if np.isfinite(value) and (name not in out or value < out[name]["value"]):
-        out[name] = {"value": value, **more}
+def _is_least(value: float, before: Narrowest | NarrowestCut | None) -> bool:
+    return bool(np.isfinite(value)) and (before is None or value < before.value)
 
 
 def _logit_error(one: Observed, other: Observed) -> float | None:

@@ -67,12 +67,12 @@ def compared_coverage(reference: Trace, candidate: Trace, found: Search, audited
     """What a comparison covers."""
     steps = sum(sequence.step_count for sequence in reference.sequences)
     more = sum(sequence.step_count for sequence in candidate.sequences)
-    alignment = found.alignment
+    alignment = found.pair.sites
     apart = len(alignment.unmatched_reference) + len(alignment.unmatched_candidate)
     names = {site.name for site in alignment.pairs}
     done = names & found.ratios.keys()
     return Coverage(
-        steps=Share(found.compared["steps"], max(steps, more)),
+        steps=Share(found.compared.steps, max(steps, more)),
         sites=Share(len(done), len(names) + apart),
         audited=audited,
         **_parameters(reference, done | (found.ratios.keys() & {LOGITS})),

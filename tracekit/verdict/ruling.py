@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from tracekit.align.pair import Side
 from tracekit.compare.findings import Finding
+from tracekit.mistakes.explanation import Explanation
 from tracekit.trace import Json
 from tracekit.verdict.cause import Cause
 
@@ -99,5 +100,5 @@ class Ruling:
     cause: Cause
     finding: Finding | None
     evidence: tuple[object, ...]
-    explanation: Json | None = None
+    explanation: Explanation | Json | None = None
     margins: Margins = field(default_factory=Margins)

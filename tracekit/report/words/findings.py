@@ -1,0 +1,300 @@
+"""Sentences of the search's findings, of what verdicts are founded on, and of their notes."""
+
+from __future__ import annotations
+
+from tracekit.align.pair import Side
+from tracekit.align.renamed import Origin
+from tracekit.align.rotary_order import RowsInPairs
+from tracekit.compare.drift import Drift, Trend
+from tracekit.compare.findings import (
+    Chosen,
+    InputDiffers,
+    LogitsWrong,
+    PartDiffers,
+    PassedOn,
+    SiteWrong,
+    TokenDiffers,
+)
+from tracekit.inspection.non_finite import NonFinite
+from tracekit.report.words import sentence, words
+from tracekit.report.words.numbers import times
+from tracekit.verdict import evidence
+from tracekit.verdict.attribution import AddsUp, BeyondAddingUp, EmbeddingScaled, NoAudit, SiteAtFault, WhyNoAudit
+from tracekit.verdict.rule import Evidence
+
+MANY = 8
+"""Entries of a setting, or rows, that are shown one by one."""
+
+
+@words(Evidence)
+def _evidence(found: Evidence) -> str:
+    return found.words.format_map(vars(found))
+
+
+@words(dict)
+def _json_explanation(found: dict[str, object]) -> str:
+    return str(found["text"])
+
+
+# -------------------------------------------------------------------- what was fed
+
+
+@words(InputDiffers)
+def _input(found: InputDiffers) -> str:
+    return f"{found.name}: {_lengths(found.lengths)}"
+
+
+def _lengths(lengths: tuple[int, int]) -> str:
+    return f"{lengths[0]} entries in the reference, {lengths[1]} in the candidate"
+
+
+@words(PartDiffers)
+def _part(found: PartDiffers) -> str:
+    if found.lengths is not None:
+        return f"{found.name}: {_lengths(found.lengths)}"
+    texts = found.texts or ("", "")
+    return f'{found.name}: "{texts[0]}" | "{texts[1]}"'
+
+
+@words(evidence.EntryDiffers)
+def _entry(found: evidence.EntryDiffers) -> str:
+    shown = [
+        "nothing" if value is None else str(value) if text is None else f'{value} "{text}"'
+        for value, text in zip(found.values, found.texts, strict=True)
+    ]
+    return f"first difference at entry {found.entry}: {shown[0]} | {shown[1]}"
+
+
+@words(evidence.RowsFed)
+def _rows_fed(found: evidence.RowsFed) -> str:
+    return f"{found.side}: {found.rows} rows fed for {found.entries} prompt entries"
+
+
+@words(evidence.RowUnmatched)
+def _row_unmatched(found: evidence.RowUnmatched) -> str:
+    one = len(found.rows) == 1
+    which = f"row {found.rows[0]}" if one else f"rows {', '.join(map(str, found.rows[:MANY]))}"
+    verb = "matches" if one else "match"
+    if found.added:
+        return f"{which} of the {found.side} {verb} no prompt entry of the {found.side.other}: added, and not recorded"
+    return f"{which} of the {found.side} {verb} no row of the {found.side.other}, which left it out"
+
+
+@words(evidence.RowsUnknown)
+def _rows_unknown(found: evidence.RowsUnknown) -> str:
+    return "which rows differ is not known: no site holds them on both sides"
+
+
+# -------------------------------------------------------------------- parameters and settings
+
+
+@words(evidence.ParameterDiffers)
+def _parameter(found: evidence.ParameterDiffers) -> str:
+    more = f" and {found.more} more" if found.more else ""
+    return f"parameter {found.name}{more}: bytes differ from the reference's"
+
+
+@words(evidence.SettingDiffers)
+def _setting(found: evidence.SettingDiffers) -> str:
+    return f"{found.name}: {_shown(found.reference)} in the reference, {_shown(found.candidate)} in the candidate"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list) and len(value) > MANY:
+        return f"{value[0]} to {value[-1]} ({len(value)} of them)"
+    return "not set" if value is None else str(value)
+
+
+# -------------------------------------------------------------------- layers
+
+
+@words(SiteWrong)
+def _site_wrong(found: SiteWrong) -> str:
+    return f"{_error(found.ratio, found.error)}, at {found.wrong} of {found.positions} positions"
+
+
+@words(LogitsWrong)
+def _logits_wrong(found: LogitsWrong) -> str:
+    return _error(found.ratio, found.error)
+
+
+def _error(ratio: float, error: float) -> str:
+    return f"error is {times(ratio)} the tolerance (relative {error:.1e})"
+
+
+@words(PassedOn)
+def _passed_on(found: PassedOn) -> str:
+    apart = f"{found.error:.1e} (relative)"
+    return f"not computed in the candidate: it equals {found.candidate_site}; in the reference they are {apart} apart"
+
+
+@words(SiteAtFault)
+def _at_fault(found: SiteAtFault) -> str:
+    return found.culprit.evidence()
+
+
+@words(evidence.ReferenceDeparts)
+def _reference_departs(found: evidence.ReferenceDeparts) -> str:
+    return "the reference departs from its checkpoint here, not the candidate"
+
+
+@words(Origin)
+def _origin(found: Origin) -> str:
+    return found.site if found.stop is None else f"{found.site}, columns {found.first} to {found.stop - 1}"
+
+
+@words(evidence.RecordedAs)
+def _recorded_as(found: evidence.RecordedAs) -> str:
+    return f"in the candidate it is {sentence(found.origin)}"
+
+
+@words(evidence.InputAgrees)
+def _input_agrees(found: evidence.InputAgrees) -> str:
+    return f"its input {found.site} agrees ({found.ratio:.1f}× the tolerance)"
+
+
+@words(evidence.InputOff)
+def _input_off(found: evidence.InputOff) -> str:
+    return f"its input {found.site} is wrong as well ({times(found.ratio)} the tolerance)"
+
+
+@words(evidence.NotCovered)
+def _not_covered(found: evidence.NotCovered) -> str:
+    return f"the audit does not cover this site: {sentence(found.reason)}"
+
+
+# -------------------------------------------------------------------- tokens
+
+
+@words(TokenDiffers)
+def _token(found: TokenDiffers) -> str:
+    sides = (Side.REFERENCE, found.reference), (Side.CANDIDATE, found.candidate)
+    said = [f"{side} {_chosen(chosen)}" for side, chosen in sides]
+    return f"tokens differ from step {found.step}: {said[0]} | {said[1]}"
+
+
+def _chosen(chosen: Chosen) -> str:
+    return str(chosen.id) if chosen.text is None else f'{chosen.id} "{chosen.text}"'.replace("\n", "\\n")
+
+
+# -------------------------------------------------------------------- agreement
+
+
+@words(evidence.TokensAlone)
+def _tokens_alone(found: evidence.TokensAlone) -> str:
+    return "only tokens were compared: no layer and no logits are recorded on both sides"
+
+
+@words(evidence.LargestError)
+def _largest(found: evidence.LargestError) -> str:
+    return f"largest error is {found.ratio:.1f}× the tolerance, at {found.site}"
+
+
+@words(evidence.AllEqual)
+def _all_equal(found: evidence.AllEqual) -> str:
+    return "every compared value is equal"
+
+
+@words(evidence.WhatIsThereAgrees)
+def _there_agrees(found: evidence.WhatIsThereAgrees) -> str:
+    return f"what was recorded agrees: {sentence(found.how)}"
+
+
+@words(evidence.OthersAgree)
+def _others_agree(found: evidence.OthersAgree) -> str:
+    mend = "record it without --follow, or let it record its own choice at each step as an event `forced`"
+    return f"every other compared value is equal within rounding; {mend}"
+
+
+# -------------------------------------------------------------------- notes
+
+
+@words(Drift)
+def _drift(found: Drift) -> str:
+    if found.kind is Trend.GROWTH:
+        ends = f"from {found.before:.2g}× to {times(found.after, 2)} the tolerance"
+        return f"the logits' error grows {ends} over {found.steps} steps"
+    before = "next to nothing" if found.from_nothing else f"{times(found.before, 2)} the tolerance"
+    return f"the logits' error is {before} before step {found.step}, {times(found.after, 2)} the tolerance from there"
+
+
+@words(evidence.TieMoved)
+def _tie(found: evidence.TieMoved) -> str:
+    return f"sequence {found.sequence}, step {found.step}: rounding moved a token across a cut of the filter"
+
+
+@words(evidence.RecorderNote)
+def _recorder(found: evidence.RecorderNote) -> str:
+    return f"{found.path}: {found.said}"
+
+
+@words(evidence.SilenceDropped)
+def _silence(found: evidence.SilenceDropped) -> str:
+    elsewhere = f"the other side drops {found.elsewhere or 'none'}"
+    return (
+        f"{found.path}: sequence {found.sequence}: llm_job drops {found.dropped} silent tokens, those after the "
+        f"fifth in a row; {elsewhere}: {found.seconds:.2f} s of sound"
+    )
+
+
+@words(evidence.NotFinite)
+def _not_finite(found: evidence.NotFinite) -> str:
+    return f"{found.path}: {sentence(found.first)}"
+
+
+@words(NonFinite)
+def _non_finite(found: NonFinite) -> str:
+    return found.text()
+
+
+@words(evidence.NotFiniteAlike)
+def _not_finite_alike(found: evidence.NotFiniteAlike) -> str:
+    return "both sides are not finite from the same place on: there, equal means that both fail in the same way"
+
+
+@words(NoAudit)
+def _no_audit(found: NoAudit) -> str:
+    if found.why is WhyNoAudit.NOT_FOUND:
+        return f"not audited: {found.path} {found.detail}"
+    if found.why is WhyNoAudit.UNREADABLE:
+        return f"not audited: {found.detail}"
+    return f"not audited: {found.path} is not what the reference ran with (give the checkpoint with --weights)"
+
+
+@words(evidence.Uncalibrated)
+def _uncalibrated(found: evidence.Uncalibrated) -> str:
+    others = f" and {found.more} more" if found.more else ""
+    return f"{found.site}{others}: not in the {found.calibration} trace, judged without calibration"
+
+
+@words(RowsInPairs)
+def _rows_in_pairs(found: RowsInPairs) -> str:
+    return (
+        f"{found.path}: the rows of q_proj and k_proj are in rotary pairs in {found.layers} layers, as in a GGUF file; "
+        f"they are read in the order of halves ({found.first} first)"
+    )
+
+
+@words(EmbeddingScaled)
+def _embedding_scaled(found: EmbeddingScaled) -> str:
+    doubt = "" if found.seen else " or not at all, as later sites show"
+    return (
+        f"{found.site}: the {found.inside} multiplies the embeddings by {found.factor:.6g} in it, the "
+        f"{found.inside.other} after it{doubt}; both are right, and the site is not compared"
+    )
+
+
+@words(AddsUp)
+def _adds_up(found: AddsUp) -> str:
+    return (
+        f"{found.site} is {times(found.ratio)} the tolerance, but every module up to it is within its own rounding "
+        f"bound, and their errors add up to that: {times(found.share, 2)} the limit"
+    )
+
+
+@words(BeyondAddingUp)
+def _beyond(found: BeyondAddingUp) -> str:
+    return (
+        f"{found.site} is within its own rounding bound, but differs by {times(found.share)} what rounding adds up to "
+        "there: the cause is an operation that is not audited"
+    )

@@ -1,0 +1,34 @@
+"""The causes, one file each: every `RULE` of this package, in the order in which they are tried."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+
+from tracekit.verdict.cause import Cause
+from tracekit.verdict.rule import Case, CauseRule
+from tracekit.verdict.ruling import Ruling
+
+
+@cache
+def rules() -> tuple[CauseRule, ...]:
+    """All of them, in their order."""
+    found = [import_module(f"{__name__}.{module.name}").RULE for module in iter_modules(__path__)]
+    return tuple(sorted(found, key=lambda rule: rule.order))
+
+
+def rule_of(cause: str | None) -> CauseRule | None:
+    """The rule of a cause's id; None of no cause, and of an id that is none."""
+    return next((rule for rule in rules() if rule.cause == cause), None)
+
+
+def cause_of(case: Case) -> Ruling | None:
+    """The ruling of the rules in their order; None where no rule holds."""
+    ruling: Ruling | None = None
+    for rule in rules():
+        ruling = rule.holds(case, ruling) or ruling
+    return ruling
+
+
+__all__ = ["Cause", "cause_of", "rule_of", "rules"]

@@ -1,0 +1,117 @@
+"""The verdict of a diff: its fields, and what they are made of. Sentences and JSON of it are `report`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from tracekit.align.pair import Side
+from tracekit.compare.drift import Drift
+from tracekit.compare.findings import Finding, TokenDiffers
+from tracekit.compare.search import Counts
+from tracekit.inspection.settings import Difference
+from tracekit.mistakes.culprits import ExplainedCulprit
+from tracekit.mistakes.explanation import Explanation
+from tracekit.trace import Json
+from tracekit.verdict.cause import Cause
+from tracekit.verdict.coverage import Coverage
+from tracekit.verdict.ruling import Margins
+
+
+class Decision(StrEnum):
+    """What a diff decides."""
+
+    PARITY = "parity"
+    DIVERGENCE = "divergence"
+    WITHHELD = "withheld"
+
+
+@dataclass(frozen=True)
+class Accused:
+    """A site at fault. Without an audit: the first that is off, and whose fault that is is not known."""
+
+    side: Side
+    site: str
+    step: int
+    position: int | None
+    culprit: ExplainedCulprit | None = None  # what the audit says of it
+
+    @property
+    def explanation(self) -> Explanation | None:
+        """The mistake, where one accounts for the error."""
+        return None if self.culprit is None else self.culprit.explanation
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """Sites on one side only, and sequences of the reference without a partner."""
+
+    reference: tuple[str, ...] = ()
+    candidate: tuple[str, ...] = ()
+    sequences: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class AuditShare:
+    """What was recomputed of the candidate, and what was not."""
+
+    checkpoint: str  # its path
+    sites: int
+    values: int
+    not_audited: Mapping[str, str]  # site -> why
+    recipe_not_followed: tuple[str, ...]  # sites at which both sides depart from the recipe alike
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer of a diff. Of the fields that hold `object`, each is a typed finding with its words in `report`."""
+
+    decision: Decision
+    cause: Cause | None
+    finding: Finding | None  # the divergence
+    evidence: tuple[object, ...]
+    calibration: str  # oracle, noise or uncalibrated
+    explanation: Explanation | Json | None = None
+    culprits: tuple[Accused, ...] = ()
+    token: TokenDiffers | None = None  # the first token that differs
+    margins: Margins = field(default_factory=Margins)
+    compared: Counts | None = None  # None: nothing was
+    unexercised: tuple[object, ...] = ()
+    unmatched: Unmatched = field(default_factory=Unmatched)
+    differences: tuple[Difference, ...] = ()
+    notes: tuple[object, ...] = ()
+    audit: AuditShare | None = None
+    drift: Drift | None = None  # how the logits' error changes over the steps
+    uncalibrated: tuple[str, ...] = ()  # sites that differ and that the oracle or the noise does not hold
+    coverage: Coverage | None = None
+
+    @property
+    def verdict(self) -> str:
+        """`parity`, `divergence` or `withheld`."""
+        return self.decision.value
+
+    @property
+    def sequence(self) -> int | None:
+        """The reference's, of the divergence."""
+        return None if self.finding is None else self.finding.sequence
+
+    @property
+    def step(self) -> int | None:
+        """Of the divergence."""
+        return None if self.finding is None else self.finding.step
+
+    @property
+    def position(self) -> int | None:
+        """Of the divergence."""
+        return None if self.finding is None else self.finding.position
+
+    @property
+    def site(self) -> str | None:
+        """Of the divergence."""
+        return None if self.finding is None else self.finding.site
+
+    @property
+    def exit_code(self) -> int:
+        """As diff(1): 0 parity, 1 divergence, 2 trouble."""
+        return {Decision.PARITY: 0, Decision.DIVERGENCE: 1}.get(self.decision, 2)
