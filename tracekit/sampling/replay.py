@@ -11,6 +11,7 @@ from tracekit.dtypes import to_float
 from tracekit.inspection.following import own_choice
 from tracekit.sampling.observed import Context, Observed
 from tracekit.torch_rng.generator import TorchGenerator
+from tracekit.torch_rng.transforms import Transforms
 from tracekit.trace import Draw, Sequence
 
 MOST_STEPS = 64
@@ -55,18 +56,17 @@ def other_observations(sequence: Sequence, known: list[Observed]) -> list[Observ
     return [observe(sequence, index, tokens) for index in left[:FURTHER_STEPS]]
 
 
-class Tape(TorchGenerator):
-    """A generator that plays given words, so that many rules can be tried on the same ones."""
+class Tape(Transforms):
+    """A source that plays given words, so that many rules can be tried on the same ones."""
 
     def __init__(self, words: NDArray[np.uint32]) -> None:
-        super().__init__(0)
         self._tape = words
-        self.offset: int | None = 0
+        self._played = 0
 
     def words(self, count: int) -> NDArray[np.uint32]:
-        """The next words; zeros behind the end of the tape."""
-        first = self.offset or 0
-        self.offset = first + count
+        """The next words; zeros after the end of the tape."""
+        first = self._played
+        self._played = first + count
         given = self._tape[first : first + count]
         return np.pad(given, (0, count - given.size))
 
