@@ -11,7 +11,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from scripts import draw_architecture
+from scripts.draw_architecture import PAGE
 from scripts.run_notebook import NOTEBOOK, run
+from tests.test_house import STAGES
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*(?:src|href)=["']?(?:https?:)?//""")
@@ -57,3 +60,25 @@ def findings(text: str) -> list[str]:
     """Lines of an output without its numbers with a point, and without the versions."""
     bare = re.sub(r"torch \S+", "torch", text)
     return [re.sub(r"\d+\.\d+(e[+-]\d+)?|\d+e[+-]\d+", "N", line) for line in bare.splitlines()]
+
+
+def test_the_ways_are_those_of_the_tree() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    inside = [name for name in STAGES if name in draw_architecture.STAGES]
+    assert inside == list(draw_architecture.STAGES)
+    order = ["hooks", *STAGES]
+    for way in draw_architecture.ways(text):
+        assert len(way) > 15
+        assert not [module for module in way if not (ROOT / module).exists()]
+        assert len(set(way)) == len(way), "each module once"
+        places = [order.index(draw_architecture.stage(module)) for module in way]
+        assert places == sorted(places), "against the order of the stages"
+
+
+def test_the_picture_is_that_of_the_lists() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    again = "run python scripts/draw_architecture.py"
+    assert draw_architecture.BLOCK.findall(text) == [draw_architecture.mermaid(text)], again
+    assert draw_architecture.PICTURE.read_text(encoding="utf-8") == draw_architecture.svg(text), again
+    table = re.findall(r"^\| (`[^|]*)\|", text, re.MULTILINE)
+    assert [name for row in table for name in re.findall(r"`(\w+)`", row)] == list(draw_architecture.STAGES)
