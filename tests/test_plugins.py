@@ -94,3 +94,37 @@ def test_a_trace_of_another_model_meets_no_word_of_cosyvoice(words: list[str]) -
     printed = tracekit(words[0], TRACES / "python.h5", *words[1:])[1]
     printed += tracekit("diff", TRACES / "python.h5", TRACES / "layer.h5")[1]
     assert len(printed) > 100 and not re.search("speech|cosyvoice|silen|second|fallback|redraw", printed, re.I)
+
+
+NOTES = """
+from tracekit.formats.log import LogWriter
+
+class Notes:
+    reads = "lists of notes (*.notes)"
+
+    def knows(self, path):
+        return path.suffix == ".notes"
+
+    def log(self, path, scratch):
+        with LogWriter(scratch / "notes.tklog") as log:
+            log.open("piano")
+            log.sequence(0)
+            tokens = [int(word) for word in path.read_text().split()]
+            for step, token in enumerate(tokens):
+                log.step(0, step, step, token, {})
+            log.end_sequence(0, len(tokens), "done")
+        return scratch / "notes.tklog"
+
+IMPORTER = Notes()
+"""
+
+
+def test_a_package_brings_an_importer(install: Install) -> None:
+    install(NOTES, "tracekit.importers", "other_engine:IMPORTER")
+    Path("song.notes").write_text("5 6 7")
+    assert tracekit("import", "song.notes") == (0, "song.h5: 1 sequences, 3 steps, complete\n")
+    assert Path("song.notes").exists() and tracekit("tokens", "song.h5") == (0, "5 6 7\n")
+    Path("song.txt").write_text("5 6 7")
+    code, said = tracekit("import", "song.txt")
+    assert code == 2 and said.startswith("song.txt: no importer reads this file; supported: lists of notes (*.notes); ")
+    assert not [path for path in Path().iterdir() if path.name.startswith(".")]

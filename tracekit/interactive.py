@@ -177,16 +177,15 @@ def _tokens_at(sequence: Sequence, positions: Array, axis: str | None) -> Array:
     """i64 [rows]: the token that was fed at each position, `NO_TOKEN` where none is on record."""
     known = sequence.inputs.get(f"{ENCODER_PREFIX}token_ids") if axis == ENCODER else sequence.prompt_ids
     prompt = np.empty(0, np.int64) if known is None else known
-    if axis == ENCODER or not sequence.step_count:
-        fed = prompt
-    else:
+    out = np.full(positions.size, NO_TOKEN, np.int64)
+    pieces = [(0, prompt)]
+    if axis != ENCODER and sequence.step_count:
         # Rows of a prompt that are no token's embedding may be missing from its ids: the first step says where it ends.
         length = sequence.step(0).position + 1
-        gap = np.full(max(0, length - prompt.size), NO_TOKEN, np.int64)
-        fed = np.concatenate([prompt[:length], gap, sequence.tokens])
-    out = np.full(positions.size, NO_TOKEN, np.int64)
-    inside = positions < fed.size
-    out[inside] = fed[positions[inside]]
+        pieces = [(0, prompt[:length]), (length, sequence.tokens)]
+    for first, ids in pieces:
+        inside = (positions >= first) & (positions < first + ids.size)
+        out[inside] = ids[positions[inside] - first]
     return out
 
 

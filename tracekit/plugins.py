@@ -1,8 +1,9 @@
-"""What other packages bring: objects found by entry points, tracekit's own extras among them.
+"""What other packages bring: objects found by entry points, tracekit's own among them.
 
 A group of entry points is a kind of thing (`tracekit.generations`, `tracekit.importers`, `tracekit.adapters`). An
-installed package declares its own in its metadata; a package in `tracekit/extra/` declares them in `ENTRY_POINTS` of
-its `__init__`, so that they are there in a source tree that was never installed. Both are loaded alike.
+installed package declares its own in its metadata. tracekit's own are there in a source tree that was never installed:
+a package in `tracekit/extra/` declares them in `ENTRY_POINTS` of its `__init__`, and a registry with a folder has one
+in each module of it. All are loaded alike.
 """
 
 from __future__ import annotations
@@ -20,15 +21,24 @@ EXTRAS = "tracekit.extra"
 
 
 @cache
-def plugins(group: str) -> tuple[Any, ...]:
-    """The objects of a group: tracekit's own first, others in the order of their names.
+def plugins(group: str, folder: str | None = None, attribute: str = "") -> tuple[Any, ...]:
+    """The objects of a group. A registry may have its own in modules of a package `folder`, each called `attribute`.
+    Those of installed packages come first: they were installed to be used.
 
     Raises TraceError where one cannot be loaded.
     """
-    return tuple(_loaded(point) for point in (*_own(group), *_installed(group)))
+    own = [] if folder is None else _modules(group, folder, attribute)
+    return tuple(_loaded(point) for point in (*_installed(group), *own, *_extras(group)))
 
 
-def _own(group: str) -> Iterator[EntryPoint]:
+def _modules(group: str, folder: str, attribute: str) -> Iterator[EntryPoint]:
+    for module in iter_modules(import_module(folder).__path__):
+        name = f"{folder}.{module.name}"
+        if hasattr(import_module(name), attribute):
+            yield EntryPoint(module.name, f"{name}:{attribute}", group)
+
+
+def _extras(group: str) -> Iterator[EntryPoint]:
     for module in iter_modules(import_module(EXTRAS).__path__):
         declared = getattr(import_module(f"{EXTRAS}.{module.name}"), "ENTRY_POINTS", {})
         yield from (EntryPoint(name, value, group) for name, value in declared.get(group, {}).items())

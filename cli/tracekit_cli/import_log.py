@@ -1,4 +1,4 @@
-"""`tracekit import`: a log, or what a program printed, becomes an archive."""
+"""`tracekit import`: a log, or what another importer reads, becomes an archive."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 
 import click
 
-from tracekit.extra.cosyvoice3.text_log import import_text_log, read_text_log
-from tracekit.formats.archive import write_archive
-from tracekit.formats.log import MAGIC
-from tracekit.formats.log_trace import LogTrace
+from tracekit.errors import TraceError
+from tracekit.formats.importers import Imported, import_trace
+from tracekit.formats.importers.log import IMPORTER as LOGS
 from tracekit.formats.opening import is_trace
-from tracekit.trace import TraceError
+from tracekit.trace import Json
 
 
 @click.command("import")
@@ -27,52 +26,27 @@ def command(log: Path, output: Path | None, keep_log: bool, as_json: bool) -> No
 
     Every step that was complete is kept; the log is removed once the archive is on disk.
 
-    LOG may also be what a CosyVoice program printed, Python's or the native one: the archive then holds the counts that
-    it says, for `tracekit summary`, and the text log stays.
+    LOG may also be what another importer reads, which then stays as it is: the text log of a CosyVoice program, of
+    which the archive holds the counts, or what an installed package brings an importer for.
     """
     target = output or log.with_suffix(".h5")
-    is_log = _is_log(log)
-    if not is_log and is_trace(log):
+    if is_trace(log) and not LOGS.knows(log):
         raise TraceError(f"{log}: is an archive already; every command reads it as it is")
     if target.resolve() == log.resolve():
         raise TraceError(f"{log}: would be overwritten by its own archive; give another name with -o")
-    if not is_log:
-        click.echo(_import_text(log, target, as_json))
-        return
-    with LogTrace(log) as trace:
-        steps = sum(sequence.step_count for sequence in trace.sequences)
-        told = {
-            "archive": str(target),
-            "status": trace.status,
-            "detail": trace.status_detail,
-            "sequences": len(trace.sequences),
-            "steps": steps,
-        }
-        write_archive(trace, target)
-    if not keep_log:
+    made = import_trace(log, target)
+    if made.kept_nothing_else and not keep_log:
         log.unlink()
-    if as_json:
-        click.echo(json.dumps(told))
-    else:
-        click.echo(f"{target}: {told['sequences']} sequences, {steps} steps, {told['detail'] or 'complete'}")
+    click.echo(json.dumps(_as_json(target, made)) if as_json else _as_text(target, made))
 
 
-def _is_log(path: Path) -> bool:
-    """Whether to read it as frames: by its name, or by what it begins with."""
-    if path.suffix == ".tklog":
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
+def _as_json(target: Path, made: Imported) -> Json:
+    told: Json = {"archive": str(target), "sequences": made.sequences, "steps": made.steps}
+    told |= {"implementation": made.implementation, "status": made.status, "detail": made.detail}
+    return told | ({"counts": list(made.counts)} if made.counts else {})
 
 
-def _import_text(path: Path, target: Path, as_json: bool) -> str:
-    log = read_text_log(path)
-    import_text_log(log, target)
-    told = {"archive": str(target), "implementation": log.implementation, "sequences": len(log.segments)}
-    counted = [segment.counts for segment in log.segments]
-    if as_json:
-        return json.dumps(told | {"counts": counted})
-    return f"{target}: {log.implementation}, {len(counted)} sequences, counts only"
+def _as_text(target: Path, made: Imported) -> str:
+    if made.counts:
+        return f"{target}: {made.implementation}, {made.sequences} sequences, counts only"
+    return f"{target}: {made.sequences} sequences, {made.steps} steps, {made.detail or 'complete'}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.extra.cosyvoice3.speech import PROMPT_SPEECH, STOPPED
-from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter
-from tracekit.formats.log_trace import LogTrace
 from tracekit.generations import COUNTS
 from tracekit.trace import Json, TraceError
 
@@ -77,7 +74,7 @@ class TextLog:
 
 
 def read_text_log(path: Path) -> TextLog:
-    """Read a log line by line. Raises TraceError where it cannot be read or says nothing of speech tokens."""
+    """Read a log line by line. Raises TraceError where it cannot be read, or holds what no one run says."""
     segments: list[Segment] = []
     open_segment = Segment()
     seen: set[str] = set()
@@ -144,12 +141,6 @@ def _take_input(line: str, segment: Segment) -> None:
 
 
 def _check(path: Path, segments: list[Segment], seen: set[str]) -> None:
-    if not segments:
-        raise TraceError(
-            f"{path}: is no log of tracekit, and has no line `LLM generated N speech tokens`, "
-            "`Generated N speech tokens` or `LLM: stop token reached at step N`; "
-            "give a *.tklog, or what a CosyVoice program printed"
-        )
     if len(seen) > 1:
         raise TraceError(f"{path}: holds lines of both programs; import the log of each side by itself")
     for index, segment in enumerate(segments):
@@ -161,17 +152,27 @@ def _check(path: Path, segments: list[Segment], seen: set[str]) -> None:
             )
 
 
-def import_text_log(log: TextLog, target: Path) -> None:
-    """Write the log as an archive of counts only. The log stays. Raises TraceError where it cannot be written."""
-    try:
-        folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
-    except OSError as error:
-        raise TraceError(f"{target}: cannot be written: {error.strerror}") from None
-    with folder as scratch:
-        frames = Path(scratch) / "counts.tklog"
-        _write(log, LogWriter(frames))
-        with LogTrace(frames) as trace:
-            write_archive(trace, target)
+class TextLogs:
+    """The log as counts, and token ids where it lists them."""
+
+    reads = "text logs of CosyVoice programs (with a line such as `LLM generated N speech tokens`)"
+
+    def knows(self, path: Path) -> bool:
+        """Whether a file has a line that ends a segment."""
+        ends = (PYTHON, NATIVE, STOP, FORCED)
+        try:
+            return path.is_file() and any(pattern.search(line) for line in _lines(path) for pattern in ends)
+        except TraceError:
+            return False
+
+    def log(self, path: Path, scratch: Path) -> Path:
+        read = read_text_log(path)
+        with LogWriter(scratch / "counts.tklog") as writer:
+            _write(read, writer)
+        return scratch / "counts.tklog"
+
+
+IMPORTER = TextLogs()
 
 
 def _write(log: TextLog, writer: LogWriter) -> None:
@@ -188,7 +189,6 @@ def _write(log: TextLog, writer: LogWriter) -> None:
             writer.step(index, step, step, token, {})
         stopped = "stop_step" in segment.counts
         writer.end_sequence(index, len(tokens), STOPPED if stopped else "done")
-    writer.close()
 
 
 def _ids(numbers: list[int]) -> NDArray[np.int64]:
