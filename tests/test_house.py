@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,3 +87,29 @@ def test_one_way(folder: str, barred: tuple[str, ...]) -> None:
         if name.split(".")[0] in barred
     ]
     assert not wrong
+
+
+ENGINE = ROOT / "hooks/rust/engine/src"
+OUTSIDE = (
+    "main.rs",
+    "options.rs",
+    "faults",
+    "variants",
+    "cosyvoice3/mod.rs",
+    "cosyvoice3/program.rs",
+    "cosyvoice3/options.rs",
+)
+"""What names faults and variants: command lines, the two programs, and themselves; not the model and its sampler."""
+
+
+def test_the_engine_is_a_model_without_faults() -> None:
+    inside = [
+        path for path in sorted(ENGINE.rglob("*.rs")) if not path.relative_to(ENGINE).as_posix().startswith(OUTSIDE)
+    ]
+    assert {"model/attention.rs", "sampler.rs"} <= {path.relative_to(ENGINE).as_posix() for path in inside}
+    named = {
+        path.name
+        for path in inside
+        if re.search(r"crate::(faults|variants)|\bFaults\b|\bVariants?\b", path.read_text())
+    }
+    assert not named

@@ -144,6 +144,11 @@ impl Config {
         Ok(())
     }
 
+    /// What products of queries and keys are multiplied by.
+    pub fn attention_scale(&self) -> f64 {
+        1.0 / (self.head_dim as f64).sqrt()
+    }
+
     /// The hyper-parameters as this engine uses them, in the file's words.
     pub fn to_json(&self) -> Value {
         let mut words = json!({

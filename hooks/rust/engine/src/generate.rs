@@ -5,12 +5,30 @@ use std::time::Instant;
 use tokenizers::Tokenizer;
 use tracekit::follow::Follow;
 use tracekit::rng::TorchRng;
-use tracekit::sampling::Sampling;
 
-use crate::faults::Faults;
-use crate::model::Model;
-use crate::sampler::{Context, Sampler};
+use crate::model::CausalModel;
+use crate::sampler::{Choose, Context};
 use crate::trouble::Result;
+
+/// When a generation ends.
+pub trait Ends {
+    /// Whether the token of a step is the last one.
+    fn at(&self, step: usize, token: u32) -> bool;
+
+    /// Whether that token, or the one that reaches the limit, belongs to the sequence.
+    fn gives_last(&self) -> bool {
+        true
+    }
+}
+
+/// It ends after one of these.
+pub struct StopTokens(pub Vec<u32>);
+
+impl Ends for StopTokens {
+    fn at(&self, _step: usize, token: u32) -> bool {
+        self.0.contains(&token)
+    }
+}
 
 /// What to generate.
 pub struct Generation<'a> {
@@ -18,18 +36,18 @@ pub struct Generation<'a> {
     pub prompt_ids: &'a [u32],
     pub limit: usize,
     pub prefill_chunk: usize,
-    pub settings: &'a Sampling,
     pub seed: u64,
-    pub stop: &'a [u32],
+    pub sampler: &'a dyn Choose,
+    pub ends: &'a dyn Ends,
     /// Forces the tokens of another trace, and its draws where it says so.
     pub follow: Option<&'a Follow>,
 }
 
 impl Generation<'_> {
     /// The new tokens, the stop token included where one was drawn.
-    pub fn run(&self, mut model: Model<'_>, tokenizer: &Tokenizer, faults: &Faults) -> Result<Vec<u32>> {
+    pub fn run(&self, model: &mut dyn CausalModel, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         let text = |id: u32| tokenizer.decode(&[id], false).unwrap_or_default();
-        let mut rng = TorchRng::seed(faults.seed(self.seed));
+        let mut rng = TorchRng::seed(self.seed);
         tracekit::sequence_with(tracekit::SequenceStart {
             prompt_ids: self.prompt_ids,
             prompt_text: self.prompt_text,
@@ -38,26 +56,22 @@ impl Generation<'_> {
             ..tracekit::SequenceStart::default()
         })?;
         let began = Instant::now();
-        let mut logits = self.prefill(&mut model)?;
-        faults.check_places()?;
+        let mut logits = self.prefill(model)?;
         let prefill = began.elapsed();
-        let sampler = Sampler::new(self.settings, self.stop, faults);
-        let stop = faults.stop_tokens(self.stop);
         let mut history = self.prompt_ids.to_vec();
         let mut reason = "length";
         for step in 0..self.limit {
-            let context = Context { history: &history, prompt: self.prompt_ids.len() };
             if let Some(follow) = self.follow {
                 follow.place(0, step, &mut rng)?;
             }
             if self.follow.is_some_and(|follow| step >= follow.steps(0)) {
                 break;
             }
-            let (choice, events) = sampler.choose(&mut rng, &logits, &context);
-            let ends = |token: u32| stop.contains(&token) || faults.stops(step);
+            let context = Context { history: &history, prompt: self.prompt_ids.len() };
+            let (choice, events) = self.sampler.choose(&mut rng, &logits, &context);
             let is_limit = step + 1 == self.limit;
-            if faults.drops_last() && (ends(choice.token) || is_limit) {
-                reason = if ends(choice.token) { "stop" } else { reason };
+            if !self.ends.gives_last() && (self.ends.at(step, choice.token) || is_limit) {
+                reason = if self.ends.at(step, choice.token) { "stop" } else { reason };
                 break;
             }
             let token = tracekit::next_token(tracekit::Step {
@@ -69,13 +83,11 @@ impl Generation<'_> {
                 events: &events,
             })?;
             history.push(token);
-            let stops = ends(token);
-            if stops {
+            if self.ends.at(step, token) {
                 reason = "stop";
                 break;
             }
             if !is_limit {
-                faults.at_step(step + 1);
                 logits = model.forward(&[token])?;
             }
         }
@@ -86,12 +98,11 @@ impl Generation<'_> {
         Ok(tokens)
     }
 
-    fn prefill(&self, model: &mut Model<'_>) -> Result<Vec<f32>> {
+    fn prefill(&self, model: &mut dyn CausalModel) -> Result<Vec<f32>> {
         let mut logits = Vec::new();
         for chunk in self.prompt_ids.chunks(self.prefill_chunk) {
             logits = model.forward(chunk)?;
         }
-        debug_assert_eq!(model.cached(), self.prompt_ids.len());
         Ok(logits)
     }
 }

@@ -1,22 +1,15 @@
 //! `tracekit-native`: a candle decoder that generates the tokens that transformers generates, and records itself.
 
-mod attention;
-mod attention_core;
 mod checkpoint;
 mod config;
 mod cosyvoice3;
-mod decoder;
 mod faults;
 mod fields;
 mod generate;
 mod generation_config;
-mod mlp;
 mod model;
-mod norm;
 mod options;
-mod projections;
 mod rope;
-mod rotary;
 mod sampler;
 mod trouble;
 mod variants;
@@ -30,6 +23,7 @@ use tracekit::sampling::Sampling;
 use config::Config;
 use faults::{Faults, Run};
 use generation_config::GenerationConfig;
+use model::{CausalModel, Model};
 use options::Options;
 use trouble::{trouble, Result};
 use variants::Variants;
@@ -55,7 +49,7 @@ fn run(options: &Options) -> Result<()> {
     if !folder.is_dir() {
         return Err(trouble(format!("{}: is no folder; --model wants a Hugging Face folder", folder.display())));
     }
-    let mut faults = Faults::parse(&options.fault, options.quiet_config)?;
+    let faults = Faults::parse(&options.fault, options.quiet_config)?;
     let mut config = Config::load(folder)?;
     faults.config(&mut config)?;
     let defaults = GenerationConfig::load(folder)?;
@@ -64,36 +58,49 @@ fn run(options: &Options) -> Result<()> {
     let tokenizer = checkpoint::tokenizer(folder)?;
     let prompt_ids = prompt_ids(options, &tokenizer, follow.as_ref(), &faults)?;
     check_prompt(&prompt_ids, options.max_new_tokens, &config)?;
-    let run = Run {
+    let prefill_chunk = options.prefill_chunk.unwrap_or(prompt_ids.len());
+    faults.check_run(Run {
         limit: options.max_new_tokens,
         prompt: prompt_ids.len(),
+        prefill_chunk,
         windows: &config.windows,
         settings: &settings,
         stop: &defaults.eos_token_ids,
         speech: false,
-    };
-    faults.check_run(run)?;
-    let variants = Variants::new(&options.variant);
-    let model = checkpoint::with_progress(&format!("loading {}", folder.display()), || {
-        let weights = checkpoint::weights(folder, options.dtype.dtype())?;
-        let model = model::Model::load(&config, weights, &faults, variants);
-        model.map_err(|error| trouble(format!("{}: {error}", folder.display())))
     })?;
+    let mut model = load(options, &config, &faults, prompt_ids.len().div_ceil(prefill_chunk))?;
     let seed = options.seed()?;
     describe(options, &config, &settings, &defaults, seed)?;
     let generation = generate::Generation {
         prompt_text: options.prompt.as_deref(),
         prompt_ids: &prompt_ids,
         limit: faults.limit(options.max_new_tokens),
-        prefill_chunk: options.prefill_chunk.unwrap_or(prompt_ids.len()),
-        settings: &settings,
-        seed,
-        stop: &defaults.eos_token_ids,
+        prefill_chunk,
+        seed: faults.seed(seed),
+        sampler: &*faults.sampler(&settings, &defaults.eos_token_ids),
+        ends: &*faults.ends(faults.stop_tokens(&defaults.eos_token_ids)),
         follow: follow.as_ref(),
     };
-    let tokens = generation.run(model, &tokenizer, &faults)?;
+    let tokens = generation.run(&mut *model, &tokenizer)?;
     tracekit::close()?;
     print_result(options, &tokenizer, &tokens)
+}
+
+/// The model, and the parts that variants and faults exchange in it.
+fn load(options: &Options, config: &Config, faults: &Faults, prefill_calls: usize) -> Result<Box<dyn CausalModel>> {
+    let folder = &options.model;
+    let mut model = checkpoint::with_progress(&format!("loading {}", folder.display()), || {
+        let weights = checkpoint::weights(folder, options.dtype.dtype())?;
+        let model = Model::load(&faults.with_tied_head(config), weights);
+        model.map_err(|error| trouble(format!("{}: {error}", folder.display())))
+    })?;
+    let variants = Variants::new(&options.variant);
+    variants.rewrite(&mut model, config);
+    faults.plant(&mut model, config, prefill_calls)?;
+    variants.store(&mut model)?;
+    let model = faults.after_head(model);
+    faults.check_places()?;
+    Ok(model)
 }
 
 /// Tells the recorder what this program is and how it will generate.

@@ -5,8 +5,6 @@ use tracekit::rng::TorchRng;
 use tracekit::sampling::{argmax, keep_min_p, keep_top_k, keep_top_p, penalise, softmax, survivors};
 use tracekit::sampling::{Choice, Draw, Event, Sampling};
 
-use crate::faults::Faults;
-
 pub const PENALTY: &str = "RepetitionPenaltyLogitsProcessor";
 pub const TEMPERATURE: &str = "TemperatureLogitsWarper";
 pub const TOP_K: &str = "TopKLogitsWarper";
@@ -81,26 +79,44 @@ fn divide(scores: &mut [f32], temperature: f64) {
     scores.iter_mut().for_each(|score| *score /= divisor);
 }
 
-/// The processors and the draw of one run.
-pub struct Sampler<'a> {
-    chain: Vec<Processor>,
-    draws: bool,
-    faults: &'a Faults,
+/// Draws an index from probabilities `[n]`; gives the operation as torch calls it, and the index.
+pub type DrawFrom = Box<dyn Fn(&mut TorchRng, &[f32]) -> (&'static str, usize)>;
+
+/// `torch.multinomial`.
+pub fn multinomial(rng: &mut TorchRng, probs: &[f32]) -> (&'static str, usize) {
+    ("multinomial", rng.multinomial_one(probs))
 }
 
-impl<'a> Sampler<'a> {
-    pub fn new(settings: &Sampling, stop: &[u32], faults: &'a Faults) -> Self {
-        let used = faults.settings(settings);
-        let chain = faults.processors(processors(&used), &used, stop);
-        Self { chain, draws: used.temperature.is_some(), faults }
-    }
+/// An index that is drawn, and what is recorded of the draw. `token_of` gives the token of an index.
+pub fn recorded_draw(draw_from: &DrawFrom, rng: &mut TorchRng, probs: &[f32], token_of: impl Fn(usize) -> u32) -> Draw {
+    let (seed, offset) = (Some(rng.initial_seed()), rng.offset());
+    let (op, index) = draw_from(rng, probs);
+    let words = Some(rng.offset() - offset);
+    Draw { op, generator: "mt19937", seed, offset: Some(offset), words, result: token_of(index) }
+}
 
+/// Chooses a step's token.
+pub trait Choose {
     /// The token, and what the processors and the generator did.
-    pub fn choose(&self, rng: &mut TorchRng, logits: &[f32], context: &Context) -> (Choice, Vec<Event>) {
-        let step = context.history.len() - context.prompt;
-        if self.faults.is_greedy(step) {
-            return (Choice { token: argmax(logits) as u32, ..Choice::default() }, Vec::new());
-        }
+    fn choose(&self, rng: &mut TorchRng, logits: &[f32], context: &Context) -> (Choice, Vec<Event>);
+}
+
+/// The processors and the draw of one run.
+pub struct Sampler {
+    pub chain: Vec<Processor>,
+    pub draw_from: DrawFrom,
+    draws: bool,
+}
+
+impl Sampler {
+    pub fn new(settings: &Sampling) -> Self {
+        let draws = settings.temperature.is_some();
+        Self { chain: processors(settings), draw_from: Box::new(multinomial), draws }
+    }
+}
+
+impl Choose for Sampler {
+    fn choose(&self, rng: &mut TorchRng, logits: &[f32], context: &Context) -> (Choice, Vec<Event>) {
         let mut scores = logits.to_vec();
         let mut events = Vec::new();
         for processor in &self.chain {
@@ -112,20 +128,9 @@ impl<'a> Sampler<'a> {
         if !self.draws {
             return (Choice { token: argmax(&scores) as u32, ..Choice::default() }, events);
         }
-        (self.draw(rng, &softmax(&scores), step), events)
-    }
-
-    fn draw(&self, rng: &mut TorchRng, probs: &[f32], step: usize) -> Choice {
-        self.faults.before_draw(rng, step);
-        let (offset, seed) = (rng.offset(), Some(rng.initial_seed()));
-        let (op, token) = match self.faults.draw(rng, probs) {
-            Some(other) => other,
-            None => ("multinomial", rng.multinomial_one(probs)),
-        };
-        let result = token as u32;
-        let words = Some(rng.offset() - offset);
-        let draw = Draw { op, generator: "mt19937", seed, offset: Some(offset), words, result };
-        Choice { token: result, survivors: survivors(probs), draws: vec![draw] }
+        let probs = softmax(&scores);
+        let draw = recorded_draw(&self.draw_from, rng, &probs, |id| id as u32);
+        (Choice { token: draw.result, survivors: survivors(&probs), draws: vec![draw] }, events)
     }
 }
 
@@ -143,8 +148,7 @@ mod tests {
             repetition_penalty: Some(1.3),
         };
         let mut source = TorchRng::seed(1);
-        let faults = Faults::default();
-        let sampler = Sampler::new(&settings, &[], &faults);
+        let sampler = Sampler::new(&settings);
         let (mut ours, mut theirs) = (TorchRng::seed(2), TorchRng::seed(2));
         let mut history = vec![3, 5];
         for _ in 0..50 {

@@ -52,6 +52,12 @@ impl RepetitionAware {
         decoded[first..].iter().filter(|&&other| other == token).count()
     }
 
+    /// How often the last `win_size` tokens hold `token`, where it is drawn again for that.
+    pub fn repeats(&self, token: u32, decoded: &[u32]) -> Option<usize> {
+        let count = self.count(token, decoded);
+        (count as f64 >= self.most()).then_some(count)
+    }
+
     /// From how often on a token is drawn again.
     pub fn most(&self) -> f64 {
         self.win_size as f64 * self.tau_r

@@ -8,63 +8,21 @@ use tracekit::rng::TorchRng;
 use super::folder::Settings;
 use super::model::{Row, SpeechModel};
 use super::sampler::SpeechSampler;
-use crate::faults::Faults;
+use super::segments::Segment;
+use crate::generate::Ends;
 use crate::trouble::Result;
 
-/// Speech tokens for each text token: at least, and at most.
-const RATIOS: (usize, usize) = (2, 20);
 /// What the log calls the rows: text, speech, neither.
 const TEXT: i64 = 0;
 const SPEECH: i64 = 1;
 const NEITHER: i64 = 2;
 
-/// What is spoken in one go.
-#[derive(Clone, Debug)]
-pub struct Segment {
-    pub prompt: String,
-    pub text: String,
-    pub prompt_ids: Vec<u32>,
-    pub text_ids: Vec<u32>,
-    pub speech_ids: Vec<u32>,
-    /// Fewest and most speech tokens.
-    pub limits: (usize, usize),
-    /// Whether a speaker's row goes in, which this model does not take.
-    pub speaker: bool,
-}
-
-impl Segment {
-    /// `min_len` and `max_len`, by the text tokens alone or with the prompt's.
-    pub fn with_limits(mut self, with_prompt: bool) -> Self {
-        let counted = self.text_ids.len() + if with_prompt { self.prompt_ids.len() } else { 0 };
-        self.limits = (counted * RATIOS.0, counted * RATIOS.1);
-        self
-    }
-
-    /// Rows of the input.
-    pub fn rows(&self) -> usize {
-        2 + usize::from(self.speaker) + self.prompt_ids.len() + self.text_ids.len() + self.speech_ids.len()
-    }
-
-    fn input(&self, settings: &Settings, width: usize) -> Vec<Row> {
-        let mut rows = vec![Row::Speech(settings.sos())];
-        rows.extend(self.speaker.then(|| Row::Other(speaker(width))));
-        rows.extend(self.prompt_ids.iter().chain(&self.text_ids).map(|&id| Row::Text(id)));
-        rows.push(Row::Speech(settings.task_id()));
-        rows.extend(self.speech_ids.iter().map(|&id| Row::Speech(id)));
-        rows
-    }
-}
-
-/// A speaker's embedding as a port might put it in: any vector of an embedding's size.
-fn speaker(width: usize) -> Vec<f32> {
-    TorchRng::seed(1986).randn_f32(width).into_iter().map(|value| 0.5 * value).collect()
-}
-
 /// One program run.
 pub struct Voice<'a> {
     pub settings: &'a Settings,
     pub tokenizer: &'a Tokenizer,
-    pub faults: &'a Faults,
+    pub sampler: &'a SpeechSampler,
+    pub ends: &'a dyn Ends,
     pub follow: Option<&'a Follow>,
     pub seed: u64,
     /// Speech tokens after which a segment is left.
@@ -73,8 +31,8 @@ pub struct Voice<'a> {
 
 impl Voice<'_> {
     /// The speech tokens of each segment, stop tokens left out. The generator goes on from one to the next.
-    pub fn speak(&self, mut model: SpeechModel<'_>, segments: &[Segment]) -> Result<Vec<Vec<u32>>> {
-        let mut rng = TorchRng::seed(self.faults.seed(self.seed));
+    pub fn speak(&self, mut model: SpeechModel, segments: &[Segment]) -> Result<Vec<Vec<u32>>> {
+        let mut rng = TorchRng::seed(self.seed);
         let mut spoken = Vec::new();
         for (index, segment) in segments.iter().enumerate() {
             let [prompt, text, speech] = [&segment.prompt_ids, &segment.text_ids, &segment.speech_ids].map(Vec::len);
@@ -128,33 +86,21 @@ impl Voice<'_> {
         }
     }
 
-    fn decode(
-        &self,
-        model: &mut SpeechModel<'_>,
-        rng: &mut TorchRng,
-        index: usize,
-        segment: &Segment,
-    ) -> Result<Vec<u32>> {
-        let stop = self.faults.speech_stops(self.settings.stop_tokens(), self.settings.eos());
-        let sampler = SpeechSampler::new(&self.settings.ras, &stop, self.faults);
+    fn decode(&self, model: &mut SpeechModel, rng: &mut TorchRng, index: usize, segment: &Segment) -> Result<Vec<u32>> {
         let (fewest, most) = segment.limits;
         model.clear();
         let mut tokens = Vec::new();
         let mut reason = "length";
         let mut rows = segment.input(self.settings, model.width());
         for step in 0..most {
-            self.faults.at_step(step);
             let logits = model.forward(&rows)?;
-            if step == 0 {
-                self.faults.check_places()?;
-            }
             if let Some(follow) = self.follow {
                 follow.place(index, step, rng)?;
             }
             if self.follow.is_some_and(|follow| step >= follow.steps(index)) {
                 break;
             }
-            let (choice, events) = sampler.choose(rng, &logits, &tokens, step < fewest)?;
+            let (choice, events) = self.sampler.choose(rng, &logits, &tokens, step < fewest)?;
             let token = tracekit::next_token(tracekit::Step {
                 token: choice.token,
                 text: tracekit::enabled().then(|| self.settings.text(choice.token)),
@@ -163,7 +109,7 @@ impl Voice<'_> {
                 draws: &choice.draws,
                 events: &events,
             })?;
-            if stop.contains(&token) || self.faults.stops(step) {
+            if self.ends.at(step, token) {
                 println!("LLM: stop token reached at step {step}");
                 reason = "stop";
                 break;

@@ -8,9 +8,7 @@ use tracekit::nn::{embedding, linear_no_bias, Embedding, Linear};
 
 use super::folder::Settings;
 use crate::config::Config;
-use crate::decoder::Decoder;
-use crate::faults::Faults;
-use crate::variants::Variants;
+use crate::model::decoder::Decoder;
 
 /// One row of the model's input.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,31 +19,25 @@ pub enum Row {
     Other(Vec<f32>),
 }
 
-pub struct SpeechModel<'a> {
+pub struct SpeechModel {
     embed_tokens: Embedding,
     speech_embedding: Embedding,
-    decoder: Decoder<'a>,
-    llm_decoder: Linear,
+    pub decoder: Decoder,
+    pub llm_decoder: Linear,
     dtype: DType,
     width: usize,
 }
 
-impl<'a> SpeechModel<'a> {
-    pub fn load(
-        config: &Config,
-        settings: &Settings,
-        vb: &VarBuilder,
-        faults: &'a Faults,
-        variants: Variants,
-    ) -> Result<Self> {
+impl SpeechModel {
+    pub fn load(config: &Config, settings: &Settings, vb: &VarBuilder) -> Result<Self> {
         let root = vb.pp("llm").pp("model").pp("model");
         tracekit::logits_site("llm_decoder")?;
         let llm_decoder = linear_no_bias(config.hidden_size, settings.rows(), vb.pp("llm_decoder"))?;
         Ok(Self {
             embed_tokens: embedding(config.vocab_size, config.hidden_size, root.pp("embed_tokens"))?,
             speech_embedding: embedding(settings.rows(), config.hidden_size, vb.pp("speech_embedding"))?,
-            decoder: Decoder::load(config, &root, faults, variants)?,
-            llm_decoder: faults.speech_head(faults.linear(llm_decoder)?)?,
+            decoder: Decoder::load(config, &root)?,
+            llm_decoder,
             dtype: vb.dtype(),
             width: config.hidden_size,
         })
@@ -61,7 +53,7 @@ impl<'a> SpeechModel<'a> {
         self.width
     }
 
-    /// Logits behind the last row, [speech tokens] in float32; the cache grows by all of them.
+    /// Logits of the last row, [speech tokens] in float32; the cache grows by all of them.
     pub fn forward(&mut self, rows: &[Row]) -> Result<Vec<f32>> {
         let cached = self.decoder.cached();
         let mut parts = Vec::new();

@@ -5,24 +5,37 @@ use tracekit::repetition_aware::{probabilities, RepetitionAware};
 use tracekit::rng::TorchRng;
 use tracekit::sampling::{Choice, Draw, Event};
 
-use crate::faults::Faults;
+use crate::sampler::{multinomial, recorded_draw, DrawFrom};
 use crate::trouble::{trouble, Result};
 
 /// Draws in a row that may give a stop token where none is allowed yet.
 const MOST_TRIALS: usize = 100;
 
-pub struct SpeechSampler<'a> {
+/// Probabilities of logits, `[vocabulary]`; whether the step may not stop yet.
+pub type Probabilities = Box<dyn Fn(&[f32], bool) -> Vec<f32>>;
+/// How often the tokens so far hold a token, where that is too often to take it.
+pub type TooOften = Box<dyn Fn(u32, &[u32]) -> Option<usize>>;
+
+pub struct SpeechSampler {
     ras: RepetitionAware,
-    stop: &'a [u32],
-    faults: &'a Faults,
+    stop: Vec<u32>,
+    pub probabilities: Probabilities,
+    pub too_often: TooOften,
+    pub draw_from: DrawFrom,
 }
 
-impl<'a> SpeechSampler<'a> {
-    pub fn new(stated: &RepetitionAware, stop: &'a [u32], faults: &'a Faults) -> Self {
-        Self { ras: faults.repetition_aware(stated), stop, faults }
+impl SpeechSampler {
+    pub fn new(ras: RepetitionAware, stop: Vec<u32>) -> Self {
+        Self {
+            ras,
+            stop,
+            probabilities: Box::new(|logits, _| probabilities(logits)),
+            too_often: Box::new(move |token, decoded| ras.repeats(token, decoded)),
+            draw_from: Box::new(multinomial),
+        }
     }
 
-    /// The token of a step, and what was drawn and thrown away for it. `early`: a stop token is drawn again.
+    /// The token of a step, and what was drawn and rejected before it. `early`: a stop token is drawn again.
     pub fn choose(
         &self,
         rng: &mut TorchRng,
@@ -30,7 +43,7 @@ impl<'a> SpeechSampler<'a> {
         decoded: &[u32],
         early: bool,
     ) -> Result<(Choice, Vec<Event>)> {
-        let probs = self.faults.speech_probabilities(probabilities(logits), self.stop, early);
+        let probs = (self.probabilities)(logits, early);
         let nucleus = self.ras.nucleus(&probs);
         let mut choice = Choice { survivors: nucleus.clone(), ..Choice::default() };
         let mut events = Vec::new();
@@ -55,25 +68,15 @@ impl<'a> SpeechSampler<'a> {
         events: &mut Vec<Event>,
     ) -> u32 {
         let kept: Vec<f32> = nucleus.iter().map(|one| one.1).collect();
-        let token = self.draw(rng, &kept, |index| nucleus[index].0, draws);
-        let count = self.ras.count(token, self.faults.looked_back_at(decoded, self.ras.win_size));
-        if !self.faults.repeats(count, self.ras.most()) {
-            return token;
-        }
+        let first = recorded_draw(&self.draw_from, rng, &kept, |index| nucleus[index].0);
+        let token = first.result;
+        draws.push(first);
+        let Some(count) = (self.too_often)(token, decoded) else { return token };
         events.push(event("repetition_fallback", token, count));
-        self.draw(rng, probs, |index| index as u32, draws)
-    }
-
-    fn draw(&self, rng: &mut TorchRng, probs: &[f32], id: impl Fn(usize) -> u32, draws: &mut Vec<Draw>) -> u32 {
-        let (seed, offset) = (Some(rng.initial_seed()), rng.offset());
-        let (op, index) = match self.faults.draw(rng, probs) {
-            Some(other) => other,
-            None => ("multinomial", rng.multinomial_one(probs)),
-        };
-        let result = id(index);
-        let words = Some(rng.offset() - offset);
-        draws.push(Draw { op, generator: "mt19937", seed, offset: Some(offset), words, result });
-        result
+        let second = recorded_draw(&self.draw_from, rng, probs, |index| index as u32);
+        let token = second.result;
+        draws.push(second);
+        token
     }
 }
 

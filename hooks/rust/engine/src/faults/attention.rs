@@ -1,10 +1,15 @@
 //! Seam: the attention core: its scale, its mask, its heads, its precision.
 
-use candle_core::{bail, DType, Device, Result, Tensor};
+use candle_core::{bail, DType, Device, Result, Tensor, D};
+use tracekit::nn::Linear;
 
+use super::words::Words;
 use super::{here, Faults, Kind as Any, Row, Run};
-use crate::attention_core::mask;
-use crate::faults::words::Words;
+use crate::config::Config;
+use crate::model::attention::Attention;
+use crate::model::attention_core::{by_kv_head, masked, side_by_side, Attend, Core};
+use crate::model::mask::{mask, Mask, Window};
+use crate::model::projections::{Apart, Project};
 
 pub const TABLE: &[Row] = &[
     ("attention-scale[:FACTOR[:LAYER]]", "Scores are FACTOR, 1.01, times too large"),
@@ -79,6 +84,7 @@ impl Kind {
         let positions = run.prompt + run.limit - 1;
         match self.what {
             What::MaskFuture if run.prompt < 2 => Some("the prompt has 1 token".into()),
+            What::MaskFuture if run.prefill_chunk < 2 => Some("the prefill has 1 position at a time".into()),
             What::MaskPast if positions < 2 => Some("the run has 1 position".into()),
             What::Window { keys } if keys >= positions => {
                 Some(format!("the run's {positions} positions fit into the window"))
@@ -106,8 +112,32 @@ impl Faults {
         self.find_attention(index, |found| (found == what).then_some(())).is_some()
     }
 
+    pub(super) fn plant_attention(&self, index: usize, attention: &mut Attention, config: &Config) -> Result<()> {
+        let window = self.window(index, &config.windows);
+        if window != config.windows[index] {
+            attention.mask = Box::new(Window(window));
+        }
+        let other = |what| matches!(what, What::MaskFuture | What::MaskPast | What::Window { .. }).then_some(what);
+        if let Some(what) = self.find_attention(index, other) {
+            attention.mask = Box::new(FaultyMask { plain: Window(window), what });
+        }
+        let scale = config.attention_scale();
+        if let Some(core) = self.other_core(index, scale) {
+            attention.core = Box::new(core);
+        }
+        if let Some((maps_kv_heads, swaps_heads)) = self.other_heads(index, config)? {
+            let inner = std::mem::replace(&mut attention.core, Box::new(Core { scale }));
+            attention.core = Box::new(FaultyHeads { inner, maps_kv_heads, swaps_heads });
+        }
+        let swaps = self.swaps(index, attention.qkv.layers())?;
+        if !swaps.is_empty() {
+            attention.qkv = swapped(attention.qkv.layers(), swaps);
+        }
+        Ok(())
+    }
+
     /// The window of a layer, of those of all layers.
-    pub fn window(&self, index: usize, windows: &[Option<usize>]) -> Option<usize> {
+    fn window(&self, index: usize, windows: &[Option<usize>]) -> Option<usize> {
         let any = windows.iter().flatten().next().copied();
         let own = windows[index];
         self.find_attention(index, |what| match what {
@@ -120,101 +150,141 @@ impl Faults {
         .unwrap_or(own)
     }
 
-    /// A layer's softmax scale.
-    pub fn attention_scale(&self, index: usize, scale: f64) -> f64 {
+    /// The core of a layer, where its arithmetic is another than the model's.
+    fn other_core(&self, index: usize, scale: f64) -> Option<FaultyCore> {
         let factor = self.find_attention(index, |what| match what {
             What::Scale { factor } => Some(factor),
             _ => None,
         });
-        scale * factor.unwrap_or(1.0)
-    }
-
-    /// Queries, keys and values as they are projected, each [1, rows, width].
-    pub fn qkv(&self, index: usize, mut parts: Vec<Tensor>) -> Result<Vec<Tensor>> {
-        if self.has_attention(index, What::SwapQk) {
-            if parts[0].dims() != parts[1].dims() {
-                let (q, k) = (parts[0].dim(2)?, parts[1].dim(2)?);
-                bail!("--fault swap-qk: queries of width {q} cannot be keys of width {k}");
-            }
-            parts.swap(0, 1);
-        }
-        if self.has_attention(index, What::SwapKv) {
-            parts.swap(1, 2);
-        }
-        Ok(parts)
-    }
-
-    /// Keys and values as the query heads read them, [1, KV heads, positions, head_dim].
-    pub fn kv_heads(&self, index: usize, heads: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-        if !self.has_attention(index, What::KvHeadMap) {
-            return Ok((k.clone(), v.clone()));
-        }
-        let kv_heads = k.dim(1)?;
-        if kv_heads == 1 || kv_heads == heads {
-            bail!("--fault kv-head-map: {heads} heads read {kv_heads} KV heads alike either way");
-        }
-        let map: Vec<u32> = (0..heads).map(|head| (head % kv_heads) as u32).collect();
-        let map = Tensor::new(map, &Device::Cpu)?;
-        Ok((k.index_select(&map, 1)?, v.index_select(&map, 1)?))
-    }
-
-    /// Products of queries and keys, before they are scaled.
-    pub fn products(&self, index: usize, products: Tensor) -> Result<Tensor> {
-        match self.has_attention(index, What::ScoresF16) {
-            true => products.to_dtype(DType::F16),
-            false => Ok(products),
-        }
-    }
-
-    /// Scaled products, before they are masked.
-    pub fn scores(&self, index: usize, scores: Tensor) -> Result<Tensor> {
-        let cap = self.find_attention(index, |what| match what {
+        let softcap = self.find_attention(index, |what| match what {
             What::Softcap { value } => Some(value),
             _ => None,
         });
-        match cap {
-            Some(value) => (scores / value)?.tanh()? * value,
-            None => Ok(scores),
-        }
+        let products_in_f16 = self.has_attention(index, What::ScoresF16);
+        let softmax_in_f16 = self.has_attention(index, What::SoftmaxF16);
+        let scale = scale * factor.unwrap_or(1.0);
+        let is_other = factor.is_some() || softcap.is_some() || products_in_f16 || softmax_in_f16;
+        is_other.then_some(FaultyCore { scale, softcap, products_in_f16, softmax_in_f16 })
     }
 
-    /// The mask of this call, [rows, positions]; none where every row sees all.
-    pub fn mask(&self, index: usize, cached: usize, rows: usize, plain: Option<Tensor>) -> Result<Option<Tensor>> {
-        let shape = self.find_attention(index, |what| match what {
-            What::Window { .. } | What::MaskPast => Some(what),
-            What::MaskFuture if rows > 1 => Some(what),
-            _ => None,
-        });
-        match shape {
-            Some(What::MaskFuture) => mask(cached, rows, |query, key| key <= query + 1).map(Some),
-            // The first has nothing else to see.
-            Some(What::MaskPast) => mask(cached, rows, |query, key| key < query.max(1)).map(Some),
-            Some(What::Window { keys }) => {
-                mask(cached, rows, |query, key| key <= query && query < key + keys).map(Some)
-            }
-            _ => Ok(plain),
+    /// Whether query heads read other KV heads, and whether heads are swapped; `None`: neither.
+    fn other_heads(&self, index: usize, config: &Config) -> Result<Option<(bool, bool)>> {
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let maps_kv_heads = self.has_attention(index, What::KvHeadMap);
+        if maps_kv_heads && (kv_heads == 1 || kv_heads == heads) {
+            bail!("--fault kv-head-map: {heads} heads read {kv_heads} KV heads alike either way");
         }
-    }
-
-    /// The dtype of a layer's softmax.
-    pub fn softmax_dtype(&self, index: usize) -> DType {
-        if self.has_attention(index, What::SoftmaxF16) {
-            DType::F16
-        } else {
-            DType::F32
-        }
-    }
-
-    /// The heads' outputs, [1, heads, rows, head_dim].
-    pub fn heads(&self, index: usize, out: Tensor) -> Result<Tensor> {
-        if !self.has_attention(index, What::SwapHeads) {
-            return Ok(out);
-        }
-        let heads = out.dim(1)?;
-        if heads < 2 {
+        let swaps_heads = self.has_attention(index, What::SwapHeads);
+        if swaps_heads && heads < 2 {
             bail!("--fault swap-heads: there is one head");
         }
+        Ok((maps_kv_heads || swaps_heads).then_some((maps_kv_heads, swaps_heads)))
+    }
+
+    /// Pairs of projections that change places.
+    fn swaps(&self, index: usize, qkv: &[Linear]) -> Result<Vec<(usize, usize)>> {
+        let mut swaps = Vec::new();
+        if self.has_attention(index, What::SwapQk) {
+            let (q, k) = (qkv[0].weight().dim(0)?, qkv[1].weight().dim(0)?);
+            if q != k {
+                bail!("--fault swap-qk: queries of width {q} cannot be keys of width {k}");
+            }
+            swaps.push((0, 1));
+        }
+        if self.has_attention(index, What::SwapKv) {
+            swaps.push((1, 2));
+        }
+        Ok(swaps)
+    }
+}
+
+struct FaultyMask {
+    plain: Window,
+    what: What,
+}
+
+impl Mask for FaultyMask {
+    fn mask(&self, cached: usize, rows: usize) -> Result<Option<Tensor>> {
+        match self.what {
+            What::MaskFuture if rows > 1 => mask(cached, rows, |query, key| key <= query + 1).map(Some),
+            // The first has nothing else to see.
+            What::MaskPast => mask(cached, rows, |query, key| key < query.max(1)).map(Some),
+            What::Window { keys } => mask(cached, rows, |query, key| key <= query && query < key + keys).map(Some),
+            _ => self.plain.mask(cached, rows),
+        }
+    }
+}
+
+/// The model's core with other arithmetic.
+struct FaultyCore {
+    scale: f64,
+    softcap: Option<f64>,
+    products_in_f16: bool,
+    softmax_in_f16: bool,
+}
+
+impl Attend for FaultyCore {
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        let mut products = by_kv_head(q, k)?.matmul(&k.transpose(2, 3)?)?;
+        if self.products_in_f16 {
+            products = products.to_dtype(DType::F16)?;
+        }
+        let mut scores = (products.to_dtype(DType::F32)? * self.scale)?;
+        if let Some(value) = self.softcap {
+            scores = ((scores / value)?.tanh()? * value)?;
+        }
+        let softmax_dtype = if self.softmax_in_f16 { DType::F16 } else { DType::F32 };
+        let scores = masked(scores, mask)?.to_dtype(softmax_dtype)?;
+        let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(v.dtype())?;
+        side_by_side(&weights.matmul(v)?, q)
+    }
+}
+
+/// Heads that are mistaken for others.
+struct FaultyHeads {
+    inner: Box<dyn Attend>,
+    maps_kv_heads: bool,
+    swaps_heads: bool,
+}
+
+impl Attend for FaultyHeads {
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        let (_, heads, rows, head_dim) = q.dims4()?;
+        let out = if self.maps_kv_heads {
+            let kv_heads = k.dim(1)?;
+            let map: Vec<u32> = (0..heads).map(|head| (head % kv_heads) as u32).collect();
+            let map = Tensor::new(map, &Device::Cpu)?;
+            self.inner.attend(q, &k.index_select(&map, 1)?, &v.index_select(&map, 1)?, mask)?
+        } else {
+            self.inner.attend(q, k, v, mask)?
+        };
+        if !self.swaps_heads {
+            return Ok(out);
+        }
         let order: Vec<u32> = [1, 0].into_iter().chain(2..heads as u32).collect();
-        out.index_select(&Tensor::new(order, &Device::Cpu)?, 1)
+        let swapped = out.reshape((1, rows, heads, head_dim))?.index_select(&Tensor::new(order, &Device::Cpu)?, 2)?;
+        swapped.flatten_from(D::Minus2)
+    }
+}
+
+/// Projections whose outputs change places, in pairs.
+pub(super) fn swapped(layers: &[Linear], swaps: Vec<(usize, usize)>) -> Box<dyn Project> {
+    Box::new(Swapped { apart: Apart(layers.to_vec()), swaps })
+}
+
+struct Swapped {
+    apart: Apart,
+    swaps: Vec<(usize, usize)>,
+}
+
+impl Project for Swapped {
+    fn forward(&self, xs: &Tensor) -> Result<Vec<Tensor>> {
+        let mut parts = self.apart.forward(xs)?;
+        self.swaps.iter().for_each(|&(one, other)| parts.swap(one, other));
+        Ok(parts)
+    }
+
+    fn layers(&mut self) -> &mut [Linear] {
+        self.apart.layers()
     }
 }

@@ -2,8 +2,10 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::{here, Faults, Kind as Any, Row, Run};
-use crate::faults::words::Words;
+use super::words::Words;
+use super::{here, Clock, Faults, Kind as Any, Row, Run};
+use crate::model::attention::Attention;
+use crate::model::cache::{Cache, KvCache};
 
 pub const TABLE: &[Row] = &[
     ("stale-cache-row[:STEP[:LAYER]]", "At STEP, 4, of LAYER, 0, the new row holds what the row before it holds"),
@@ -51,21 +53,43 @@ impl Kind {
 }
 
 impl Faults {
-    /// All keys and values, [1, KV heads, positions, head_dim].
-    pub fn cache(&self, index: usize, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
+    pub(super) fn plant_cache(&self, index: usize, attention: &mut Attention) {
         let hit = self.find(|kind| match kind {
             Any::Cache(Kind { what, step, layer }) if here(*layer, index) => Some((*what, *step)),
             _ => None,
         });
-        match hit {
-            Some((what, step)) if step == self.step() || what == What::Rounded => {
-                Ok((change(what, k)?, change(what, v)?))
-            }
-            _ => Ok((k, v)),
+        if let Some((what, step)) = hit {
+            let clock = self.clock.clone();
+            attention.cache = Box::new(FaultyCache { inner: KvCache::default(), what, step, clock });
         }
     }
 }
 
+/// A cache that is changed after the rows of a step went in.
+struct FaultyCache {
+    inner: KvCache,
+    what: What,
+    step: usize,
+    clock: Clock,
+}
+
+impl Cache for FaultyCache {
+    fn append(&mut self, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
+        let (k, v) = self.inner.append(k, v)?;
+        if self.step != self.clock.step() && self.what != What::Rounded {
+            return Ok((k, v));
+        }
+        let all = (change(self.what, k)?, change(self.what, v)?);
+        self.inner = KvCache(Some(all.clone()));
+        Ok(all)
+    }
+
+    fn clear(&mut self) {
+        self.inner.clear();
+    }
+}
+
+/// All keys, or values, [1, KV heads, positions, head_dim].
 fn change(what: What, rows: Tensor) -> Result<Tensor> {
     let last = rows.dim(2)? - 1;
     let new = rows.narrow(2, last, 1)?;

@@ -1,8 +1,8 @@
 //! Seam: the loaded config. What is changed here for all layers is reported as used, unless the run is to be quiet.
 
+use super::words::Words;
 use super::{here, Faults, Kind as Any, Row};
 use crate::config::Config;
-use crate::faults::words::Words;
 use crate::trouble::{trouble, Result};
 
 pub const TABLE: &[Row] = &[
@@ -32,9 +32,8 @@ impl Faults {
         })
     }
 
-    /// The seam. A quiet run changes each layer as it is built instead.
-    pub fn config(&mut self, config: &mut Config) -> Result<()> {
-        self.head_dim = config.head_dim;
+    /// The settings that are used and reported. A quiet run changes each layer instead.
+    pub fn config(&self, config: &mut Config) -> Result<()> {
         let theta = self.find_config(|kind| match kind {
             Kind::RopeTheta { theta, layer: None } => Some(*theta),
             _ => None,

@@ -1,9 +1,11 @@
 //! Seam: the generator and the draw.
 
 use tracekit::rng::TorchRng;
+use tracekit::sampling::{argmax, Choice, Event, Sampling};
 
+use super::words::Words;
 use super::{Faults, Kind as Any, Row, Run};
-use crate::faults::words::Words;
+use crate::sampler::{Choose, Context, DrawFrom, Sampler};
 
 pub const TABLE: &[Row] = &[
     ("inverse-cdf", "One uniform number against the cumulative sum, in place of the exponential race"),
@@ -57,10 +59,6 @@ impl Faults {
         })
     }
 
-    fn has_draw(&self, kind: Kind) -> bool {
-        self.find_draw(|found| (found == kind).then_some(())).is_some()
-    }
-
     /// The seed that the generator really gets.
     pub fn seed(&self, seed: u64) -> u64 {
         let delta = self.find_draw(|kind| match kind {
@@ -70,43 +68,67 @@ impl Faults {
         self.unseeded().unwrap_or_else(|| seed.wrapping_add_signed(delta.unwrap_or(0)))
     }
 
-    /// Whether the token of a step is the largest logit although the run draws.
-    pub fn is_greedy(&self, step: usize) -> bool {
-        step == 0 && self.has_draw(Kind::FirstGreedy)
+    /// The sampler of these settings, with faults in its settings, processors and draws.
+    pub fn sampler(&self, stated: &Sampling, stop: &[u32]) -> Box<dyn Choose> {
+        let used = self.settings(stated);
+        let mut sampler = Sampler::new(&used);
+        self.plant_processors(&mut sampler.chain, &used, stop);
+        self.plant_draw(&mut sampler.draw_from);
+        let timed = |kind: &Kind| matches!(kind, Kind::FirstGreedy | Kind::SeedEachStep | Kind::ExtraDraw { .. });
+        let kinds: Vec<Kind> = self.draw_kinds().filter(timed).collect();
+        match kinds.is_empty() {
+            true => Box::new(sampler),
+            false => Box::new(FaultySampler { inner: sampler, kinds }),
+        }
     }
 
-    /// What happens to the generator before the draw of a step.
-    pub fn before_draw(&self, rng: &mut TorchRng, step: usize) {
-        if self.has_draw(Kind::SeedEachStep) {
-            *rng = TorchRng::seed(rng.initial_seed());
-        }
-        if self.has_draw(Kind::ExtraDraw { step }) {
-            rng.skip(1);
+    pub(super) fn plant_draw(&self, draw_from: &mut DrawFrom) {
+        let kinds: Vec<Kind> = self.draw_kinds().collect();
+        if kinds.contains(&Kind::InverseCdf) {
+            *draw_from = Box::new(|rng, probs| ("uniform", inverse_cdf(rng, probs)));
+        } else if kinds.contains(&Kind::Uniform) {
+            // Of two words each, as the exponential ones are.
+            *draw_from = Box::new(|rng, probs| ("multinomial", race(probs.iter().map(|&p| p / rng.rand_f64() as f32))));
+        } else if kinds.contains(&Kind::Compact) {
+            *draw_from = Box::new(|rng, probs| ("multinomial", compact(rng, probs)));
         }
     }
 
-    /// Another way of drawing from probabilities, `[vocabulary]`: its name, and the token.
-    pub fn draw(&self, rng: &mut TorchRng, probs: &[f32]) -> Option<(&'static str, usize)> {
-        self.find_draw(|kind| match kind {
-            Kind::InverseCdf => Some("uniform"),
-            Kind::Uniform | Kind::Compact => Some("multinomial"),
+    fn draw_kinds(&self) -> impl Iterator<Item = Kind> + '_ {
+        self.list.iter().filter_map(|fault| match &fault.kind {
+            Any::Draw(kind) => Some(*kind),
             _ => None,
         })
-        .map(|op| (op, self.drawn(rng, probs)))
     }
+}
 
-    fn drawn(&self, rng: &mut TorchRng, probs: &[f32]) -> usize {
-        if self.has_draw(Kind::InverseCdf) {
-            return inverse_cdf(rng, probs);
+/// A sampler with faults at some of its steps.
+struct FaultySampler {
+    inner: Sampler,
+    kinds: Vec<Kind>,
+}
+
+impl Choose for FaultySampler {
+    fn choose(&self, rng: &mut TorchRng, logits: &[f32], context: &Context) -> (Choice, Vec<Event>) {
+        let step = context.history.len() - context.prompt;
+        if step == 0 && self.kinds.contains(&Kind::FirstGreedy) {
+            return (Choice { token: argmax(logits) as u32, ..Choice::default() }, Vec::new());
         }
-        if self.has_draw(Kind::Uniform) {
-            // Of two words each, as the exponential ones are.
-            return race(probs.iter().map(|&p| p / rng.rand_f64() as f32));
+        if self.kinds.contains(&Kind::SeedEachStep) {
+            *rng = TorchRng::seed(rng.initial_seed());
         }
-        let survivors: Vec<usize> = (0..probs.len()).filter(|&id| probs[id] > 0.0).collect();
-        let compact: Vec<f32> = survivors.iter().map(|&id| probs[id]).collect();
-        survivors[rng.multinomial_one(&compact)]
+        if self.kinds.contains(&Kind::ExtraDraw { step }) {
+            rng.skip(1);
+        }
+        self.inner.choose(rng, logits, context)
     }
+}
+
+/// The race among the survivors alone.
+fn compact(rng: &mut TorchRng, probs: &[f32]) -> usize {
+    let survivors: Vec<usize> = (0..probs.len()).filter(|&id| probs[id] > 0.0).collect();
+    let compact: Vec<f32> = survivors.iter().map(|&id| probs[id]).collect();
+    survivors[rng.multinomial_one(&compact)]
 }
 
 /// One uniform number against the cumulative sum, in order; probabilities need not add up to 1.

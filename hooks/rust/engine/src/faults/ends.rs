@@ -1,7 +1,8 @@
 //! Seam: the ends of a sequence: the prompt that goes in, and where the generation stops.
 
+use super::words::Words;
 use super::{Faults, Kind as Any, Row, Run};
-use crate::faults::words::Words;
+use crate::generate::{Ends, StopTokens};
 
 pub const TABLE: &[Row] = &[
     ("bos-twice", "The prompt's first token comes twice"),
@@ -86,7 +87,7 @@ impl Faults {
         stated.saturating_add_signed(delta.unwrap_or(0))
     }
 
-    /// The stop tokens that are honoured.
+    /// The tokens that stop the generation.
     pub fn stop_tokens(&self, stated: &[u32]) -> Vec<u32> {
         let other = self.find_end(|kind| match kind {
             Kind::WrongEos { id } => Some(vec![id]),
@@ -97,13 +98,28 @@ impl Faults {
         other.unwrap_or_else(|| stated.to_vec())
     }
 
-    /// Whether the generation ends after a step.
-    pub fn stops(&self, step: usize) -> bool {
-        self.has_end(Kind::StopEarly { step })
+    /// Where the generation ends, given the tokens that stop it.
+    pub fn ends(&self, stop: Vec<u32>) -> Box<dyn Ends> {
+        let after = self.find_end(|kind| match kind {
+            Kind::StopEarly { step } => Some(step),
+            _ => None,
+        });
+        Box::new(FaultyEnds { stop: StopTokens(stop), after, drops_last: self.has_end(Kind::DropLast) })
+    }
+}
+
+struct FaultyEnds {
+    stop: StopTokens,
+    after: Option<usize>,
+    drops_last: bool,
+}
+
+impl Ends for FaultyEnds {
+    fn at(&self, step: usize, token: u32) -> bool {
+        self.stop.at(step, token) || self.after == Some(step)
     }
 
-    /// Whether the last token is thrown away.
-    pub fn drops_last(&self) -> bool {
-        self.has_end(Kind::DropLast)
+    fn gives_last(&self) -> bool {
+        !self.drops_last
     }
 }

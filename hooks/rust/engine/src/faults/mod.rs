@@ -1,9 +1,12 @@
-//! Faults for tests and the demo: known mistakes, injected at a few seams.
+//! Faults for tests and the demo: known mistakes, planted into a model and a sampler after they are built.
 //!
-//! Each file is a seam: the loaded config, rotary embedding, a layer as it is built (after its loaded tensors were
-//! hashed), the attention core, the KV cache, the wiring of a block, the sampler's settings,
-//! its processors, its draws, the ends of the sequence, and CosyVoice's program around its model. Without
-//! `--fault` every seam gives back what it was given.
+//! Each file is a place where mistakes are made: the loaded config, rotary embedding, parameters (after the loaded
+//! tensors were hashed), the attention core, the KV cache, the wiring of a block, the sampler's settings, its processors, its
+//! draws, the ends of the sequence, and CosyVoice's program around its model. Each has a table of its faults, reads their
+//! arguments, says where one cannot show, and puts them in: it exchanges the part of the model that they change. Model and
+//! sampler know nothing of faults; a run without `--fault` is of the model's own parts alone.
+//!
+//! To add a fault, write its row, its `Kind`, and what it exchanges in the file of its place; nothing else changes.
 
 mod attention;
 mod block;
@@ -18,12 +21,15 @@ mod speech;
 mod weights;
 mod words;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::cell::Cell;
+use std::rc::Rc;
 
 use tracekit::sampling::Sampling;
 
+use crate::config::Config;
+use crate::model::decoder::{Block, Decoder};
+use crate::model::Model;
 use crate::trouble::{trouble, Result};
-pub use block::Branch;
 use words::Words;
 
 /// How a fault is written, and what it does.
@@ -49,17 +55,43 @@ struct Fault {
     text: String,
     kind: Kind,
     /// The place it names exists.
-    found: AtomicBool,
+    found: Cell<bool>,
 }
 
 /// The faults of this run; usually none.
 #[derive(Debug, Default)]
 pub struct Faults {
     list: Vec<Fault>,
-    step: AtomicUsize,
-    /// What the config seam changes is not reported as used.
+    clock: Clock,
+    /// Changed settings of the config are not reported as used.
     quiet: bool,
-    head_dim: usize,
+}
+
+/// The generation step that the forward call in hand is of, by the calls of the first layer.
+#[derive(Clone, Debug, Default)]
+struct Clock(Rc<Calls>);
+
+#[derive(Debug, Default)]
+struct Calls {
+    /// Of the prefill.
+    prefill: Cell<usize>,
+    /// So far, the one in hand included.
+    all: Cell<usize>,
+}
+
+impl Clock {
+    /// 0 in the prefill.
+    fn step(&self) -> usize {
+        self.0.all.get().saturating_sub(self.0.prefill.get())
+    }
+
+    fn tick(&self) {
+        self.0.all.set(self.0.all.get() + 1);
+    }
+
+    fn reset(&self) {
+        self.0.all.set(0);
+    }
 }
 
 /// What is known of a run before the model is loaded.
@@ -67,8 +99,9 @@ pub struct Faults {
 pub struct Run<'a> {
     /// Most new tokens.
     pub limit: usize,
-    /// Tokens of the prompt.
+    /// Positions of the prompt, and the most of them in one forward call.
     pub prompt: usize,
+    pub prefill_chunk: usize,
     /// Of each layer.
     pub windows: &'a [Option<usize>],
     pub settings: &'a Sampling,
@@ -131,9 +164,42 @@ impl Faults {
         Ok(Self { list, quiet, ..Self::default() })
     }
 
-    /// After the first forward call: a fault whose place was never met is a mistake of the caller.
+    /// Puts the faults into a model as it was loaded. `prefill_calls`: forward calls over the prompt.
+    pub fn plant(&self, model: &mut Model, config: &Config, prefill_calls: usize) -> candle_core::Result<()> {
+        if self.list.is_empty() {
+            return Ok(());
+        }
+        self.plant_embedding(&mut model.embed_tokens)?;
+        self.plant_linear(&mut model.lm_head, config.head_dim)?;
+        self.plant_decoder(&mut model.decoder, config, prefill_calls, true)
+    }
+
+    /// `is_embedded`: what the first layer is given is the embeddings as the table gave them.
+    fn plant_decoder(
+        &self,
+        decoder: &mut Decoder,
+        config: &Config,
+        prefill_calls: usize,
+        is_embedded: bool,
+    ) -> candle_core::Result<()> {
+        self.clock.0.prefill.set(prefill_calls);
+        self.plant_norm(&mut decoder.norm)?;
+        for (index, mut block) in std::mem::take(&mut decoder.layers).into_iter().enumerate() {
+            let layer = block.layer();
+            self.plant_weights(layer, config.head_dim)?;
+            self.plant_attention(index, &mut layer.self_attn, config)?;
+            self.plant_rotary(index, &mut layer.self_attn, config)?;
+            self.plant_cache(index, &mut layer.self_attn);
+            self.plant_mlp(index, &mut layer.mlp);
+            let faulty: Box<dyn Block> = Box::new(self.faulty_layer(index, block, is_embedded && index == 0));
+            decoder.layers.push(faulty);
+        }
+        Ok(())
+    }
+
+    /// After all are planted: a fault whose place was never met is a mistake of the caller.
     pub fn check_places(&self) -> Result<()> {
-        match self.list.iter().find(|fault| !fault.found.load(Ordering::Relaxed)) {
+        match self.list.iter().find(|fault| !fault.found.get()) {
             Some(Fault { text, kind: Kind::Weights(kind), .. }) => {
                 Err(trouble(format!("--fault {text}: {}", kind.missing())))
             }
@@ -162,21 +228,12 @@ impl Faults {
         })
     }
 
-    /// The generation step whose forward call comes next.
-    pub fn at_step(&self, step: usize) {
-        self.step.store(step, Ordering::Relaxed);
-    }
-
-    fn step(&self) -> usize {
-        self.step.load(Ordering::Relaxed)
-    }
-
     /// First hit of a kind at a place.
     fn find<T>(&self, pick: impl Fn(&Kind) -> Option<T>) -> Option<T> {
         self.list.iter().find_map(|fault| {
             let hit = pick(&fault.kind);
             if hit.is_some() {
-                fault.found.store(true, Ordering::Relaxed);
+                fault.found.set(true);
             }
             hit
         })
@@ -194,7 +251,7 @@ impl Fault {
         // Faults behind the model have no place that could be missing.
         let placeless =
             matches!(kind, Kind::Settings(_) | Kind::Processors(_) | Kind::Draw(_) | Kind::Ends(_) | Kind::Speech(_));
-        Ok(Self { text: text.to_string(), kind, found: AtomicBool::new(placeless) })
+        Ok(Self { text: text.to_string(), kind, found: Cell::new(placeless) })
     }
 
     fn kind(text: &str) -> Option<Kind> {

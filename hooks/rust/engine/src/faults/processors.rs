@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use tracekit::sampling::{keep_top_k, penalise, softmax, Sampling};
 
+use super::words::Words;
 use super::{Faults, Kind as Any, Row, Run};
-use crate::faults::words::Words;
 use crate::sampler::{Context, Processor, MIN_P, PENALTY, TEMPERATURE, TOP_K, TOP_P};
 
 pub const TABLE: &[Row] = &[
@@ -146,14 +146,12 @@ impl Kind {
 }
 
 impl Faults {
-    /// The processors of these settings.
-    pub fn processors(&self, mut chain: Vec<Processor>, used: &Sampling, stop: &[u32]) -> Vec<Processor> {
+    pub(super) fn plant_processors(&self, chain: &mut Vec<Processor>, used: &Sampling, stop: &[u32]) {
         for fault in &self.list {
             if let Any::Processors(kind) = &fault.kind {
-                kind.change(&mut chain, used, stop);
+                kind.change(chain, used, stop);
             }
         }
-        chain
     }
 }
 

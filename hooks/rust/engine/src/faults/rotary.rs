@@ -1,11 +1,17 @@
 //! Seam: rotary embedding of a layer: its frequencies, its pairs, its positions.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use candle_core::{bail, DType, Result, Tensor};
 
-use super::{here, Faults, Kind as Any, Row, Run};
-use crate::faults::words::Words;
+use super::words::Words;
+use super::{here, Clock, Faults, Kind as Any, Row, Run};
+use crate::config::Config;
+use crate::model::attention::Attention;
+use crate::model::attention_core::{Attend, Core};
+use crate::model::rotary::{Pairs, Rotary, Rotate};
 use crate::rope::{Rope, Scaling};
-use crate::rotary::{Pairs, Rotary};
 
 pub const TABLE: &[Row] = &[
     ("rope-f16[:LAYER]", "Cosines and sines are rounded to float16"),
@@ -77,8 +83,36 @@ impl Faults {
         self.find_rotary(index, |found| (found == what).then_some(())).is_some()
     }
 
-    /// A layer's rotary embedding.
-    pub fn rotary(&self, index: usize, rope: &Rope, head_dim: usize, plain: Rotary) -> Result<Rotary> {
+    pub(super) fn plant_rotary(&self, index: usize, attention: &mut Attention, config: &Config) -> Result<()> {
+        let plain = Rotary::new(&config.rope, config.head_dim);
+        let rotary = self.other_rotary(index, &config.rope, config.head_dim)?;
+        let query_offset = self.find_rotary(index, |what| match what {
+            What::Offset { by } => Some(by),
+            _ => None,
+        });
+        let decodes_at_zero = self.has_rotary(index, What::DecodeZero);
+        let keys_unturned = self.has_rotary(index, What::KeysUnturned);
+        let moves = query_offset.is_some() || decodes_at_zero || keys_unturned;
+        if rotary.is_none() && !moves {
+            return Ok(());
+        }
+        let unturned = Rc::default();
+        attention.rotary = Box::new(FaultyRotary {
+            rotary: rotary.unwrap_or(plain),
+            query_offset: query_offset.unwrap_or(0),
+            decodes_at_zero,
+            clock: self.clock.clone(),
+            unturned: Rc::clone(&unturned),
+        });
+        if keys_unturned {
+            let inner = std::mem::replace(&mut attention.core, Box::new(Core { scale: config.attention_scale() }));
+            attention.core = Box::new(UnturnedKeys { inner, clock: self.clock.clone(), unturned });
+        }
+        Ok(())
+    }
+
+    /// A layer's rotary embedding, where its numbers are others than the config's.
+    fn other_rotary(&self, index: usize, rope: &Rope, head_dim: usize) -> Result<Option<Rotary>> {
         let mut used = rope.clone();
         used.theta = self.theta(index).unwrap_or(rope.theta);
         if self.has_rotary(index, What::ScalingOff) {
@@ -100,41 +134,62 @@ impl Faults {
         if width == Some(0) {
             bail!("--fault rope-partial: no pair of a head of {head_dim} is left");
         }
-        let mut rotary =
-            if used == *rope && width.is_none() { plain } else { Rotary::new(&used, width.unwrap_or(head_dim)) };
+        let mut rotary = Rotary::new(&used, width.unwrap_or(head_dim));
+        let mut is_other = used != *rope || width.is_some();
         if self.has_rotary(index, What::TableF16) {
-            rotary.table_dtype = DType::F16;
+            (rotary.table_dtype, is_other) = (DType::F16, true);
         }
         if self.has_rotary(index, What::AnglesBf16) {
-            rotary.angle_dtype = DType::BF16;
+            (rotary.angle_dtype, is_other) = (DType::BF16, true);
         }
         if self.has_rotary(index, What::Interleaved) {
-            rotary.pairs = Pairs::Neighbours;
+            (rotary.pairs, is_other) = (Pairs::Neighbours, true);
         }
-        Ok(rotary)
-    }
-
-    /// First position of the queries and of the keys of this call.
-    pub fn positions(&self, index: usize, first: usize) -> (usize, usize) {
-        let offset = self.find_rotary(index, |what| match what {
-            What::Offset { by } => Some(by),
-            _ => None,
-        });
-        let zero = self.has_rotary(index, What::DecodeZero) && self.step() > 0;
-        let first = if zero { 0 } else { first };
-        (first + offset.unwrap_or(0), first)
-    }
-
-    /// All keys as this call attends them, [1, KV heads, positions, head_dim]; `unturned` are this call's own.
-    pub fn attended_keys(&self, index: usize, keys: Tensor, unturned: &Tensor) -> Result<Tensor> {
-        if !self.has_rotary(index, What::KeysUnturned) || self.step() > 0 {
-            return Ok(keys);
-        }
-        let old = keys.narrow(2, 0, keys.dim(2)? - unturned.dim(2)?)?;
-        Tensor::cat(&[&old, unturned], 2)
+        Ok(is_other.then_some(rotary))
     }
 }
 
 fn is_scaling(what: What) -> Option<()> {
     matches!(what, What::ScalingOff | What::Linear { .. }).then_some(())
+}
+
+/// Rotary embedding at other positions.
+struct FaultyRotary {
+    rotary: Rotary,
+    query_offset: usize,
+    decodes_at_zero: bool,
+    clock: Clock,
+    /// This call's keys as they came in, for what attends them.
+    unturned: Rc<RefCell<Option<Tensor>>>,
+}
+
+impl Rotate for FaultyRotary {
+    fn rotate(&self, q: &Tensor, k: &Tensor, first: usize) -> Result<(Tensor, Tensor)> {
+        self.unturned.replace(Some(k.clone()));
+        let first = if self.decodes_at_zero && self.clock.step() > 0 { 0 } else { first };
+        let (rotated_q, rotated_k) = self.rotary.rotate(q, k, first)?;
+        match self.query_offset {
+            0 => Ok((rotated_q, rotated_k)),
+            by => Ok((self.rotary.rotate(q, k, first + by)?.0, rotated_k)),
+        }
+    }
+}
+
+/// The prefill attends its keys as they were before the rotation.
+struct UnturnedKeys {
+    inner: Box<dyn Attend>,
+    clock: Clock,
+    unturned: Rc<RefCell<Option<Tensor>>>,
+}
+
+impl Attend for UnturnedKeys {
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        match &*self.unturned.borrow() {
+            Some(new) if self.clock.step() == 0 => {
+                let old = k.narrow(2, 0, k.dim(2)? - new.dim(2)?)?;
+                self.inner.attend(q, &Tensor::cat(&[&old, new], 2)?, v, mask)
+            }
+            _ => self.inner.attend(q, k, v, mask),
+        }
+    }
 }

@@ -2,8 +2,8 @@
 
 use tracekit::sampling::Sampling;
 
+use super::words::Words;
 use super::{Faults, Kind as Any, Row, Run};
-use crate::faults::words::Words;
 
 pub const TABLE: &[Row] = &[
     ("top-p[:P]", "Another top-p, 0.5, than the one stated"),
@@ -55,7 +55,7 @@ impl Kind {
 
 impl Faults {
     /// The settings as they are used.
-    pub fn settings(&self, stated: &Sampling) -> Sampling {
+    pub(super) fn settings(&self, stated: &Sampling) -> Sampling {
         let mut used = stated.clone();
         for fault in &self.list {
             let Any::Settings(kind) = &fault.kind else { continue };

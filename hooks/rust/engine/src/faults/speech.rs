@@ -5,9 +5,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use candle_core::{DType, Result};
 use tracekit::nn::Linear;
 use tracekit::repetition_aware::RepetitionAware;
+use tracekit::sampling::Sampling;
 
+use super::words::Words;
 use super::{Faults, Kind as Any, Row, Run};
-use crate::faults::words::Words;
+use crate::config::Config;
+use crate::cosyvoice3::model::SpeechModel;
+use crate::cosyvoice3::sampler::SpeechSampler;
+use crate::cosyvoice3::segments::Request;
 
 pub const TABLE: &[Row] = &[
     ("speaker-row", "A speaker's embedding is a row of the input, behind sos"),
@@ -80,65 +85,74 @@ impl Faults {
         })
     }
 
-    /// Whether a speaker's row goes into the input.
-    pub fn speaker_row(&self) -> bool {
-        self.has_speech(Kind::SpeakerRow)
-    }
-
-    /// The text before each text.
-    pub fn prefix<'a>(&self, stated: &'a str) -> &'a str {
+    /// What is asked of the model.
+    pub fn request(&self, mut request: Request) -> Request {
+        request.has_speaker_row = self.has_speech(Kind::SpeakerRow);
+        request.parses_specials = !self.has_speech(Kind::SpecialsAsText);
+        request.counts_prompt_text = self.has_speech(Kind::LengthWithPrompt);
         if self.has_speech(Kind::NoPrefix) {
-            ""
-        } else {
-            stated
+            request.prompt_text.clear();
         }
+        for (text, speech_ids) in &mut request.texts {
+            if self.has_speech(Kind::OtherText) {
+                text.truncate(text.rfind(' ').unwrap_or(text.len()));
+            }
+            self.change_prompt_speech(speech_ids);
+        }
+        request
     }
 
-    /// The text to speak.
-    pub fn text(&self, stated: &str) -> String {
-        let other = stated.rsplit_once(' ').filter(|_| self.has_speech(Kind::OtherText));
-        other.map_or(stated, |(head, _)| head).to_string()
-    }
-
-    /// Whether special tokens in a text are tokens.
-    pub fn parses_specials(&self) -> bool {
-        !self.has_speech(Kind::SpecialsAsText)
-    }
-
-    /// Speech tokens to go on from.
-    pub fn prompt_speech(&self, stated: &[u32]) -> Vec<u32> {
-        let mut out = stated.to_vec();
-        self.find_speech(|kind| match kind {
-            Kind::FewerSpeech { count } => Some(stated.len().saturating_sub(count)),
-            Kind::MoreSpeech { count } => Some(stated.len() + count),
+    fn change_prompt_speech(&self, ids: &mut Vec<u32>) {
+        let length = self.find_speech(|kind| match kind {
+            Kind::FewerSpeech { count } => Some(ids.len().saturating_sub(count)),
+            Kind::MoreSpeech { count } => Some(ids.len() + count),
             _ => None,
-        })
-        .into_iter()
-        .for_each(|length| out.resize(length, stated.last().copied().unwrap_or_default()));
-        out
-    }
-
-    /// Whether the prompt's text counts where the fewest and most speech tokens are worked out.
-    pub fn counts_prompt_text(&self) -> bool {
-        self.has_speech(Kind::LengthWithPrompt)
+        });
+        if let Some(length) = length {
+            ids.resize(length, ids.last().copied().unwrap_or_default());
+        }
     }
 
     /// Tokens that stop the speech.
     pub fn speech_stops(&self, stated: Vec<u32>, eos: u32) -> Vec<u32> {
-        if self.has_speech(Kind::EosOnly) {
-            vec![eos]
-        } else {
-            stated
+        match self.has_speech(Kind::EosOnly) {
+            true => vec![eos],
+            false => stated,
         }
     }
 
+    /// The sampler of these numbers and stop tokens.
+    pub fn speech_sampler(&self, stated: &RepetitionAware, stop: Vec<u32>) -> SpeechSampler {
+        let ras = self.numbers(stated);
+        let mut sampler = SpeechSampler::new(ras, stop.clone());
+        self.plant_draw(&mut sampler.draw_from);
+        if self.has_speech(Kind::StopMasked) {
+            sampler.probabilities = Box::new(move |logits, early| {
+                let mut probs = tracekit::repetition_aware::probabilities(logits);
+                if early {
+                    stop.iter().for_each(|&id| probs[id as usize] = 0.0);
+                    let sum: f32 = probs.iter().sum();
+                    probs.iter_mut().for_each(|prob| *prob /= sum);
+                }
+                probs
+            });
+        }
+        let (from_start, strict) = (self.has_speech(Kind::WindowFromStart), self.has_speech(Kind::Strict));
+        if from_start || strict {
+            sampler.too_often = Box::new(move |token, decoded| {
+                let seen = if from_start { &decoded[..decoded.len().min(ras.win_size)] } else { decoded };
+                let (count, most) = (ras.count(token, seen), ras.most());
+                let repeats = if strict { count as f64 > most } else { count as f64 >= most };
+                repeats.then_some(count)
+            });
+        }
+        sampler
+    }
+
     /// The sampler's numbers.
-    pub fn repetition_aware(&self, stated: &RepetitionAware) -> RepetitionAware {
-        let used = self.settings(&tracekit::sampling::Sampling {
-            top_p: Some(stated.top_p),
-            top_k: Some(stated.top_k),
-            ..Default::default()
-        });
+    fn numbers(&self, stated: &RepetitionAware) -> RepetitionAware {
+        let (top_p, top_k) = (Some(stated.top_p), Some(stated.top_k));
+        let used = self.settings(&Sampling { top_p, top_k, ..Sampling::default() });
         RepetitionAware {
             top_p: used.top_p.unwrap_or(stated.top_p),
             top_k: used.top_k.unwrap_or(stated.top_k),
@@ -146,41 +160,22 @@ impl Faults {
         }
     }
 
-    /// What is drawn from; `early` steps may not stop.
-    pub fn speech_probabilities(&self, mut probs: Vec<f32>, stop: &[u32], early: bool) -> Vec<f32> {
-        if early && self.has_speech(Kind::StopMasked) {
-            stop.iter().for_each(|&id| probs[id as usize] = 0.0);
-            let sum: f32 = probs.iter().sum();
-            probs.iter_mut().for_each(|prob| *prob /= sum);
+    /// Puts the model's faults into it.
+    pub fn plant_speech(&self, model: &mut SpeechModel, config: &Config) -> Result<()> {
+        if self.list.is_empty() {
+            return Ok(());
         }
-        probs
-    }
-
-    /// The tokens that the repetition rule may look back at.
-    pub fn looked_back_at<'a>(&self, decoded: &'a [u32], size: usize) -> &'a [u32] {
-        match self.has_speech(Kind::WindowFromStart) {
-            true => &decoded[..decoded.len().min(size)],
-            false => decoded,
+        self.plant_decoder(&mut model.decoder, config, 1, false)?;
+        self.plant_linear(&mut model.llm_decoder, config.head_dim)?;
+        if self.has_speech(Kind::QuantisedHead) {
+            let head = &model.llm_decoder;
+            let weight = head.weight().to_dtype(DType::F32)?;
+            let scale = (weight.abs()?.max_keepdim(1)? / 127.0)?;
+            let rounded = weight.broadcast_div(&scale)?.round()?.broadcast_mul(&scale)?;
+            let rounded = rounded.to_dtype(head.weight().dtype())?;
+            model.llm_decoder = Linear::named(head.name(), rounded, head.bias().cloned());
         }
-    }
-
-    /// Whether a token that the window holds `count` times is drawn again.
-    pub fn repeats(&self, count: usize, most: f64) -> bool {
-        match self.has_speech(Kind::Strict) {
-            true => count as f64 > most,
-            false => count as f64 >= most,
-        }
-    }
-
-    /// The head over speech tokens, after its tensors were hashed.
-    pub fn speech_head(&self, head: Linear) -> Result<Linear> {
-        if !self.has_speech(Kind::QuantisedHead) {
-            return Ok(head);
-        }
-        let weight = head.weight().to_dtype(DType::F32)?;
-        let scale = (weight.abs()?.max_keepdim(1)? / 127.0)?;
-        let rounded = weight.broadcast_div(&scale)?.round()?.broadcast_mul(&scale)?;
-        Ok(Linear::named(head.name(), rounded.to_dtype(head.weight().dtype())?, head.bias().cloned()))
+        Ok(())
     }
 
     /// The time of day, where the generator is not seeded.

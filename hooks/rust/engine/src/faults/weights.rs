@@ -1,11 +1,12 @@
-//! Seam: the layers as they are built, after their loaded tensors were hashed; and values on their way.
+//! Seam: parameters after the loaded tensors were hashed, and values at sites.
 
 use candle_core::{bail, DType, Result, Tensor};
 use tracekit::nn::{Embedding, Linear, RmsNorm};
 
+use super::words::Words;
 use super::{Faults, Kind as Any, Row};
-use crate::faults::words::Words;
-use crate::norm::Order;
+use crate::model::decoder::Layer;
+use crate::model::norm::{Norm, Order};
 
 pub const TABLE: &[Row] = &[
     ("gain:SITE:FACTOR", "A module's parameters, or the value at a site, times FACTOR"),
@@ -119,27 +120,50 @@ impl Faults {
         })
     }
 
-    /// The embedding table as it is built.
-    pub fn embedding(&self, layer: Embedding) -> Result<Embedding> {
-        if self.list.is_empty() {
-            return Ok(layer);
+    /// Parameters of a layer.
+    pub(super) fn plant_weights(&self, layer: &mut Layer, head_dim: usize) -> Result<()> {
+        let Layer { input_layernorm, self_attn, post_attention_layernorm, mlp, .. } = layer;
+        let projections = [&mut self_attn.qkv, &mut mlp.gate_up];
+        let linear = projections.into_iter().flat_map(|layers| layers.layers());
+        for layer in linear.chain([&mut self_attn.o_proj, &mut mlp.down_proj]) {
+            self.plant_linear(layer, head_dim)?;
         }
+        self.plant_norm(input_layernorm)?;
+        self.plant_norm(post_attention_layernorm)
+    }
+
+    pub(super) fn plant_embedding(&self, layer: &mut Embedding) -> Result<()> {
         let table = layer.embeddings() * self.gain(layer.name()).unwrap_or(1.0);
-        Embedding::named(layer.name(), self.with_one_changed(layer.name(), table?)?)
+        *layer = Embedding::named(layer.name(), self.with_one_changed(layer.name(), table?)?)?;
+        Ok(())
     }
 
-    /// A linear layer as it is built.
-    pub fn linear(&self, layer: Linear) -> Result<Linear> {
-        if self.list.is_empty() {
-            return Ok(layer);
-        }
+    pub(super) fn plant_linear(&self, layer: &mut Linear, head_dim: usize) -> Result<()> {
         let name = layer.name();
-        let weight = self.linear_weight(name, layer.weight().clone())?;
+        let weight = self.linear_weight(name, layer.weight().clone(), head_dim)?;
         let bias = self.linear_bias(name, layer.bias().cloned(), &weight)?;
-        Ok(Linear::named(name, weight, bias))
+        *layer = Linear::named(name, weight, bias);
+        Ok(())
     }
 
-    fn linear_weight(&self, name: &str, mut weight: Tensor) -> Result<Tensor> {
+    pub(super) fn plant_norm(&self, norm: &mut Norm) -> Result<()> {
+        let (name, inner) = (norm.inner.name(), &norm.inner);
+        let mut weight = (inner.weight() * self.gain(name).unwrap_or(1.0))?;
+        if self.has_weights(name, What::NormPlusOne) {
+            weight = (weight + 1.0)?;
+        }
+        let weight = self.with_one_changed(name, weight.unsqueeze(0)?)?.squeeze(0)?;
+        let is_16_bit = weight.dtype() != DType::F32;
+        let order = self.find_weights(name, |what| match what {
+            What::NormOrder(order) if is_16_bit => Some(order),
+            _ => None,
+        });
+        let inner = RmsNorm::named(name, weight, self.eps(name).unwrap_or(inner.eps()));
+        *norm = Norm { inner, order: order.unwrap_or(norm.order) };
+        Ok(())
+    }
+
+    fn linear_weight(&self, name: &str, mut weight: Tensor, head_dim: usize) -> Result<Tensor> {
         if let Some(factor) = self.gain(name) {
             weight = (weight * factor)?;
         }
@@ -161,7 +185,7 @@ impl Faults {
         }
         let is_turned = name.ends_with(".q_proj") || name.ends_with(".k_proj");
         if is_turned && self.has_weights(name, What::PermutedRows) {
-            weight = interleaved_rows(&weight, self.head_dim)?;
+            weight = interleaved_rows(&weight, head_dim)?;
         }
         self.with_one_changed(name, weight)
     }
@@ -186,29 +210,6 @@ impl Faults {
         }
     }
 
-    /// A norm as it is built.
-    pub fn norm(&self, norm: RmsNorm) -> Result<RmsNorm> {
-        if self.list.is_empty() {
-            return Ok(norm);
-        }
-        let name = norm.name();
-        let mut weight = (norm.weight() * self.gain(name).unwrap_or(1.0))?;
-        if self.has_weights(name, What::NormPlusOne) {
-            weight = (weight + 1.0)?;
-        }
-        let weight = self.with_one_changed(name, weight.unsqueeze(0)?)?.squeeze(0)?;
-        Ok(RmsNorm::named(name, weight, self.eps(name).unwrap_or(norm.eps())))
-    }
-
-    /// In which order a norm of this dtype computes.
-    pub fn norm_order(&self, name: &str, dtype: DType, order: Order) -> Order {
-        let faulty = |what: What| match what {
-            What::NormOrder(order) if dtype != DType::F32 => Some(order),
-            _ => None,
-        };
-        self.find_weights(name, faulty).unwrap_or(order)
-    }
-
     /// `weight`, [rows, columns], with one number changed.
     fn with_one_changed(&self, name: &str, weight: Tensor) -> Result<Tensor> {
         let Some((row, column, delta)) = self.find_weights(name, |what| match what {
@@ -226,24 +227,29 @@ impl Faults {
         Tensor::from_vec(values, (rows, columns), weight.device())?.to_dtype(weight.dtype())
     }
 
-    /// A value at a site, before it is recorded.
-    pub fn site(&self, name: &str, value: Tensor) -> Result<Tensor> {
-        let value = match self.gain(name) {
+    /// What happens to the value at a site before it is recorded. The site of a module's input is `MODULE:in`.
+    pub(super) fn change_at(&self, site: &str) -> Change {
+        Change { gain: self.gain(site), offset: self.offset(site) }
+    }
+}
+
+/// A value at a site is scaled, then shifted.
+#[derive(Debug)]
+pub struct Change {
+    gain: Option<f64>,
+    offset: Option<f64>,
+}
+
+impl Change {
+    pub fn apply(&self, value: Tensor) -> Result<Tensor> {
+        let value = match self.gain {
             Some(factor) => (value * factor)?,
             None => value,
         };
-        match self.offset(name) {
+        match self.offset {
             Some(offset) => value + offset,
             None => Ok(value),
         }
-    }
-
-    /// The value that a module is about to be given, before it is recorded as the module's input.
-    pub fn input(&self, module: &str, value: Tensor) -> Result<Tensor> {
-        if self.list.is_empty() {
-            return Ok(value);
-        }
-        self.site(&format!("{module}:in"), value)
     }
 }
 

@@ -1,7 +1,10 @@
 //! RMS norms, in float32 whatever the dtype, as transformers computes them.
 
 use candle_core::{DType, Module, Result, Tensor, D};
-use tracekit::nn::RmsNorm;
+use candle_nn::VarBuilder;
+use tracekit::nn::{rms_norm, RmsNorm};
+
+use crate::config::Config;
 
 /// In which order a norm multiplies and rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,17 +21,14 @@ pub enum Order {
 
 /// `tracekit::nn::RmsNorm` with the order of its operations.
 pub struct Norm {
-    inner: RmsNorm,
-    order: Order,
+    pub inner: RmsNorm,
+    pub order: Order,
 }
 
 impl Norm {
-    pub fn new(inner: RmsNorm, order: Order) -> Self {
-        Self { inner, order }
-    }
-
-    pub fn name(&self) -> &str {
-        self.inner.name()
+    pub fn load(config: &Config, vb: VarBuilder) -> Result<Self> {
+        let inner = rms_norm(config.hidden_size, config.rms_norm_eps, vb)?;
+        Ok(Self { inner, order: Order::RoundThenScale })
     }
 
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
@@ -36,9 +36,10 @@ impl Norm {
             (Order::RoundThenScale, DType::F32) => self.inner.forward(xs),
             (Order::RoundThenScale, _) => self.inner.forward_diff(xs),
             _ => {
-                tracekit::tap(&format!("{}:in", self.name()), xs)?;
+                let name = self.inner.name();
+                tracekit::tap(&format!("{name}:in"), xs)?;
                 let out = self.by_hand(xs)?;
-                tracekit::tap(self.name(), &out)?;
+                tracekit::tap(name, &out)?;
                 Ok(out)
             }
         }

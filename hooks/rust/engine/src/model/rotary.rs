@@ -5,7 +5,13 @@ use candle_nn::rotary_emb;
 
 use crate::rope::{Rope, Scaling};
 
-/// Which numbers of a head are turned together.
+/// Rotates queries and keys.
+pub trait Rotate {
+    /// `q` and `k`, each [1, heads, rows, head_dim], at positions from `first` on.
+    fn rotate(&self, q: &Tensor, k: &Tensor, first: usize) -> Result<(Tensor, Tensor)>;
+}
+
+/// Which numbers of a head are rotated together.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pairs {
     /// Number i with number i + width / 2.
@@ -14,7 +20,7 @@ pub enum Pairs {
     Neighbours,
 }
 
-/// How one layer turns its queries and keys.
+/// How one layer rotates its queries and keys.
 #[derive(Clone, Debug)]
 pub struct Rotary {
     /// Inverse frequencies, one a pair.
@@ -29,7 +35,7 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// transformers' `ROPE_INIT_FUNCTIONS`: default, linear and llama3. The first `width` numbers of a head are turned.
+    /// transformers' `ROPE_INIT_FUNCTIONS`: default, linear and llama3. The first `width` numbers of a head are rotated.
     pub fn new(rope: &Rope, width: usize) -> Self {
         let theta = rope.theta as f32;
         let plain = (0..width).step_by(2).map(|i| 1.0 / theta.powf(i as f32 / width as f32));
@@ -49,7 +55,7 @@ impl Rotary {
     }
 
     /// Cosines and sines of positions `first..first + rows`, each [rows, pairs].
-    pub fn tables(&self, first: usize, rows: usize, dtype: DType) -> Result<(Tensor, Tensor)> {
+    fn tables(&self, first: usize, rows: usize, dtype: DType) -> Result<(Tensor, Tensor)> {
         let positions = Tensor::arange(first as u32, (first + rows) as u32, &Device::Cpu)?.to_dtype(self.dtype)?;
         let inverse = Tensor::new(&self.inverse[..], &Device::Cpu)?.to_dtype(self.dtype)?;
         let angles = positions.unsqueeze(1)?.broadcast_mul(&inverse.unsqueeze(0)?)?;
@@ -58,21 +64,28 @@ impl Rotary {
         Ok((rounded(angles.cos()?)?, rounded(angles.sin()?)?))
     }
 
-    /// Turns `xs`, [1, heads, rows, head_dim], by the tables.
-    pub fn turn(&self, xs: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Result<Tensor> {
+    /// `xs` [1, heads, rows, head_dim] by the tables; what is wider than they are is left as it is.
+    fn rotated(&self, xs: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Result<Tensor> {
         let (width, head_dim) = (2 * self.inverse.len(), xs.dim(3)?);
         if width < head_dim {
-            let turned = self.turn_all(&xs.narrow(3, 0, width)?.contiguous()?, cos, sin)?;
-            return Tensor::cat(&[&turned, &xs.narrow(3, width, head_dim - width)?], 3);
+            let rotated = self.pairs_of(&xs.narrow(3, 0, width)?.contiguous()?, cos, sin)?;
+            return Tensor::cat(&[&rotated, &xs.narrow(3, width, head_dim - width)?], 3);
         }
-        self.turn_all(xs, cos, sin)
+        self.pairs_of(xs, cos, sin)
     }
 
-    fn turn_all(&self, xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    fn pairs_of(&self, xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
         match self.pairs {
             Pairs::Halves => rotary_emb::rope(xs, cos, sin),
             Pairs::Neighbours => rotary_emb::rope_i(xs, cos, sin),
         }
+    }
+}
+
+impl Rotate for Rotary {
+    fn rotate(&self, q: &Tensor, k: &Tensor, first: usize) -> Result<(Tensor, Tensor)> {
+        let tables = self.tables(first, q.dim(2)?, q.dtype())?;
+        Ok((self.rotated(q, &tables)?, self.rotated(k, &tables)?))
     }
 }
 
