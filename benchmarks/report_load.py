@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import tracekit
+from tracekit.align.pair import Pair
 from tracekit.formats.log import LogWriter
 from tracekit.report import verdict_text
-from tracekit.report.page import Pair, write_page
+from tracekit.report.page import Compared, write_page
 from tracekit.verdict.outcome import Group, Postmortem, Rate, Run, Seed, State
 
 if TYPE_CHECKING:
@@ -117,14 +118,14 @@ def _values(order: int, positions: int, rounding: np.random.Generator, wrong: bo
     return (truth * off).astype(np.float32)
 
 
-def pairs(runs: list[Path]) -> Iterator[Pair]:
+def pairs(runs: list[Path]) -> Iterator[Compared]:
     """One a group, compared as `tracekit diff` does."""
     with tracekit.open(runs[0]) as reference:
         for index, path in enumerate(runs[1:]):
             with tracekit.open(path) as candidate:
                 verdict = tracekit.diff(reference, candidate)
                 text = verdict_text(verdict, reference, candidate)
-                yield Pair(f"group-{index}", reference, candidate, verdict.to_json(), text)
+                yield Compared(f"group-{index}", Pair.of(reference, candidate), verdict.to_json(), text)
 
 
 def postmortem(runs: list[Path], count: int, steps: int) -> Postmortem:

@@ -22,11 +22,11 @@ from tests.hostile_run import PROMPT, SETTING, SITES, TOKENS, write_hostile
 from tests.small_run import PROMPT as PROMPT_TOKENS
 from tests.small_run import STEPS, write_run
 from tests.speech_traces import tracekit
-from tracekit.align.sites import align_sequences, align_sites
+from tracekit.align.pair import Pair
 from tracekit.compare.yardstick import Uncalibrated
 from tracekit.report import verdict_text
 from tracekit.report.error_map import EQUAL, INFINITE, NOT_COMPARED, compared_steps, levels, site_errors
-from tracekit.report.page import Pair, write_page
+from tracekit.report.page import Compared, write_page
 from tracekit.verdict.outcome import EndsTooSoon, Group, Postmortem, Rate, Run, Seed, State
 
 TRACES = Path(__file__).parent.parent / "traces"
@@ -75,10 +75,12 @@ def page_of(*words: object) -> Elements:
     return Elements(Path("report.html").read_text())
 
 
-def pair_of(one: Path, other: Path, title: str = "pair") -> Pair:
+def pair_of(one: Path, other: Path, title: str = "pair") -> Compared:
     reference, candidate = tk.open(one), tk.open(other)
     verdict = tk.diff(reference, candidate)
-    return Pair(title, reference, candidate, verdict.to_json(), verdict_text(verdict, reference, candidate))
+    return Compared(
+        title, Pair.of(reference, candidate), verdict.to_json(), verdict_text(verdict, reference, candidate)
+    )
 
 
 # -------------------------------------------------------------------- numbers
@@ -86,8 +88,8 @@ def pair_of(one: Path, other: Path, title: str = "pair") -> Pair:
 
 def errors_of(one: Path, other: Path) -> dict[str, np.ndarray]:
     reference, candidate = tk.open(one), tk.open(other)
-    pair = align_sequences(reference, candidate)[0][0]
-    found = site_errors(pair, align_sites(reference, candidate), Uncalibrated())
+    pair = Pair.of(reference, candidate)
+    found = site_errors(pair.sequences[0], pair.sites, Uncalibrated())
     return {name: errors.ratio for name, errors in found.items()}
 
 
@@ -124,7 +126,7 @@ def test_the_prompt_belongs_to_step_0_and_its_worst_position_counts():
 def test_steps_after_the_tokens_part_are_not_on_the_map():
     one = write_run(Path("one.tklog"))
     other = write_run(Path("other.tklog"), pick=lambda step, token, ids: int(ids[-1]) if step == 2 else token)
-    pair = align_sequences(tk.open(one), tk.open(other))[0][0]
+    pair = Pair.of(tk.open(one), tk.open(other)).sequences[0]
     assert compared_steps(pair) == 3
     assert len(errors_of(one, other)["up"]) == 3
 

@@ -17,8 +17,9 @@ from tests.hostile_run import SITES, write_hostile
 from tests.small_run import VOCABULARY, write_run
 from tests.speech_traces import tracekit
 from tests.test_report import outcome, pair_of
+from tracekit.align.pair import Pair
 from tracekit.report import verdict_text
-from tracekit.report.page import Pair, write_page
+from tracekit.report.page import Compared, write_page
 
 TRACES = Path(__file__).parent.parent / "traces"
 CULPRIT = "model.layers.1.self_attn.o_proj:in"
@@ -60,8 +61,12 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     verdict = tk.diff(reference, candidate)
     text = verdict_text(verdict, reference, candidate) + "\n</pre><script>alert(9)</script>"
     title = "<img src=x onerror=alert(10)>"
-    again = Pair(f"{title}2", reference, candidate, verdict.to_json(), text)
-    write_page(folder / "report.html", [Pair(title, reference, candidate, verdict.to_json(), text), again], outcome())
+    again = Compared(f"{title}2", Pair.of(reference, candidate), verdict.to_json(), text)
+    write_page(
+        folder / "report.html",
+        [Compared(title, Pair.of(reference, candidate), verdict.to_json(), text), again],
+        outcome(),
+    )
     return folder / "report.html"
 
 

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 import tracekit as tk
 from tests.speech_traces import EOS, Run, golden, tracekit
+from tracekit.align.pair import Pair
 from tracekit.compare.side_by_side import token_tables
 
 TRACES = Path(__file__).parent.parent / "traces"
@@ -33,7 +34,7 @@ def test_the_first_difference_is_marked():
 
 def test_a_draw_that_differs_is_marked_where_the_tokens_are_still_the_same():
     Run("native", offset=1).write(Path("native.tklog"))
-    found = token_tables(tk.open("py.tklog"), tk.open("native.tklog"), 9)
+    found = token_tables(Pair.of(tk.open("py.tklog"), tk.open("native.tklog")), 9)
     firsts = [one.first_difference for one in found]
     assert [(first.step, first.difference) for first in firsts if first] == [(0, "draw"), (0, "draw")]
     assert "the draws differ from step 0" in table("native.tklog", "--tokens", 1)
@@ -43,11 +44,13 @@ def test_equal_runs_have_no_mark():
     Run("native").write(Path("native.tklog"))
     said = table("native.tklog", "--tokens", 9)
     assert said.startswith("sequence 0, the first 5 tokens: the same on both sides") and "\n>" not in said
-    assert all(one.first_difference is None for one in token_tables(tk.open("py.tklog"), tk.open("native.tklog"), 9))
+    assert all(
+        one.first_difference is None for one in token_tables(Pair.of(tk.open("py.tklog"), tk.open("native.tklog")), 9)
+    )
 
 
 def test_an_ordinary_model_shows_its_texts():
-    (found,) = token_tables(tk.open(TRACES / "python.h5"), tk.open(TRACES / "rng.h5"), 5)
+    (found,) = token_tables(Pair.of(tk.open(TRACES / "python.h5"), tk.open(TRACES / "rng.h5")), 5)
     first = found.first_difference
     assert first is not None and (first.step, first.difference) == (3, "token")
     code, said = tracekit("diff", TRACES / "python.h5", TRACES / "rng.h5", "--tokens", 5)

@@ -9,6 +9,7 @@ import sys
 import click
 
 import tracekit
+from tracekit.align.pair import Pair
 from tracekit.compare.side_by_side import token_tables
 from tracekit.report.token_text import token_tables_text
 from tracekit.trace import TraceError
@@ -50,7 +51,7 @@ def command(
         verdict = tracekit.diff(one, other, truth, more, weights=weights, audited=not no_audit, names=names)
         if strict:
             _refuse_unmatched(candidate, verdict)
-        tables = token_tables(one, other, tokens) if tokens else []
+        tables = token_tables(Pair.of(one, other), tokens) if tokens else []
         if as_json:
             rows = {"tokens": [table.to_json() for table in tables]} if tokens else {}
             click.echo(json.dumps(verdict.to_json() | rows, indent=2))

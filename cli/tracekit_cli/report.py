@@ -14,9 +14,9 @@ import tracekit
 from tracekit.formats.name_map import NameMap, read_names
 from tracekit.report import verdict_text
 from tracekit.report.json import verdict_json
-from tracekit.report.page import Alone, Pair, write_page, write_trace_page
+from tracekit.report.page import Alone, Compared, write_page, write_trace_page
 from tracekit.trace import TraceError
-from tracekit.verdict.decide import compare, paired
+from tracekit.verdict.decide import paired, verdict_of
 
 
 @click.command("report")
@@ -69,11 +69,10 @@ def _check_alone(trace: str, options: dict[str, Any]) -> None:
             raise TraceError(f"{trace}: one trace alone is not compared with anything; leave out --{name}")
 
 
-def _pairs(reference: tracekit.Trace, candidates: tuple[str, ...], by: Measure) -> Iterator[Pair]:
+def _pairs(reference: tracekit.Trace, candidates: tuple[str, ...], by: Measure) -> Iterator[Compared]:
     for path in candidates:
         with tracekit.open(path) as candidate:
             both = paired(reference, candidate, by.names, by.weights)
-            one, other = both.traces
-            verdict = compare(both, by.oracle, by.noise, weights=by.weights)
+            verdict = verdict_of(both, by.oracle, by.noise, weights=by.weights)
             text = verdict_text(verdict, reference, candidate, by.oracle)
-            yield Pair(path, one, other, verdict_json(verdict), text, by.oracle, by.noise, by.weights)
+            yield Compared(path, both, verdict_json(verdict), text, by.oracle, by.noise, by.weights)

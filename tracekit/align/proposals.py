@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.align.sites import SequencePair, align_sequences, align_sites
+from tracekit.align.pair import Pair
+from tracekit.align.sites import SequencePair
 from tracekit.dtypes import to_float
 from tracekit.formats.name_map import Alias, NameMap
 from tracekit.trace import INPUT_SUFFIX, Json, Sequence, Trace
@@ -70,11 +71,11 @@ class _Kind:
 @np.errstate(all="ignore")
 def propose(reference: Trace, candidate: Trace) -> Proposals:
     """A map from the candidate's names to the reference's. Sites that pair up without one are left out."""
-    alignment = align_sites(reference, candidate)
+    pair = Pair.of(reference, candidate)
+    alignment = pair.sites
     ours = _kinds(reference, alignment.unmatched_reference)
     theirs = _kinds(candidate, alignment.unmatched_candidate)
-    pairs, _ = align_sequences(reference, candidate)
-    search = _Search(ours, theirs, pairs[0] if pairs else None)
+    search = _Search(ours, theirs, pair.first)
     lines = search.run()
     return Proposals(
         tuple(lines), len(alignment.pairs), tuple(kind.pattern for kind in ours), tuple(kind.pattern for kind in theirs)

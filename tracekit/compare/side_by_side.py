@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tracekit.align.sites import align_sequences
-from tracekit.trace import Draw, Json, Sequence, Step, Trace
+from tracekit.align.pair import Pair
+from tracekit.trace import Draw, Json, Sequence, Step
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,9 @@ class TokenTable:
         return {"sequence": self.sequence, "first_difference": None if first is None else first.step, "rows": rows}
 
 
-def token_tables(reference: Trace, candidate: Trace, steps: int) -> list[TokenTable]:
+def token_tables(pair: Pair, steps: int) -> list[TokenTable]:
     """The first `steps` tokens of every pair of sequences."""
-    pairs, _ = align_sequences(reference, candidate)
-    return [TokenTable(pair.index, _rows(pair.reference, pair.candidate, steps)) for pair in pairs]
+    return [TokenTable(each.index, _rows(each.reference, each.candidate, steps)) for each in pair.sequences]
 
 
 def _rows(one: Sequence, other: Sequence, steps: int) -> tuple[TokenRow, ...]:

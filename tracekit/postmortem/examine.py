@@ -6,13 +6,13 @@ What is recorded is in the store before anything is made of it: nothing that is 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from tracekit.align.sites import SequencePair, align_sequences
+from tracekit.align.sites import SequencePair
 from tracekit.compare.search import first_token_difference
 from tracekit.compare.survivors import log_ratio
 from tracekit.formats.opening import open_trace
@@ -25,14 +25,13 @@ from tracekit.report.json import verdict_json
 from tracekit.report.text import verdict_text
 from tracekit.trace import Json, Trace, TraceError
 from tracekit.verdict.cause import Cause
-from tracekit.verdict.decide import Verdict, diff
+from tracekit.verdict.causes import is_fault, rule_of
+from tracekit.verdict.decide import Verdict, paired, verdict_of
 from tracekit.verdict.outcome import BROKEN, Run, Seed, SeenFault, State
 
 SEEDS = "seeds"
 FULL = "full"
 """Name of a level's recordings, whichever of the full levels it is."""
-SOUND_CAUSES = (Cause.RNG, Cause.SAMPLER, Cause.STOP, Cause.INPUT, Cause.CONFIG)
-"""Causes that tokens, survivors and draws prove, once they explain them: no layer is behind them."""
 APART_LIMIT = 1e-3
 """Nats by which the log-probabilities of float32 runs may be apart, in the median, whatever other seeds do. Candle and
 PyTorch are 2e-6 apart (CosyVoice3), a rotary table in float16 puts them 1.4e-4 apart."""
@@ -132,14 +131,14 @@ def _side_said(reference: Run, candidate: Run, otherwise: str | None) -> str | N
 
 def compare(seed: Seed, one: Trace, other: Trace, fail: str, *, in_full: bool) -> Seed:
     """What two traces of a seed say. Raises TraceError where they cannot be compared."""
-    pairs, left = align_sequences(one, other)
-    parted = [(pair.index, step) for pair in pairs if (step := _parted(pair)) is not None]
-    sequence, step = parted[0] if parted else ((left[0], 0) if left else (None, None))
-    apart = _apart(pairs)
-    verdict = diff(one, other, audited=in_full)
+    pair = paired(one, other)
+    parted = [(each.index, step) for each in pair.sequences if (step := _parted(each)) is not None]
+    sequence, step = parted[0] if parted else ((pair.left[0], 0) if pair.left else (None, None))
+    apart = _apart(pair.sequences)
+    verdict = verdict_of(pair, audited=in_full)
     facts = Facts(seed.seed, seed.reference, seed.candidate, step, verdict.verdict == "divergence")
     failing = rule(fail)(facts)
-    near = verdict.cause == Cause.NEAR_TIE
+    near = verdict.cause is not None and not is_fault(verdict.cause)
     crashed = seed.reference.exit_code != seed.candidate.exit_code or bool(seed.candidate.exit_code)
     state = State.PASS
     if crashed:
@@ -182,7 +181,7 @@ def _parted(pair: SequencePair) -> int | None:
     return step if step is not None or counts[0] == counts[1] else min(counts)
 
 
-def _apart(pairs: list[SequencePair]) -> float | None:
+def _apart(pairs: Iterable[SequencePair]) -> float | None:
     """Nats: median over the common steps of the largest difference of a survivor's log-probability."""
     found = []
     for pair in pairs:
@@ -235,7 +234,8 @@ def needs_full(seed: Seed, quiet: float) -> bool:
     verdict = seed.verdict
     if verdict is None:
         return False
-    return verdict["cause"] not in SOUND_CAUSES or verdict["explanation"] is None
+    found = rule_of(verdict["cause"])
+    return found is None or not found.grouping.proven_by_tokens or verdict["explanation"] is None
 
 
 def _joined(found: Seed, again: Seed) -> Seed:
@@ -260,7 +260,8 @@ def _stands_alone(verdict: Json) -> bool:
     """Whether a verdict on tokens and draws names a fault that no layer can have brought about: survivors, counts of
     draws and tokens follow the layers; how is drawn, and where it stops on the same tokens, does not."""
     drawn = verdict["cause"] == Cause.SAMPLER and verdict["site"] == "draws"
-    return bool(verdict["explanation"]) or drawn or verdict["cause"] in (Cause.STOP, Cause.INPUT, Cause.CONFIG)
+    found = rule_of(verdict["cause"])
+    return bool(verdict["explanation"]) or drawn or (found is not None and found.grouping.stands_alone)
 
 
 def fault_of(verdict: Json) -> SeenFault:

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from tracekit.align.pair import Pair
 from tracekit.formats.opening import open_trace
 from tracekit.postmortem.conduct import remove_traces
 from tracekit.postmortem.examine import trace_name
 from tracekit.postmortem.plan import Plan, Side, interpreter_and_program, is_python
 from tracekit.postmortem.program import scratch_folder
 from tracekit.postmortem.store import Store, read_json, write_json
-from tracekit.report.page import Pair, write_page
+from tracekit.report.page import Compared, write_page
 from tracekit.repro import Case, Command, write_repro
 from tracekit.trace import Json, Trace, TraceError
-from tracekit.verdict.cause import Cause
+from tracekit.verdict.causes import is_fault
 from tracekit.verdict.outcome import Group, Postmortem, Run, Seed
 
 REPORT = "report.html"
@@ -84,14 +85,14 @@ def write_report(store: Store, places: Places, found: Postmortem) -> None:
         store.deliver(page, REPORT)
 
 
-def _pairs(places: Places, found: Postmortem) -> Iterator[Pair]:
+def _pairs(places: Places, found: Postmortem) -> Iterator[Compared]:
     seeds = {seed.seed: seed for seed in found.seeds}
     for group in found.groups:
         seed = seeds[group.example]
         with _open(places, seed) as both:
             if both is not None and group.verdict is not None:
                 names = tuple(places.name(seed, run) for run in (seed.reference, seed.candidate))
-                yield Pair(group.name, both[0], both[1], group.verdict, group.text, names=(names[0], names[1]))
+                yield Compared(group.name, Pair.of(*both), group.verdict, group.text, names=(names[0], names[1]))
 
 
 @contextlib.contextmanager
@@ -109,7 +110,7 @@ def _write_repros(store: Store, places: Places, found: Postmortem, plan: Plan) -
     seeds = {seed.seed: seed for seed in found.seeds}
     without = []
     for group in found.groups:
-        if group.verdict is None or group.cause == Cause.NEAR_TIE:
+        if group.verdict is None or not is_fault(group.cause):
             continue
         why = _write_repro(store, places, seeds[group.example], group, plan)
         if why is not None:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 from tracekit.postmortem.examine import fault_of, is_suspicious, quietest
 from tracekit.postmortem.margins import pass_probability, rate
 from tracekit.verdict.cause import Cause
+from tracekit.verdict.causes import is_fault, rule_of
 from tracekit.verdict.outcome import (
     BROKEN,
     FAILING,
-    Agreement,
     AllAgree,
     Chance,
     EndsTooSoon,
@@ -27,14 +27,9 @@ from tracekit.verdict.outcome import (
     State,
     WrongProbabilities,
 )
+from tracekit.verdict.rule import Grouping, Luck
 
 NAME_LENGTH = 60
-AGREEMENTS: dict[str, Agreement] = {
-    Cause.FILTER: Agreement.SURVIVORS,
-    Cause.INPUT: Agreement.PROMPTS,
-    Cause.CONFIG: Agreement.SETTINGS,
-}
-"""What seeds that pass agree in, by the cause that would have changed it."""
 
 
 class Key(NamedTuple):
@@ -130,7 +125,7 @@ def _group(members: _Members, named: Mapping[Key, str], of: int, passing: list[S
         cause=key.cause,
         site=key.site,
         mechanism=key.mechanism,
-        failing=key.cause != Cause.NEAR_TIE and any(seed.state is not State.LATENT for seed in shown),
+        failing=is_fault(key.cause) and any(seed.state is not State.LATENT for seed in shown),
         seeds=tuple(seed.seed for seed in own),
         steps=tuple(map(_step, own)),
         latent=tuple(seed.seed for seed in own if seed.state is State.LATENT),
@@ -170,14 +165,14 @@ def _chance(key: Key, own: list[Seed], passing: list[Seed], quiet: float) -> Cha
     """May seeds that pass have this fault?"""
     if not passing:
         return None
-    if key.cause in (Cause.RNG, Cause.SAMPLER):
+    grouping = Grouping() if (rule := rule_of(key.cause)) is None else rule.grouping
+    if grouping.luck is Luck.DRAWS:
         return _chance_of_draws(passing)
-    if key.cause in (Cause.LAYER, Cause.WEIGHTS):
+    if grouping.luck is Luck.VALUES:
         return _chance_of_values(own, passing, quiet)
-    if key.cause == Cause.STOP:
+    if grouping.luck is Luck.LENGTH:
         return _chance_of_length(own, passing)
-    agreement = AGREEMENTS.get(key.cause)
-    return None if agreement is None else AllAgree(len(passing), agreement)
+    return None if grouping.agrees is None else AllAgree(len(passing), grouping.agrees)
 
 
 def _chance_of_draws(passing: list[Seed]) -> OtherDraws:

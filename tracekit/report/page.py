@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tracekit.formats.whole_file import write_whole
-from tracekit.report.sections import Alone, Pair, Section, alone_section, pair_section
+from tracekit.report.sections import Alone, Compared, Section, alone_section, pair_section
 from tracekit.report.seed_rows import postmortem_rows
 from tracekit.trace import Json, TraceError
 from tracekit.verdict.outcome import Postmortem
 
-__all__ = ["Alone", "Pair", "write_page", "write_trace_page"]
+__all__ = ["Alone", "Compared", "write_page", "write_trace_page"]
 
 EXTRA = "the report needs jinja2 and plotly: pip install 'tracekit[report]'"
 ANOTHER = "name another file with -o"
@@ -24,7 +24,7 @@ MAP_CELLS = 1_500_000
 """Bytes that all maps of a page may have together, before base64 adds a third."""
 
 
-def write_page(out: Path, pairs: Iterable[Pair], postmortem: Postmortem | None = None) -> None:
+def write_page(out: Path, pairs: Iterable[Compared], postmortem: Postmortem | None = None) -> None:
     """Write the page of some pairs of traces and, where there is one, of the postmortem that they are examples of.
 
     Pairs are taken one at a time, so an iterator may open and close their traces. Raises TraceError where jinja2 or

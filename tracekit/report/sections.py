@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from tracekit.align.pair import Pair
 from tracekit.align.rotary_order import in_order_of
-from tracekit.align.sites import Alignment, SequencePair, align_sequences, align_sites
+from tracekit.align.sites import Alignment, SequencePair
 from tracekit.auditing.audit import audit
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, why_no_checkpoint
@@ -51,12 +52,11 @@ site's, and lower."""
 
 
 @dataclass(frozen=True)
-class Pair:
+class Compared:
     """Two open traces, the verdict on them, and the verdict as a person reads it."""
 
     title: str  # a tab's name; a postmortem's group by its name
-    reference: Trace
-    candidate: Trace
+    pair: Pair
     verdict: Json  # `Verdict.to_json`
     text: str
     oracle: Trace | None = None
@@ -114,55 +114,54 @@ class ErrorTable:
 # -------------------------------------------------------------------- two traces
 
 
-def pair_section(pair: Pair) -> Section:
+def pair_section(shown: Compared) -> Section:
     """Everything of a pair. Raises TraceError where the traces cannot be compared."""
-    one, other = pair.reference, pair.candidate
-    sequences, _ = align_sequences(one, other)
-    asked = pair.verdict.get("sequence")
-    compared = next((found for found in sequences if found.index == asked), sequences[0] if sequences else None)
-    checkpoint, _ = checkpoint_of(one, other, pair.weights)
+    one, other = shown.pair.traces
+    asked = shown.verdict.get("sequence")
+    compared = (None if asked is None else shown.pair.sequence(asked)) or shown.pair.first
+    checkpoint, _ = checkpoint_of(one, other, shown.weights)
     texts = TokenTexts(() if compared is None else (compared.reference, compared.candidate), checkpoint)
-    tables = token_tables(one, other, ALL_STEPS)
+    tables = token_tables(shown.pair, ALL_STEPS)
     for table in tables:
         if compared is not None and table.sequence == compared.index:
             texts.add(table)
-    acting = {difference["name"]: difference for difference in pair.verdict.get("differences", [])}
+    acting = {difference["name"]: difference for difference in shown.verdict.get("differences", [])}
     section = Section(
         {
-            "title": pair.title,
+            "title": shown.title,
             "kind": "pair",
             "roles": ["Reference", "Candidate"],
-            "sides": _named(_heads([("Reference", one), ("Candidate", other), *_oracle(pair.oracle)]), pair.names),
-            "words": verdict_words(pair.verdict),
-            "text": _lines(pair.text),
+            "sides": _named(_heads([("Reference", one), ("Candidate", other), *_oracle(shown.oracle)]), shown.names),
+            "words": verdict_words(shown.verdict),
+            "text": _lines(shown.text),
             "sequence": None if compared is None else compared.index,
             "prompts": [] if compared is None else _prompts(compared.reference, compared.candidate),
             "tokens": [token_rows(table) for table in tables],
-            "logits": [] if compared is None else _logits(pair.verdict, compared, texts),
+            "logits": [] if compared is None else _logits(shown.verdict, compared, texts),
             "config": config_rows([one, other], acting),
         }
     )
-    reason = _no_layers(pair, compared)
+    reason = _no_layers(shown, compared)
     if reason is not None or compared is None:
         section.view |= {"no_map": reason, "map": None, "layers": None}
         return section
-    _add_errors(section, pair, compared, checkpoint)
+    _add_errors(section, shown, compared, checkpoint)
     return section
 
 
-def _add_errors(section: Section, pair: Pair, compared: SequencePair, checkpoint: Checkpoint | None) -> None:
-    one, other = pair.reference, pair.candidate
-    alignment = align_sites(one, other)
-    yardstick = yardstick_of(one, pair.oracle, pair.noise)
+def _add_errors(section: Section, shown: Compared, compared: SequencePair, checkpoint: Checkpoint | None) -> None:
+    one, other = shown.pair.traces
+    alignment = shown.pair.sites
+    yardstick = yardstick_of(one, shown.oracle, shown.noise)
     errors = site_errors(compared, alignment, yardstick)
     owns: dict[str, OwnErrors] = {}
-    if pair.audited and checkpoint is not None:
+    if shown.audited and checkpoint is not None:
         owns = own_errors_of_pair(compared, other, one, alignment, checkpoint)
     sites = ordered_sites(one, errors, owns)
     sides = [(one, compared.reference), (other, compared.candidate)]
     limits = limits_of(yardstick.calibration)
     _fill(section, sites, sides, errors, owns, alignment, limits, compared_steps(compared))
-    at_fault = {culprit["site"]: culprit for culprit in reversed(pair.verdict["culprits"]) if culprit.get("site")}
+    at_fault = {culprit["site"]: culprit for culprit in reversed(shown.verdict["culprits"]) if culprit.get("site")}
     _accuse(section, {site: _mistake(culprit) for site, culprit in at_fault.items()})
     _add_layers(section, sites, errors, owns, limits[0])
     steps, longest = compared_steps(compared), max(compared.reference.step_count, compared.candidate.step_count)
@@ -176,7 +175,7 @@ def _add_errors(section: Section, pair: Pair, compared: SequencePair, checkpoint
     }
 
 
-def _no_layers(pair: Pair, compared: SequencePair | None) -> str | None:
+def _no_layers(shown: Compared, compared: SequencePair | None) -> str | None:
     """Why there is no map of errors; None where there is one."""
     if compared is None:
         return "No sequence of the candidate starts from a prompt of the reference."

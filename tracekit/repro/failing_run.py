@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.align.sites import SequencePair, align_sequences
-from tracekit.trace import Array, Draw, Json, Sequence, Trace
-from tracekit.verdict.cause import Cause
+from tracekit.align.sites import SequencePair
+from tracekit.trace import Array, Draw, Json, Sequence
+from tracekit.verdict.rule import ReproNeeds
 
-CAUSES = (Cause.LAYER, Cause.FILTER, Cause.SAMPLER, Cause.RNG, Cause.STOP, Cause.INPUT)
-"""Causes that a repro is made for."""
 DERIVED = ("token_ids", "vocabulary")
 """Inputs that a program makes itself of the others, where there are others."""
 
@@ -114,30 +112,26 @@ class Input:
         return self.fed.length if self.prompts else whole[0], len(self.fed.tokens) if self.tokens else whole[1]
 
 
-def whole_input(pairs: list[SequencePair], pair: SequencePair, steps: int, cause: str, native: bool) -> Input:
+def whole_input(
+    pairs: Iterable[SequencePair], pair: SequencePair, steps: int, needs: ReproNeeds, native: bool
+) -> Input:
     """The reference's prompts, tokens and draws up to a step of a pair, for a candidate to follow.
 
-    What comes before is skipped where the cause leaves it no part: only where its generator stands comes from there.
+    What comes before is skipped where the repro does not need it: only where its generator stands comes from there.
     """
     by_index = {each.candidate.index: each.reference for each in pairs}
     before = []
     for index in range(pair.candidate.index):
         fed = _fed(by_index[index]) if index in by_index else None
-        before.append((fed or _fed(pair.candidate)).cut(1 << 30 if cause == Cause.RNG and fed else 0))
+        before.append((fed or _fed(pair.candidate)).cut(1 << 30 if needs.needs_sequences_before and fed else 0))
     fed = _fed(pair.reference)
     longer = pair.candidate if pair.candidate.step_count > pair.reference.step_count else pair.reference
     tokens = np.asarray(longer.tokens, dtype=np.int64)
     fed = replace(fed, tokens=np.concatenate([fed.tokens, tokens[len(fed.tokens) :]]))
-    return Input(tuple(before), fed.cut(steps), native and cause != Cause.INPUT, cause in (Cause.FILTER, Cause.SAMPLER))
+    return Input(tuple(before), fed.cut(steps), native and needs.forces_prompt, needs.forces_draws)
 
 
 def _fed(sequence: Sequence) -> Fed:
     steps = tuple(sequence.step(index).draws for index in range(sequence.step_count))
     tokens = np.asarray(sequence.tokens, dtype=np.int64)
     return Fed(dict(sequence.inputs), tokens, steps, sequence.sampling, sequence.seed)
-
-
-def pair_of(reference: Trace, candidate: Trace, index: int) -> tuple[list[SequencePair], SequencePair | None]:
-    """All pairs of two traces, and the one of a sequence of the reference."""
-    pairs, _ = align_sequences(reference, candidate)
-    return pairs, next((pair for pair in pairs if pair.index == index), None)

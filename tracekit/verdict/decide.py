@@ -35,7 +35,7 @@ from tracekit.verdict.ruling import Margins, Ruling
 from tracekit.verdict.unexercised import unexercised
 from tracekit.verdict.verdict import Accused, AuditShare, Decision, Unmatched, Verdict
 
-__all__ = ["Verdict", "compare", "diff", "paired", "yardstick_of"]
+__all__ = ["Verdict", "diff", "paired", "verdict_of", "yardstick_of"]
 
 MOST_TIES = 3
 """Steps at which rounding moved a token over a cut that are noted."""
@@ -57,7 +57,7 @@ def diff(
     the traces cannot be compared.
     """
     pair = paired(reference, candidate, names, weights)
-    return compare(pair, oracle, noise or [], weights=weights, audited=audited)
+    return verdict_of(pair, oracle, noise or [], weights=weights, audited=audited)
 
 
 def paired(reference: Trace, candidate: Trace, names: NameMap | None = None, weights: str | None = None) -> Pair:
@@ -71,7 +71,7 @@ def paired(reference: Trace, candidate: Trace, names: NameMap | None = None, wei
 
 
 @np.errstate(all="ignore")
-def compare(
+def verdict_of(
     pair: Pair, oracle: Trace | None = None, noise: Seq[Trace] = (), *, weights: str | None = None, audited: bool = True
 ) -> Verdict:
     """The verdict on two traces that are aligned; the arguments are `diff`'s. Raises TraceError."""

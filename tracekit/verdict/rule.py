@@ -18,6 +18,7 @@ from tracekit.verdict.attribution import Examination
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.counterfactual import rule_draw, rule_token
 from tracekit.verdict.coverage import Coverage
+from tracekit.verdict.outcome import Agreement
 from tracekit.verdict.ruling import Ruling
 from tracekit.verdict.verdict import Decision
 
@@ -68,7 +69,7 @@ class Grouping:
     """How a postmortem treats seeds of this cause."""
 
     luck: Luck = Luck.UNKNOWN
-    agrees: str = ""  # what agrees in passing seeds, of `Luck.AGREE`: "survivors"
+    agrees: Agreement | None = None  # of `Luck.AGREE`: in what seeds that pass agree
     proven_by_tokens: bool = False  # tokens, survivors and draws prove it once they explain it: no layer is behind it
     stands_alone: bool = False  # no layer can have brought it about, explained or not
 

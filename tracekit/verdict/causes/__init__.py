@@ -23,6 +23,12 @@ def rule_of(cause: str | None) -> CauseRule | None:
     return next((rule for rule in rules() if rule.cause == cause), None)
 
 
+def is_fault(cause: str) -> bool:
+    """Whether something is to be mended; so it is where the id is of no rule, such as a postmortem's `crash`."""
+    rule = rule_of(cause)
+    return rule is None or rule.fault
+
+
 def cause_of(case: Case) -> Ruling | None:
     """The ruling of the rules in their order; None where no rule holds."""
     ruling: Ruling | None = None
@@ -31,4 +37,4 @@ def cause_of(case: Case) -> Ruling | None:
     return ruling
 
 
-__all__ = ["Cause", "cause_of", "rule_of", "rules"]
+__all__ = ["Cause", "cause_of", "is_fault", "rule_of", "rules"]

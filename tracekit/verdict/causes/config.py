@@ -9,6 +9,7 @@ from tracekit.compare.settings import FILTER_SETTINGS, REPETITION_SETTINGS, STOP
 from tracekit.mistakes.sites import gates, mask, norms, rotary, scores
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.evidence import SettingDiffers
+from tracekit.verdict.outcome import Agreement
 from tracekit.verdict.rule import Case, CauseRule, Grouping, Luck, ReproNeeds, explanation_id
 from tracekit.verdict.ruling import Ruling
 
@@ -67,6 +68,6 @@ RULE = CauseRule(
     order=90,
     holds=_holds,
     headline="Settings differ, and act where the runs part",
-    grouping=Grouping(Luck.AGREE, "settings and survivors", proven_by_tokens=True, stands_alone=True),
+    grouping=Grouping(Luck.AGREE, Agreement.SETTINGS, proven_by_tokens=True, stands_alone=True),
     repro=ReproNeeds(why_none="the two sides were run with other settings; run them with the same ones"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tracekit.compare.findings import SurvivorsDiffer
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.counterfactual import rule_filter
+from tracekit.verdict.outcome import Agreement
 from tracekit.verdict.rule import Case, CauseRule, Grouping, Luck, ReproNeeds, Shows
 from tracekit.verdict.ruling import Ruling
 
@@ -19,6 +20,6 @@ RULE = CauseRule(
     order=40,
     holds=_holds,
     headline="Other tokens survive the sampler's filter",
-    grouping=Grouping(Luck.AGREE, "survivors"),
+    grouping=Grouping(Luck.AGREE, Agreement.SURVIVORS),
     repro=ReproNeeds(Shows.SURVIVORS, forces_draws=True),
 )

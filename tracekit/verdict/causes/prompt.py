@@ -6,6 +6,7 @@ from tracekit.align.pair import Side
 from tracekit.compare.findings import InputDiffers, RowsDiffer
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.evidence import EntryDiffers, RowsFed, RowsUnknown, RowUnmatched
+from tracekit.verdict.outcome import Agreement
 from tracekit.verdict.rule import Case, CauseRule, Grouping, Luck, ReproNeeds, Shows
 from tracekit.verdict.ruling import Ruling
 
@@ -42,6 +43,6 @@ RULE = CauseRule(
     order=20,
     holds=_holds,
     headline="The prompts differ",
-    grouping=Grouping(Luck.AGREE, "prompts", proven_by_tokens=True, stands_alone=True),
+    grouping=Grouping(Luck.AGREE, Agreement.PROMPTS, proven_by_tokens=True, stands_alone=True),
     repro=ReproNeeds(Shows.PROMPT, forces_prompt=False),
 )
