@@ -134,14 +134,10 @@ class Conduct:
         self._running.clear()
 
     def _keep(self, stage: str, seed: Seed, *, new: bool) -> None:
-        if new and not _is_tried_again(seed):
+        if new and not seed.again:
             write_json(self.store, _outcome(stage, seed.seed), seed.to_json())
         (self._sparse if stage == "sparse" else self._full)[seed.seed] = seed
         self.watcher.has(stage, seed, new=new)
-
-
-OUT_OF_ORDER = "could not be examined: "
-"""What is said of a seed that met trouble of this machine's, not of its programs: it is tried again the next time."""
 
 
 def guarded(work: Callable[..., Seed], task: Task, *more: Seed) -> Seed:
@@ -152,11 +148,14 @@ def guarded(work: Callable[..., Seed], task: Task, *more: Seed) -> Seed:
         raise
     except (OSError, TraceError, MemoryError) as error:
         nothing = Run(None, 0)
-        return Seed(task.seed, State.TROUBLE, nothing, nothing, note=f"{OUT_OF_ORDER}{error or type(error).__name__}")
-
-
-def _is_tried_again(seed: Seed) -> bool:
-    return bool(seed.note and seed.note.startswith(OUT_OF_ORDER))
+        return Seed(
+            task.seed,
+            State.TROUBLE,
+            nothing,
+            nothing,
+            note=f"could not be examined: {error or type(error).__name__}",
+            again=True,
+        )
 
 
 def _outcome(stage: str, number: int) -> str:

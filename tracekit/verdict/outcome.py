@@ -74,6 +74,7 @@ class Seed:
     chance: float | None = None  # nats: log-probability that another draw gives the reference's tokens
     apart: float | None = None  # nats: median difference of the survivors' log-probabilities over the steps
     note: str | None = None
+    again: bool = False  # trouble of this machine's, not of its programs: tried again the next time
     text: str | None = None  # the verdict as a person reads it
 
     def to_json(self) -> Json:

@@ -33,14 +33,22 @@ SIZES = {"llm_input_size": "hidden_size", "llm_output_size": "hidden_size", "spe
 """Key of the language model in the YAML -> the trace's word for it."""
 RATIOS = {"min_len": 2, "max_len": 20}
 """Length limits, in speech tokens a token of the text to speak: defaults of `inference`. The prompt does not count."""
-UNRESOLVED = "not a plain value: "
-"""Begins what stands for a value that a loader would have to compute."""
 MODEL_KEYS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("head_dim", "vocab_size", "rms_norm_eps", "rope_theta", "rope_scaling", "hidden_act", "tie_word_embeddings"),
     *("sliding_window", "max_position_embeddings"),
 )
 SAMPLING_KEYS = ("do_sample", *(each.setting for each in GENERATE), "max_new_tokens", "eos_token_id")
+
+
+class Unresolved(str):
+    """A value that the file gives by a tag, a list or a mapping, as it is shown: it is compared with nothing."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, what: str) -> Unresolved:
+        return cls(f"not a plain value: {what}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,12 +245,12 @@ def _sizes(place: str, given: Json, tree: Json) -> list[Setting]:
 def _resolved(value: Any, tree: Json, depth: int = 8) -> Any:
     """A plain value. `!ref <name>` is the value of that key; any other tag, and a list or mapping, is named only."""
     if isinstance(value, dict | list):
-        return f"{UNRESOLVED}{type(value).__name__}"
+        return Unresolved.of(type(value).__name__)
     if not isinstance(value, Tagged):
         return value
     named = re.fullmatch(r"<([\w.]+)>", value.value.strip()) if isinstance(value.value, str) else None
     if value.tag != "!ref" or named is None or named[1] not in tree or depth == 0:
-        return f"{UNRESOLVED}{value.tag}"
+        return Unresolved.of(value.tag)
     return _resolved(tree[named[1]], tree, depth - 1)
 
 
@@ -275,8 +283,7 @@ def _used(setting: Setting, trace: Trace) -> Used:
 
 def _judged(setting: Setting, trace: Trace, values: list[Any]) -> Used:
     """The first value that is another than declared, else the value."""
-    unknown = isinstance(setting.value, str) and setting.value.startswith(UNRESOLVED)
-    if not values or unknown:
+    if not values or isinstance(setting.value, Unresolved):
         return Used(trace.path, values[0] if values else None, None)
     wrong = [value for value in values if not _same(setting.value, value)]
     if not wrong:

@@ -21,14 +21,15 @@ def _sigmoid(x: Floats) -> Floats:
     return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -700.0, 700.0))))
 
 
-FUNCTIONS: dict[str, Callable[[Floats], Floats]] = {
-    "silu": operations.silu,
-    "gelu": operations.gelu,
-    "tanh-gelu": operations.gelu_tanh,
-    "relu": operations.relu,
-    "sigmoid": _sigmoid,
-    "no activation": unchanged,
-}
+FUNCTIONS: tuple[tuple[str, Callable[[Floats], Floats]], ...] = (
+    ("silu", operations.silu),
+    ("gelu", operations.gelu),
+    ("tanh-gelu", operations.gelu_tanh),
+    ("relu", operations.relu),
+    ("sigmoid", _sigmoid),
+    ("no activation", unchanged),
+)
+"""Each with how it reads."""
 
 
 def _other_function(case: Case) -> Iterator[Hypothesis]:
@@ -36,7 +37,7 @@ def _other_function(case: Case) -> Iterator[Hypothesis]:
     assert isinstance(operation, Gate | Activation)
     x, stated = case.inputs[0], operation.activation
     up = case.inputs[1] if isinstance(operation, Gate) else np.ones_like(x)
-    for name, function in FUNCTIONS.items():
+    for name, function in FUNCTIONS:
         if function is not ACTIVATIONS[stated]:
             made = plainly(_times, function, x, up, found=name, stated=stated)
             yield replace(made, variance=operations.cancelled(x, up))
