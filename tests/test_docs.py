@@ -82,3 +82,17 @@ def test_the_picture_is_that_of_the_lists() -> None:
     assert draw_architecture.PICTURE.read_text(encoding="utf-8") == draw_architecture.svg(text), again
     table = re.findall(r"^\| (`[^|]*)\|", text, re.MULTILINE)
     assert [name for row in table for name in re.findall(r"`(\w+)`", row)] == list(draw_architecture.STAGES)
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "README.md", "docs/architecture.md"])
+def test_paths_that_a_page_names_are_there(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tracekit|tests|hooks|cli|docs|scripts|benchmarks|traces)/[\w./-]*)`", text)
+    assert len(named) > 5
+    assert not [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
+    assert not [name for name in named if "NAME" in name and not (ROOT / name).parent.is_dir()]
+
+
+def test_the_order_of_stages_is_that_of_the_house() -> None:
+    text = " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+    assert " → ".join(STAGES) in text

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from tracekit.api import Audit, Verdict, audit, diff
     from tracekit.formats.opening import open_trace as open
     from tracekit.trace import Sequence, Trace
+    from tracekit.verdict.cause import Cause
 
-__all__ = ["Audit", "Sequence", "Trace", "TraceError", "Verdict", "audit", "diff", "open"]
+__all__ = ["Audit", "Cause", "Sequence", "Trace", "TraceError", "Verdict", "audit", "diff", "open"]
 
 _LATER = {
     "Audit": "tracekit.api.Audit",
+    "Cause": "tracekit.verdict.cause.Cause",
     "Sequence": "tracekit.trace.Sequence",
     "Trace": "tracekit.trace.Trace",
     "Verdict": "tracekit.api.Verdict",
