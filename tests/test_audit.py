@@ -387,12 +387,24 @@ def test_the_rounding_bound_is_that_of_float32():
 def test_errors_within_their_bounds_that_add_up_are_parity(record, folders, monkeypatch):
     """Every site is off by more than a floor that is too low, and every site is audited: rounding accounts for it."""
     monkeypatch.setattr("tracekit.compare.yardstick.UNCALIBRATED_UNITS", 1e-3)
+    monkeypatch.setattr("tracekit.verdict.decide.OwnDifferences", lambda reference: None)
     verdict = tracekit.diff(record("llama"), record("llama", "--variant", "norm-order"), weights=str(folders["llama"]))
     assert (verdict.verdict, verdict.culprits) == ("parity", ())
     assert any(isinstance(note, AddsUp) for note in verdict.notes)
-    # Without a checkpoint nobody can say so.
+    # Without a checkpoint, and without what the recorded values show of it, nobody can say so.
     alone = tracekit.diff(record("llama"), record("llama", "--variant", "norm-order"), audited=False)
     assert alone.verdict == "divergence"
+
+
+def test_what_sites_add_to_their_inputs_is_judged_without_a_checkpoint(record, monkeypatch):
+    """Every site is beyond a floor that is too low: the recorded inputs account for a harmless rewrite, and for what
+    follows a mistake, but not for the mistake."""
+    monkeypatch.setattr("tracekit.compare.yardstick.UNCALIBRATED_UNITS", 1e-3)
+    sound = record("llama")
+    assert tracekit.diff(sound, record("llama", "--variant", "norm-order"), audited=False).verdict == "parity"
+    faulty = record("llama", "--fault", "attention-scale:1.01:1")
+    found = tracekit.diff(sound, faulty, audited=False)
+    assert (found.verdict, found.site) == ("divergence", "model.layers.1.self_attn.o_proj:in")
 
 
 def test_more_than_rounding_adds_up_to_is_not_passed_over(record, folders, tmp_path):

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tracekit
 from benchmarks import clean_runs
 from tracekit.auditing import operations, propagation, sums
 from tracekit.auditing.audit import audit
-from tracekit.auditing.own_error import Tally, deviations, root_mean_square
+from tracekit.auditing.estimated import estimated_matrix
+from tracekit.auditing.own_error import Tally, deviations, root_mean_square, spread_width
+from tracekit.auditing.rounding import LIBRARY, Result
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.mistakes.culprits import explained_audit
 
@@ -42,7 +45,6 @@ def test_a_norm_whose_squares_are_summed_in_turn_is_clean(tmp_path: Path) -> Non
     """Embeddings lie on the grid of bfloat16: their squares, added up in turn, are off to one side in every row."""
     if not (MODEL / "model.safetensors").exists():
         pytest.fail(f"{MODEL} is missing; make it with `make model`")
-    import tracekit
     from benchmarks.fault_bench.native import record
 
     log = tmp_path / "ships.tklog"
@@ -52,6 +54,46 @@ def test_a_norm_whose_squares_are_summed_in_turn_is_clean(tmp_path: Path) -> Non
         found = explained_audit(trace, Checkpoint(MODEL), audit(trace, Checkpoint(MODEL)))
     assert [(culprit.site, culprit.evidence()) for culprit in found.culprits] == []
     assert found.tests > 100_000
+
+
+def test_attention_that_amplifies_rounding_is_parity_without_a_checkpoint(tmp_path: Path) -> None:
+    """One row of a float16 core is 57 roundoff units off after queries and keys that are 14 off."""
+    bench = clean_runs.Bench(tmp_path, MODEL, ENGINE)
+    run, paths = clean_runs.drawn(11, 70, bench), [tmp_path / "reference.tklog", tmp_path / "candidate.tklog"]
+    bench._torch(run, paths[0], "sdpa")
+    bench._torch(run, paths[1], run.how)
+    verdict = tracekit.diff(*paths, audited=False)
+    assert (verdict.verdict, verdict.culprits) == ("parity", ())
+
+
+# ---------------------------------------------------------------- without a checkpoint
+
+
+def test_a_weight_is_estimated_where_rows_show_it() -> None:
+    random = np.random.default_rng(3)
+    weight, bias = random.standard_normal((24, 32)), random.standard_normal(24)
+    x = random.standard_normal((12, 32)) * np.geomspace(1.0, 1e3, 12)[:, None]
+    seen = estimated_matrix(x, x @ weight.T + bias, 2.0**-24, shifted=True)
+    moved = x + (x[::-1] - x.mean(axis=0)) * 1e-3
+    assert np.allclose(moved @ seen.matrix.weight.T + seen.matrix.bias, moved @ weight.T + bias, rtol=1e-6, atol=1e-6)
+    assert len(seen.directions) == 11
+    # Elsewhere the gain is a guess: sqrt(24) on average.
+    assert 12.0 < seen.power < 48.0
+
+
+def test_a_gain_that_drawn_errors_share_widens_its_limit() -> None:
+    """Drawn errors have no bias: a common gain below the one that library functions may have is still seen."""
+    random = np.random.default_rng(4)
+    values = random.standard_normal((32, 64))
+    gains = [2.0**-24 * random.standard_normal((32, 1)) for _ in range(3)]
+    result = Result(
+        values,
+        np.square(2.0**-24 * values),
+        draws=tuple(values * gain for gain in gains),
+        drawn_rows=np.arange(32),
+        bias=LIBRARY,
+    )
+    assert spread_width(result)["row gain"] > 4.0
 
 
 # ---------------------------------------------------------------- sums

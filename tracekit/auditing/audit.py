@@ -193,7 +193,7 @@ def auditable(
             continue
         if not parameters.has(recipe):
             unknown[recipe.site] = "the checkpoint has no parameter of that name"
-        elif not _fits(trace, parameters, recipe):
+        elif not fits(trace, parameters, recipe):
             unknown[recipe.site] = "its shape is not that of the checkpoint's parameter"
         else:
             known.append(recipe)
@@ -233,7 +233,7 @@ def _own_errors(
         yield from ((recipe, pending[recipe.site].result()) for recipe in known)
 
 
-def _fits(trace: Trace, parameters: Parameters, recipe: Recipe) -> bool:
+def fits(trace: Trace, parameters: Parameters, recipe: Recipe) -> bool:
     """Whether what is recorded has the shape that the recipe wants."""
     shapes = parameters.shapes(recipe)
     for sequence in trace.sequences:

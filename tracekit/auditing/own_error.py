@@ -346,7 +346,8 @@ def spread_width(result: Result) -> dict[str, float]:
     made: list[Statistics] = []
     for error in result.draws:
         rows = result.drawn_rows
-        part = Result(result.values[rows], result.variance[rows], result.shared, bias=result.bias)
+        # Drawn errors have no bias; taking as much off them would leave nothing of their common gain.
+        part = Result(result.values[rows], result.variance[rows], result.shared)
         tally = Tally()
         tally.add(part.values + error, part)
         made.append(tally.statistics())

@@ -6,7 +6,8 @@ or, with neither, what the dtype and the depth of the site allow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -111,17 +112,44 @@ def _computed_in(sequence: Sequence) -> str:
     return max(floats or {sequence.logits_dtype or "float32"}, key=lambda dtype: UNIT_ROUNDOFF.get(dtype, 0.0))
 
 
+class OwnDifference(Protocol):
+    """What a site's inputs do not account for of its difference, over what rounding makes of it, of the rows
+    [first, stop); None where nobody knows what the site computes. See `auditing.estimated`."""
+
+    def __call__(
+        self, sides: tuple[Sequence, Sequence], names: Mapping[str, str], site: str, rows: tuple[int, int], tests: int
+    ) -> Floats | None: ...
+
+
+@dataclass
+class _Before:
+    """What was judged of a pair of sequences before a site."""
+
+    conditions: list[tuple[int, int, Floats]] = field(default_factory=list)  # order, first position, condition
+    names: dict[str, str] = field(default_factory=dict)  # the candidate's name of each stored site
+    differing: list[tuple[str, int, int]] = field(default_factory=list)  # site, first, stop
+    wrong: bool = False
+    checked: int = 0  # how many of `differing` are known to add no more than rounding
+
+
 class Uncalibrated:
     """A floor from dtype and depth, raised at positions that earlier sites were already off at more than elsewhere; the
-    verdict says that it is uncalibrated. One of them judges the sites of a pair in the order of the computation."""
+    verdict says that it is uncalibrated. One of them judges the sites of a pair in the order of the computation.
+
+    Beyond the floor, `own` decides: a difference is rounding, amplified, where no site up to it adds more than its own
+    rounding to what its inputs hand on.
+    """
 
     calibration = "uncalibrated"
 
-    def __init__(self) -> None:
-        self._before: dict[int, list[tuple[int, int, Floats]]] = {}  # pair -> (order, first position, condition)
+    def __init__(self, own: OwnDifference | None = None) -> None:
+        self._own = own
+        self._pairs: dict[int, _Before] = {}
 
     def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
         one, other = pair.reference, pair.candidate
+        before = self._pairs.setdefault(pair.index, _Before())
+        before.names[site.name] = site.candidate
         readers = site_reader(one, site.name), site_reader(other, site.candidate)
         error = row_errors(*readers, first, stop, row_bytes(one, site.name))
         unit = _roundoff(one.sites[site.name].dtype, other.sites[site.candidate].dtype)
@@ -129,9 +157,10 @@ class Uncalibrated:
         if exact is not None:
             return exact
         judged = self._measure(error, unit, site.order, self._condition(pair, site.order, first, stop))
+        judged = self._amplified(pair, site.name, first, stop, judged)
         # What is wrong excuses nothing that follows from it.
         condition = np.where(judged.wrong, 1.0, _relative_condition(error, unit))
-        self._before.setdefault(pair.index, []).append((site.order, first, condition))
+        before.conditions.append((site.order, first, condition))
         return judged
 
     def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
@@ -142,12 +171,49 @@ class Uncalibrated:
         unit = _roundoff(_computed_in(pair.reference), _computed_in(pair.candidate))
         first = pair.reference.step(0).position
         condition = self._condition(pair, LOGITS_ORDER, first, first + stop)
-        return _exact(error) or self._measure(error, unit, LOGITS_ORDER, condition)
+        exact = _exact(error)
+        if exact is not None:
+            return exact
+        judged = self._measure(error, unit, LOGITS_ORDER, condition)
+        self._pairs.setdefault(pair.index, _Before()).names["logits"] = "logits"
+        return self._amplified(pair, "logits", 0, stop, judged)
+
+    def _amplified(self, pair: SequencePair, site: str, first: int, stop: int, judged: Judged) -> Judged:
+        """What is beyond the floor, judged by what the site itself adds: where that is rounding, at it and at every
+        site before it, all of it is."""
+        before = self._pairs[pair.index]
+        before.differing.append((site, first, stop))
+        if self._own is None or before.wrong or not judged.wrong.any():
+            return judged
+        before.wrong = True
+        beyond = self._beyond(self._own, pair, site, first, stop)
+        if beyond is None:
+            return judged
+        left = np.where(judged.wrong, np.where(np.isnan(beyond), judged.ratio, beyond), judged.ratio)
+        if not (left > 1.0).any() and self._only_rounding(self._own, pair, before):
+            before.wrong = False
+            return Judged(left, _root_mean_square(left), left > 1.0, judged.error)
+        return judged
+
+    def _only_rounding(self, own: OwnDifference, pair: SequencePair, before: _Before) -> bool:
+        """Whether no site that differs so far adds more than its own rounding; not, where that is not known of one."""
+        for site, first, stop in before.differing[before.checked :]:
+            beyond = self._beyond(own, pair, site, first, stop)
+            if beyond is None or not (beyond <= 1.0).all():
+                return False
+            before.checked += 1
+        return True
+
+    def _beyond(self, own: OwnDifference, pair: SequencePair, site: str, first: int, stop: int) -> Floats | None:
+        one, other = pair.reference, pair.candidate
+        tests = len(one.sites) * one.positions
+        return own((one, other), self._pairs[pair.index].names, site, (first, stop), tests)
 
     def _condition(self, pair: SequencePair, order: int, first: int, stop: int) -> Floats:
         """How much more than elsewhere the sites before this one were off, by position: 1 or more."""
         out = np.ones(stop - first)
-        for earlier, begin, condition in self._before.get(pair.index, ()):
+        before = self._pairs.get(pair.index, _Before())
+        for earlier, begin, condition in before.conditions:
             start, end = max(first, begin), min(stop, begin + len(condition))
             if earlier < order and start < end:
                 rows = slice(start - first, end - first)

@@ -12,6 +12,7 @@ from tracekit.align.pair import Pair, Side
 from tracekit.align.renamed import in_one_language
 from tracekit.align.rotary_order import in_one_order, in_order_of
 from tracekit.align.sites import check_yardstick
+from tracekit.auditing.estimated import OwnDifferences
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.compare.counted import counted_differences, is_counted
 from tracekit.compare.findings import Finding, Stage
@@ -92,6 +93,7 @@ def verdict_of(
             examination = examine(found.pair, checkpoint, found)
             known += more
             if examination.harmless:
+                yardstick = yardstick_of(pair.reference, oracle, noise)  # it remembers what it has judged
                 found = search(pair, yardstick, examination.harmless.keys())
                 known += examination.harmless.values()
     calibration, uncalibrated = used_calibration(yardstick)
@@ -127,7 +129,7 @@ def yardstick_of(reference: Trace, oracle: Trace | None, noise: Seq[Trace]) -> Y
         *([(oracle, f"make it with `tracekit oracle {reference.path}`")] if oracle else []),
     ):
         check_yardstick(reference, trace, mend)
-    return Oracle(oracle) if oracle else Noise(list(noise)) if noise else Uncalibrated()
+    return Oracle(oracle) if oracle else Noise(list(noise)) if noise else Uncalibrated(OwnDifferences(reference))
 
 
 def _reached(case: Case, calibration: str, further: list[object]) -> Verdict:
