@@ -52,9 +52,9 @@ CASES = (
     Case("rotary table in float16", ("rope-f16",), ("layer",), CORE, ("explained: rotary table rounded to float16",)),
     Case("inverse CDF, unseeded", ("inverse-cdf", "unseeded"), ("sampler", "rng"), "draws", ("cumulative sum",)),
     Case("inverse CDF", ("inverse-cdf",), ("sampler",), "draws", ("cumulative sum",)),
-    Case("unseeded", ("unseeded",), ("rng",), "draws", ("unseeded",)),
+    Case("unseeded", ("unseeded",), ("rng",), "draws", ("seeded with ",)),
     Case("stop tokens masked", ("stop-masked",), ("filter",), "survivors", ("draws ", " in the candidate", "min_len")),
-    Case("top_p 0.7 for 0.8", ("top-p:0.7",), ("filter",), "survivors", ("top_p 0.7 in place of 0.8",)),
+    Case("top_p 0.7 for 0.8", ("top-p:0.7",), ("filter",), "survivors", ("top_p 0.7 instead of 0.8",)),
     Case("speaker row", ("speaker-row",), ("input",), IDS, ('entry 1: 431 "You" | -1 "<speaker>"',)),
     Case("prompt prefix missing", ("no-prompt-prefix",), ("input",), IDS, ('prompt_part: "You are a helpful', '| ""')),
     Case("special tokens not parsed", ("specials-not-parsed",), ("input",), IDS, ('"<|endofprompt|>" | 27 "<"',)),
@@ -64,7 +64,7 @@ CASES = (
     Case("lengths counted with the prompt", ("length-with-prompt",), ("config",), "", ("min_len: ",)),
     Case("stop on eos only", ("stop-on-eos-only",), ("stop", "sampler"), "", ("stop",)),
     Case("window from the wrong end", ("window-from-start",), ("sampler",), "draws", ("window is the first tokens",)),
-    Case("> for >= in the repetition rule", ("repetition-strict",), ("sampler",), "draws", ("> in place of >=",)),
+    Case("> for >= in the repetition rule", ("repetition-strict",), ("sampler",), "draws", ("> instead of >=",)),
     Case("quantised decoder", ("quantised-decoder",), ("layer",), "", ("8 bits",)),
 )
 MOST_SEEDS = 40

@@ -10,6 +10,7 @@ import pytest
 
 import tracekit
 from tests.small_run import write_run
+from tests.spoken import spoken
 from tracekit.compare.search import Counts
 from tracekit.formats.log import LogWriter
 from tracekit.trace import Trace
@@ -35,15 +36,15 @@ def test_equal_tokens_are_not_called_equal_values(tmp_path: Path) -> None:
 
 def test_settings_that_are_not_stated_are_not_said_to_be_off(tmp_path: Path) -> None:
     one, other = (only_tokens(tmp_path / f"{name}.tklog") for name in ("one", "other"))
-    said = tracekit.diff(one, other).unexercised
-    assert "sampling settings (the reference does not state them)" in said
+    said = spoken(tracekit.diff(one, other).unexercised)
+    assert "sampling settings (the reference does not declare them)" in said
     assert not any(line.startswith(("temperature", "top-k", "repetition penalty")) for line in said)
 
 
 def test_the_end_of_a_run_that_was_cut_off_is_not_known(tmp_path: Path) -> None:
     settings = {"do_sample": False, "max_new_tokens": 4, "eos_token_id": [7, 8]}
     runs = [only_tokens(tmp_path / f"{name}.tklog", reason=None, sampling=settings) for name in ("one", "other")]
-    said = tracekit.diff(*runs).unexercised
+    said = spoken(tracekit.diff(*runs).unexercised)
     assert "the end of the generation (sequence 0 is cut off)" in said
     assert not any(line.startswith(("stop tokens", "length limit")) for line in said)
 
@@ -51,7 +52,7 @@ def test_the_end_of_a_run_that_was_cut_off_is_not_known(tmp_path: Path) -> None:
 def test_rules_of_a_sampler_that_recorded_nothing_are_not_said_not_to_act(tmp_path: Path) -> None:
     settings = {"sampler": "ras", "do_sample": True, "top_k": 25}
     runs = [only_tokens(tmp_path / f"{name}.tklog", sampling=settings) for name in ("one", "other")]
-    said = tracekit.diff(*runs).unexercised
+    said = spoken(tracekit.diff(*runs).unexercised)
     assert any("survivors, draws and events are not recorded" in line for line in said)
     assert not any(line.startswith(("repetition rule", "drawing a stop token")) for line in said)
 

@@ -22,8 +22,6 @@ SINGLE = ("formats", "checkpoints", "inspection", "torch_rng", "sampling", "audi
 """Stages that look at one, and need nothing of what compares two."""
 KNOWN = {
     ("tracekit.verdict.decide", "tracekit.extra.cosyvoice3.speech"),
-    ("tracekit.verdict.counterfactual", "tracekit.report.words"),
-    ("tracekit.verdict.counterfactual", "tracekit.report.words.explanations"),
 }
 """Imports against the order that are there yet."""
 

@@ -83,8 +83,8 @@ def test_seeds_are_grouped_by_what_is_wrong_with_them(scene: Scene, tmp_path: Pa
     found = found_in(out)
     grouped = groups_of(found)
     assert grouped["layer rotary_table_rounded"] == [7, 14, 21, 28, 35]
-    assert grouped["sampler inverse CDF"] == [5, 10, 15, 20, 25, 30]
-    assert grouped["stop stopped on another token"] == [11, 22, 33]
+    assert grouped["sampler inverse_cdf"] == [5, 10, 15, 20, 25, 30]
+    assert grouped["stop stopped_on_other_token"] == [11, 22, 33]
     assert len(grouped) == 3
     sampler = next(group for group in found["groups"] if group["cause"] == "sampler")
     assert list(sampler["overlaps"].values()) == [[35]]  # rotary and inverse CDF
@@ -244,7 +244,7 @@ def test_a_cluster_finds_what_one_machine_finds(scene: Scene, tmp_path: Path) ->
 def test_results_may_go_to_any_place_that_fsspec_reaches(scene: Scene, tmp_path: Path) -> None:
     out = tmp_path / "far"
     run([*scene.arguments(f"file://{out}", "0:6", "5:inverse-cdf"), "--no-repro"], code=1)
-    assert groups_of(found_in(out)) == {"sampler inverse CDF": [0, 5]}
+    assert groups_of(found_in(out)) == {"sampler inverse_cdf": [0, 5]}
 
 
 def test_traces_that_exist_are_paired_by_seed(scene: Scene, tmp_path: Path) -> None:

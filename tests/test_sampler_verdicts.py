@@ -17,6 +17,7 @@ from tests.spoken import evidence, spoken
 from tests.test_engine import QWEN2, Engine, FolderOf, engine, flags, folder_of, native  # noqa: F401
 from tracekit.formats.log import LogWriter
 from tracekit.report.json import margins_json
+from tracekit.report.words import sentence
 from tracekit.sampling import chain as sampling
 from tracekit.sampling.fit import misfit
 from tracekit.sampling.observed import Context, Observed
@@ -43,7 +44,7 @@ def runs(tmp_path: Path):
 
 
 def kind_of(verdict: Verdict) -> Any:
-    return None if verdict.explanation is None else verdict.explanation["kind"]
+    return None if verdict.explanation is None else verdict.explanation.mistake.id
 
 
 # -------------------------------------------------------------------- the chain against transformers
@@ -250,9 +251,9 @@ def test_a_wrong_filter_is_named_with_its_number(runs, kind: str, stated: Any, w
     assert verdict.cause == "filter", verdict.evidence
     explanation = verdict.explanation
     assert explanation is not None, verdict.evidence
-    assert explanation["kind"] == kind, explanation
-    assert explanation["value"] == pytest.approx(value)
-    assert explanation["residual"] < 1e-5 and explanation["steps"] == STEPS
+    assert explanation.mistake.id == kind, explanation
+    assert explanation.value == pytest.approx(value)
+    assert explanation.residual < 1e-5 and explanation.steps == STEPS
     assert any(line.startswith("explained: ") for line in evidence(verdict))
     # With rounding between the sides, too.
     noisy = tracekit.diff(runs("again", stated=stated), runs("noisy", stated=stated, filtered=wrong, noise=1))
@@ -290,12 +291,12 @@ def test_a_stated_setting_is_blamed_only_where_it_explains(runs) -> None:
     reference = runs("reference", stated=NUCLEUS)
     other = NUCLEUS | {"top_p": 0.5}
     told = tracekit.diff(reference, runs("told", stated=other))
-    assert (told.cause, kind_of(told)) == ("config", "settings as stated")
+    assert (told.cause, kind_of(told)) == ("config", "settings_as_stated")
     assert "top_p: 0.8 in the reference, 0.5 in the candidate" in evidence(told)[0]
     untrue = runs("untrue", stated=other, filtered=lambda scores, history, step: nucleus(scores / 0.8, 0.95))
     verdict = tracekit.diff(reference, untrue)
     assert (verdict.cause, kind_of(verdict)) == ("filter", "top_p")
-    assert verdict.explanation is not None and verdict.explanation["value"] == pytest.approx(0.95)
+    assert verdict.explanation is not None and verdict.explanation.value == pytest.approx(0.95)
 
 
 def test_a_filter_that_no_rule_explains_gets_no_explanation(runs) -> None:
@@ -321,7 +322,7 @@ def test_stop_tokens_that_are_barred_are_named(runs) -> None:
 
     verdict = tracekit.diff(runs("reference", stated=stated), runs("candidate", stated=stated, filtered=barred))
     assert (verdict.cause, kind_of(verdict)) == ("filter", "stop_tokens_removed_below_length")
-    assert verdict.explanation is not None and verdict.explanation["value"] == 5
+    assert verdict.explanation is not None and verdict.explanation.value == 5
 
 
 def test_ties_at_the_k_th_are_the_filters_rule(runs) -> None:
@@ -415,7 +416,7 @@ def test_tokens_survivors_and_draws_are_enough_to_name_it(runs, kind: str, way: 
 
 def test_a_seed_that_was_moved_is_counted(runs) -> None:
     verdict = tracekit.diff(runs("reference"), runs("candidate", generator_seed=8))
-    assert (verdict.cause, verdict.explanation["kind"], verdict.explanation["value"]) == ("rng", "seed", 5)
+    assert (verdict.cause, verdict.explanation.mistake.id, verdict.explanation.value) == ("rng", "seed", 5)
     assert verdict.site == "draws" and verdict.step == 0
 
 
@@ -424,7 +425,7 @@ def test_a_seed_is_found_where_the_side_does_not_tell_it(runs) -> None:
     reference = runs("reference", stated=stated)
     verdict = tracekit.diff(reference, runs("candidate", stated=stated, generator_seed=9, tell=False))
     assert (verdict.cause, kind_of(verdict)) == ("rng", "seed"), verdict.evidence
-    assert verdict.explanation["value"] == 6
+    assert verdict.explanation.value == 6
     silent = runs("silent", stated=stated, generator_seed=987654, tell=False)
     verdict = tracekit.diff(reference, silent)
     assert verdict.explanation is None
@@ -438,7 +439,7 @@ def test_a_generator_that_nobody_seeded_is_said(runs) -> None:
     candidate = runs("candidate", generator_seed=987654, **loose)
     verdict = tracekit.diff(runs("reference", stated=stated), candidate)
     assert (verdict.cause, verdict.step, kind_of(verdict)) == ("rng", 0, "unseeded"), verdict.evidence
-    assert verdict.explanation["text"].startswith("the candidate draws from thread_rng, an unseeded generator")
+    assert sentence(verdict.explanation).startswith("the candidate draws from thread_rng, an unseeded generator")
     both = tracekit.diff(candidate, runs("other", generator_seed=5, **loose))
     assert both.cause == "rng" and "both sides draw from an unseeded generator (thread_rng)" in evidence(both)[0]
 
@@ -446,8 +447,8 @@ def test_a_generator_that_nobody_seeded_is_said(runs) -> None:
 def test_words_between_draws_are_counted(runs) -> None:
     verdict = tracekit.diff(runs("reference"), runs("candidate", words_between_draws=3))
     assert (verdict.cause, verdict.step) == ("rng", 1)
-    assert (verdict.explanation["kind"], verdict.explanation["value"]) == ("extra draw", 3)
-    assert "the distance changes later" in verdict.explanation["text"]
+    assert (verdict.explanation.mistake.id, verdict.explanation.value) == ("extra_draw", 3)
+    assert "the distance between the generators changes at later steps" in evidence(verdict)
 
 
 def test_the_four_combinations_say_what_flips_the_token(runs) -> None:
@@ -539,7 +540,7 @@ def test_a_wrong_repetition_rule_is_named(runs, kind: str | None, draw: Any, spa
     assert verdict.cause == "sampler"
     assert verdict.explanation is not None, verdict.evidence
     # Two mistakes may do the same to 40 tokens: then both are said.
-    assert kind in (kind_of(verdict), *verdict.explanation["also"]), verdict.explanation
+    assert kind in (kind_of(verdict), *(other.mistake.id for other in verdict.explanation.also)), verdict.explanation
 
 
 def test_a_nucleus_that_is_normalised_first_is_the_same() -> None:
@@ -654,24 +655,24 @@ def test_stops_are_told_apart(runs) -> None:
     whole = stop_run(runs, "whole", (), [stop])
 
     ignored = tracekit.diff(reference, whole)
-    assert (ignored.cause, ignored.step, kind_of(ignored)) == ("stop", at + 1, "stop token ignored")
-    assert ignored.explanation["value"] == stop
+    assert (ignored.cause, ignored.step, kind_of(ignored)) == ("stop", at + 1, "stop_token_ignored")
+    assert ignored.explanation.value == stop
 
     other = tracekit.diff(reference, stop_run(runs, "other", (), [0]))
-    assert (other.cause, kind_of(other)) == ("config", "stop list")
-    assert "its stop list [0] does not have it" in " ".join(evidence(other))
+    assert (other.cause, kind_of(other)) == ("config", "stop_list")
+    assert "its stop list [0] does not contain it" in " ".join(evidence(other))
 
     wrong = tracekit.diff(whole, stop_run(runs, "wrong", (stop,), [49]))
     assert wrong.cause in ("stop", "config")
     unlisted = tracekit.diff(stop_run(runs, "w", (), [49]), stop_run(runs, "u", (stop,), [49]))
-    assert (unlisted.cause, kind_of(unlisted), unlisted.explanation["value"]) == (
+    assert (unlisted.cause, kind_of(unlisted), unlisted.explanation.value) == (
         "stop",
-        "stopped on another token",
+        "stopped_on_other_token",
         stop,
     )
 
     left_out = tracekit.diff(reference, stop_run(runs, "left", (), [stop], steps=at, reason="stop"))
-    assert (left_out.cause, kind_of(left_out)) == ("stop", "last token left out")
+    assert (left_out.cause, kind_of(left_out)) == ("stop", "last_token_omitted")
 
 
 def test_one_token_more_or_fewer_than_the_limit(runs) -> None:
@@ -679,7 +680,7 @@ def test_one_token_more_or_fewer_than_the_limit(runs) -> None:
     reference = runs("reference")
     for steps, delta in ((STEPS + 1, 1), (STEPS - 1, -1)):
         verdict = tracekit.diff(reference, runs(f"by{delta}", steps=steps, stated=limit))
-        assert (verdict.cause, kind_of(verdict), verdict.explanation["value"]) == ("stop", "length", delta)
+        assert (verdict.cause, kind_of(verdict), verdict.explanation.value) == ("stop", "length", delta)
 
 
 # -------------------------------------------------------------------- what was not exercised
@@ -724,8 +725,8 @@ ENGINE = [
     ("compact-draw", SAMPLED, "sampler", "race_among_survivors", None),
     ("seed:-3", SAMPLED, "rng", "seed", -3),
     ("seed:-9", SAMPLED, "rng", "seed", -9),
-    ("seed-each-step", SAMPLED, "rng", "seeded anew", 5),
-    ("extra-draw", SAMPLED, "rng", "extra draw", 1),
+    ("seed-each-step", SAMPLED, "rng", "reseeded_every_step", 5),
+    ("extra-draw", SAMPLED, "rng", "extra_draw", 1),
     ("first-token-greedy", SAMPLED, "sampler", "argmax_at_first_step", None),
     ("max-tokens-off-by-one", SAMPLED, "stop", "length", 1),
 ]
@@ -747,7 +748,7 @@ def test_an_engines_fault_is_named(
     faulty = engine.record(folder_of(QWEN2), tmp_path / "faulty.tklog", *run, "--fault", fault)
     verdict = tracekit.diff(plain, faulty, audited=False)
     assert (verdict.cause, kind_of(verdict)) == (cause, kind), verdict.evidence
-    assert verdict.explanation is not None and verdict.explanation["value"] == (
+    assert verdict.explanation is not None and verdict.explanation.value == (
         value if value is None else pytest.approx(value)
     )
     if cause == "filter":
@@ -822,7 +823,7 @@ def test_the_processor_that_removed_a_token_is_named_across_languages(
     assert margins_json(parity.margins)["cut"]["error"] < 1e-3
     run = [*flags(5, **SAMPLED), "--fault", "top-p:0.6"]
     verdict = tracekit.diff(reference, engine.record(folder_of(QWEN2), tmp_path / "b.tklog", *run), audited=False)
-    assert verdict.explanation is not None and verdict.explanation["value"] == pytest.approx(0.6)
+    assert verdict.explanation is not None and verdict.explanation.value == pytest.approx(0.6)
     said = [line for line in evidence(verdict) if "leaves" in line]
     assert said and said[0].startswith("TopPLogitsWarper(top_p=0.95) | TopPLogitsWarper(top_p=0.6) leaves ")
 

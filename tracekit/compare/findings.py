@@ -150,7 +150,7 @@ class SurvivorsDiffer(Finding):
     cut_distance: float | None = None  # largest distance to the cut of a token that differs
     logit_error: float | None = None
     log_ratio: float | None = None  # nats: largest difference of a probability, of the same survivors
-    allowed: float | None = None  # nats that the logits' error may make of it
+    allowed: float | None = None  # what the logits' error may make of the ratio, or of the distance
 
     @property
     def stage(self) -> Stage:

@@ -81,7 +81,7 @@ def _measured(
     # Both sides of a cut move by at most the logits' error, as the processors stretch it; doubled, since each moves.
     stretch = math.prod(each.kind.stretch(each.settings) for each in chain_of(stated))
     if gap is None or one.logits is None:
-        return found, ratio is not None
+        return replace(found, log_ratio=ratio), ratio is not None
     allowed = 2 * gap * stretch
     if ratio is not None:
         wide = all(side.logits_dtype in WIDE for side in (pair.reference, pair.candidate))
@@ -91,7 +91,7 @@ def _measured(
         return found, True
     apart = np.setxor1d(one.ids, other.ids).tolist()
     distance = cut_distance(one.logits, stated, apart, one.context.history, one.context.prompt)
-    return replace(found, cut_distance=distance, logit_error=gap), distance <= allowed
+    return replace(found, cut_distance=distance, logit_error=gap, allowed=allowed), distance <= allowed
 
 
 def log_ratio(

@@ -13,6 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from tracekit.sampling.chain import RAS
 from tracekit.sampling.exponential_race import lead, race_scores
 from tracekit.sampling.replay import Streams
 from tracekit.trace import Sequence, Step
@@ -27,22 +28,22 @@ MOST_STEPS = 4096
 
 def margins(sequence: Sequence) -> list[float]:
     """Nats by which each step's race was won, where it can be run again; of a greedy step, the gap of the logits."""
-    streams = Streams(sequence)
+    streams, nucleus = Streams(sequence), sequence.sampling.get("sampler") == RAS
     out = []
     for index in range(min(sequence.step_count, MOST_STEPS)):
-        margin = _margin(sequence.step(index), streams)
+        margin = _margin(sequence.step(index), streams, nucleus)
         if margin is not None and math.isfinite(margin):
             out.append(float(f"{margin:.{DIGITS}g}"))
     return out
 
 
-def _margin(step: Step, streams: Streams) -> float | None:
+def _margin(step: Step, streams: Streams, nucleus: bool) -> float | None:
     ids, probs = step.survivors_id, step.survivors_prob
     if ids is None or probs is None or ids.size < 2:
         return None
     if not step.draws:
         return lead(np.log(probs.astype(np.float64)))
-    scores = race_scores(ids, probs, step.draws, streams, None)
+    scores = race_scores(ids, probs, step.draws, streams, None, nucleus=nucleus)
     return None if scores is None else lead(scores)
 
 

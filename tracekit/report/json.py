@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from tracekit.compare.drift import Drift
 from tracekit.compare.findings import TokenDiffers
-from tracekit.mistakes.explanation import Explained, Explanation
+from tracekit.mistakes.explanation import Explained
 from tracekit.report.words import fields_of, sentence
 from tracekit.report.words.culprits import culprit_json
 from tracekit.report.words.explanations import explanation_json
@@ -33,7 +33,7 @@ def verdict_json(verdict: Verdict) -> Json:
         "finding": None if verdict.finding is None else plain(verdict.finding),
         "evidence": [sentence(each) for each in verdict.evidence],
         "findings": [plain(each) | {"text": sentence(each)} for each in verdict.evidence],
-        "explanation": told(verdict.explanation),
+        "explanation": explanation_json(verdict.explanation),
         "culprits": [accused_json(each) for each in verdict.culprits],
         "token": None if verdict.token is None else token_json(verdict.token),
         "margins": margins_json(verdict.margins),
@@ -53,17 +53,12 @@ def verdict_json(verdict: Verdict) -> Json:
 def plain(found: object) -> Json:
     """A typed finding: `type` and its fields."""
     if isinstance(found, Explained):
-        return {"type": "explained", "explanation": told(found.explanation)}
+        return {"type": "explained", "explanation": explanation_json(found.explanation)}
     if isinstance(found, SiteAtFault):
         place = {name: getattr(found, name) for name in ("sequence", "step", "position", "site", "order")}
         culprit = culprit_json(found.culprit, found.side.value)
         return {"type": "site_at_fault", **place, "side": found.side.value, "culprit": culprit}
     return fields_of(found)
-
-
-def told(explanation: Explanation | Json | None) -> Json | None:
-    """An explanation, or None."""
-    return explanation_json(explanation) if isinstance(explanation, Explanation) else explanation
 
 
 def accused_json(accused: Accused) -> Json:

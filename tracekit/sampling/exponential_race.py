@@ -12,32 +12,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tracekit.sampling.chain import RAS
+from tracekit.sampling.observed import Observed
 from tracekit.sampling.replay import Streams, Tape
-from tracekit.trace import Draw
+from tracekit.trace import Draw, Json
 
 RACE_TOLERANCE = 2e-5
 """Nats within which a race that is run again may end otherwise: p and p / q are float32 in torch."""
 
 
 def race_scores(
-    ids: NDArray[np.int64], probs: NDArray[Any], draws: Sequence[Draw], streams: Streams, vocabulary: int | None
+    ids: NDArray[np.int64],
+    probs: NDArray[Any],
+    draws: Sequence[Draw],
+    streams: Streams,
+    vocabulary: int | None,
+    *,
+    nucleus: bool = False,
 ) -> NDArray[np.float64] | None:
     """log(p / q) of each survivor, nats [survivors]; None where the race cannot be run again.
 
     A race is over the vocabulary, as transformers draws, or over the survivors in their order, as CosyVoice's nucleus
-    is drawn from: the number of words says which, and where it leaves both, the token that won. `vocabulary` is the
-    number of tokens, for draws that do not say how many words they took.
+    is drawn from: `nucleus`, else the number of words says which, and where it leaves both, the token that won.
+    `vocabulary` is the number of tokens, for draws that do not say how many words they took.
     """
     if not draws or draws[-1].op != "multinomial":
         return None
     draw = draws[-1]
-    count = draw.words if draw.words is not None else 2 * (vocabulary or 0)
-    if len(draws) > 1 and count != 2 * ids.size:
+    entries = ids.size if nucleus else vocabulary or 0
+    count = draw.words if draw.words is not None else 2 * entries
+    if (nucleus or len(draws) > 1) and count != 2 * ids.size:
         return None  # a second draw, from other probabilities than the survivors'
     words = streams.at(draw, count)
     if words is None:
         return None
-    for noise in _readings(Tape(words).exponential(count // 2), ids):
+    for noise in _readings(Tape(words).exponential(count // 2), ids, nucleus):
         with np.errstate(divide="ignore"):
             scores = np.log(probs.astype(np.float64)) - np.log(noise)
         if draw.result is None or _wins(scores[ids == draw.result], scores):
@@ -45,8 +54,17 @@ def race_scores(
     return None
 
 
-def _readings(noise: NDArray[np.float64], ids: NDArray[np.int64]) -> Iterator[NDArray[np.float64]]:
-    if noise.size > ids.max(initial=-1):
+def race_of_step(seen: Observed, stated: Json, streams: Streams) -> NDArray[np.float64] | None:
+    """The same of a recorded step, under a side's settings."""
+    if seen.ids is None or seen.probs is None:
+        return None
+    vocabulary = None if seen.logits is None else seen.logits.size
+    nucleus = stated.get("sampler") == RAS
+    return race_scores(seen.ids, seen.probs, seen.draws, streams, vocabulary, nucleus=nucleus)
+
+
+def _readings(noise: NDArray[np.float64], ids: NDArray[np.int64], nucleus: bool) -> Iterator[NDArray[np.float64]]:
+    if noise.size > ids.max(initial=-1) and not nucleus:
         yield noise[ids]
     if noise.size == ids.size:
         yield noise

@@ -12,8 +12,6 @@ from tracekit.align.pair import Pair
 from tracekit.compare.findings import DrawDiffers, Finding, TokenDiffers
 from tracekit.compare.search import Search
 from tracekit.inspection.settings import Difference
-from tracekit.mistakes.explanation import Explanation
-from tracekit.trace import Json
 from tracekit.verdict.attribution import Examination
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.counterfactual import rule_draw, rule_token
@@ -110,10 +108,3 @@ class CauseRule:
     repro: ReproNeeds = ReproNeeds()
     decision: Decision = Decision.DIVERGENCE
     fault: bool = True  # False: nothing is to be mended
-
-
-def explanation_id(explanation: Explanation | Json | None) -> str | None:
-    """The mistake's id; None without one."""
-    if isinstance(explanation, Explanation):
-        return explanation.mistake.id
-    return None if explanation is None else str(explanation["kind"]).replace(" ", "_").replace("-", "_").lower()

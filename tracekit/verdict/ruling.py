@@ -8,7 +8,6 @@ from enum import StrEnum
 from tracekit.align.pair import Side
 from tracekit.compare.findings import Finding
 from tracekit.mistakes.explanation import Explanation
-from tracekit.trace import Json
 from tracekit.verdict.cause import Cause
 
 
@@ -100,5 +99,5 @@ class Ruling:
     cause: Cause
     finding: Finding | None
     evidence: tuple[object, ...]
-    explanation: Explanation | Json | None = None
+    explanation: Explanation | None = None
     margins: Margins = field(default_factory=Margins)

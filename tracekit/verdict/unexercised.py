@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 
 from tracekit.inspection.following import asked, shows_tokens
 from tracekit.inspection.positions import prompt_length
-from tracekit.sampling import chain as sampling
+from tracekit.sampling.chain import RAS, chain
+from tracekit.sampling.exercise import Exercise, SettingOff, Value
 from tracekit.sampling.observed import Observed
-from tracekit.sampling.processors import BY_SETTING
+from tracekit.sampling.processor import Applied
+from tracekit.sampling.processors import BY_SETTING, GENERATE
 from tracekit.sampling.replay import observe
 from tracekit.sampling.scores import GONE, working
 from tracekit.trace import Json, Sequence, Trace
@@ -20,207 +23,202 @@ MOST_STEPS = 128
 """Steps that are looked at."""
 
 
-def unexercised(reference: Trace, candidate: Trace | None = None) -> list[str]:
+class Unshown(StrEnum):
+    """Something that a run could not show; `report.words.sampler` has the words, over the finding's numbers."""
+
+    OWN_TOKENS = "own_tokens"
+    OWN_TOKENS_TOLD = "own_tokens_told"  # to follow, and nothing shows that it did
+    DRAWS = "draws"
+    PROMPT = "prompt"
+    GENERATION = "generation"
+    LATER_POSITIONS = "later_positions"
+    SLIDING_WINDOW = "sliding_window"
+    ROPE_SCALING = "rope_scaling"
+    PREFILL = "prefill"
+    DECODING = "decoding"
+    ONE_KV_HEAD = "one_kv_head"
+    ALL_KV_HEADS = "all_kv_heads"
+    HALF_PRECISION = "half_precision"
+    SETTINGS = "settings"
+    SAMPLING = "sampling"
+    TIES_AT_TOP = "ties_at_top"
+    ORDER_OF_TEMPERATURE = "order_of_temperature"
+    TIES_AT_CUT = "ties_at_cut"
+    ONE_SURVIVOR = "one_survivor"
+    END = "end"
+    STOP_TOKENS = "stop_tokens"
+    ALL_STOP_TOKENS = "all_stop_tokens"
+    LENGTH_LIMIT = "length_limit"
+    BATCHES = "batches"
+
+
+@dataclass(frozen=True)
+class NotExercised:
+    """What a run could not show, with its numbers by name."""
+
+    what: Unshown
+    numbers: tuple[tuple[str, Value], ...] = ()
+
+
+def _not(what: Unshown, **numbers: Value) -> NotExercised:
+    return NotExercised(what, tuple(numbers.items()))
+
+
+def unexercised(reference: Trace, candidate: Trace | None = None) -> list[object]:
     """What these runs could not show, from settings and data of the reference, and from what was forced on the
     candidate."""
     return [*([] if candidate is None else _forced(candidate)), *_of_reference(reference)]
 
 
-def _forced(candidate: Trace) -> Iterator[str]:
+def _forced(candidate: Trace) -> Iterator[object]:
     told = asked(candidate)
     if told is None:
         return
-    if shows_tokens(candidate):
-        yield "running on from tokens of its own (the candidate follows another trace)"
-    else:
-        yield "running on from tokens of its own (the candidate was told to follow another trace)"
+    yield _not(Unshown.OWN_TOKENS if shows_tokens(candidate) else Unshown.OWN_TOKENS_TOLD)
     drawn = (each.step(index).draws for each in candidate.sequences for index in range(each.step_count))
     if told.draws and any(drawn):
-        yield "the candidate's random numbers (forced)"
+        yield _not(Unshown.DRAWS)
     if told.inputs:
-        yield "the candidate's prompt (forced)"
+        yield _not(Unshown.PROMPT)
 
 
-def _of_reference(reference: Trace) -> list[str]:
+def _of_reference(reference: Trace) -> Iterator[object]:
     sequences = [sequence for sequence in reference.sequences if sequence.step_count]
     model = reference.config.get("model") or {}
     if not sequences:
-        return ["generation (no steps recorded)"]
+        yield _not(Unshown.GENERATION)
+        return
     settings = sequences[0].sampling
     done = _look(sequences)
-    return [
-        *_positions(sequences, model),
-        *_calls(sequences),
-        *_heads(model),
-        *_numbers(reference),
-        *(_ras(sequences, settings) if settings.get("sampler") == sampling.RAS else _sampler(settings, done)),
-        *_ends(sequences, settings),
-        *([f"batches (one sequence of {sequences[0].step_count} steps)"] if len(reference.sequences) == 1 else []),
-    ]
+    yield from _positions(sequences, model)
+    yield from _calls(sequences)
+    yield from _heads(model)
+    if reference.config.get("dtype") in ("float32", "float64"):
+        yield _not(Unshown.HALF_PRECISION, dtype=reference.config["dtype"])
+    yield from _ras(settings, done) if settings.get("sampler") == RAS else _sampler(settings, done)
+    yield from _ends(sequences, settings)
+    if len(reference.sequences) == 1:
+        yield _not(Unshown.BATCHES, steps=sequences[0].step_count)
 
 
-def _positions(sequences: list[Sequence], model: Json) -> Iterator[str]:
+def _positions(sequences: list[Sequence], model: Json) -> Iterator[object]:
     positions = max(sequence.positions or prompt_length(sequence) + sequence.step_count - 1 for sequence in sequences)
     if positions <= 1:
-        yield "positions behind the first (one position)"
+        yield _not(Unshown.LATER_POSITIONS)
     window = model.get("sliding_window")
     if isinstance(window, int) and window > positions:
-        yield f"sliding window ({window} > {positions} positions)"
+        yield _not(Unshown.SLIDING_WINDOW, window=window, positions=positions)
     scaling = model.get("rope_scaling")
     if isinstance(scaling, dict):
         limit = scaling.get("original_max_position_embeddings")
         if isinstance(limit, int) and limit > positions:
-            yield f"positions beyond the rope scaling's original length ({limit} > {positions} positions)"
+            yield _not(Unshown.ROPE_SCALING, limit=limit, positions=positions)
 
 
-def _calls(sequences: list[Sequence]) -> Iterator[str]:
-    lengths = [prompt_length(sequence) for sequence in sequences]
-    if max(lengths) == 1:
-        yield "prefill (prompts of one token)"
+def _calls(sequences: list[Sequence]) -> Iterator[object]:
+    if max(prompt_length(sequence) for sequence in sequences) == 1:
+        yield _not(Unshown.PREFILL)
     if max(sequence.step_count for sequence in sequences) == 1:
-        yield "decoding from the KV cache (one step)"
+        yield _not(Unshown.DECODING)
 
 
-def _heads(model: Json) -> Iterator[str]:
+def _heads(model: Json) -> Iterator[object]:
     heads, shared = model.get("num_attention_heads"), model.get("num_key_value_heads")
     if shared == 1:
-        yield f"KV-head mapping (one KV head for {heads} heads)" if heads else "KV-head mapping (one KV head)"
+        yield _not(Unshown.ONE_KV_HEAD, heads="all" if heads is None else heads)
     elif shared is not None and shared == heads:
-        yield f"KV-head mapping ({shared} KV heads for {heads} heads)"
-
-
-def _numbers(reference: Trace) -> Iterator[str]:
-    dtype = reference.config.get("dtype")
-    if dtype in ("float32", "float64"):
-        yield f"16-bit numbers (a run in {dtype})"
+        yield _not(Unshown.ALL_KV_HEADS, heads=heads)
 
 
 # -------------------------------------------------------------------- what the sampler had to do
 
 
-@dataclass
-class Done:
-    """What the sampler's parts did at the steps that were looked at."""
-
-    steps: int = 0
-    filtered: int = 0  # steps whose processors could be worked out
-    removed: dict[str, int] = field(default_factory=dict)  # processor -> tokens removed
-    ties_at_cut: int = 0
-    ties_at_top: int = 0
-    repeats: int = 0  # steps whose history holds a token twice
-    sure: int = 0  # steps with one survivor
-    drawn: int = 0
-
-
-def _look(sequences: list[Sequence]) -> Done:
-    done = Done()
+def _look(sequences: list[Sequence]) -> Exercise:
+    done = Exercise(ends=tuple(sequence.end_reason for sequence in sequences))
     for sequence in sequences:
-        tokens = sequence.tokens
+        tokens, processors = sequence.tokens, chain(sequence.sampling)
         for index in range(min(sequence.step_count, MOST_STEPS - done.steps)):
-            _look_at(done, observe(sequence, index, tokens), sequence.sampling)
+            _look_at(done, observe(sequence, index, tokens), processors)
+            step = sequence.step(index)
+            done.recorded |= bool(step.events or step.draws or step.survivors_id is not None)
+            done.events |= {event.kind for event in step.events}
         if done.steps >= MOST_STEPS:
             break
     return done
 
 
-def _look_at(done: Done, seen: Observed, settings: Json) -> None:
+def _look_at(done: Exercise, seen: Observed, processors: list[Applied]) -> None:
     done.steps += 1
     done.repeats += len(set(seen.context.history)) < len(seen.context.history)
     if seen.ids is not None:
         done.drawn += 1
         done.sure += seen.ids.size == 1
+        done.sizes.add(int(seen.ids.size))
     if seen.logits is None:
         return
     done.filtered += 1
     top = np.partition(seen.logits, seen.logits.size - 2)[-2:] if seen.logits.size > 1 else np.array([0.0, 1.0])
     done.ties_at_top += bool(top[0] == top[1])
     before = working(seen.logits)
-    for each in sampling.chain(settings):
+    for each in processors:
         after = each.apply(before, seen.context)
         gone = (after == GONE) & (before > GONE)
         done.removed[each.name] = done.removed.get(each.name, 0) + int(gone.sum())
         kept = after > GONE
-        if gone.any() and kept.any():
+        if each.kind.cut is not None and gone.any() and kept.any():
             more = each.kind is BY_SETTING["top_k"] and int(kept.sum()) > int(each.settings["top_k"])
             done.ties_at_cut += more or bool(before[gone].max() == before[kept].min())
         before = after
 
 
-def _sampler(settings: Json, done: Done) -> Iterator[str]:
+def _sampler(settings: Json, done: Exercise) -> Iterator[object]:
     if not settings:
-        yield "sampling settings (the reference does not state them)"
+        yield _not(Unshown.SETTINGS)
         return
-    if settings.get("do_sample") is False:
-        yield f"sampling (greedy, {done.steps} steps)"
+    greedy = settings.get("do_sample") is False
+    if greedy:
+        yield _not(Unshown.SAMPLING, steps=done.steps)
         if done.filtered and not done.ties_at_top:
-            yield f"ties of the largest logits (none at {done.filtered} steps)"
-        yield from _penalty(settings, done)
+            yield _not(Unshown.TIES_AT_TOP, steps=done.filtered)
+    yield from _processors(settings, done, greedy=greedy)
+    if greedy:
         return
-    yield from _off(settings)
-    yield from _without_effect(settings, done)
-    yield from _penalty(settings, done)
-    if settings.get("temperature") in (None, 1.0) and settings.get("top_p") not in (None, 1.0):
-        yield "order of temperature and top-p (temperature 1)"
-    cut = any(not BY_SETTING[name].off(settings) for name in ("top_k", "top_p", "min_p"))
+    if BY_SETTING["temperature"].off(settings) and not BY_SETTING["top_p"].off(settings):
+        yield _not(Unshown.ORDER_OF_TEMPERATURE)
+    cut = any(each.kind.cut is not None for each in chain(settings))
     if cut and done.filtered and not done.ties_at_cut:
-        yield f"ties at a cut (none at {done.filtered} steps)"
+        yield _not(Unshown.TIES_AT_CUT, steps=done.filtered)
     if done.drawn and done.sure == done.drawn:
-        yield f"draws (one survivor at all {done.drawn} steps)"
+        yield _not(Unshown.ONE_SURVIVOR, steps=done.drawn)
 
 
-def _off(settings: Json) -> Iterator[str]:
-    if settings.get("temperature") in (None, 1.0):
-        yield "temperature (1)"
-    for name, spoken in (("top_k", "top-k"), ("top_p", "top-p"), ("min_p", "min-p")):
-        if BY_SETTING[name].off(settings):
-            yield f"{spoken} (off)"
+def _processors(settings: Json, done: Exercise, *, greedy: bool) -> Iterator[object]:
+    """Those that most samplers have and this one does not, then what the steps did not show of the others."""
+    known = [each for each in GENERATE if not (greedy and each.sampled)]
+    yield from (SettingOff(each.setting) for each in known if each.common and each.off(settings))
+    for each in chain(settings):
+        yield from each.kind.unexercised(each, done)
 
 
-def _without_effect(settings: Json, done: Done) -> Iterator[str]:
-    shown = {BY_SETTING[name].name: BY_SETTING[name].words for name in ("top_k", "top_p", "min_p")}
-    for each in sampling.chain(settings):
-        if each.name in shown and done.filtered and not done.removed.get(each.name):
-            number = next(iter(each.settings.values()))
-            yield f"{shown[each.name]} {number} (removed nothing at {done.filtered} steps)"
-
-
-def _penalty(settings: Json, done: Done) -> Iterator[str]:
-    if BY_SETTING["repetition_penalty"].off(settings):
-        yield "repetition penalty (off)"
-    elif not done.repeats:
-        yield f"repetition penalty on repeats (no token stood twice before any of {done.steps} steps)"
-
-
-def _ras(sequences: list[Sequence], settings: Json) -> Iterator[str]:
+def _ras(settings: Json, done: Exercise) -> Iterator[object]:
     """CosyVoice's sampler: which of its branches were not taken."""
-    steps = [sequence.step(index) for sequence in sequences for index in range(sequence.step_count)][:MOST_STEPS]
-    kinds = {event.kind for step in steps for event in step.events}
-    if not any(step.events or step.draws or step.survivors_id is not None for step in steps):
-        yield "the sampler's rules (its survivors, draws and events are not recorded)"
-        return
-    most = settings.get("top_k")
-    if "redraw" not in kinds:
-        yield f"drawing a stop token again before min_len (none drawn so early at {len(steps)} steps)"
-    if "repetition_fallback" not in kinds:
-        yield f"repetition rule (no token repeated too often at {len(steps)} steps)"
-    if not any(step.survivors_id is not None and len(step.survivors_id) == most for step in steps):
-        yield f"top_k {most} (top_p ended the nucleus at {len(steps)} steps)"
-    if "length" not in [sequence.end_reason for sequence in sequences] and settings.get("max_len") is not None:
-        yield f"length limit (max_len {settings['max_len']} never reached)"
+    for each in chain(settings):
+        yield from each.kind.unexercised(each, done)
+    if done.recorded and "length" not in done.ends and settings.get("max_len") is not None:
+        yield _not(Unshown.LENGTH_LIMIT, setting="max_len", limit=settings["max_len"])
 
 
-def _ends(sequences: list[Sequence], settings: Json) -> Iterator[str]:
+def _ends(sequences: list[Sequence], settings: Json) -> Iterator[object]:
     reasons = [sequence.end_reason for sequence in sequences]
     stops = settings.get("eos_token_id") or settings.get("stop_token_ids")
-    steps = sum(sequence.step_count for sequence in sequences)
     if None in reasons:
-        yield f"the end of the generation (sequence {reasons.index(None)} is cut off)"
+        yield _not(Unshown.END, sequence=reasons.index(None))
         return
     if "stop" not in reasons:
-        yield f"stop tokens (none sampled in {steps} steps)"
+        yield _not(Unshown.STOP_TOKENS, steps=sum(sequence.step_count for sequence in sequences))
     elif isinstance(stops, list) and len(stops) > 1:
         met = {int(sequence.tokens[-1]) for sequence in sequences} & set(stops)
         if len(met) < len(stops):
-            yield f"all stop tokens ({len(met)} of {len(stops)} sampled)"
+            yield _not(Unshown.ALL_STOP_TOKENS, met=len(met), of=len(stops))
     if "length" not in reasons and settings.get("max_new_tokens") is not None:
-        yield f"length limit ({settings['max_new_tokens']} never reached)"
+        yield _not(Unshown.LENGTH_LIMIT, setting="max_new_tokens", limit=settings["max_new_tokens"])

@@ -13,7 +13,6 @@ from tracekit.compare.search import Counts
 from tracekit.inspection.settings import Difference
 from tracekit.mistakes.culprits import ExplainedCulprit
 from tracekit.mistakes.explanation import Explanation
-from tracekit.trace import Json
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.coverage import Coverage
 from tracekit.verdict.ruling import Margins
@@ -72,7 +71,7 @@ class Verdict:
     finding: Finding | None  # the divergence
     evidence: tuple[object, ...]
     calibration: str  # oracle, noise or uncalibrated
-    explanation: Explanation | Json | None = None
+    explanation: Explanation | None = None
     culprits: tuple[Accused, ...] = ()
     token: TokenDiffers | None = None  # the first token that differs
     margins: Margins = field(default_factory=Margins)

@@ -31,6 +31,10 @@ BETWEEN: tuple[FilterMistake, ...] = tuple(
     mistake for module in iter_modules(__path__) for mistake in import_module(f"{__name__}.{module.name}").MISTAKES
 )
 """Mistakes that no single processor has."""
+AS_STATED = Mistake(
+    "settings_as_stated", "the candidate follows its declared settings: {extra} instead of {missing}", "chain"
+)
+"""No mistake of a program: it states other settings than the reference."""
 UNDECLARED = Mistake(
     "undeclared_processors", "{processors} ran before the largest was taken, which the settings do not ask for", "all"
 )

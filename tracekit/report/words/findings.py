@@ -31,11 +31,6 @@ def _evidence(found: Evidence) -> str:
     return found.words.format_map(vars(found))
 
 
-@words(dict)
-def _json_explanation(found: dict[str, object]) -> str:
-    return str(found["text"])
-
-
 # -------------------------------------------------------------------- what was fed
 
 

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 from tracekit.compare.findings import DrawDiffers, DrawField, Finding, Stage
 from tracekit.compare.settings import FILTER_SETTINGS, REPETITION_SETTINGS, STOP_SETTINGS
+from tracekit.mistakes import stops
+from tracekit.mistakes.filters import AS_STATED
 from tracekit.mistakes.sites import gates, mask, norms, rotary, scores
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.evidence import SettingDiffers
 from tracekit.verdict.outcome import Agreement
-from tracekit.verdict.rule import Case, CauseRule, Grouping, Luck, ReproNeeds, explanation_id
+from tracekit.verdict.rule import Case, CauseRule, Grouping, Luck, ReproNeeds
 from tracekit.verdict.ruling import Ruling
 
 EXPLAINED_BY = {
@@ -20,9 +22,9 @@ EXPLAINED_BY = {
     "model.hidden_act": (gates.ACTIVATION.id,),
     "model.num_key_value_heads": (scores.HEAD_MAP.id,),
     "model.sliding_window": (mask.WINDOW.id, mask.WINDOW_IGNORED.id),
-    **dict.fromkeys(FILTER_SETTINGS, ("settings_as_stated",)),
-    **dict.fromkeys(("eos_token_id", "model.eos_token_id"), ("stop_list",)),
-    **dict.fromkeys(("max_new_tokens", "min_new_tokens", "max_length", "min_length"), ("length",)),
+    **dict.fromkeys(FILTER_SETTINGS, (AS_STATED.id,)),
+    **dict.fromkeys(("eos_token_id", "model.eos_token_id"), (stops.LIST.id,)),
+    **dict.fromkeys(("max_new_tokens", "min_new_tokens", "max_length", "min_length"), (stops.LENGTH.id,)),
 }
 """Settings, and the ids of the mistakes that they are the cause of."""
 EXPLAINABLE = (Stage.SITE, Stage.LOGITS, Stage.SURVIVORS, Stage.STOP)
@@ -35,7 +37,7 @@ def _holds(case: Case, ruling: Ruling | None) -> Ruling | None:
         return None
     blamed = [difference for difference in case.differences if _acts(difference.name, first)]
     if ruling.explanation is not None and first.stage in EXPLAINABLE:
-        mistake = explanation_id(ruling.explanation)
+        mistake = ruling.explanation.mistake.id
         blamed = [difference for difference in blamed if mistake in EXPLAINED_BY.get(difference.name, ())]
     if not blamed:
         return None

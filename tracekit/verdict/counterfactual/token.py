@@ -1,0 +1,135 @@
+"""Another token from the same survivors and draws: a near-tie where that can be proved, else the sampler."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from tracekit.align.pair import Pair
+from tracekit.align.sites import SequencePair
+from tracekit.compare.findings import TokenDiffers
+from tracekit.compare.search import Search
+from tracekit.mistakes import generator
+from tracekit.mistakes.explanation import Explanation
+from tracekit.mistakes.filters import explain_greedy
+from tracekit.sampling.chain import chain, cuts, recorded_chain
+from tracekit.sampling.drawing import near_seed, trials
+from tracekit.sampling.fit import departs
+from tracekit.sampling.replay import Streams, observations, observe
+from tracekit.verdict.cause import Cause
+from tracekit.verdict.counterfactual.combinations import combinations
+from tracekit.verdict.counterfactual.draw import other_algorithm, same_survivors
+from tracekit.verdict.counterfactual.evidence import (
+    BothUnseeded,
+    CutCrossed,
+    DrawsUnknown,
+    Judgement,
+    Known,
+    OtherToken,
+    OwnDistribution,
+    TokenMarginMeasured,
+)
+from tracekit.verdict.counterfactual.filter import as_evidence
+from tracekit.verdict.counterfactual.margins import token_margin
+from tracekit.verdict.counterfactual.processors_apart import processors_apart
+from tracekit.verdict.counterfactual.sides import both, observed, sequences_of
+from tracekit.verdict.ruling import Flip, Margins, Ruling, TokenMargin
+
+NEAR = 2.0
+"""A margin is crossed by rounding if it is at most this many times the measured error: both tokens may move."""
+
+
+def rule_token(traces: Pair, found: Search, first: TokenDiffers) -> Ruling:
+    """A near-tie, an unseeded generator, or the sampler."""
+    pair, step = sequences_of(traces, first), first.step
+    margins = replace(combinations(pair, step), token=token_margin(pair, step))
+    tie = _near_tie(pair, step, margins, crossed=(first.sequence, step) in found.ties)
+    if tie is not None:
+        return Ruling(Cause.NEAR_TIE, first, (*tie, OwnDistribution()), margins=margins)
+    algorithm = other_algorithm(pair, step)
+    drawn = [side.step(step).draws for side in both(pair)]
+    if algorithm is None and all(drawn) and all(draws[-1].seed is None for draws in drawn):
+        names = tuple(dict.fromkeys(draws[-1].generator for draws in drawn))
+        return Ruling(Cause.RNG, first, (BothUnseeded(names),), margins=margins)
+    explanation = algorithm or _explained(pair, step, margins)
+    evidence: list[object] = [_other_token(pair, step), *processors_apart(observed(pair, step))]
+    if margins.token is not None:
+        near = _is_near(margins.token)
+        judgement = Judgement.NOT_THE_LOGITS if near else Judgement.FAULT
+        evidence.append(TokenMarginMeasured(margins.token.margin, margins.token.error, judgement))
+    elif margins.flips is None:
+        evidence.append(DrawsUnknown())
+    evidence += as_evidence(explanation)
+    moved = explanation is not None and explanation.mistake is generator.SEED
+    return Ruling(Cause.RNG if moved else Cause.SAMPLER, first, tuple(evidence), explanation, margins)
+
+
+def _is_near(token: TokenMargin) -> bool:
+    return abs(token.margin) <= NEAR * token.error
+
+
+def _near_tie(pair: SequencePair, step: int, margins: Margins, *, crossed: bool) -> list[object] | None:
+    """What shows that rounding decided: the logits flip the token, and their error covers its margin or the cut."""
+    if margins.flips is not Flip.LOGITS:
+        return None
+    if margins.token is not None:
+        if not _is_near(margins.token):
+            return None
+        return [TokenMarginMeasured(margins.token.margin, margins.token.error, Judgement.ROUNDING)]
+    return [_cut_crossed(pair, step)] if crossed else None
+
+
+def _cut_crossed(pair: SequencePair, step: int) -> CutCrossed:
+    """A token that survives on one side alone was drawn there, or its place in the race taken by another."""
+    one, other = observed(pair, step)
+    assert one.ids is not None and other.ids is not None, "survivors that crossed a cut are recorded"
+    apart = np.setxor1d(one.ids, other.ids)
+    processors = chain(pair.reference.sampling)
+    follows = [departs(processors, seen, half=False) is False for seen in (one, other)]
+    near = [] if one.logits is None else cuts(processors, one.logits, one.context)
+    found = min(((float(cut.distances[apart].min()), cut.unit) for cut in near), default=(np.inf, None))
+    known = bool(np.isfinite(found[0]))
+    unit = None if not known or found[1] is None else str(found[1])
+    return CutCrossed(int(apart.size), all(follows), found[0] if known else None, unit)
+
+
+def _other_token(pair: SequencePair, step: int) -> OtherToken:
+    steps = [side.step(step) for side in both(pair)]
+    survivors = _known([one.survivors_id is not None for one in steps])
+    if survivors is Known.SAME and not same_survivors(pair, step):
+        survivors = Known.WITHIN_ROUNDING
+    return OtherToken(survivors, _known([bool(one.draws) for one in steps]))
+
+
+def _known(recorded: list[bool]) -> Known:
+    if all(recorded):
+        return Known.SAME
+    if not any(recorded):
+        return Known.NEITHER
+    return Known.REFERENCE if recorded[0] else Known.CANDIDATE
+
+
+# -------------------------------------------------------------------- mistakes
+
+
+def _explained(pair: SequencePair, step: int, margins: Margins) -> Explanation | None:
+    found = _seed(pair, step) if margins.flips is None else None
+    if found is None and pair.reference.sampling.get("do_sample") is False:
+        stated = pair.reference.sampling
+        ran, unknown = recorded_chain(observe(pair.candidate, step).processors, stated)
+        found = explain_greedy(stated, observations(pair.candidate, step), () if unknown else ran)
+    return found
+
+
+def _seed(pair: SequencePair, step: int) -> Explanation | None:
+    """Of a candidate that does not say where its generator was: the seed whose draws give all of its tokens."""
+    stated = pair.reference.seed
+    if stated is None or pair.reference.sampling.get("do_sample") is False:
+        return None
+    streams = Streams(pair.candidate)
+    among = trials(observations(pair.candidate, step), pair.reference.sampling, streams)
+    if not among or among[0].seen.index != 0 or any(trial.words is not None for trial in among):
+        return None
+    seed = near_seed(among, streams, stated)
+    return None if seed is None or seed == stated else replace(generator.other_seed(stated, seed), steps=len(among))
