@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tracekit.align.renamed import Elsewhere, named
 from tracekit.align.rotary_order import in_order_of
 from tracekit.auditing import audit as auditing
+from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, why_no_checkpoint
 from tracekit.errors import TraceError
 from tracekit.formats.name_map import NameMap, gguf_names, read_names
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 File: TypeAlias = str | os.PathLike[str]
 TraceOrPath: TypeAlias = File | Trace
 """A trace that is open already, or the file that it is in, which is closed again."""
+Auditor: TypeAlias = Callable[[Trace, Checkpoint], auditing.Audit]
+"""What judges every recorded site of a trace against a checkpoint."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -122,7 +125,13 @@ def diff(
         return Verdict(**_fields(found), text=verdict_text(found, one, other, truth))
 
 
-def audit(trace: TraceOrPath, weights: File | None = None, *, names: NameMap | File | None = None) -> Audit:
+def audit(
+    trace: TraceOrPath,
+    weights: File | None = None,
+    *,
+    names: NameMap | File | None = None,
+    by: Auditor = auditing.audit,
+) -> Audit:
     """Recompute every recorded site in float64 from its recorded input and the checkpoint; no reference run is needed.
 
     Args:
@@ -130,6 +139,8 @@ def audit(trace: TraceOrPath, weights: File | None = None, *, names: NameMap | F
         weights: the checkpoint, if it is not where the trace says: a Hugging Face folder, a `.safetensors` or a GGUF
             file.
         names: a map of the engine's module names to the checkpoint's, or the TOML file that it is in.
+        by: what recomputes the sites. The default follows recipes, in numpy; `tracekit_torch.by_reference(folder)` runs
+            the reference program, of any model.
 
     Raises:
         TraceError: a file cannot be read, the checkpoint is of another model, or no site can be recomputed.
@@ -144,7 +155,7 @@ def audit(trace: TraceOrPath, weights: File | None = None, *, names: NameMap | F
         if called is not None:
             run = named(run, called, Elsewhere(checkpoint=checkpoint))
         run, notes = in_order_of(checkpoint, run)
-        found = auditing.audit(run, checkpoint)
+        found = by(run, checkpoint)
         if not (found.clean or found.culprits):
             raise TraceError(f"{run.path}: holds no site that can be audited against {path}{_why(found.unknown)}")
         found = replace(explained_audit(run, checkpoint, found), notes=tuple(notes))

@@ -292,15 +292,15 @@ def _judged(run: Recomputation, recipe: Recipe, windows: list[Window], level: fl
         for kind, factor in (*spread_width(result).items(), *common_width(result, level).items()):
             width[kind] = max(width.get(kind, 1.0), factor)
         if closely:
-            sketches.append(_sketch(result.values))
+            sketches.append(sketch(result.values))
     statistics = tally.statistics()
     if sketches:
-        for kind, factor in _repeated_width(statistics, _rows_alike(np.concatenate(sketches)), level).items():
+        for kind, factor in repeated_width(statistics, rows_alike(np.concatenate(sketches)), level).items():
             width[kind] = max(1.0, width.get(kind, 1.0)) * factor
     return Own(recipe, tuple(windows), statistics, statistics.limits(level, width), width, level)
 
 
-def _sketch(values: Floats) -> Floats:
+def sketch(values: Floats) -> Floats:
     """Directions of the rows of `values` [rows, width] in `PROJECTED` random dimensions: [rows, PROJECTED]."""
     drawn = np.random.default_rng(0).standard_normal((values.shape[1], PROJECTED)) / math.sqrt(PROJECTED)
     lengths = np.sqrt(np.einsum("ij,ij->i", values, values))
@@ -308,7 +308,7 @@ def _sketch(values: Floats) -> Floats:
     return np.asarray(np.nan_to_num(directions) @ drawn)
 
 
-def _rows_alike(sketches: Floats) -> float:
+def rows_alike(sketches: Floats) -> float:
     """How many rows, itself included, a row is alike to on average."""
     powers = np.einsum("ij,ij->i", sketches, sketches)
     alike = 0
@@ -319,7 +319,7 @@ def _rows_alike(sketches: Floats) -> float:
     return max(alike / len(sketches), 1.0)
 
 
-def _repeated_width(statistics: Statistics, alike: float, level: float) -> dict[str, float]:
+def repeated_width(statistics: Statistics, alike: float, level: float) -> dict[str, float]:
     """How much wider than of independent rows statistics over rows spread where each row comes `alike` times."""
     rows = len(statistics.rows)
     freedom = rows**2 / float(np.sum(1.0 / statistics.freedoms))

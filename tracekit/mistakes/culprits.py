@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracekit.auditing.audit import Audit, Culprit
+from tracekit.auditing.audit import Audit, Culprit, audit
+from tracekit.auditing.drawn_error import Segment
 from tracekit.auditing.recipe import recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
 from tracekit.checkpoints.checkpoint import Checkpoint
@@ -58,6 +59,9 @@ def explained(
         same = [one.explanation for one in out if one.own.recipe.kind == culprit.own.recipe.kind]
         known = [explanation for explanation in same if explanation is not None][-1:]
         others = index < EXPLAINED
+        if isinstance(culprit.own.recipe.operation, Segment):
+            out.append(ExplainedCulprit.of(culprit, None))
+            continue
         explanation = explain(Case.of(culprit, run, book), known, others) if known or others else None
         out.append(ExplainedCulprit.of(culprit, explanation))
     return out
@@ -82,6 +86,17 @@ def alike(trace: Trace, checkpoint: Checkpoint, found: Audit, wiring: Trace | No
 
 def explained_audit(trace: Trace, checkpoint: Checkpoint, found: Audit) -> ExplainedAudit:
     """The audit of one trace with its culprits explained."""
-    culprits = explained(trace, checkpoint, found.culprits, None) or alike(trace, checkpoint, found, None)
+    culprits = explained(trace, checkpoint, _with_recipes(trace, checkpoint, found), None)
+    culprits = culprits or alike(trace, checkpoint, found, None)
     guilty = {culprit.site for culprit in culprits}
     return ExplainedAudit(**{**vars(found), "culprits": tuple(culprits), "clean": found.clean - guilty})
+
+
+def _with_recipes(trace: Trace, checkpoint: Checkpoint, found: Audit) -> list[Culprit]:
+    """The culprits, those that a reference program found as the recipe for their site sees them, where one does: a
+    mistake is a recipe with one thing changed."""
+    segments = {culprit.site for culprit in found.culprits if isinstance(culprit.own.recipe.operation, Segment)}
+    if not segments:
+        return list(found.culprits)
+    again = {culprit.site: culprit for culprit in audit(trace, checkpoint, only=segments).culprits}
+    return [again.get(culprit.site, culprit) for culprit in found.culprits]

@@ -7,17 +7,20 @@ with tracekit_torch.record(model, "run.h5"):
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
 
+from tracekit.auditing.audit import Audit
+from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.trace import Trace
 from tracekit_torch.options import Options
 from tracekit_torch.recorder import Recorder
 from tracekit_torch.watch import Watch
 
-__all__ = ["Options", "Recorder", "record"]
+__all__ = ["Options", "Recorder", "by_reference", "record"]
 
 
 @contextmanager
@@ -60,3 +63,25 @@ def record(
         recorder.close("error", f"{type(error).__name__}: {error}")
         raise
     recorder.close()
+
+
+def by_reference(model: nn.Module | str | os.PathLike[str]) -> Callable[[Trace, Checkpoint], Audit]:
+    """An auditor for `tracekit.audit(trace, by=...)`: the reference program, run in float64 over the trace's tokens.
+
+    The recorded values are put in at every site. For any model, without a recipe.
+
+    Args:
+        model: a folder that transformers can load, or a model that was put into float64 with `precision.run_in`.
+
+    Raises:
+        TraceError: when it is called, where the model cannot be loaded or does not run on the trace's tokens.
+    """
+    from tracekit_torch.reference import load_reference
+    from tracekit_torch.reference_audit import audit_by
+
+    def audited(trace: Trace, checkpoint: Checkpoint) -> Audit:
+        dtype = str(trace.config.get("dtype") or "float32")
+        reference = model if isinstance(model, nn.Module) else load_reference(os.fspath(model), dtype)
+        return audit_by(reference, trace, checkpoint)
+
+    return audited

@@ -1,0 +1,131 @@
+"""The audit by the reference program: models of many kinds, none of which has a line of code here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tracekit
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import tracekit_torch  # noqa: E402
+
+from tests import tiny_families  # noqa: E402
+
+CLEAN = ["gemma2", "qwen3next", "deepseekv3", "gpt2", "falcon", "gptneox", "bloom", "cohere", "granite"]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        if name not in made:
+            made[name] = tiny_families.make(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return of
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", CLEAN)
+def test_a_clean_run_is_within_its_bounds(checkpoints: Any, tmp_path: Path, name: str, dtype: str) -> None:
+    folder = checkpoints(name)
+    with tiny_families.run(tiny_families.load(folder, dtype=dtype), tmp_path / "run.h5") as trace:
+        found = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
+        stored = {site for sequence in trace.sequences for site in sequence.sites}
+    assert found.exit_code == 0, found.text
+    assert stored <= found.clean, found.unknown
+
+
+def _set(model: Any, **values: Any) -> None:
+    for module in model.modules():
+        for holder in (module, getattr(module, "config", None)):
+            for name, value in values.items():
+                if hasattr(holder, name):
+                    setattr(holder, name, value)
+
+
+def _gain(path: str, factor: float) -> Callable[[Any], None]:
+    def plant(model: Any) -> None:
+        with torch.no_grad():
+            model.get_submodule(path).weight.mul_(factor)
+
+    return plant
+
+
+FAULTS: dict[str, tuple[str, Callable[[Any], None], set[str]]] = {
+    "soft cap left out": (
+        "gemma2",
+        lambda model: _set(model, attn_logit_softcapping=None),
+        {"model.layers.0.self_attn.o_proj:in", "model.layers.1.self_attn.o_proj:in"},
+    ),
+    "window one longer": (
+        "gemma2",
+        lambda model: _set(model, sliding_window=7),
+        {"model.layers.0.self_attn.o_proj:in"},
+    ),
+    "experts not renormalised": (
+        "qwen3next",
+        lambda model: _set(model, norm_topk_prob=False),
+        {f"model.layers.{layer}.mlp.experts" for layer in range(4)},
+    ),
+    "scale of the experts": (
+        "deepseekv3",
+        lambda model: _set(model, routed_scaling_factor=2.4),
+        {"model.layers.1.mlp.experts"},
+    ),
+    "eps of one norm": (
+        "gpt2",
+        lambda model: setattr(model.transformer.h[1].ln_1, "eps", 1e-6),
+        {"transformer.h.1.ln_1"},
+    ),
+    "exact gelu for tanh gelu": (
+        "phi",
+        lambda model: setattr(model.model.layers[0].mlp, "activation_fn", torch.nn.GELU()),
+        {"model.layers.0.mlp.fc2:in"},
+    ),
+    "gain of one layer": (
+        "falcon",
+        _gain("transformer.h.1.mlp.dense_h_to_4h", 1.0001),
+        {"transformer.h.1.mlp.dense_h_to_4h"},
+    ),
+    "scale of the logits": ("cohere", lambda model: _set(model, logit_scale=0.07), {"logits"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found_at_its_site_and_nowhere_else(checkpoints: Any, tmp_path: Path, fault: str) -> None:
+    name, plant, sites = FAULTS[fault]
+    folder = checkpoints(name)
+    model = tiny_families.load(folder)
+    plant(model)
+    with tiny_families.run(model, tmp_path / "run.h5") as trace:
+        found = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
+    assert found.exit_code == 1
+    assert {culprit.site for culprit in found.culprits} == sites, found.text
+
+
+def test_two_faults_at_once_are_two_culprits(checkpoints: Any, tmp_path: Path) -> None:
+    folder = checkpoints("gemma2")
+    model = tiny_families.load(folder)
+    FAULTS["window one longer"][1](model)
+    _gain("model.layers.1.mlp.up_proj", 1.00001)(model)
+    with tiny_families.run(model, tmp_path / "run.h5") as trace:
+        found = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
+    assert {culprit.site for culprit in found.culprits} == {
+        "model.layers.0.self_attn.o_proj:in",
+        "model.layers.1.mlp.up_proj",
+    }
+
+
+def test_a_folder_that_is_no_model_is_one_line(checkpoints: Any, tmp_path: Path) -> None:
+    folder = checkpoints("gpt2")
+    tiny_families.run(tiny_families.load(folder), tmp_path / "run.h5").close()
+    with pytest.raises(tracekit.TraceError, match=r"config.json"):
+        tracekit.audit(tmp_path / "run.h5", folder, by=tracekit_torch.by_reference(tmp_path))

@@ -1,0 +1,76 @@
+"""A site's own error judged by runs with drawn roundings: for whatever a program computes, no closed form is needed.
+
+Each run's error is one sample of what rounding does to every value. A few runs say little of a single value, but much
+of a row and of a column: the variance of a value is shrunk towards the product of its row's and its column's, and how
+much wider than independent errors the statistics spread is measured on the runs themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.auditing.operations import Floats, Operation, Result
+from tracekit.auditing.operations.operation import Given, Shape
+from tracekit.auditing.own_error import Own, Tally, repeated_width, rows_alike, sketch, spread_width
+from tracekit.auditing.recipe import Recipe
+from tracekit.auditing.recompute import Window
+
+SMALLEST = 1e-300
+PRIOR = 4.0
+"""Samples that the rank-one estimate of a variance weighs as much as."""
+
+
+@dataclass(frozen=True)
+class Segment(Operation):
+    """All that a reference program computes between the recorded sites before a site and that site."""
+
+    kind: ClassVar[str] = "segment"
+
+    def result(self, given: Given) -> Result:
+        raise NotImplementedError("a segment is computed by its program")
+
+    def fits(self, shapes: Mapping[str, Shape], inputs: list[int], width: int) -> bool:
+        return True
+
+
+def drawn_result(values: Floats, draws: Seq[NDArray[np.floating]], unit: float) -> Result:
+    """What a site should hold, [rows, width], with the variance of its rounding errors.
+
+    Args:
+        values: what exact arithmetic gives, [rows, width].
+        draws: errors of runs with drawn roundings, [rows, width] each.
+        unit: unit roundoff of the format that the site is stored in.
+    """
+    squares = np.mean([np.square(draw, dtype=np.float64) for draw in draws], axis=0)
+    rows, columns = squares.mean(axis=1), squares.mean(axis=0)
+    shape = rows[:, None] * (columns / max(float(rows.mean()), SMALLEST))[None, :]
+    # Where a function cancels, single values are off by more than their row and column say.
+    variance = (PRIOR * shape + len(draws) * squares) / (PRIOR + len(draws))
+    stored = np.square(values * unit) / 3.0
+    errors = tuple(np.asarray(draw, dtype=np.float64) for draw in draws)
+    return Result(values, np.maximum(variance, stored) + SMALLEST, draws=errors, drawn_rows=np.arange(len(values)))
+
+
+def judged(site: str, rows: NDArray[np.int64], recorded: Floats, result: Result, level: float) -> Own:
+    """The own error of a site. `rows`: positions, or steps of the logits; `level`: the probability of a false alarm of
+    one test."""
+    tally = Tally()
+    tally.add(recorded, result)
+    statistics = tally.statistics()
+    width = spread_width(result)
+    for kind, factor in repeated_width(statistics, rows_alike(sketch(result.values)), level).items():
+        width[kind] = max(1.0, width.get(kind, 1.0)) * factor
+    windows = tuple(_windows(rows))
+    return Own(Recipe(site, site, Segment()), windows, statistics, statistics.limits(level, width), width, level)
+
+
+def _windows(rows: NDArray[np.int64]) -> Iterator[Window]:
+    """Runs of rows without a gap."""
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+        yield Window(int(run[0]), int(run[-1]) + 1)
