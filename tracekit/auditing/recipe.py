@@ -15,14 +15,8 @@ from dataclasses import dataclass, field, replace
 from tracekit.auditing.families import family_of
 from tracekit.auditing.families.family import stated_embedding_factor, token_table
 from tracekit.auditing.operations import operation_of_class
-from tracekit.auditing.operations.attention_core import Attention, Core
-from tracekit.auditing.operations.embedding_table import Embedding
-from tracekit.auditing.operations.gate import Gate
-from tracekit.auditing.operations.norms import Norm
 from tracekit.auditing.operations.operation import Operation
 from tracekit.auditing.operations.passed_on import PassedOn
-from tracekit.auditing.operations.residual_sum import ResidualSum
-from tracekit.auditing.operations.soft_cap import SoftCap
 from tracekit.auditing.operations.unmeasured import Unmeasured
 from tracekit.checkpoints.checkpoint import PREFIXES, Checkpoint
 from tracekit.trace import INPUT_SUFFIX, Site, Trace, resolve
@@ -53,36 +47,6 @@ class Recipe:
     def plain(self) -> bool:
         """Whether a repro's own tests can compute it."""
         return self.operation.in_repro and not self.columns
-
-    @property
-    def core(self) -> Core | None:
-        """The attention core, where it is one."""
-        return self.operation.core if isinstance(self.operation, Attention) else None
-
-    @property
-    def eps(self) -> float:
-        """Of a norm."""
-        return self.operation.eps if isinstance(self.operation, Norm) else 0.0
-
-    @property
-    def plus_one(self) -> bool:
-        """Of a norm."""
-        return isinstance(self.operation, Norm) and self.operation.plus_one
-
-    @property
-    def activation(self) -> str:
-        """Of a gate."""
-        return self.operation.activation if isinstance(self.operation, Gate) else "silu"
-
-    @property
-    def factor(self) -> float:
-        """Of an embedding, of the branch of a residual sum, of logits."""
-        return self.operation.factor if isinstance(self.operation, Embedding | ResidualSum | SoftCap) else 1.0
-
-    @property
-    def cap(self) -> float | None:
-        """The soft cap of logits."""
-        return self.operation.cap if isinstance(self.operation, SoftCap) else None
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.auditing import operations
-from tracekit.auditing.operations import Core, Floats, Result
+from tracekit.auditing.operations import Attention, Core, Floats, Result
 from tracekit.mistakes.explanation import Value
 from tracekit.mistakes.fitting import best_on_grid
 from tracekit.mistakes.suspect import Case, Hypothesis, Made, plainly
 
-ATTENTION = ("attention",)
+ATTENTION = (Attention.kind,)
 FITTED_ROWS = 12
 """Query positions that a fitted number is searched on."""
 
 
 def core_of(case: Case) -> Core:
     """The core that the checkpoint declares."""
-    assert case.recipe.core is not None
-    return case.recipe.core
+    assert isinstance(case.recipe.operation, Attention)
+    return case.recipe.operation.core
 
 
 def changed(case: Case, values: Mapping[str, Value] | None = None, **changes: Any) -> Hypothesis:

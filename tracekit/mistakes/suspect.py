@@ -206,7 +206,7 @@ class Case:
         """Whether nearly all blocks of columns hold (a head each, in the attention core), and their median residual:
         a value next to a tie is rounded the other way now and then, and moves its whole row of that head. Only rows
         that were wrong count: the others hold without any mistake."""
-        wide = self.recipe.core.head_dim if self.recipe.core else 1
+        wide = self.recipe.operation.block
         error = (np.square(self.recorded - values) / self.right.variance)[self.wrong]
         blocks = np.sqrt(error.reshape(len(error), -1, wide).mean(axis=2))
         median = float(np.median(blocks))

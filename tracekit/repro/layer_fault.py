@@ -132,29 +132,19 @@ def _check(run: Recomputation, own: Own, right: Result) -> Json:
         "inputs": list(recipe.inputs),
         "roles": {role: run.parameters.checkpoint.find(name) for role, name in recipe.parameters.items()},
         "dtype": dtype,
-        "eps": recipe.eps,
-        "plus_one": recipe.plus_one,
-        "activation": recipe.activation,
         "statistic": kind,
         "limit": own.limits[kind],
         "shared": right.shared,
         "bias": right.bias,
     }
-    core = recipe.core
-    if core is not None:
-        names = ("heads", "kv_heads", "head_dim", "scale", "window")
-        check |= {name: getattr(core, name) for name in names}
-        check |= {"rotated": core.rotary.width, "factor": core.rotary.frequencies()[1]}
-    return check
+    return check | recipe.operation.numbers()
 
 
 def _parameters(run: Recomputation, recipe: Recipe, window: Window) -> dict[str, TensorLike]:
-    """The weights that the site uses, as the engine holds them; of a table, the rows that were looked up; of the
-    attention core, its rotary frequencies."""
-    if recipe.core is not None:
-        return {"rotary.inverse_frequencies": recipe.core.rotary.frequencies()[0]}
+    """The weights that the site uses, as the engine holds them; of a table, the rows that were looked up; and what else
+    the operation computes with."""
     checkpoint, trace = run.parameters.checkpoint, run.parameters.trace
-    out: dict[str, TensorLike] = {}
+    out: dict[str, TensorLike] = dict(recipe.operation.constants())
     for name in recipe.parameters.values():
         found = checkpoint.find(name)
         assert found is not None

@@ -153,22 +153,25 @@ def _harmless(
 ) -> dict[tuple[str, str], EmbeddingScaled]:
     """Embeddings that one side multiplies in the module that looks them up and the other after it."""
     sides = [
-        {recipe.site: recipe for recipe in recipes(trace, checkpoint, wiring).known if recipe.factor != 1.0}
+        {
+            recipe.site: (recipe, recipe.operation)
+            for recipe in recipes(trace, checkpoint, wiring).known
+            if isinstance(recipe.operation, Embedding) and recipe.operation.factor != 1.0
+        }
         for trace, wiring in ((reference, None), (candidate, reference))
     ]
     runs = [Recomputation(trace.sequences[0], Parameters(trace, checkpoint)) for trace in (reference, candidate)]
     out = {}
     for site in sides[0].keys() & sides[1].keys():
-        pair = sides[0][site], sides[1][site]
-        tables = [recipe.operation for recipe in pair if isinstance(recipe.operation, Embedding)]
-        if len(tables) < 2 or pair[1].stored not in clean:
+        (ours, table), (theirs, other_table) = pair = sides[0][site], sides[1][site]
+        if theirs.stored not in clean:
             continue
-        scaled = [run.is_multiplied(*each) for run, each in zip(runs, zip(pair, tables, strict=True), strict=True)]
+        scaled = [run.is_multiplied(*each) for run, each in zip(runs, pair, strict=True)]
         if None not in scaled and scaled[0] != scaled[1]:
             # Of a run that does not hold what enters the first layer, only later sites tell.
-            seen = not tables[0 if scaled[1] else 1].either
+            seen = not (table if scaled[1] else other_table).either
             inside = Side.REFERENCE if scaled[0] else Side.CANDIDATE
-            out[pair[0].stored, pair[1].stored] = EmbeddingScaled(site, tables[0].factor, inside, seen)
+            out[ours.stored, theirs.stored] = EmbeddingScaled(site, table.factor, inside, seen)
     return out
 
 

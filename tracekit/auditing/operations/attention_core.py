@@ -15,6 +15,7 @@ from tracekit.auditing.arithmetic import Arithmetic, Emulated, Exact, Rounding
 from tracekit.auditing.operations.operation import Given, Operation, Shape
 from tracekit.auditing.rotary import Rotary
 from tracekit.auditing.rounding import LIBRARY, Floats, Result, as_stored, rounding
+from tracekit.trace import Json
 
 DRAWN_ROUNDINGS = 3
 """Runs of the attention core with drawn rounding errors; each of its heads gives head_dim samples a row."""
@@ -79,6 +80,18 @@ class Attention(Operation):
     @property
     def in_repro(self) -> bool:
         return self.core.softcap is None and self.core.rotate_queries
+
+    @property
+    def block(self) -> int:
+        return self.core.head_dim
+
+    def numbers(self) -> Json:
+        names = ("heads", "kv_heads", "head_dim", "scale", "window")
+        rotary = {"rotated": self.core.rotary.width, "factor": self.core.rotary.frequencies()[1]}
+        return {name: getattr(self.core, name) for name in names} | rotary
+
+    def constants(self) -> Mapping[str, Floats]:
+        return {"rotary.inverse_frequencies": self.core.rotary.frequencies()[0]}
 
     def from_start(self, index: int) -> bool:
         return index > 0

@@ -10,6 +10,7 @@ import numpy as np
 from tracekit.auditing.activations import ACTIVATIONS, UNDERFLOW, cancelled
 from tracekit.auditing.operations.operation import Given, Operation, Shape
 from tracekit.auditing.rounding import LIBRARY, Floats, Result, as_stored, in_16_bits, rounding
+from tracekit.trace import Json
 
 
 def gated(gate: Floats, up: Floats, activation: str, dtype: str) -> Result:
@@ -40,6 +41,9 @@ class Gate(Operation):
     @property
     def in_repro(self) -> bool:
         return True
+
+    def numbers(self) -> Json:
+        return {"activation": self.activation}
 
     def result(self, given: Given) -> Result:
         return gated(given.inputs[0], given.inputs[1], self.activation, given.dtype)

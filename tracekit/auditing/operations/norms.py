@@ -11,6 +11,7 @@ import numpy as np
 from tracekit.auditing import sums
 from tracekit.auditing.operations.operation import Given, Module, Operation, Shape
 from tracekit.auditing.rounding import LIBRARY, Floats, Result, accumulator, as_stored, in_16_bits, rounding
+from tracekit.trace import Json
 
 
 def rms_norm(x: Floats, weight: Floats | None, eps: float, dtype: str, plus_one: bool = False) -> Result:
@@ -90,6 +91,9 @@ class Norm(Operation):
     eps: float = 0.0
     plus_one: bool = False
     """Whether it multiplies by 1 + weight."""
+
+    def numbers(self) -> Json:
+        return {"eps": self.eps, "plus_one": self.plus_one}
 
     def fits(self, shapes: Mapping[str, Shape], inputs: list[int], width: int) -> bool:
         shape = shapes.get("weight", ())

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tracekit.auditing.matrix import Matrix
 from tracekit.auditing.rounding import Floats, Result
+from tracekit.trace import Json
 
 Shape = tuple[int, ...]
 
@@ -85,6 +86,11 @@ class Operation(ABC):
         return False
 
     @property
+    def block(self) -> int:
+        """Columns that a mistake of rounding moves together: those of a head."""
+        return 1
+
+    @property
     def transposed(self) -> bool:
         """Whether its weight is stored as [inputs, outputs]."""
         return False
@@ -97,6 +103,14 @@ class Operation(ABC):
     def in_repro(self) -> bool:
         """Whether the tests of a repro can compute it."""
         return False
+
+    def numbers(self) -> Json:
+        """The numbers that the tests of a repro compute with."""
+        return {}
+
+    def constants(self) -> Mapping[str, Floats]:
+        """Arrays that the tests of a repro compute with, beyond the module's parameters."""
+        return {}
 
     @classmethod
     def of_module(cls, attributes: Mapping[str, object]) -> Operation | str:

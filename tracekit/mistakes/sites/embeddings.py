@@ -6,27 +6,35 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tracekit.auditing.operations.embedding_table import Embedding
+from tracekit.auditing.operations.passed_on import PassedOn
 from tracekit.mistakes.registry import Complexity, SiteMistake
 from tracekit.mistakes.suspect import Case, Hypothesis, Made, plainly, unchanged
 
-EMBEDDING = ("embedding",)
+EMBEDDING = (Embedding.kind,)
+
+
+def _factor(case: Case) -> float:
+    """What the embeddings are to be multiplied by; 1 where they are only passed on."""
+    return case.recipe.operation.factor if isinstance(case.recipe.operation, Embedding) else 1.0
 
 
 def _scaled(case: Case) -> Iterator[Hypothesis]:
-    if case.recipe.kind == "identity" or case.recipe.factor == 1.0:
+    if _factor(case) == 1.0:
         width = case.right.values.shape[1]
         yield plainly(unchanged, case.right.values * float(np.sqrt(width)), width=width)
 
 
 def _unscaled(case: Case) -> Iterator[Hypothesis]:
-    if case.recipe.factor != 1.0:
+    factor = _factor(case)
+    if factor != 1.0:
         ids = case.run.ids[case.window.first : case.window.stop]
         rows = case.run.parameters.table(case.recipe)[ids].astype(np.float64)
-        yield plainly(unchanged, rows, factor=case.recipe.factor)
+        yield plainly(unchanged, rows, factor=factor)
 
 
 def _twice(case: Case) -> Iterator[Hypothesis]:
-    factor = case.recipe.factor
+    factor = _factor(case)
     if factor != 1.0:
         yield plainly(unchanged, case.right.values * factor, factor=factor)
 
@@ -46,7 +54,7 @@ def _looked_up(case: Case) -> Made | None:
 
 
 SCALED = SiteMistake(
-    "embedding_scale", "scaled by sqrt({width})", main="width", at=("embedding", "identity"), hypotheses=_scaled
+    "embedding_scale", "scaled by sqrt({width})", main="width", at=(Embedding.kind, PassedOn.kind), hypotheses=_scaled
 )
 SCALE_LEFT_OUT = SiteMistake(
     "embedding_scale_left_out",

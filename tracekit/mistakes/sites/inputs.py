@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tracekit.auditing.operations import Floats, as_stored
+from tracekit.auditing.operations.norms import Norm
 from tracekit.mistakes.registry import SiteMistake
 from tracekit.mistakes.suspect import Case, Hypothesis, narrower, plainly, product
 
@@ -17,7 +18,7 @@ def _another(case: Case) -> Iterator[Hypothesis]:
         return
     stated = case.recipe.inputs[0]
     for recipe in case.recipes.known:
-        if recipe.stored == stated and recipe.kind.endswith("norm"):
+        if recipe.stored == stated and isinstance(recipe.operation, Norm):
             for source in recipe.inputs[:1]:
                 if case.run.covers(source, case.window):
                     yield plainly(_from_other, case, source, found=source, stated=stated)

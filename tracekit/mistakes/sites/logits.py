@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tracekit.auditing import operations
+from tracekit.auditing.operations.soft_cap import SoftCap
 from tracekit.mistakes.registry import SiteMistake
 from tracekit.mistakes.suspect import Case, Hypothesis, plainly, unchanged
 
-CAPPED = ("capped",)
+CAPPED = (SoftCap.kind,)
+
+
+def _soft_cap(case: Case) -> SoftCap:
+    assert isinstance(case.recipe.operation, SoftCap)
+    return case.recipe.operation
 
 
 def _uncapped(case: Case) -> Iterator[Hypothesis]:
-    recipe = case.recipe
-    if recipe.cap is not None:
-        yield plainly(unchanged, case.inputs[0] * recipe.factor, stated=recipe.cap)
+    capped = _soft_cap(case)
+    if capped.cap is not None:
+        yield plainly(unchanged, case.inputs[0] * capped.factor, stated=capped.cap)
 
 
 def _unscaled(case: Case) -> Iterator[Hypothesis]:
-    recipe = case.recipe
-    if recipe.factor != 1.0:
-        yield plainly(operations.capped, case.inputs[0], 1.0, recipe.cap, case.dtype, factor=recipe.factor)
+    capped = _soft_cap(case)
+    if capped.factor != 1.0:
+        yield plainly(operations.capped, case.inputs[0], 1.0, capped.cap, case.dtype, factor=capped.factor)
 
 
 CAP_LEFT_OUT = SiteMistake(

@@ -10,11 +10,12 @@ import numpy as np
 
 from tracekit.auditing import operations
 from tracekit.auditing.operations import Floats, Result, as_stored
+from tracekit.auditing.operations.norms import LayerNorm, Norm, RmsNorm
 from tracekit.auditing.recipe import Recipe
 from tracekit.mistakes.registry import Complexity, SiteMistake
 from tracekit.mistakes.suspect import Case, Hypothesis, Made, plainly, unchanged
 
-NORMS = ("rms_norm", "layer_norm")
+NORMS = (RmsNorm.kind, LayerNorm.kind)
 COMMON_EPS = (1e-12, 1e-8, 1e-6, 1e-5, 1e-3)
 USUAL = 1.5
 """Times what the fitted eps leaves that a usual one may leave, to be the one that was meant."""
@@ -22,12 +23,17 @@ ALIKE = 1.1
 """Times what the best eps leaves that another leaves which fits as well."""
 
 
+def _norm(case: Case) -> Norm:
+    assert isinstance(case.recipe.operation, Norm)
+    return case.recipe.operation
+
+
 def _with_weight(case: Case, factor: Floats | None) -> Result:
-    x, recipe = case.inputs[0], case.recipe
-    if recipe.kind == "rms_norm":
-        return operations.rms_norm(x, factor, recipe.eps, case.dtype)
-    bias = case.run.parameters.vector(recipe, "bias")
-    return operations.layer_norm(x, factor, bias, recipe.eps, case.dtype)
+    x, norm = case.inputs[0], _norm(case)
+    if isinstance(norm, RmsNorm):
+        return operations.rms_norm(x, factor, norm.eps, case.dtype)
+    bias = case.run.parameters.vector(case.recipe, "bias")
+    return operations.layer_norm(x, factor, bias, norm.eps, case.dtype)
 
 
 def _shifted(case: Case, factor: Floats) -> Result:
@@ -40,7 +46,7 @@ def _weight_plus(by: int) -> Callable[[Case], Iterator[Hypothesis]]:
     def hypotheses(case: Case) -> Iterator[Hypothesis]:
         weight = case.run.parameters.vector(case.recipe, "weight")
         if weight is not None:
-            stated = int(case.recipe.plus_one)
+            stated = int(_norm(case).plus_one)
             values = {"found": _sum(stated + by), "stated": _sum(stated)}
             yield plainly(_shifted, case, weight + float(stated + by), **values)
 
@@ -57,29 +63,29 @@ def _unweighted(case: Case) -> Iterator[Hypothesis]:
 
 
 def _centred(case: Case) -> Iterator[Hypothesis]:
-    if case.recipe.kind == "rms_norm":
+    if isinstance(_norm(case), RmsNorm):
         yield plainly(_with_mean_off, case)
 
 
 def _with_mean_off(case: Case) -> Result:
     weight = case.run.parameters.vector(case.recipe, "weight")
     centred = case.inputs[0] - case.inputs[0].mean(axis=1, keepdims=True)
-    return operations.rms_norm(centred, weight, case.recipe.eps, case.dtype, case.recipe.plus_one)
+    return operations.rms_norm(centred, weight, _norm(case).eps, case.dtype, _norm(case).plus_one)
 
 
 def _not_centred(case: Case) -> Iterator[Hypothesis]:
-    if case.recipe.kind == "layer_norm":
+    if isinstance(_norm(case), LayerNorm):
         yield plainly(_with_mean, case)
 
 
 def _with_mean(case: Case) -> Floats:
     weight, bias = (case.run.parameters.vector(case.recipe, role) for role in ("weight", "bias"))
-    scaled = operations.rms_norm(case.inputs[0], weight, case.recipe.eps, case.dtype).values
+    scaled = operations.rms_norm(case.inputs[0], weight, _norm(case).eps, case.dtype).values
     return scaled if bias is None else scaled + bias
 
 
 def _recipe(case: Case, eps: float) -> Recipe:
-    return replace(case.recipe, operation=case.recipe.operation.with_eps(eps))
+    return replace(case.recipe, operation=_norm(case).with_eps(eps))
 
 
 def _with_eps(case: Case, eps: float) -> Result:
@@ -89,7 +95,7 @@ def _with_eps(case: Case, eps: float) -> Result:
 def _fitted_eps(case: Case) -> Made | None:
     """Every row's scale gives an eps; rows of small mean square, which depend on it, count most."""
     x = case.inputs[0]
-    if case.recipe.kind == "layer_norm":
+    if isinstance(_norm(case), LayerNorm):
         x = x - x.mean(axis=1, keepdims=True)
     means = np.mean(np.square(x), axis=1)
     bias = case.run.parameters.vector(case.recipe, "bias")
@@ -97,8 +103,8 @@ def _fitted_eps(case: Case) -> Made | None:
     right, recorded = case.right.values - offset, case.recorded - offset
     gains = np.einsum("pc,pc->p", right, recorded) / np.maximum(np.einsum("pc,pc->p", right, right), 1e-290)
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = (means + case.recipe.eps) / np.square(gains) - means
-    weights = 1.0 / np.square(means + case.recipe.eps)
+        found = (means + _norm(case).eps) / np.square(gains) - means
+    weights = 1.0 / np.square(means + _norm(case).eps)
     good = np.isfinite(found)
     if not good.any():
         return None
@@ -111,12 +117,12 @@ def _fitted_eps(case: Case) -> Made | None:
     best = min(usual, key=sizes.__getitem__, default=best)
     # Where several leave as much, the data cannot tell them apart: the one nearest to what was declared is claimed.
     alike = [eps for eps in usual if sizes[eps] <= ALIKE * sizes[best]]
-    best = min(alike, key=lambda eps: abs(math.log(eps / case.recipe.eps)), default=best)
+    best = min(alike, key=lambda eps: abs(math.log(eps / _norm(case).eps)), default=best)
     return _with_eps(case, best), {"found": best}
 
 
 def _eps(case: Case) -> Iterator[Hypothesis]:
-    stated = case.recipe.eps
+    stated = _norm(case).eps
     yield Hypothesis(lambda: _fitted_eps(case), {"stated": stated}, at=lambda eps: _with_eps(case, eps))
 
 

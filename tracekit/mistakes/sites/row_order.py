@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.auditing.operations import Core, Floats
+from tracekit.auditing.operations import Attention, Core, Floats
 from tracekit.mistakes.registry import SiteMistake
 from tracekit.mistakes.suspect import Case, Hypothesis, plainly
 
@@ -17,8 +17,8 @@ LINEAR = ("linear",)
 
 def _core(case: Case) -> Core | None:
     """The attention core that the projection feeds."""
-    cores = [recipe.core for recipe in case.recipes.known if case.recipe.stored in recipe.inputs]
-    return next((core for core in cores if core is not None), None)
+    fed = [recipe.operation for recipe in case.recipes.known if case.recipe.stored in recipe.inputs]
+    return next((operation.core for operation in fed if isinstance(operation, Attention)), None)
 
 
 def _same_heads(order: Callable[[int, int], Order]) -> Callable[[Case], Iterator[Hypothesis]]:
