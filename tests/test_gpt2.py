@@ -115,7 +115,7 @@ def test_positions_that_are_not_added(folder: Path, tmp_path: Path) -> None:
     candidate = tiny.run(model, tmp_path / "candidate.h5")
     verdict = tracekit.diff(reference, candidate, weights=str(folder))
     assert verdict.site == "transformer.h.0.ln_1:in"
-    assert verdict.explanation is not None and verdict.explanation["kind"] == "branch_left_out"
+    assert verdict.explanation is not None and verdict.explanation.mistake.id == "branch_left_out"
 
 
 def test_a_run_beyond_the_table_of_positions(folder: Path, tmp_path: Path) -> None:
