@@ -46,7 +46,7 @@ class Verdict(decide.Verdict):
     """What `tracekit diff` prints: the cause and the place first, then the evidence."""
 
     def to_json(self) -> Json:
-        """The whole verdict, ready for `json.dumps`; its keys are stable (docs/verdict.md)."""
+        """The whole verdict, ready for `json.dumps`; its keys are stable and documented in `docs/verdict.md`."""
         return verdict_json(self)
 
     def __repr__(self) -> str:
