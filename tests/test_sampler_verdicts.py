@@ -19,7 +19,7 @@ from tracekit.formats.log import LogWriter
 from tracekit.report.json import margins_json
 from tracekit.report.words import sentence
 from tracekit.sampling import chain as sampling
-from tracekit.sampling.fit import misfit
+from tracekit.sampling.fit import departs, misfit
 from tracekit.sampling.observed import Context, Observed
 from tracekit.sampling.other_numbers import simplest
 from tracekit.sampling.processor import run
@@ -833,3 +833,27 @@ def test_a_setting_that_is_not_of_its_kind_is_unknown_not_an_error() -> None:
     settings = {"epsilon_cutoff": "small", "bad_words_ids": [3, "x"], "top_k": 5}
     assert sampling.unknown_settings(settings) == ["bad_words_ids", "epsilon_cutoff"]
     assert [each.name for each in sampling.chain(settings)] == ["TopKLogitsWarper"]
+
+
+@pytest.mark.parametrize(("temperature", "wrong"), [(0.7, False), (0.71, True)])
+def test_scores_far_from_zero_have_coarse_last_bits(temperature: float, wrong: bool) -> None:
+    """A filter that keeps its scores in float64 is the same filter, also where a model's logits are large."""
+    logits = (np.random.default_rng(0).normal(size=60) * 6 + 2e4).astype(np.float32)
+    scores = logits.astype(np.float64) / temperature
+    ids, probs = survivors(scores)
+    seen = Observed(0, logits, Context(), ids, probs.astype(np.float32), int(ids[0]), (), ())
+    assert departs(sampling.chain({"temperature": 0.7}), seen, half=False) is wrong
+
+
+def test_a_reference_without_logits_is_not_said_to_depart(runs, tmp_path: Path) -> None:
+    """Whether it follows its settings is not known; the candidate, which does, states others."""
+    reference = runs("reference", stated=NUCLEUS, sparse=True)
+    told = tracekit.diff(reference, runs("told", stated=NUCLEUS | {"top_p": 0.5}))
+    assert (told.cause, kind_of(told)) == ("config", "settings_as_stated")
+    assert not any("it is the reference" in line for line in evidence(told))
+
+
+def test_a_longer_run_below_its_limit_is_not_said_to_pass_it(runs) -> None:
+    limit = {"max_new_tokens": 100}
+    verdict = tracekit.diff(runs("a", steps=10, stated=limit), runs("b", steps=11, stated=limit))
+    assert (verdict.cause, kind_of(verdict), verdict.explanation.value) == ("stop", "length", 11 - 100)

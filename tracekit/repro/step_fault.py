@@ -16,7 +16,7 @@ from tracekit.repro.fault import Evidence
 from tracekit.repro.rerun import Recording
 from tracekit.sampling.chain import chain
 from tracekit.sampling.drawing import gives, own_way, trials
-from tracekit.sampling.fit import TOLERANCE, departs, misfit, shares
+from tracekit.sampling.fit import departs, fit, misfit, shares
 from tracekit.sampling.processor import run
 from tracekit.sampling.replay import Streams, observe
 from tracekit.sampling.scores import survivors
@@ -115,7 +115,7 @@ class RuleFault(StepFault, ABC):
         inputs |= {name: value for name, value in actual.items() if name.startswith("draws/")}
         check: Json = {"kind": self.compares, "step": index}
         if self.compares == FilterFault.compares:
-            check["tolerance"] = TOLERANCE
+            check["tolerance"] = fit(chain(self.stated_of(sequence)), seen).allowed
         return Evidence(check, inputs, {}, self._expected(sequence, index), actual, settings=self.stated_of(sequence))
 
     @abstractmethod

@@ -14,7 +14,10 @@ from tracekit.sampling.processor import Applied, run
 from tracekit.sampling.scores import SMALLEST, Floats, softmax
 
 TOLERANCE = 3e-4
-"""Nats by which two correct filters' probabilities differ in float32, with room."""
+"""Nats by which two correct filters' probabilities may differ whatever their scores: what `rounding` gives for scores
+of 180 after three processors. Float32 exponentials of other libraries, some last bits off, are far below."""
+UNIT = 2.0**-24
+"""Unit roundoff of float32."""
 
 
 CUT_TOLERANCE = 2e-5
@@ -33,6 +36,13 @@ class Fit:
     loose: bool  # the same tokens, but for what 16-bit sums decide
     apart: float
     """Largest difference, in nats, of the probability of a token that both have."""
+    allowed: float = TOLERANCE
+    """Nats that rounding of the scores may make of it."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether the chain leaves what was recorded, but for rounding."""
+        return self.strict and self.apart <= self.allowed
 
     @property
     def misfit(self) -> float:
@@ -61,7 +71,17 @@ def fit(processors: Sequence[Applied], seen: Observed) -> Fit:
         strict, loose = same or masses <= CUT_TOLERANCE, same or any_cut <= LOOSE_CUT
         probs, recorded = probs / probs[common].sum(), recorded / recorded[common].sum()
     ratios = np.abs(np.log(probs[common]) - np.log(recorded[common]))
-    return Fit(strict, loose, float(ratios.max()))
+    return Fit(strict, loose, float(ratios.max()), max(TOLERANCE, rounding(processors, values)))
+
+
+def rounding(processors: Sequence[Applied], scores: Floats) -> float:
+    """Nats by which two float32 filters that do the same may differ.
+
+    Each processor rounds a score at most twice, its number and the result, and softmax once, on either side, of the
+    token and of the largest. Scores that a model leaves far from zero have coarse last bits, whatever they differ by.
+    """
+    largest = float(np.abs(scores[np.isfinite(scores)]).max(initial=0.0))
+    return (8 * len(processors) + 4) * UNIT * largest
 
 
 def shares(probs: Floats) -> NDArray[np.float64]:
@@ -85,7 +105,7 @@ def departs(processors: Sequence[Applied], seen: Observed, *, half: bool) -> boo
     if seen.logits is None or seen.ids is None or seen.probs is None:
         return None
     found = fit(processors, seen)
-    if found.apart <= TOLERANCE:
+    if found.apart <= found.allowed:
         return not found.strict
     return not (half and found.apart <= LOOSE_TOLERANCE and found.loose)
 

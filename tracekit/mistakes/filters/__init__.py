@@ -17,7 +17,7 @@ import numpy as np
 
 from tracekit.mistakes.explanation import Explanation, Mistake
 from tracekit.sampling.chain import stated as stated_by
-from tracekit.sampling.fit import TOLERANCE, misfit
+from tracekit.sampling.fit import fit
 from tracekit.sampling.observed import Observed
 from tracekit.sampling.processor import Applied, FilterMistake, Rank, Stated, Steps, run
 from tracekit.sampling.processors import PROCESSORS
@@ -83,14 +83,15 @@ def _fitting(mistake: FilterMistake, stated: Stated, steps: Steps) -> Iterator[t
 
 
 def _residual(chain: tuple[Applied, ...], steps: Steps) -> float | None:
-    """The largest misfit, nats, or None where one is beyond the tolerance."""
-    if misfit(chain, steps.first) > TOLERANCE:
+    """The largest misfit, nats, or None where one is beyond rounding."""
+    if not fit(chain, steps.first).follows:
         return None
     residual = 0.0
     for seen in steps.all:
-        residual = max(residual, misfit(chain, seen))
-        if residual > TOLERANCE:
+        found = fit(chain, seen)
+        if not found.follows:
             return None
+        residual = max(residual, found.apart)
     return residual
 
 

@@ -12,7 +12,7 @@ from tracekit.compare.search import first_token_difference
 from tracekit.mistakes.explanation import Explained, Explanation, FitsAsWell
 from tracekit.mistakes.filters import AS_STATED, explain
 from tracekit.sampling.chain import RAS, chain
-from tracekit.sampling.fit import TOLERANCE, misfit
+from tracekit.sampling.fit import fit
 from tracekit.sampling.replay import observations, observe
 from tracekit.trace import Sequence
 from tracekit.verdict.cause import Cause
@@ -102,7 +102,7 @@ def _follows(sequence: Sequence, step: int) -> bool | None:
     seen = observe(sequence, step)
     if not sequence.sampling or seen.ids is None or seen.logits is None:
         return None
-    return misfit(chain(sequence.sampling), seen) <= TOLERANCE
+    return fit(chain(sequence.sampling), seen).follows
 
 
 def _as_stated(pair: SequencePair) -> Explanation | None:
