@@ -20,6 +20,7 @@ from tests.spoken import evidence
 from tracekit.align.proposals import propose
 from tracekit.formats.log import LogWriter
 from tracekit.formats.name_map import Alias, NameMap, read_names
+from tracekit.report.words import sentence
 from tracekit.trace import TraceError
 
 ROOT = Path(__file__).parent.parent
@@ -97,7 +98,7 @@ def test_a_mistake_in_a_part_of_a_fused_site_is_named(run: Run, fused: Path, mod
     faulty = run(*BOTH, "--fault", f"gain:{site}:1.01")
     verdict = tracekit.diff(tracekit.open(run()), tracekit.open(faulty), names=read_names(fused))
     assert (verdict.cause, verdict.site, verdict.step) == ("layer", site, 0)
-    assert verdict.explanation is not None and verdict.explanation["text"] == "gain 1.01"
+    assert verdict.explanation is not None and sentence(verdict.explanation) == "gain 1.01"
     whole = "qkv_proj" if "attn" in module else "gate_up_proj"
     assert any(f"{whole}, columns" in line for line in evidence(verdict))
     audited = call("audit", "--names", fused, faulty)

@@ -32,7 +32,7 @@ def test_the_schema_is_one() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
-@pytest.mark.parametrize("name", ["native", "layer", "filter"])
+@pytest.mark.parametrize("name", ["native", "layer", "filter", "rng", "stop"])
 def test_sample_traces(name: str) -> None:
     verdict = tracekit.diff(ROOT / "traces/python.h5", ROOT / f"traces/{name}.h5")
     told = valid(verdict.to_json())
@@ -50,6 +50,7 @@ def test_other_kinds_of_verdict(tmp_path: Path) -> None:
     cut.write_bytes(reference.read_bytes()[:-300])
     for other in (
         write_run(tmp_path / "prompt.tklog", prompt=(5, 6, 8)),
+        write_run(tmp_path / "stated.tklog", stated={"temperature": 0.5}),
         cut,
     ):
         valid(tracekit.diff(reference, other).to_json())

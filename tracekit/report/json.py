@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from tracekit.compare.drift import Drift
 from tracekit.compare.findings import TokenDiffers
-from tracekit.mistakes.explanation import Explained
+from tracekit.mistakes.explanation import Explained, FitsAsWell
 from tracekit.report.words import fields_of, sentence
 from tracekit.report.words.culprits import culprit_json
 from tracekit.report.words.explanations import explanation_json
@@ -52,8 +52,9 @@ def verdict_json(verdict: Verdict) -> Json:
 
 def plain(found: object) -> Json:
     """A typed finding: `type` and its fields."""
-    if isinstance(found, Explained):
-        return {"type": "explained", "explanation": explanation_json(found.explanation)}
+    if isinstance(found, Explained | FitsAsWell):
+        kind = "explained" if isinstance(found, Explained) else "fits_as_well"
+        return {"type": kind, "explanation": explanation_json(found.explanation)}
     if isinstance(found, SiteAtFault):
         place = {name: getattr(found, name) for name in ("sequence", "step", "position", "site", "order")}
         culprit = culprit_json(found.culprit, found.side.value)
