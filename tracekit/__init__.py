@@ -1,4 +1,5 @@
-"""tracekit: record a language model on both sides of a port, and name the first step, layer or draw where they part.
+"""tracekit: record a language model on both sides of a port, and name the first step, layer or draw where they
+diverge.
 
 Each name is imported when it is asked for: a recorder needs nothing of what compares, and `tracekit --help` no arrays.
 """

@@ -46,7 +46,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="tracekit")
 def group() -> None:
-    """Record a language model in PyTorch and in Rust, and name the first step, layer or draw where they part."""
+    """Record a language model in PyTorch and in Rust, and name the first step, layer or draw where they diverge."""
     for stream in (sys.stdout, sys.stderr):
         # Texts out of a file may hold what no encoding can say: a lone surrogate, or é on an ASCII terminal.
         if isinstance(stream, io.TextIOWrapper):
