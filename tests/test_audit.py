@@ -149,7 +149,7 @@ def test_a_mistake_is_named_and_explained(record, folders, model, fault, site, t
     assert found.culprits, "nothing found"
     first = found.culprits[0]
     assert first.site == site
-    assert first.explanation is not None, first.evidence()
+    assert first.explanation is not None, first.evidence
     assert sentence(first.explanation) == text
     assert found.exit_code == 1
 
@@ -189,7 +189,7 @@ def test_a_sound_run_is_within_its_bounds(record, folders, model, dtype):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_harmless_rewrite_is_within_its_bounds(record, folders, variant):
     found = audited(record("llama", "--variant", variant, "--prefill-chunk", "3"), folders["llama"])
-    assert [culprit.evidence() for culprit in found.culprits] == []
+    assert [culprit.evidence for culprit in found.culprits] == []
 
 
 @pytest.mark.real

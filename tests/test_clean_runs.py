@@ -52,7 +52,7 @@ def test_a_norm_whose_squares_are_summed_in_turn_is_clean(tmp_path: Path) -> Non
     record([str(ENGINE), "--model", str(MODEL), *words, "--temperature", "0.8"], log)
     with tracekit.open(log) as trace:
         found = explained_audit(trace, Checkpoint(MODEL), audit(trace, Checkpoint(MODEL)))
-    assert [(culprit.site, culprit.evidence()) for culprit in found.culprits] == []
+    assert [(culprit.site, culprit.evidence) for culprit in found.culprits] == []
     assert found.tests > 100_000
 
 

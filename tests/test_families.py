@@ -65,7 +65,7 @@ def said(found: ExplainedAudit) -> dict[str, str | None]:
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_a_clean_run_of_any_family_is_within_its_bounds(name: str, folder, tmp_path: Path) -> None:
     found = audited(tiny.run(tiny.load(folder(name)), tmp_path / "clean.h5"), folder(name))
-    assert [(each.site, each.evidence()) for each in found.culprits] == []
+    assert [(each.site, each.evidence) for each in found.culprits] == []
     assert (found.weights, found.differences) == ((), ())
     assert len(found.clean) > 10
     if name in WHOLE:
@@ -308,5 +308,5 @@ def test_rows_that_are_alike_are_not_many_errors(name: str, folder, tmp_path: Pa
             model.generate(torch.full((1, 96), 7), max_new_tokens=2, do_sample=False, eos_token_id=None)
         trace_of.append(tracekit.open(out))
     clean, wrong = (audit(trace, Checkpoint(folder(name))) for trace in trace_of)
-    assert [(each.site, each.evidence()) for each in clean.culprits] == []
+    assert [(each.site, each.evidence) for each in clean.culprits] == []
     assert [each.site for each in wrong.culprits] == ["model.layers.0.self_attn.q_proj"]

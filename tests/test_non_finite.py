@@ -91,7 +91,7 @@ def test_what_is_made_of_it_is_no_second_culprit(
     log = altered(whole_run(), tmp_path / "nan.tklog", alter)
     code, said = told("audit", str(log), "--weights", str(tiny_llama))
     assert code == 1 and f"{UP} at step 0, position 5" in said and "more culprits" not in said
-    assert said.count("own error") == 1, said
+    assert said.count("local error") == 1, said
 
 
 def test_the_same_on_both_sides_is_said(whole_run: Callable[..., Path], tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_the_map_names_the_culprit_and_has_both_errors():
     data = page_of(TRACES / "python.h5", TRACES / "layer.h5").data[0]
     sites = [site["name"] for site in data["sites"]]
     assert [sites[row] for row in data["culprits"]] == ["model.layers.1.self_attn.o_proj:in"]
-    assert [one["label"] for one in data["maps"]] == ["error over yardstick", "own error over bound"]
+    assert [one["label"] for one in data["maps"]] == ["error over yardstick", "local error over bound"]
     own = data["maps"][1]
     codes = np.frombuffer(base64.b64decode(own["codes"]), np.uint8).reshape(own["rows"], own["columns"])
     assert sites[int(codes.max(axis=1).argmax())] == "model.layers.1.self_attn.o_proj:in"
@@ -223,7 +223,7 @@ def test_one_trace_alone_is_shown_with_its_audit():
     page = page_of(TRACES / "layer.h5", "--weights", TRACES / "model")
     assert "It departs from its checkpoint" in page.text
     assert "rotary theta 500000 instead of 10000" in page.text
-    assert [one["label"] for one in page.data[0]["maps"]] == ["own error over bound"]
+    assert [one["label"] for one in page.data[0]["maps"]] == ["local error over bound"]
 
 
 def test_one_trace_alone_without_a_checkpoint_says_what_it_holds():

@@ -139,7 +139,7 @@ def test_a_click_on_the_map_opens_the_site(browser: Browser, pairs: Path):
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] * (row + 0.5) / len(sites)
     page.mouse.move(x, y)
     expect(page.locator("#hover")).to_contain_text("model.layers.0.mlp.up_proj")
-    expect(page.locator("#hover")).to_contain_text("own error over bound")
+    expect(page.locator("#hover")).to_contain_text("local error over bound")
     page.mouse.click(x, y)
     expect(page.locator(".site-facts:visible")).to_contain_text("model.layers.0.mlp.up_proj.weight")
     assert site_shown(page) == "model.layers.0.mlp.up_proj"
@@ -151,7 +151,7 @@ def test_the_other_map_is_a_button_away(browser: Browser, pairs: Path):
     page, watch = visit(browser, pairs)
     drawn = "image => image.href.baseVal"
     before = page.locator(".error-chart:visible image").evaluate(drawn)
-    page.get_by_role("button", name="own error over bound").click()
+    page.get_by_role("button", name="local error over bound").click()
     after = page.locator(".error-chart:visible image").evaluate(drawn)
     assert before.startswith("data:image/png")
     assert before != after

@@ -16,6 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracekit.auditing import operations
+from tracekit.auditing.evidence import (
+    ColumnTooLarge,
+    ErrorEvidence,
+    ErrorTooLarge,
+    GainOff,
+    Statistic,
+    StatisticOff,
+)
 from tracekit.auditing.measured import meant, measured
 from tracekit.auditing.outliers import Peers
 from tracekit.auditing.own_error import FALSE_ALARMS, Own, own_error, site_windows, tests_of
@@ -50,25 +58,25 @@ class Culprit:
     order: int
     own: Own
 
-    def evidence(self) -> str:
-        """One line: how far beyond its bound, and by what."""
-        statistics, kind = self.own.statistics, self.own.statistic
-        wrong, rows = int(self.own.wrong_rows().sum()), len(statistics.rows)
-        where = "" if wrong == rows else f", at {wrong} of {rows} positions"
-        if self.own.beside is not None:
-            return self.own.beside
-        if kind == "size":
-            return f"own error {statistics.size:.3g}x its rounding bound{where}"
-        if kind == "row":
-            return f"own error {statistics.rows.max():.3g}x its rounding bound{where}"
-        if kind == "column":
-            column = int(statistics.columns.argmax())
-            return f"own error of column {column}: {statistics.columns[column]:.3g}x its rounding bound"
-        if kind == "gain":
-            deviations = abs(statistics.gain_deviations)
-            return f"own gain {1.0 + statistics.gain:.8g}, {deviations:.0f} standard deviations from 1"
-        deviations = statistics.peaks()[kind]
-        return f"own {kind}, {deviations:.0f} standard deviations from what rounding does{where}"
+    @property
+    def evidence(self) -> ErrorEvidence:
+        """What speaks against it."""
+        own, statistics = self.own, self.own.statistics
+        if own.beside is not None:
+            return own.beside
+        wrong, rows = int(own.wrong_rows().sum()), len(statistics.rows)
+        match own.statistic:
+            case Statistic.SIZE:
+                return ErrorTooLarge(statistics.size, wrong, rows)
+            case Statistic.ROW:
+                return ErrorTooLarge(float(statistics.rows.max()), wrong, rows)
+            case Statistic.COLUMN:
+                column = int(statistics.columns.argmax())
+                return ColumnTooLarge(column, float(statistics.columns[column]))
+            case Statistic.GAIN:
+                return GainOff(1.0 + statistics.gain, abs(statistics.gain_deviations))
+            case other:
+                return StatisticOff(other, statistics.peaks()[other], wrong, rows)
 
 
 NOT_FINITE = "its inputs are not finite"

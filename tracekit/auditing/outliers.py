@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.auditing import operations
+from tracekit.auditing.evidence import Outlier, OutlierBySize, OutlierColumns
 from tracekit.auditing.own_error import Own
 from tracekit.auditing.recompute import Recomputation
 
@@ -68,15 +69,13 @@ def _unit(peer: Peer) -> float:
     return operations.unit(run.computed_in(own.recipe))
 
 
-def _outlier(own: Own, usual: float, others: list[Own]) -> str | None:
+def _outlier(own: Own, usual: float, others: list[Own]) -> Outlier | None:
     statistics = own.statistics
     if statistics.size > max(PEER_FLOOR, PEER_RATIO * usual):
-        return f"own error {statistics.size:.2g}x its rounding bound, where the same site of other layers is exact"
+        return OutlierBySize(statistics.size)
     odd = _odd_columns(own, others)
     if odd.size and statistics.size <= EXACT_PEERS + float(np.sqrt(odd.size / len(statistics.odd))):
-        more = f" and {odd.size - 1} more" if odd.size > 1 else ""
-        share = statistics.odd[odd[0]]
-        return f"column {odd[0]}{more} is off at {share:.0%} of the positions, where the rest of the site is exact"
+        return OutlierColumns(tuple(int(column) for column in odd), float(statistics.odd[odd[0]]))
     return None
 
 

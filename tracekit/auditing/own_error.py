@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.auditing import operations
+from tracekit.auditing.evidence import Outlier, Statistic
 from tracekit.auditing.operations import Floats, Result
 from tracekit.auditing.recipe import Recipe
 from tracekit.auditing.recompute import Recomputation, Window
@@ -171,41 +172,51 @@ class Statistics:
     odd: Floats  # [width], share of rows that are not the emulated value
     freedoms: Floats  # [rows], independent errors in each row's size
 
-    def peaks(self) -> dict[str, float]:
+    def peaks(self) -> dict[Statistic, float]:
         """The largest of each kind."""
         return {
-            "size": self.size,
-            "row": float(self.rows.max(initial=0.0)),
-            "column": float(self.columns.max(initial=0.0)),
-            "gain": abs(self.gain_deviations),
-            "row gain": float(np.abs(self.row_gains).max(initial=0.0)),
-            "column offset": float(np.abs(self.column_offsets).max(initial=0.0)),
-            "column gain": float(np.abs(self.column_gains).max(initial=0.0)),
+            Statistic.SIZE: self.size,
+            Statistic.ROW: float(self.rows.max(initial=0.0)),
+            Statistic.COLUMN: float(self.columns.max(initial=0.0)),
+            Statistic.GAIN: abs(self.gain_deviations),
+            Statistic.ROW_GAIN: float(np.abs(self.row_gains).max(initial=0.0)),
+            Statistic.COLUMN_OFFSET: float(np.abs(self.column_offsets).max(initial=0.0)),
+            Statistic.COLUMN_GAIN: float(np.abs(self.column_gains).max(initial=0.0)),
         }
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[Statistic, int]:
         """How many there are of each kind: so many tests are made."""
         rows, columns = len(self.rows), len(self.columns)
-        by_row, by_column = dict.fromkeys(("row", "row gain"), rows), dict.fromkeys(COLUMN_KINDS, columns)
-        return {"size": 1, "gain": 1, **by_row, **by_column}
+        by_row, by_column = (
+            dict.fromkeys((Statistic.ROW, Statistic.ROW_GAIN), rows),
+            dict.fromkeys(COLUMN_KINDS, columns),
+        )
+        return {Statistic.SIZE: 1, Statistic.GAIN: 1, **by_row, **by_column}
 
-    def limits(self, level: Mapping[str, float] | float, width: Mapping[str, float]) -> dict[str, float]:
+    def limits(
+        self, level: Mapping[Statistic, float] | float, width: Mapping[Statistic, float]
+    ) -> dict[Statistic, float]:
         """What each peak exceeds with probability `level` where only rounding is at work; `width`: how much wider than
         independent errors those of this site spread."""
 
-        def of(kind: str) -> float:
+        def of(kind: Statistic) -> float:
             return level if isinstance(level, float) else level[kind]
 
         plain = {
-            "size": root_mean_square(len(self.rows) ** 2 / float(np.sum(1.0 / self.freedoms)), of("size")),
-            "row": root_mean_square(float(self.freedoms.min()), of("row")),
-            "column": root_mean_square(len(self.rows), of("column")),
-            **{kind: deviations(of(kind)) for kind in ("gain", "row gain", "column offset", "column gain")},
+            Statistic.SIZE: root_mean_square(
+                len(self.rows) ** 2 / float(np.sum(1.0 / self.freedoms)), of(Statistic.SIZE)
+            ),
+            Statistic.ROW: root_mean_square(float(self.freedoms.min()), of(Statistic.ROW)),
+            Statistic.COLUMN: root_mean_square(len(self.rows), of(Statistic.COLUMN)),
+            **{
+                kind: deviations(of(kind))
+                for kind in (Statistic.GAIN, Statistic.ROW_GAIN, Statistic.COLUMN_OFFSET, Statistic.COLUMN_GAIN)
+            },
         }
         return {kind: limit * max(1.0, width.get(kind, 1.0)) for kind, limit in plain.items()}
 
 
-COLUMN_KINDS = ("column", "column offset", "column gain")
+COLUMN_KINDS = (Statistic.COLUMN, Statistic.COLUMN_OFFSET, Statistic.COLUMN_GAIN)
 
 
 def tests_of(rows: int, columns: int) -> int:
@@ -220,13 +231,13 @@ class Own:
     recipe: Recipe
     windows: tuple[Window, ...]
     statistics: Statistics
-    limits: Mapping[str, float]  # of each statistic
-    width: Mapping[str, float]  # how much wider than independent errors those of this site spread
+    limits: Mapping[Statistic, float]  # of each statistic
+    width: Mapping[Statistic, float]  # how much wider than independent errors those of this site spread
     level: float = ONE_SITE  # probability of a false alarm of one test
-    beside: str | None = None  # what tells it from its peers, where its error is within its bound
+    beside: Outlier | None = None  # what tells it from its peers, where its error is within its bound
 
     @property
-    def over(self) -> dict[str, float]:
+    def over(self) -> dict[Statistic, float]:
         """Each statistic over its limit; above 1 is wrong."""
         return {kind: value / self.limits[kind] for kind, value in self.statistics.peaks().items()}
 
@@ -235,10 +246,10 @@ class Own:
         return self.beside is not None or max(self.over.values()) > 1.0
 
     @property
-    def statistic(self) -> str:
+    def statistic(self) -> Statistic:
         """The statistic furthest beyond its limit; size where it is beyond its own."""
         over = self.over
-        return "size" if over["size"] > 1.0 else max(over, key=lambda kind: over[kind])
+        return Statistic.SIZE if over[Statistic.SIZE] > 1.0 else max(over, key=lambda kind: over[kind])
 
     def wrong_rows(self) -> NDArray[np.bool_]:
         """Rows that are wrong by themselves; where only an average over all of them is, every row."""
@@ -247,8 +258,8 @@ class Own:
             return np.asarray(rows > ODD if (rows > ODD).any() else np.ones(len(rows), dtype=bool))
         # The site is wrong; from which row on, its other rows tell: in emulated 16 bits they are nearly exact.
         usual = max(STANDS_OUT_ROWS * float(np.median(rows)), 1.5)
-        limit = min(self.limits["size" if self.over["size"] > 1.0 else "row"], usual)
-        wrong = (rows > limit) | (np.abs(self.statistics.row_gains) > self.limits["row gain"])
+        limit = min(self.limits[Statistic.SIZE if self.over[Statistic.SIZE] > 1.0 else Statistic.ROW], usual)
+        wrong = (rows > limit) | (np.abs(self.statistics.row_gains) > self.limits[Statistic.ROW_GAIN])
         if wrong.any():
             return np.asarray(wrong)
         top = float(rows.max(initial=0.0))
@@ -283,7 +294,7 @@ def _blocks(window: Window, width: int) -> list[Window]:
 
 def _judged(run: Recomputation, recipe: Recipe, windows: list[Window], level: float, closely: bool) -> Own:
     tally = Tally()
-    width: dict[str, float] = {}
+    width: dict[Statistic, float] = {}
     sketches = []
     for window in windows:
         recorded = run.recorded(recipe.stored, window)
@@ -319,14 +330,14 @@ def rows_alike(sketches: Floats) -> float:
     return max(alike / len(sketches), 1.0)
 
 
-def repeated_width(statistics: Statistics, alike: float, level: float) -> dict[str, float]:
+def repeated_width(statistics: Statistics, alike: float, level: float) -> dict[Statistic, float]:
     """How much wider than of independent rows statistics over rows spread where each row comes `alike` times."""
     rows = len(statistics.rows)
     freedom = rows**2 / float(np.sum(1.0 / statistics.freedoms))
     return {
-        "size": _wider(freedom / alike, freedom, level),
-        "column": _wider(rows / alike, rows, level),
-        **dict.fromkeys(("gain", "column gain", "column offset"), alike**0.5),
+        Statistic.SIZE: _wider(freedom / alike, freedom, level),
+        Statistic.COLUMN: _wider(rows / alike, rows, level),
+        **dict.fromkeys((Statistic.GAIN, Statistic.COLUMN_GAIN, Statistic.COLUMN_OFFSET), alike**0.5),
     }
 
 
@@ -340,7 +351,7 @@ def _overflowed(recorded: Floats, values: Floats, dtype: str) -> Floats:
     return np.where(right, values, recorded)
 
 
-def spread_width(result: Result) -> dict[str, float]:
+def spread_width(result: Result) -> dict[Statistic, float]:
     """How much wider than independent errors those of a site spread, by statistic: of products as their sums show, of
     the attention core as the largest of the drawn errors over what as many independent ones exceed once."""
     made: list[Statistics] = []
@@ -352,14 +363,16 @@ def spread_width(result: Result) -> dict[str, float]:
         tally.add(part.values + error, part)
         made.append(tally.statistics())
     if not made:
-        return dict.fromkeys(("size", "row", *COLUMN_KINDS, "gain", "row gain"), result.excess)
+        return dict.fromkeys(
+            (Statistic.SIZE, Statistic.ROW, *COLUMN_KINDS, Statistic.GAIN, Statistic.ROW_GAIN), result.excess
+        )
     once = {kind: 1.0 / (count * len(made)) for kind, count in made[0].counts().items()}
     usual = made[0].limits(once, {})
     peaks = {kind: max(statistics.peaks()[kind] for statistics in made) for kind in usual}
     return {kind: peak / max(usual[kind], 0.5) for kind, peak in peaks.items()}
 
 
-def common_width(result: Result, level: float) -> dict[str, float]:
+def common_width(result: Result, level: float) -> dict[Statistic, float]:
     """How much wider than independent errors those of a product spread because its rows have much in common, by
     statistic: from the second moments of errors in other orders. A mean square of errors that varies as one of fewer
     would has that many degrees of freedom (Satterthwaite 1946)."""
@@ -376,13 +389,14 @@ def common_width(result: Result, level: float) -> dict[str, float]:
     column, row = _freedom(columns, count), _freedom(rows, freedom)
     gains = _moment([one.column_gains for one in made])
     return {
-        "size": _wider(column * width, float(made[0].freedoms.sum()), level) * max(1.0, float(columns.mean())) ** 0.5,
-        "column": _wider(column, count, level) * max(1.0, float(columns.mean())) ** 0.5,
-        "row": _wider(row, freedom, level) * max(1.0, float(rows.mean())) ** 0.5,
-        "gain": gains,
-        "column gain": gains,
-        "column offset": _moment([one.column_offsets for one in made]),
-        "row gain": _moment([one.row_gains for one in made]),
+        Statistic.SIZE: _wider(column * width, float(made[0].freedoms.sum()), level)
+        * max(1.0, float(columns.mean())) ** 0.5,
+        Statistic.COLUMN: _wider(column, count, level) * max(1.0, float(columns.mean())) ** 0.5,
+        Statistic.ROW: _wider(row, freedom, level) * max(1.0, float(rows.mean())) ** 0.5,
+        Statistic.GAIN: gains,
+        Statistic.COLUMN_GAIN: gains,
+        Statistic.COLUMN_OFFSET: _moment([one.column_offsets for one in made]),
+        Statistic.ROW_GAIN: _moment([one.row_gains for one in made]),
     }
 
 

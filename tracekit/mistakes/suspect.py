@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tracekit.auditing import operations
 from tracekit.auditing.audit import Culprit
+from tracekit.auditing.evidence import Statistic
 from tracekit.auditing.operations import Floats, Result
 from tracekit.auditing.own_error import Statistics, Tally, spread_width
 from tracekit.auditing.recipe import Recipe, Recipes
@@ -244,7 +245,7 @@ class Case:
         return statistics, max(peak / limits[kind] for kind, peak in statistics.peaks().items())
 
     @cached_property
-    def _width(self) -> dict[str, float]:
+    def _width(self) -> dict[Statistic, float]:
         return spread_width(self.right)
 
     def distance(self, values: Floats, rows: NDArray[np.int64] | slice = slice(None)) -> float:

@@ -15,6 +15,8 @@ from tracekit.trace import Json, Trace
 from tracekit.verdict.coverage import audited_coverage
 
 SHOWN = 5
+FORMAT = 2
+"""Of the JSON: 2 has ids of mistakes and statistics, and the evidence's numbers."""
 HEADLINES = {
     0: "WITHIN ITS ROUNDING BOUNDS",
     1: "DEPARTS FROM ITS CHECKPOINT",
@@ -70,7 +72,10 @@ def _alike(culprits: tuple[ExplainedCulprit, ...]) -> list[list[ExplainedCulprit
 def _mistake(group: list[ExplainedCulprit]) -> list[str]:
     first, explanation = group[0], group[0].explanation
     place = f"sequence {first.sequence}, " if first.sequence else ""
-    lines = [f"  {first.site} at {place}step {first.step}, position {first.position}", f"    {first.evidence()}"]
+    lines = [
+        f"  {first.site} at {place}step {first.step}, position {first.position}",
+        f"    {sentence(first.evidence)}",
+    ]
     if explanation is not None:
         lines.append(f"    {sentence(Explained(explanation))}")
     if len(group) > 1:
@@ -98,7 +103,7 @@ def _not_audited(found: ExplainedAudit) -> list[str]:
 def audit_json(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> Json:
     """The whole audit, ready for `json.dumps`."""
     return {
-        "format": 1,
+        "format": FORMAT,
         "verdict": VERDICTS[found.exit_code],
         "trace": trace.path,
         "checkpoint": checkpoint.path,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tracekit.align.sites import Alignment, SequencePair, SitePair, names
 from tracekit.auditing.audit import own_errors
+from tracekit.auditing.evidence import Statistic
 from tracekit.auditing.own_error import Own
 from tracekit.auditing.recompute import Recomputation
 from tracekit.checkpoints.checkpoint import Checkpoint
@@ -51,7 +52,7 @@ class OwnErrors:
 
     ratio: Floats  # [steps], largest own error over rounding bound of the step's positions; NaN where not audited
     size: float  # root mean square over all rows
-    statistic: str  # that is furthest beyond its limit
+    statistic: Statistic  # that is furthest beyond its limit
     over: float  # that statistic over its limit: above 1 is wrong
 
 

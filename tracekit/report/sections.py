@@ -45,7 +45,7 @@ from tracekit.verdict.decide import yardstick_of
 ALL_STEPS = 1 << 40
 LONGEST_PROMPT = 2000
 """Characters of a prompt that are shown."""
-OVER_YARDSTICK, OVER_BOUND = "error over yardstick", "own error over bound"
+OVER_YARDSTICK, OVER_BOUND = "error over yardstick", "local error over bound"
 SIZE_LINE, ROW_LINE = 5.0, 8.0
 """Own error over its bound, of a site and of a row, from which a map shows it as large. The audit's own limits are each
 site's, and lower."""

@@ -6,9 +6,12 @@ import math
 from collections.abc import Iterable, Mapping
 
 from tracekit.align.sites import Alignment
+from tracekit.auditing.evidence import Statistic
 from tracekit.report.error_map import LOGITS, OwnErrors, SiteErrors, Worst
 from tracekit.report.layers import layer_of
 from tracekit.report.token_text import without_controls
+from tracekit.report.words.culprits import NAMES
+from tracekit.report.words.numbers import times
 from tracekit.trace import Json, Sequence, Trace
 
 
@@ -43,7 +46,7 @@ def site_facts(
         rows.append(("candidate's name", str(partner)))
     rows += _worst(errors)
     rows += (
-        [] if own is None else [("own error", f"{_short(own.size)}x its rounding bound over all rows{_beyond(own)}")]
+        [] if own is None else [("local error", f"{times(own.size)} the rounding bound over all rows{_beyond(own)}")]
     )
     return {"name": site, "layer": layer_of(site), "rows": [[label, without_controls(text)] for label, text in rows]}
 
@@ -81,9 +84,9 @@ def _worst(errors: SiteErrors | None) -> list[tuple[str, str]]:
 
 
 def _beyond(own: OwnErrors) -> str:
-    if own.over <= 1.0 or own.statistic == "size":
+    if own.over <= 1.0 or own.statistic is Statistic.SIZE:
         return ""
-    return f"; its {own.statistic} is {_short(own.over)}x its limit"
+    return f"; its {NAMES[own.statistic]} is {times(own.over)} its limit"
 
 
 def _short(value: float) -> str:

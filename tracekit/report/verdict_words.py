@@ -112,7 +112,7 @@ def audit_words(found: ExplainedAudit) -> Json:
                 *found.lost,
                 *stated,
                 *bytes_differ,
-                *([first.evidence()] if first else []),
+                *([sentence(first.evidence)] if first else []),
                 *_not_finite(found),
             ]
         ],

@@ -125,7 +125,7 @@ def _passed_on(found: PassedOn) -> str:
 
 @words(SiteAtFault)
 def _at_fault(found: SiteAtFault) -> str:
-    return found.culprit.evidence()
+    return sentence(found.culprit.evidence)
 
 
 @words(evidence.ReferenceDeparts)

@@ -192,7 +192,7 @@ fn site(log: &Log, check: &Value) -> Result<()> {
     let bound = file("expected.safetensors")?["bound"].to_vec2()?;
     let found = statistic(check, &gap(check, &actual, &values)?, &values.to_vec2()?, &bound);
     let (site, kind, limit) = (word(check, "site"), word(check, "statistic"), number(check, "limit"));
-    assert!(found <= limit, "{site}: own error, by {kind}, is {found:.3} where {limit:.3} is allowed");
+    assert!(found <= limit, "{site}: local error, by {kind}, is {found:.3} where {limit:.3} is allowed");
     Ok(())
 }
 
@@ -332,19 +332,19 @@ fn statistic(check: &Value, gap: &[Vec<f64>], values: &[Vec<f64>], bound: &[Vec<
     let largest = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
     match word(check, "statistic") {
         "row" => largest(&mut rows.into_iter()),
-        "row gain" => largest(&mut gains.iter().map(|(gain, spread)| beyond(*gain, bias) / spread.sqrt())),
+        "row_gain" => largest(&mut gains.iter().map(|(gain, spread)| beyond(*gain, bias) / spread.sqrt())),
         "gain" => {
             let total: f64 = gains.iter().map(|(_, spread)| 1.0 / spread).sum();
             let gain: f64 = gains.iter().map(|(gain, spread)| gain / spread).sum::<f64>() / total;
             beyond(gain, bias) * total.sqrt()
         }
         "column" => largest(&mut columns.iter().map(|sums| (sums[0] / count).sqrt())),
-        "column offset" => largest(
+        "column_offset" => largest(
             &mut columns
                 .iter()
                 .map(|sums| beyond(sums[1], bias * (sums[3] * count).sqrt()) / sums[4].max(1e-290).sqrt()),
         ),
-        "column gain" => largest(
+        "column_gain" => largest(
             &mut columns.iter().map(|sums| beyond(sums[2], bias * sums[3]) / sums[3].max(1e-290).sqrt()),
         ),
         _ => (rows.iter().map(|row| row * row).sum::<f64>() / count).sqrt(),
