@@ -60,6 +60,9 @@ def test_oracle_and_noise_may_be_paths(tmp_path: Path) -> None:
     truth = write_run(tmp_path / "truth.tklog", dtype="float64")
     assert tracekit.diff(runs[0], runs[1], truth).calibration == "oracle"
     assert tracekit.diff(runs[0], runs[1], noise=[runs[2]]).calibration == "noise"
+    with tracekit.open(runs[2]) as another:
+        alone = [tracekit.diff(runs[0], runs[1], noise=one) for one in (runs[2], str(runs[2]), another)]
+    assert {each.calibration for each in alone} == {"noise"}
 
 
 def test_an_oracle_without_a_sequence_is_not_passed_over(tmp_path: Path) -> None:
@@ -119,6 +122,12 @@ def test_values_of_a_site_with_positions_and_tokens(tmp_path: Path, archived: bo
         assert logits.values.shape == (STEPS, VOCABULARY)
         assert logits.positions.tolist() == [PROMPT - 1 + step for step in range(STEPS)]
         assert np.array_equal(logits.values[2], sequence.step(2).logits)
+
+
+def test_values_outlive_their_trace() -> None:
+    with tracekit.open(PYTHON) as trace:
+        norm, logits = trace[0].site("model.norm"), trace[0].site("logits")
+    assert norm.values.shape == (21, 64) and logits.values.shape[0] == 12
 
 
 def test_bfloat16_comes_as_float32_and_gaps_are_left_out(tmp_path: Path) -> None:

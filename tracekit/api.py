@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from tracekit.align.renamed import Elsewhere, named
 from tracekit.align.rotary_order import in_order_of
@@ -20,7 +20,7 @@ from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, why_no
 from tracekit.errors import TraceError
 from tracekit.formats.name_map import NameMap, gguf_names, read_names
 from tracekit.formats.opening import open_trace
-from tracekit.interactive import html_table
+from tracekit.interactive import Browsable, html_table
 from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
 from tracekit.report.audit import audit_json, audit_text
 from tracekit.report.json import verdict_json
@@ -94,7 +94,7 @@ def diff(
     reference: TraceOrPath,
     candidate: TraceOrPath,
     oracle: TraceOrPath | None = None,
-    noise: Iterable[TraceOrPath] | None = None,
+    noise: TraceOrPath | Iterable[TraceOrPath] | None = None,
     *,
     weights: File | None = None,
     names: NameMap | File | None = None,
@@ -107,7 +107,7 @@ def diff(
         candidate: the run under test.
         oracle: the reference again in higher precision, forced onto its tokens, as `tracekit oracle` makes it. It tells
             rounding from a fault.
-        noise: more runs of the reference under harmless variation, which tell the same less sharply.
+        noise: one or more runs of the reference under harmless variation, which tell the same less sharply.
         weights: the checkpoint, if it is not where the traces say: a Hugging Face folder, a `.safetensors` or a GGUF
             file.
         names: a map where the two sides use different module names, or the TOML file that it is in.
@@ -119,7 +119,7 @@ def diff(
     with ExitStack() as stack:
         one, other = _opened(stack, reference), _opened(stack, candidate)
         truth = None if oracle is None else _opened(stack, oracle)
-        more = [_opened(stack, each) for each in noise or ()]
+        more = [_opened(stack, each) for each in _each(noise)]
         given = None if weights is None else os.fspath(weights)
         found = decide.diff(one, other, truth, more, weights=given, audited=audited, names=_map_of(names))
         return Verdict(**_fields(found), text=verdict_text(found, one, other, truth))
@@ -166,6 +166,13 @@ def audit(
 def _opened(stack: ExitStack, trace: TraceOrPath) -> Trace:
     """A trace; one that is opened here is closed with the stack."""
     return stack.enter_context(open_trace(trace)) if isinstance(trace, str | os.PathLike) else trace
+
+
+def _each(traces: TraceOrPath | Iterable[TraceOrPath] | None) -> Iterable[TraceOrPath]:
+    """Several traces; one alone, whose sequences could be iterated over as well, is one trace."""
+    if traces is None:
+        return ()
+    return (traces,) if isinstance(traces, str | os.PathLike | Browsable) else cast(Iterable[TraceOrPath], traces)
 
 
 def _map_of(names: NameMap | File | None) -> NameMap | None:
