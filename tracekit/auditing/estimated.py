@@ -172,7 +172,8 @@ class Estimated(Parameters):
             plain = replace(recipe, operation=replace(recipe.operation, plus_one=False), parameters={})
             x = self._run.result(plain, Window(0, len(x)), [x]).values
         weight, bias = _line(x, y, "bias" in recipe.parameters)
-        return weight - float(recipe.plus_one) if role == "weight" else bias
+        plus_one = isinstance(recipe.operation, Norm) and recipe.operation.plus_one
+        return weight - float(plus_one) if role == "weight" else bias
 
     def _rows(self, recipe: Recipe) -> tuple[Floats, Floats]:
         """Recorded inputs and outputs of a module, [rows, width] each."""
