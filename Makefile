@@ -45,12 +45,13 @@ cosyvoice3-model: $(VENV)/.ready ## A small CosyVoice3 checkpoint, trained on ma
 demo: setup model ## Record a real model in PyTorch and in Rust, diff them, then name a planted fault
 	@sh scripts/demo.sh $(BIN) $(NATIVE) $(MODEL)
 
-lint: $(VENV)/.ready ## ruff, mypy, rustfmt, clippy
+lint: $(VENV)/.ready ## ruff, mypy, rustfmt, clippy, rustdoc
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd $(RUST) && cargo fmt --all --check
 	cd $(RUST) && $(CARGO) clippy --release --workspace --all-targets --all-features -- -D warnings
+	cd $(RUST) && RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --all-features
 
 transformers4: .cache/transformers4/made_by.txt ## The transformers that CosyVoice pins, beside the environment's own
 

@@ -51,11 +51,8 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let weights = [options.checkpoint.join("model.safetensors")];
     // SAFETY: nobody writes to the file while it is mapped.
     let vb = unsafe { VarBuilder::from_mmaped_safetensors(&weights, DType::F32, &Device::Cpu)? };
-    tracekit::describe(tracekit::Description {
-        versions: vec![("candle".into(), "0.11.1".into())],
-        checkpoint: Some(options.checkpoint.display().to_string()),
-        ..Default::default()
-    })?;
+    let checkpoint = options.checkpoint.display().to_string();
+    tracekit::describe(tracekit::Description::new().version("candle", "0.11.1").checkpoint(checkpoint))?;
     let config = std::fs::read_to_string(options.checkpoint.join("config.json"))?;
     let mut forward = models::load(&options.model, &config, tracekit::nn::watched(vb))?;
     let mut processor = LogitsProcessor::new(options.seed, options.temperature, None);

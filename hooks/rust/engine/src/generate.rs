@@ -5,6 +5,7 @@ use std::time::Instant;
 use tokenizers::Tokenizer;
 use tracekit::follow::Follow;
 use tracekit::rng::TorchRng;
+use tracekit::{SequenceStart, Step};
 
 use crate::model::CausalModel;
 use crate::sampler::{Choose, Context};
@@ -48,13 +49,10 @@ impl Generation<'_> {
     pub fn run(&self, model: &mut dyn CausalModel, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         let text = |id: u32| tokenizer.decode(&[id], false).unwrap_or_default();
         let mut rng = TorchRng::seed(self.seed);
-        tracekit::sequence_with(tracekit::SequenceStart {
-            prompt_ids: self.prompt_ids,
-            prompt_text: self.prompt_text,
-            texts: tracekit::enabled().then(|| self.prompt_ids.iter().map(|&id| text(id)).collect()),
-            rng_state: tracekit::enabled().then(|| rng.state()).as_ref().map(|state| &state[..]),
-            ..tracekit::SequenceStart::default()
-        })?;
+        let texts = tracekit::enabled().then(|| self.prompt_ids.iter().map(|&id| text(id)).collect::<Vec<_>>());
+        let state = tracekit::enabled().then(|| rng.state());
+        let start = SequenceStart::new(self.prompt_ids).prompt_text(self.prompt_text).texts(texts);
+        tracekit::sequence_with(start.rng_state(state.as_ref().map(|state| &state[..])))?;
         let began = Instant::now();
         let mut logits = self.prefill(model)?;
         let prefill = began.elapsed();
@@ -74,14 +72,8 @@ impl Generation<'_> {
                 reason = if self.ends.at(step, choice.token) { "stop" } else { reason };
                 break;
             }
-            let token = tracekit::next_token(tracekit::Step {
-                token: choice.token,
-                text: tracekit::enabled().then(|| text(choice.token)),
-                logits: &logits,
-                survivors: &choice.survivors,
-                draws: &choice.draws,
-                events: &events,
-            })?;
+            let own_text = tracekit::enabled().then(|| text(choice.token));
+            let token = tracekit::next_token(Step::from(&choice).text(own_text).logits(&logits).events(&events))?;
             history.push(token);
             if self.ends.at(step, token) {
                 reason = "stop";

@@ -116,16 +116,17 @@ fn describe(
     if !defaults.eos_token_ids.is_empty() {
         sampling["eos_token_id"] = defaults.eos_token_ids.clone().into();
     }
-    tracekit::describe(tracekit::Description {
-        implementation: "native".into(),
-        versions: vec![("candle".into(), "0.11".into())],
-        device: "cpu".into(),
-        dtype: options.dtype.word().into(),
-        model: config.to_json(),
-        sampling,
-        seed: Some(seed),
-        checkpoint: options.model.canonicalize().ok().map(|path| path.display().to_string()),
-    })?;
+    let checkpoint = options.model.canonicalize().ok().map(|path| path.display().to_string());
+    let description = tracekit::Description::new()
+        .implementation("native")
+        .version("candle", "0.11")
+        .device("cpu")
+        .dtype(options.dtype.word())
+        .model(config.to_json())
+        .sampling(sampling)
+        .seed(seed)
+        .checkpoint(checkpoint);
+    tracekit::describe(description)?;
     Ok(())
 }
 

@@ -126,7 +126,8 @@ impl Options {
     /// As `generate` of transformers decides it: a flag, else the folder's `generation_config.json`, else its default.
     pub fn sampling(&self, folder: &GenerationConfig) -> Result<Sampling> {
         let repetition_penalty = self.repetition_penalty.or(folder.repetition_penalty);
-        let mut settings = Sampling { repetition_penalty, ..Sampling::default() };
+        let mut settings = Sampling::greedy();
+        settings.repetition_penalty = repetition_penalty;
         if !self.greedy {
             settings.temperature = Some(self.temperature.or(folder.temperature).unwrap_or(1.0));
             settings.top_k = Some(self.top_k.or(folder.top_k).unwrap_or(50)).filter(|&k| k > 0);

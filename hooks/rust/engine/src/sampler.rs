@@ -46,7 +46,7 @@ impl Processor {
         let (name, value) = &self.setting;
         let left = scores.iter().filter(|&&score| score > f32::NEG_INFINITY).count();
         let detail = json!({"class": self.class, "settings": {*name: value}, "survivors": left});
-        Event { kind: "processor".into(), detail }
+        Event::new("processor", detail)
     }
 }
 
@@ -89,10 +89,9 @@ pub fn multinomial(rng: &mut TorchRng, probs: &[f32]) -> (&'static str, usize) {
 
 /// An index that is drawn, and what is recorded of the draw. `token_of` gives the token of an index.
 pub fn recorded_draw(draw_from: &DrawFrom, rng: &mut TorchRng, probs: &[f32], token_of: impl Fn(usize) -> u32) -> Draw {
-    let (seed, offset) = (Some(rng.initial_seed()), rng.offset());
+    let (seed, offset) = (rng.initial_seed(), rng.offset());
     let (op, index) = draw_from(rng, probs);
-    let words = Some(rng.offset() - offset);
-    Draw { op, generator: "mt19937", seed, offset: Some(offset), words, result: token_of(index) }
+    Draw::seeded(op, "mt19937", token_of(index), seed, offset, rng.offset() - offset)
 }
 
 /// Chooses a step's token.
@@ -126,11 +125,11 @@ impl Choose for Sampler {
             }
         }
         if !self.draws {
-            return (Choice { token: argmax(&scores) as u32, ..Choice::default() }, events);
+            return (Choice::greedy(argmax(&scores) as u32), events);
         }
         let probs = softmax(&scores);
         let draw = recorded_draw(&self.draw_from, rng, &probs, |id| id as u32);
-        (Choice { token: draw.result, survivors: survivors(&probs), draws: vec![draw] }, events)
+        (Choice::drawn(survivors(&probs), vec![draw]), events)
     }
 }
 
@@ -140,13 +139,7 @@ mod tests {
 
     #[test]
     fn the_chain_chooses_as_the_crate_does() {
-        let settings = Sampling {
-            temperature: Some(0.7),
-            top_k: Some(20),
-            top_p: Some(0.9),
-            min_p: Some(0.02),
-            repetition_penalty: Some(1.3),
-        };
+        let settings = Sampling::greedy().temperature(0.7).top_k(20).top_p(0.9).min_p(0.02).repetition_penalty(1.3);
         let mut source = TorchRng::seed(1);
         let sampler = Sampler::new(&settings);
         let (mut ours, mut theirs) = (TorchRng::seed(2), TorchRng::seed(2));
@@ -162,7 +155,7 @@ mod tests {
 
     #[test]
     fn an_event_says_class_number_and_what_is_left() {
-        let settings = Sampling { temperature: Some(1.0), top_k: Some(2), ..Sampling::default() };
+        let settings = Sampling::greedy().temperature(1.0).top_k(2);
         let chain = processors(&settings);
         let mut scores = [1.0, 3.0, 2.0];
         (chain[0].apply)(&mut scores, &Context { history: &[], prompt: 0 });

@@ -134,16 +134,9 @@ impl Sampler {
     fn next(&mut self, logits: &[f32]) -> Result<u32> {
         let offset = self.drawn;
         let (survivors, token) = self.draw(logits);
-        let draw = Draw {
-            op: "uniform",
-            generator: "lcg64",
-            seed: Some(self.seed),
-            offset: Some(offset),
-            words: Some(self.drawn - offset),
-            result: token,
-        };
+        let draw = Draw::seeded("uniform", "lcg64", token, self.seed, offset, self.drawn - offset);
         // The token of a followed trace where there is one, else this one.
-        Ok(tracekit::next_token(Step { token, logits, survivors: &survivors, draws: &[draw], ..Step::default() })?)
+        Ok(tracekit::next_token(Step::new(token).logits(logits).survivors(&survivors).draws(&[draw]))?)
     }
 }
 
@@ -151,16 +144,14 @@ impl Sampler {
 fn speak(model: &Model, sampler: &mut Sampler, text: &[u32], prompt: &[u32]) -> Result<Vec<u32>> {
     let mut ids: Vec<Id> = text.iter().map(|&id| Id::Text(id)).chain(prompt.iter().map(|&id| Id::Speech(id))).collect();
     let numbers = |ids: &[u32]| ids.iter().map(|&id| i64::from(id)).collect::<Vec<_>>();
-    tracekit::sequence_with(SequenceStart {
-        inputs: &[
-            ("token_ids", [numbers(text), numbers(prompt)].concat()),
-            // Which table each row comes from: 0 text, 1 speech.
-            ("vocabulary", ids.iter().map(|id| i64::from(matches!(id, Id::Speech(_)))).collect()),
-            ("speech_token_ids", numbers(prompt)),
-        ],
-        sampling: Some(json!({"do_sample": true, "top_k": sampler.k, "eos_token_id": [SPEECH - 1]})),
-        ..SequenceStart::default()
-    })?;
+    let inputs = [
+        ("token_ids", [numbers(text), numbers(prompt)].concat()),
+        // Which table each row comes from: 0 text, 1 speech.
+        ("vocabulary", ids.iter().map(|id| i64::from(matches!(id, Id::Speech(_)))).collect()),
+        ("speech_token_ids", numbers(prompt)),
+    ];
+    let sampling = json!({"do_sample": true, "top_k": sampler.k, "eos_token_id": [SPEECH - 1]});
+    tracekit::sequence_with(SequenceStart::default().inputs(&inputs).sampling(sampling))?;
     let mut state = Tensor::zeros((1, WIDTH), DType::F32, &Device::Cpu)?;
     let (mut position, mut spoken) = (0, Vec::new());
     while spoken.len() < 8 {
@@ -199,15 +190,14 @@ fn weights() -> Result<VarBuilder<'static>> {
 }
 
 fn main() -> Result<()> {
-    tracekit::describe(tracekit::Description {
-        versions: vec![("candle".into(), "0.11".into())],
-        // Where the weights came from, and the numbers that this program computes with, in config.json's words: `audit`
-        // and `config` hold one against the other. A folder, a .safetensors or a .gguf file.
-        checkpoint: std::env::args().nth(1),
-        model: json!({"hidden_size": WIDTH, "vocab_size": SPEECH, "rms_norm_eps": EPS}),
-        seed: Some(SEED),
-        ..Default::default()
-    })?;
+    // Where the weights came from (a folder, a .safetensors or a .gguf file), and the numbers that this program computes
+    // with, in config.json's words: `audit` and `config` hold one against the other.
+    let description = tracekit::Description::new()
+        .version("candle", "0.11")
+        .checkpoint(std::env::args().nth(1))
+        .model(json!({"hidden_size": WIDTH, "vocab_size": SPEECH, "rms_norm_eps": EPS}))
+        .seed(SEED);
+    tracekit::describe(description)?;
     let model = Model::new(candle_nn::watched(weights()?))?;
     let mut sampler = Sampler::new(5, SEED);
     for (text, prompt) in [(&[3, 1, 4, 1][..], &[5, 9][..]), (&[2, 7], &[])] {

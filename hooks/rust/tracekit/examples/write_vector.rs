@@ -13,7 +13,7 @@ fn main() -> tracekit::Result<()> {
     let bytes_f32: Vec<u8> = [1.5f32, -0.0, f32::INFINITY].iter().flat_map(|x| x.to_le_bytes()).collect();
     let bytes_f64: Vec<u8> = [std::f64::consts::PI, -1e300, 5e-324].iter().flat_map(|x| x.to_le_bytes()).collect();
     let bytes_bf16: Vec<u8> = [0x3f80u16, 0xc040, 0x7fc1].iter().flat_map(|x| x.to_le_bytes()).collect();
-    let tensor = |name, dtype, data| TensorRef { name, dtype, shape: &[3], data };
+    let tensor = |name, dtype, data| TensorRef::new(name, dtype, &[3], data);
     let tensors = [
         tensor("BOOL", Dtype::Bool, &[1, 0, 1][..]),
         tensor("I64", Dtype::I64, &bytes_i64),

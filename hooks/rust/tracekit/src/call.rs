@@ -5,7 +5,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::log::{Dtype, TensorRef};
-use crate::Result;
+
+/// Which tensor a value is: candle never gives an id twice. Without candle nothing tells.
+#[cfg(feature = "candle")]
+pub(crate) type Identity = candle_core::TensorId;
+#[cfg(not(feature = "candle"))]
+pub(crate) type Identity = std::convert::Infallible;
 
 struct Value {
     name: String,
@@ -30,7 +35,7 @@ pub(crate) struct Call {
     serial: u64,
     values: Vec<Value>,
     fired: HashSet<String>,
-    sources: HashMap<usize, String>,
+    sources: HashMap<Identity, String>,
 }
 
 impl Call {
@@ -61,21 +66,26 @@ impl Call {
 
     /// Whether `name` firing now means that another call has begun, in a program that does not say so.
     pub(crate) fn is_over_at(&self, name: &str) -> bool {
-        !self.told && self.fired.contains(name)
+        !self.told && self.has_fired(name)
     }
 
-    /// Notes that a site gave its value; false where it did before in this call.
-    pub(crate) fn fire(&mut self, name: &str) -> bool {
-        self.fired.insert(name.to_string())
+    /// Whether a site gave its value already in this call.
+    pub(crate) fn has_fired(&self, name: &str) -> bool {
+        self.fired.contains(name)
+    }
+
+    /// Notes that a site gave its value.
+    pub(crate) fn fire(&mut self, name: &str) {
+        self.fired.insert(name.to_string());
     }
 
     /// The site that recorded the tensor of this identity in this call.
-    pub(crate) fn source(&self, identity: Option<usize>) -> Option<&str> {
+    pub(crate) fn source(&self, identity: Option<Identity>) -> Option<&str> {
         self.sources.get(&identity?).map(String::as_str)
     }
 
     /// The tensor of this identity is the value of `site`.
-    pub(crate) fn set_source(&mut self, identity: Option<usize>, site: &str) {
+    pub(crate) fn set_source(&mut self, identity: Option<Identity>, site: &str) {
         if let Some(identity) = identity {
             self.sources.insert(identity, site.to_string());
         }
@@ -89,17 +99,9 @@ impl Call {
     }
 
     /// Keeps a value of shape [rows, ...], whose first row is that row of the call.
-    pub(crate) fn keep(
-        &mut self,
-        name: &str,
-        dtype: Dtype,
-        first: usize,
-        shape: &[usize],
-        copy: impl FnOnce() -> Result<Vec<u8>>,
-    ) -> Result<()> {
+    pub(crate) fn keep(&mut self, name: &str, dtype: Dtype, first: usize, shape: &[usize], bytes: Vec<u8>) {
         let shape = [shape[0], shape[1..].iter().product()];
-        self.values.push(Value { name: name.to_string(), dtype, first, shape, bytes: copy()? });
-        Ok(())
+        self.values.push(Value { name: name.to_string(), dtype, first, shape, bytes });
     }
 
     pub(crate) fn has_values(&self) -> bool {

@@ -24,7 +24,7 @@
 //!     _ => own_prompt,
 //! };
 //! tracekit::sequence(&prompt)?;
-//! let settings = Sampling { temperature: Some(1.0), ..Sampling::default() };
+//! let settings = Sampling::greedy().temperature(1.0);
 //! let (mut rng, mut history) = (TorchRng::seed(0), prompt);
 //! for step in 0..4 {
 //!     let logits = model(&history);
@@ -34,13 +34,7 @@
 //!     }
 //!     let choice = choose(&settings, &mut rng, &logits, &history);
 //!     // the own choice is recorded, and the reference's token goes on
-//!     history.push(tracekit::next_token(Step {
-//!         token: choice.token,
-//!         logits: &logits,
-//!         survivors: &choice.survivors,
-//!         draws: &choice.draws,
-//!         ..Step::default()
-//!     })?);
+//!     history.push(tracekit::next_token(Step::from(&choice).logits(&logits))?);
 //! }
 //! # Ok(history)
 //! # }
@@ -66,6 +60,7 @@ const REACH: u64 = 1 << 36;
 
 /// One use of a random generator, as the followed trace holds it; `None` where it does not know.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct FollowedDraw {
     /// `multinomial`, `uniform_`.
     pub op: String,
@@ -122,9 +117,9 @@ impl Follow {
     /// # Errors
     /// If it cannot be read.
     pub fn of_process() -> Result<Option<&'static Self>> {
-        static OF_PROCESS: OnceLock<std::result::Result<Option<Follow>, String>> = OnceLock::new();
-        let read = OF_PROCESS.get_or_init(|| Self::from_env().map_err(|error| error.to_string()));
-        read.as_ref().map(Option::as_ref).map_err(Error::new)
+        static OF_PROCESS: OnceLock<Result<Option<Follow>>> = OnceLock::new();
+        let read = OF_PROCESS.get_or_init(Self::from_env);
+        read.as_ref().map(Option::as_ref).map_err(|source| Error::Followed { source })
     }
 
     /// Reads a log; only tokens are forced.
@@ -133,17 +128,19 @@ impl Follow {
     /// If it cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
         let contents = read(path)?;
+        let fail = |detail: String| Error::Trace { path: path.to_path_buf(), detail };
         if contents.frames.is_empty() {
-            return Err(Error::new(format!("{}: is no log to follow", path.display())));
+            return Err(fail("is no log to follow".into()));
         }
         let mut follow = Self::default();
         for frame in &contents.frames {
-            follow.take(frame).map_err(|error| Error::new(format!("{}: {error}", path.display())))?;
+            follow.take(frame).map_err(fail)?;
         }
         Ok(follow)
     }
 
-    fn take(&mut self, frame: &Frame) -> Result<()> {
+    /// Or what is wrong with the frame.
+    fn take(&mut self, frame: &Frame) -> std::result::Result<(), String> {
         match frame.kind.as_str() {
             "sequence" => self.sequences.push(FollowedSequence {
                 prompt: ids(frame, "prompt/token_ids")?,
@@ -197,7 +194,7 @@ impl Follow {
         self.sequences.get(sequence).map(|followed| followed.prompt.as_slice())
     }
 
-    /// What else a sequence was prompted with, by its name behind `prompt/`: `speech_token_ids`.
+    /// What else a sequence was prompted with, by its name after `prompt/`: `speech_token_ids`.
     pub fn input(&self, sequence: usize, name: &str) -> Option<&Tensor> {
         let inputs = &self.sequences.get(sequence)?.inputs;
         inputs.iter().find(|(own, _)| own == name).map(|(_, tensor)| tensor)
@@ -216,7 +213,7 @@ impl Follow {
     /// If the reference drew from another kind of generator, or it is not known where in its stream it stood.
     pub fn place(&self, sequence: usize, step: usize, rng: &mut TorchRng) -> Result<()> {
         let Some(draw) = self.draws(sequence, step).first().filter(|_| self.draws) else { return Ok(()) };
-        let fail = |why: String| Err(Error::new(format!("sequence {sequence}, step {step}: its draw {why}")));
+        let fail = |detail: String| Err(Error::Draw { sequence, step, detail });
         if draw.generator != "mt19937" {
             return fail(format!("comes from {}; record the reference with --rng cpu to follow it", draw.generator));
         }
@@ -224,7 +221,7 @@ impl Follow {
             return fail("lies at an unknown place of the generator's stream".into());
         };
         if offset > REACH {
-            return fail(format!("lies {offset} words behind the seed, which is out of reach"));
+            return fail(format!("lies {offset} words after the seed, which is out of reach"));
         }
         if rng.initial_seed() != seed || rng.offset() > offset {
             *rng = TorchRng::seed(seed);
@@ -234,19 +231,19 @@ impl Follow {
     }
 }
 
-fn switch(name: &str) -> Result<bool> {
+fn switch(name: &'static str) -> Result<bool> {
     match std::env::var(name).unwrap_or_default().as_str() {
         "" | "0" => Ok(false),
         "1" => Ok(true),
-        other => Err(Error::new(format!("{name} is {other:?}; use 1 or 0"))),
+        other => Err(Error::variable(name, format!("{other:?}; use 1 or 0"))),
     }
 }
 
-fn ids(frame: &Frame, name: &str) -> Result<Vec<u32>> {
+fn ids(frame: &Frame, name: &str) -> std::result::Result<Vec<u32>, String> {
     let Some(tensor) = frame.tensor(name).filter(|tensor| tensor.dtype == Dtype::I64) else { return Ok(Vec::new()) };
     let id = |bytes: &[u8]| {
         let number = i64::from_le_bytes(bytes.try_into().expect("8 bytes"));
-        u32::try_from(number).map_err(|_| Error::new(format!("{name}: {number} is no token id")))
+        u32::try_from(number).map_err(|_| format!("{name}: {number} is no token id"))
     };
     tensor.data.chunks_exact(8).map(id).collect()
 }

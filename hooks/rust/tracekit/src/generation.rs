@@ -31,6 +31,7 @@ use crate::steps::Step;
 /// and top-p behind top-k counts the mass among what top-k left. `GumbelSoftmax` is left out: candle draws it from the
 /// device's own generator.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Sampling {
     /// The largest logit; the lowest index wins a tie.
     ArgMax,
@@ -129,14 +130,14 @@ impl LogitsProcessor {
         }
         place(&mut self.rng);
         let (Choice { token, survivors, draws }, events) = self.choose(&logits, f)?;
-        let step = Step { token, text: None, logits: &logits, survivors: &survivors, draws: &draws, events: &events };
+        let step = Step::new(token).logits(&logits).survivors(&survivors).draws(&draws).events(&events);
         // Recording has no errors of its own; this is the own choice, or the followed trace's token.
         Ok(next_token(step).unwrap_or(token))
     }
 
     fn choose(&mut self, logits: &[f32], f: impl FnOnce(&mut [f32])) -> Result<(Choice, Vec<Event>)> {
         let Some(temperature) = self.settings.temperature else {
-            return Ok((Choice { token: argmax(logits) as u32, ..Choice::default() }, Vec::new()));
+            return Ok((Choice::greedy(argmax(logits) as u32), Vec::new()));
         };
         let mut scores: Vec<f32> = logits.iter().map(|logit| logit / temperature as f32).collect();
         let events = change(&mut scores, f);
@@ -158,7 +159,7 @@ fn change(scores: &mut [f32], f: impl FnOnce(&mut [f32])) -> Vec<Event> {
         return Vec::new();
     }
     scores.iter_mut().zip(&after).for_each(|(score, p)| *score = p.ln());
-    vec![Event { kind: "sample_f".into(), detail: json!({ "changed": changed }) }]
+    vec![Event::new("sample_f", json!({ "changed": changed }))]
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@
 //! let hidden = [0.5f32; 6]; // [3 positions, width 2]
 //! let bytes: Vec<u8> = hidden.iter().flat_map(|x| x.to_le_bytes()).collect();
 //! tracekit::tap_raw("model.embed", Dtype::F32, &[3, 2], &bytes)?;
-//! let token = tracekit::next_token(Step { token: 1, logits: &[0.1, 0.9], ..Step::default() })?;
+//! let token = tracekit::next_token(Step::new(1).logits(&[0.1, 0.9]))?;
 //! tracekit::end_sequence("length")?;
 //! tracekit::close()?;
 //! # let frames = tracekit::log::read(&path)?;
@@ -61,6 +61,7 @@
 
 mod call;
 mod claim;
+mod error;
 pub mod follow;
 #[cfg(feature = "candle")]
 pub mod generation;
@@ -69,6 +70,8 @@ mod mathfun;
 #[cfg(feature = "candle")]
 pub mod nn;
 mod program;
+#[cfg(feature = "candle")]
+pub mod quantized;
 #[cfg(feature = "candle")]
 pub mod quantized_nn;
 #[cfg(feature = "candle")]
@@ -87,6 +90,13 @@ mod steps;
 #[cfg(feature = "candle")]
 pub mod with_tracing;
 
+/// The candle that this crate is built with: a program of another version does not compile with its types.
+#[cfg(feature = "candle")]
+pub use candle_core;
+#[cfg(feature = "candle")]
+pub use candle_nn;
+
+pub use error::{Error, Result};
 pub use log::Dtype;
 pub use program::Description;
 pub use recorder::{
@@ -100,36 +110,3 @@ pub use steps::Step;
 
 #[cfg(feature = "candle")]
 pub use nn::tap;
-
-/// What went wrong, in one sentence.
-#[derive(Debug)]
-pub struct Error(String);
-
-impl Error {
-    pub(crate) fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-}
-
-impl std::fmt::Display for Error {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Error {}
-
-/// So that what this crate gives can be passed on with `?` in a function of candle's.
-#[cfg(feature = "candle")]
-impl From<Error> for candle_core::Error {
-    fn from(error: Error) -> Self {
-        Self::Msg(error.to_string())
-    }
-}
-
-/// Result of everything here.
-///
-/// What records (taps, steps, sequences, `describe`, `register...`, `close`) is always `Ok`: an error of ours never
-/// reaches the program that is recorded. It is a `Result` all the same so that it can stand where the program's own
-/// calls stand, `tracekit::forward(position, rows)?`. What reads (logs, traces to follow) does fail.
-pub type Result<T> = std::result::Result<T, Error>;

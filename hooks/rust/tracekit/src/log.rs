@@ -20,6 +20,7 @@ const PAD: &str = "__pad__";
 /// A number format, by safetensors' words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
+#[non_exhaustive]
 pub enum Dtype {
     Bool,
     U8,
@@ -84,6 +85,7 @@ impl Dtype {
 
 /// A tensor to write: its bytes are C order, little-endian.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct TensorRef<'a> {
     /// Name in the frame.
     pub name: &'a str,
@@ -93,6 +95,13 @@ pub struct TensorRef<'a> {
     pub shape: &'a [usize],
     /// `shape` times `dtype` bytes.
     pub data: &'a [u8],
+}
+
+impl<'a> TensorRef<'a> {
+    /// A tensor of these bytes.
+    pub fn new(name: &'a str, dtype: Dtype, shape: &'a [usize], data: &'a [u8]) -> Self {
+        Self { name, dtype, shape, data }
+    }
 }
 
 /// Writes frames, one `write` each. A frame that the file does not take whole is taken back.
@@ -110,8 +119,7 @@ impl Writer {
     /// # Errors
     /// If it cannot be created.
     pub fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path)
-            .map_err(|error| Error::new(format!("{}: cannot be written: {error}", path.display())))?;
+        let file = File::create(path).map_err(Error::file(path, "written"))?;
         Ok(Self::of(file, path))
     }
 
@@ -162,7 +170,7 @@ impl Writer {
                 // What was written of it goes, so that a reader finds whole frames, and one more may follow.
                 let _ = self.file.set_len(self.length);
                 let _ = self.file.seek(SeekFrom::Start(self.length));
-                Err(Error::new(format!("{}: cannot be written: {error}", self.path.display())))
+                Err(Error::file(&self.path, "written")(error))
             }
         }
     }
@@ -191,9 +199,7 @@ impl Writer {
     pub fn sync(&self) -> Result<()> {
         match self.file.sync_all() {
             // A pipe or a device has nothing to flush.
-            Err(error) if error.kind() != ErrorKind::InvalidInput => {
-                Err(Error::new(format!("{}: cannot be flushed: {error}", self.path.display())))
-            }
+            Err(error) if error.kind() != ErrorKind::InvalidInput => Err(Error::file(&self.path, "flushed")(error)),
             _ => Ok(()),
         }
     }
@@ -201,15 +207,15 @@ impl Writer {
 
 fn check(metadata: &Map<String, Value>, tensors: &[TensorRef<'_>]) -> Result<()> {
     if metadata.contains_key("kind") {
-        return Err(Error::new("metadata \"kind\": the format uses this name itself"));
+        return Err(Error::frame("metadata \"kind\": the format uses this name itself"));
     }
     for TensorRef { name, dtype, shape, data } in tensors {
         if [METADATA, PAD].contains(name) {
-            return Err(Error::new(format!("tensor {name:?}: the format uses this name itself")));
+            return Err(Error::frame(format!("tensor {name:?}: the format uses this name itself")));
         }
         if byte_count(*dtype, shape) != Some(data.len()) {
             let (word, length) = (dtype.word(), data.len());
-            return Err(Error::new(format!("tensor {name:?}: {length} bytes are not {word} of shape {shape:?}")));
+            return Err(Error::frame(format!("tensor {name:?}: {length} bytes are not {word} of shape {shape:?}")));
         }
     }
     Ok(())
@@ -247,6 +253,7 @@ fn header_json(kind: &str, metadata: &Map<String, Value>, tensors: &[TensorRef<'
 
 /// A tensor read back.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Tensor {
     /// Number format.
     pub dtype: Dtype,
@@ -256,8 +263,16 @@ pub struct Tensor {
     pub data: Vec<u8>,
 }
 
+impl Tensor {
+    /// A tensor of these bytes.
+    pub fn new(dtype: Dtype, shape: Vec<usize>, data: Vec<u8>) -> Self {
+        Self { dtype, shape, data }
+    }
+}
+
 /// One sound frame.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Frame {
     /// What it is.
     pub kind: String,
@@ -276,6 +291,7 @@ impl Frame {
 
 /// The sound frames of a log, and why reading stopped if it stopped early.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Contents {
     /// Frames in order.
     pub frames: Vec<Frame>,
@@ -288,8 +304,7 @@ pub struct Contents {
 /// # Errors
 /// If the file cannot be read at all.
 pub fn read(path: &Path) -> Result<Contents> {
-    let data =
-        std::fs::read(path).map_err(|error| Error::new(format!("{}: cannot be read: {error}", path.display())))?;
+    let data = std::fs::read(path).map_err(Error::file(path, "read"))?;
     let mut contents = parse(&data);
     contents.damage = contents.damage.map(|why| format!("{}: {why}", path.display()));
     Ok(contents)

@@ -8,7 +8,14 @@ use crate::log::{object, Dtype, TensorRef, Writer};
 use crate::Result;
 
 /// What the program is, told before the first sequence. Everything may be left empty.
+///
+/// ```
+/// use tracekit::Description;
+/// let description = Description::new().version("candle", "0.11").checkpoint("model/".to_string()).seed(42);
+/// # assert_eq!(description.seed, Some(42));
+/// ```
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Description {
     /// Short word; `native` where empty.
     pub implementation: String,
@@ -28,6 +35,69 @@ pub struct Description {
     pub checkpoint: Option<String>,
 }
 
+impl Description {
+    /// Nothing is said yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// With a short word for the program.
+    #[must_use]
+    pub fn implementation(mut self, word: impl Into<String>) -> Self {
+        self.implementation = word.into();
+        self
+    }
+
+    /// With name and version of something that computes; may be said several times.
+    #[must_use]
+    pub fn version(mut self, name: impl Into<String>, version: impl Into<String>) -> Self {
+        self.versions.push((name.into(), version.into()));
+        self
+    }
+
+    /// With the device, in torch's words.
+    #[must_use]
+    pub fn device(mut self, device: impl Into<String>) -> Self {
+        self.device = device.into();
+        self
+    }
+
+    /// With the number format, in torch's words.
+    #[must_use]
+    pub fn dtype(mut self, dtype: impl Into<String>) -> Self {
+        self.dtype = dtype.into();
+        self
+    }
+
+    /// With the hyper-parameters that the program uses: an object, in the words of `config.json`.
+    #[must_use]
+    pub fn model(mut self, model: Value) -> Self {
+        self.model = model;
+        self
+    }
+
+    /// With the sampling settings: an object, in the words of `generation_config.json`.
+    #[must_use]
+    pub fn sampling(mut self, sampling: Value) -> Self {
+        self.sampling = sampling;
+        self
+    }
+
+    /// With the declared seed.
+    #[must_use]
+    pub fn seed(mut self, seed: impl Into<Option<u64>>) -> Self {
+        self.seed = seed.into();
+        self
+    }
+
+    /// With the folder or file of the weights; `None`: nobody knows.
+    #[must_use]
+    pub fn checkpoint(mut self, path: impl Into<Option<String>>) -> Self {
+        self.checkpoint = path.into();
+        self
+    }
+}
+
 /// What was told, and the parameters as they were loaded.
 #[derive(Default)]
 pub(crate) struct Program {
@@ -41,11 +111,11 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Notes a parameter; a name counts once.
-    pub(crate) fn add_weight(&mut self, name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) {
+    /// Notes a parameter by the xxh3 of its bytes; a name counts once.
+    pub(crate) fn add_weight(&mut self, name: &str, dtype: Dtype, shape: &[usize], digest: u64) {
         if self.weight_names.insert(name.to_string()) {
             let row = json!({"name": name, "dtype": dtype.torch_word(), "shape": shape});
-            self.weights.push((row, xxhash_rust::xxh3::xxh3_64(bytes)));
+            self.weights.push((row, digest));
         }
     }
 

@@ -9,6 +9,8 @@ use candle_core::quantized::gguf_file::Content;
 use candle_core::quantized::QTensor;
 use candle_core::{Device, Result, Shape};
 
+use crate::nn::load_quantised;
+
 /// The tensors of a GGUF file behind a prefix.
 #[derive(Clone)]
 pub struct VarBuilder {
@@ -81,7 +83,10 @@ impl VarBuilder {
     /// If it is missing.
     pub fn get_no_shape(&self, name: &str) -> Result<Arc<QTensor>> {
         let path = self.path(name);
-        self.data.get(&path).cloned().ok_or_else(|| candle_core::Error::Msg(format!("cannot find tensor {path}")))
+        let found =
+            self.data.get(&path).ok_or_else(|| candle_core::Error::Msg(format!("cannot find tensor {path}")))?;
+        load_quantised(found, &path);
+        Ok(Arc::clone(found))
     }
 
     /// Where the tensors lie.

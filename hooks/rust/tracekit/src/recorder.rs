@@ -11,14 +11,17 @@ use std::sync::atomic::{AtomicU32, AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::json;
+use xxhash_rust::xxh3::xxh3_64;
 
+#[cfg(feature = "candle")]
+use crate::call::Identity;
 use crate::claim::Refusal;
 use crate::follow::Follow;
 use crate::log::{Dtype, Writer};
 use crate::program::Description;
 #[cfg(feature = "candle")]
 use crate::recording::CallPlace;
-use crate::recording::{Recording, SequenceStart, Tapped};
+use crate::recording::{Recording, SequenceStart, Taken, Tapped};
 use crate::sampling::Event;
 use crate::scope::{here, Slot};
 use crate::sequence::Sequence;
@@ -213,7 +216,7 @@ impl Process {
             sequence.followed += 1;
             *token = other;
             if other != step.token {
-                event = Some(Event { kind: "forced".into(), detail: json!({ "instead_of": step.token }) });
+                event = Some(Event::new("forced", json!({ "instead_of": step.token })));
                 text = its_text;
             }
         }
@@ -273,8 +276,12 @@ pub fn describe(description: Description) -> Result<()> {
 /// # Errors
 /// Never, as all recording: see [`crate::Result`].
 pub fn register_weight(name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Result<()> {
+    if !enabled() {
+        return Ok(());
+    }
+    let digest = xxh3_64(bytes);
     record(|recording, _| {
-        recording.program.add_weight(name, dtype, shape, bytes);
+        recording.program.add_weight(name, dtype, shape, digest);
         Ok(())
     })
 }
@@ -307,7 +314,7 @@ pub fn logits_site(name: &str) -> Result<()> {
 /// # Errors
 /// Never, as all recording: see [`crate::Result`].
 pub fn sequence(prompt_ids: &[u32]) -> Result<()> {
-    sequence_with(SequenceStart { prompt_ids, ..SequenceStart::default() })
+    sequence_with(SequenceStart::new(prompt_ids))
 }
 
 /// A generation starts, with more than its prompt ids.
@@ -337,7 +344,15 @@ pub fn forward(first_position: usize, rows: usize) -> Result<()> {
 /// Never, as all recording: see [`crate::Result`].
 pub fn tap_raw(name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Result<()> {
     let tapped = Tapped { identity: None, dtype, first: None, shape };
-    record_tap(|recording, sequence| recording.take_value(sequence, name, tapped, || Ok(bytes.to_vec())))
+    unlocked(
+        || Ok(bytes.to_vec()),
+        |bytes, taken| {
+            record_tap(|recording, sequence| {
+                *taken = recording.take_value(sequence, name, tapped, bytes)?;
+                Ok(())
+            })
+        },
+    )
 }
 
 /// Records that a token was chosen, which the program goes on with, whether another trace is followed or not: a run under
@@ -471,10 +486,15 @@ pub(crate) fn place_of(name: &str) -> Option<CallPlace> {
     place
 }
 
-/// A value; `copy` runs only where it is kept.
+/// A value; `copy` runs only where it is kept, and while nothing is locked.
 #[cfg(feature = "candle")]
 pub(crate) fn tap_rows(name: &str, tapped: Tapped<'_>, copy: impl FnOnce() -> Result<Vec<u8>>) -> Result<()> {
-    record(|recording, sequence| recording.take_value(sequence, name, tapped, copy))
+    unlocked(copy, |bytes, taken| {
+        record(|recording, sequence| {
+            *taken = recording.take_value(sequence, name, tapped, bytes)?;
+            Ok(())
+        })
+    })
 }
 
 /// Each row of a site holds the values of this many heads side by side.
@@ -488,7 +508,7 @@ pub(crate) fn site_heads(name: &str, heads: usize) -> Result<()> {
 
 /// The tensor `part` is rows of what `site` gave in this call.
 #[cfg(feature = "candle")]
-pub(crate) fn tap_part_of(site: &str, part: usize) -> Result<()> {
+pub(crate) fn tap_part_of(site: &str, part: Identity) -> Result<()> {
     record(|_, sequence| {
         sequence.take_part_of(site, part);
         Ok(())
@@ -501,15 +521,21 @@ pub(crate) fn skip_value(name: &str, why: String) -> Result<()> {
     record(|recording, sequence| recording.skip_value(sequence, name, why))
 }
 
-/// The module `name` was called with this: wired to the site that recorded it, or recorded as `name:in`.
+/// The module `name` was called with this: wired to the site that recorded it, or recorded as `name:in`. `copy` as in
+/// `tap_rows`.
 #[cfg(feature = "candle")]
 pub(crate) fn tap_input(name: &str, tapped: Tapped<'_>, copy: impl FnOnce() -> Result<Vec<u8>>) -> Result<()> {
-    record(|recording, sequence| recording.take_input(sequence, name, tapped, copy))
+    unlocked(copy, |bytes, taken| {
+        record(|recording, sequence| {
+            *taken = recording.take_input(sequence, name, tapped, bytes)?;
+            Ok(())
+        })
+    })
 }
 
 /// The tensor `part` is rows of the tensor `whole`: whatever is given `part` is wired to the site that recorded `whole`.
 #[cfg(feature = "candle")]
-pub(crate) fn tap_part(whole: usize, part: usize) -> Result<()> {
+pub(crate) fn tap_part(whole: Identity, part: Identity) -> Result<()> {
     record(|_, sequence| {
         sequence.take_part(whole, part);
         Ok(())
@@ -526,6 +552,20 @@ pub(crate) fn guarded(work: impl FnOnce() -> Result<()>) {
 }
 
 // ---------------------------------------------------------------- the one way in
+
+/// Takes a value in two goes: without its bytes, and, where they are wanted, with them. `copy` runs between the two: other
+/// threads record while a device hands over its values.
+fn unlocked(
+    copy: impl FnOnce() -> Result<Vec<u8>>,
+    take: impl Fn(Option<Vec<u8>>, &mut Taken) -> Result<()>,
+) -> Result<()> {
+    let mut taken = Taken::Done;
+    take(None, &mut taken)?;
+    match taken {
+        Taken::Done => Ok(()),
+        Taken::WantsBytes => take(Some(copy()?), &mut taken),
+    }
+}
 
 /// Runs `act` on the recording and on this thread's generation, if the process records.
 fn record(act: impl FnOnce(&mut Recording, &mut Sequence) -> Result<()>) -> Result<()> {
@@ -616,9 +656,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_value_is_copied_while_nothing_is_locked() {
+        let state = Mutex::new(Vec::new());
+        let copy = || Ok(vec![u8::from(state.try_lock().is_ok())]);
+        let take = |bytes: Option<Vec<u8>>, taken: &mut Taken| {
+            *taken = if bytes.is_some() { Taken::Done } else { Taken::WantsBytes };
+            state.lock().expect("free").push(bytes);
+            Ok(())
+        };
+        unlocked(copy, take).expect("taken");
+        assert_eq!(state.into_inner().expect("free"), [None, Some(vec![1])]);
+        let not_wanted = unlocked(|| panic!("copied for nothing"), |_, _| Ok(()));
+        assert!(not_wanted.is_ok());
+    }
+
+    #[test]
     fn an_error_and_a_panic_are_a_reason() {
         assert_eq!(caught(|| Ok(())), Ok(()));
-        assert_eq!(caught(|| Err(Error::new("the disk is full"))), Err("the disk is full".to_string()));
+        assert_eq!(caught(|| Err(Error::frame("the disk is full"))), Err("the disk is full".to_string()));
         assert_eq!(caught(|| panic!("at {}", 7)), Err("a defect of tracekit: at 7".to_string()));
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{json, Value};
 
-use crate::call::Call;
+use crate::call::{Call, Identity};
 use crate::claim::{claim, Refusal};
 use crate::log::{object, Dtype, TensorRef, Writer};
 use crate::program::Program;
@@ -19,6 +19,7 @@ use crate::Result;
 
 /// How a sequence starts.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct SequenceStart<'a> {
     /// Token ids of the prompt.
     pub prompt_ids: &'a [u32],
@@ -43,7 +44,54 @@ fn id_bytes(ids: &[u32]) -> Vec<u8> {
     ids.iter().flat_map(|&id| i64::from(id).to_le_bytes()).collect()
 }
 
-impl SequenceStart<'_> {
+impl<'a> SequenceStart<'a> {
+    /// A sequence with a prompt of token ids.
+    pub fn new(prompt_ids: &'a [u32]) -> Self {
+        Self { prompt_ids, ..Self::default() }
+    }
+
+    /// With the prompt's text.
+    #[must_use]
+    pub fn prompt_text(mut self, text: impl Into<Option<&'a str>>) -> Self {
+        self.prompt_text = text.into();
+        self
+    }
+
+    /// With the text of each prompt token.
+    #[must_use]
+    pub fn texts(mut self, texts: impl Into<Option<Vec<String>>>) -> Self {
+        self.texts = texts.into();
+        self
+    }
+
+    /// With the state of the generator, as torch lays it out.
+    #[must_use]
+    pub fn rng_state(mut self, state: impl Into<Option<&'a [u8]>>) -> Self {
+        self.rng_state = state.into();
+        self
+    }
+
+    /// With what else it was prompted with, by name.
+    #[must_use]
+    pub fn inputs(mut self, inputs: &'a [(&'a str, Vec<i64>)]) -> Self {
+        self.inputs = inputs;
+        self
+    }
+
+    /// With sampling settings of its own.
+    #[must_use]
+    pub fn sampling(mut self, sampling: Value) -> Self {
+        self.sampling = Some(sampling);
+        self
+    }
+
+    /// With more to say of it: an object.
+    #[must_use]
+    pub fn more(mut self, more: Value) -> Self {
+        self.more = more;
+        self
+    }
+
     /// Tensors by full name; the prompt's ids are among them, once.
     fn tensors(&self) -> Vec<(String, Vec<u8>)> {
         let given = self.inputs.iter().any(|(name, _)| *name == TOKEN_IDS);
@@ -78,12 +126,20 @@ pub(crate) struct CallPlace {
 #[derive(Clone, Copy)]
 pub(crate) struct Tapped<'a> {
     /// Which tensor it is, where that can be told.
-    pub(crate) identity: Option<usize>,
+    pub(crate) identity: Option<Identity>,
     pub(crate) dtype: Dtype,
     /// Row of the call that its first row is; `None`: it must have all of them.
     pub(crate) first: Option<usize>,
     /// [rows, width...]
     pub(crate) shape: &'a [usize],
+}
+
+/// Whether a value was taken.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Taken {
+    Done,
+    /// Its bytes are to be stored: it is to be given again with them.
+    WantsBytes,
 }
 
 /// One log being written.
@@ -225,38 +281,45 @@ impl Recording {
         Ok(())
     }
 
+    /// Takes what a site gave. Without `bytes`, nothing is taken that wants them.
     pub(crate) fn take_value(
         &mut self,
         sequence: &mut Sequence,
         name: &str,
         tapped: Tapped<'_>,
-        copy: impl FnOnce() -> Result<Vec<u8>>,
-    ) -> Result<()> {
+        bytes: Option<Vec<u8>>,
+    ) -> Result<Taken> {
         self.begin_if_repeated(sequence, name)?;
         let call = &mut sequence.call;
-        if !call.fire(name) {
-            return Ok(()); // twice within one told call: the first value stands
+        if call.has_fired(name) {
+            return Ok(Taken::Done); // twice within one told call: the first value stands
         }
         let Tapped { identity, dtype, first, shape } = tapped;
-        if let Some(first) = call.source(identity) {
-            self.sites.meet(name, Stored::SameAs(first.to_string()));
-            return Ok(());
-        }
-        call.set_source(identity, name);
-        if self.logits_site.as_deref() == Some(name) {
-            self.sites.meet(name, Stored::AsLogits);
-            return Ok(());
-        }
         let part = first.filter(|_| call.rows.is_some());
-        if let Some(why) = part.map_or_else(|| call.unfit(shape), |_| None) {
-            self.sites.meet(name, Stored::Skipped(why));
-            return Ok(());
+        let stored = if let Some(first) = call.source(identity) {
+            Stored::SameAs(first.to_string())
+        } else if self.logits_site.as_deref() == Some(name) {
+            Stored::AsLogits
+        } else if let Some(why) = part.map_or_else(|| call.unfit(shape), |_| None) {
+            Stored::Skipped(why)
+        } else {
+            Stored::Values
+        };
+        let is_kept = matches!(stored, Stored::Values) && self.settings.keeps(name);
+        if is_kept && bytes.is_none() {
+            return Ok(Taken::WantsBytes);
         }
-        if !self.settings.keeps(name) {
-            return Ok(());
+        call.fire(name);
+        if !matches!(stored, Stored::SameAs(_)) {
+            call.set_source(identity, name);
         }
-        self.sites.meet(name, Stored::Values);
-        call.keep(name, dtype, part.unwrap_or(0), shape, copy)
+        if is_kept || !matches!(stored, Stored::Values) {
+            self.sites.meet(name, stored);
+        }
+        if let Some(bytes) = bytes.filter(|_| is_kept) {
+            call.keep(name, dtype, part.unwrap_or(0), shape, bytes);
+        }
+        Ok(Taken::Done)
     }
 
     /// A site gave a value that no log can hold.
@@ -280,29 +343,30 @@ impl Recording {
         Ok(CallPlace { call: call.serial(), rows: call.rows, wanted, source })
     }
 
-    /// A module's input: wired to the site that recorded the very tensor, or recorded as `name:in`.
+    /// A module's input: wired to the site that recorded the very tensor, or recorded as `name:in`. Without `bytes`, as
+    /// `take_value`.
     #[cfg(feature = "candle")]
     pub(crate) fn take_input(
         &mut self,
         sequence: &mut Sequence,
         name: &str,
         tapped: Tapped<'_>,
-        copy: impl FnOnce() -> Result<Vec<u8>>,
-    ) -> Result<()> {
+        bytes: Option<Vec<u8>>,
+    ) -> Result<Taken> {
         self.begin_if_repeated(sequence, name)?;
         let input = format!("{name}{INPUT_SUFFIX}");
         match sequence.call.source(tapped.identity) {
             // An input that got a site of its own keeps it, so that no position is missing there.
             Some(source) if self.sites.is_wired_to(name, &input) && source != input => {
-                self.take_value(sequence, &input, Tapped { identity: None, ..tapped }, copy)
+                self.take_value(sequence, &input, Tapped { identity: None, ..tapped }, bytes)
             }
             Some(source) => {
                 self.sites.wire(name, source);
-                Ok(())
+                Ok(Taken::Done)
             }
             None => {
                 self.sites.wire(name, &input);
-                self.take_value(sequence, &input, tapped, copy)
+                self.take_value(sequence, &input, tapped, bytes)
             }
         }
     }

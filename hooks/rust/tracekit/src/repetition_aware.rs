@@ -10,6 +10,7 @@ use crate::sampling::softmax;
 
 /// The numbers of `ras_sampling`.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct RepetitionAware {
     /// The nucleus ends where its mass reaches this.
     pub top_p: f64,
@@ -22,6 +23,11 @@ pub struct RepetitionAware {
 }
 
 impl RepetitionAware {
+    /// The rule with these numbers.
+    pub const fn new(top_p: f64, top_k: usize, win_size: usize, tau_r: f64) -> Self {
+        Self { top_p, top_k, win_size, tau_r }
+    }
+
     /// Its settings, as a sequence's `sampling` holds them.
     pub fn to_json(&self) -> Value {
         json!({

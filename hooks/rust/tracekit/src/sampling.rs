@@ -8,7 +8,14 @@ use crate::rng::TorchRng;
 pub use crate::generation::LogitsProcessor;
 
 /// Settings in the words of transformers' GenerationConfig; `None` is not applied. `temperature` `None` is greedy.
+///
+/// ```
+/// use tracekit::sampling::Sampling;
+/// let settings = Sampling::greedy().temperature(0.8).top_k(50);
+/// # assert_eq!((settings.temperature, settings.top_k, settings.top_p), (Some(0.8), Some(50), None));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Sampling {
     /// Divides the logits.
     pub temperature: Option<f64>,
@@ -23,6 +30,46 @@ pub struct Sampling {
 }
 
 impl Sampling {
+    /// The largest logit, and no draw.
+    pub fn greedy() -> Self {
+        Self::default()
+    }
+
+    /// Draws, after the logits are divided by this.
+    #[must_use]
+    pub fn temperature(mut self, temperature: f64) -> Self {
+        self.temperature = Some(temperature);
+        self
+    }
+
+    /// Keeps the k largest logits.
+    #[must_use]
+    pub fn top_k(mut self, k: usize) -> Self {
+        self.top_k = Some(k);
+        self
+    }
+
+    /// Keeps the smallest set of probability mass p or more.
+    #[must_use]
+    pub fn top_p(mut self, p: f64) -> Self {
+        self.top_p = Some(p);
+        self
+    }
+
+    /// Keeps tokens of at least this share of the largest probability.
+    #[must_use]
+    pub fn min_p(mut self, share: f64) -> Self {
+        self.min_p = Some(share);
+        self
+    }
+
+    /// Lowers the logits of tokens seen before.
+    #[must_use]
+    pub fn repetition_penalty(mut self, penalty: f64) -> Self {
+        self.repetition_penalty = Some(penalty);
+        self
+    }
+
     /// As the trace states it.
     pub fn to_json(&self) -> Value {
         let mut out = serde_json::Map::new();
@@ -45,6 +92,7 @@ impl Sampling {
 
 /// One use of a random generator. `offset` and `words` count 32-bit words since seeding.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Draw {
     /// `multinomial`, `uniform`.
     pub op: &'static str,
@@ -61,6 +109,11 @@ pub struct Draw {
 }
 
 impl Draw {
+    /// A draw of `words` 32-bit words from a generator that was seeded with `seed` and had used `offset` words before.
+    pub fn seeded(op: &'static str, generator: &'static str, result: u32, seed: u64, offset: u64, words: u64) -> Self {
+        Self { op, generator, seed: Some(seed), offset: Some(offset), words: Some(words), result }
+    }
+
     /// A draw from a generator that seeded itself (`rand::thread_rng`, `rand::rng`): what it gave is known, and it cannot
     /// be made again.
     pub fn unseeded(op: &'static str, generator: &'static str, result: u32) -> Self {
@@ -77,6 +130,7 @@ impl Draw {
 
 /// Something the sampler did besides drawing.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Event {
     /// What: a fallback, a stop mask, a retry.
     pub kind: String,
@@ -85,6 +139,11 @@ pub struct Event {
 }
 
 impl Event {
+    /// An event of this kind.
+    pub fn new(kind: impl Into<String>, detail: Value) -> Self {
+        Self { kind: kind.into(), detail }
+    }
+
     pub(crate) fn to_json(&self) -> Value {
         json!({"kind": self.kind, "detail": self.detail})
     }
@@ -92,6 +151,7 @@ impl Event {
 
 /// What a sampler chose, and from what.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Choice {
     /// The token.
     pub token: u32,
@@ -101,12 +161,24 @@ pub struct Choice {
     pub draws: Vec<Draw>,
 }
 
+impl Choice {
+    /// A token that was not drawn.
+    pub fn greedy(token: u32) -> Self {
+        Self { token, ..Self::default() }
+    }
+
+    /// The token of the last of `draws`, from these survivors.
+    pub fn drawn(survivors: Vec<(u32, f32)>, draws: Vec<Draw>) -> Self {
+        Self { token: draws.last().map_or(0, |draw| draw.result), survivors, draws }
+    }
+}
+
 /// Runs the processors and draws. `history` is the prompt and the tokens so far.
 pub fn choose(settings: &Sampling, rng: &mut TorchRng, logits: &[f32], history: &[u32]) -> Choice {
     let Some(probs) = probabilities(settings, logits, history) else {
         let mut scores = logits.to_vec();
         penalise(&mut scores, settings.repetition_penalty, history);
-        return Choice { token: argmax(&scores) as u32, ..Choice::default() };
+        return Choice::greedy(argmax(&scores) as u32);
     };
     draw(rng, &probs)
 }
@@ -115,10 +187,8 @@ pub fn choose(settings: &Sampling, rng: &mut TorchRng, logits: &[f32], history: 
 pub fn draw(rng: &mut TorchRng, probs: &[f32]) -> Choice {
     let (seed, offset) = (rng.initial_seed(), rng.offset());
     let token = rng.multinomial_one(probs) as u32;
-    let words = rng.offset() - offset;
-    let (seed, offset, words) = (Some(seed), Some(offset), Some(words));
-    let draw = Draw { op: "multinomial", generator: "mt19937", seed, offset, words, result: token };
-    Choice { token, survivors: survivors(probs), draws: vec![draw] }
+    let draw = Draw::seeded("multinomial", "mt19937", token, seed, offset, rng.offset() - offset);
+    Choice::drawn(survivors(probs), vec![draw])
 }
 
 /// The distribution that is drawn from, `[vocabulary]`, zeros where a token was filtered; `None` when greedy.
@@ -240,15 +310,15 @@ mod tests {
 
     #[test]
     fn top_k_keeps_ties_with_the_kth() {
-        let settings = Sampling { temperature: Some(1.0), top_k: Some(1), ..Sampling::default() };
+        let settings = Sampling::greedy().temperature(1.0).top_k(1);
         assert_eq!(kept(&settings), [1, 3]);
     }
 
     #[test]
     fn top_p_keeps_the_token_that_crosses() {
-        let settings = Sampling { temperature: Some(1.0), top_p: Some(0.79), ..Sampling::default() };
+        let settings = Sampling::greedy().temperature(1.0).top_p(0.79);
         assert_eq!(kept(&settings), [1, 3]);
-        let settings = Sampling { temperature: Some(1.0), top_p: Some(0.8), ..Sampling::default() };
+        let settings = Sampling::greedy().temperature(1.0).top_p(0.8);
         assert_eq!(kept(&settings), [1, 3, 2]);
     }
 

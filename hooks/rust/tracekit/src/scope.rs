@@ -67,7 +67,7 @@ pub(crate) fn here() -> Option<Slot> {
 ///     for generation in &generations {
 ///         let _inside = generation.enter();
 ///         // tracekit::forward(...), the model's forward, the sampler
-///         tracekit::step(Step { token: turn, ..Step::default() })?;
+///         tracekit::step(Step::new(turn))?;
 ///     }
 /// }
 /// for generation in generations {
@@ -88,7 +88,7 @@ pub struct Generation(Slot);
 impl Generation {
     /// A generation of this prompt begins.
     pub fn start(prompt_ids: &[u32]) -> Self {
-        Self::start_with(&SequenceStart { prompt_ids, ..SequenceStart::default() })
+        Self::start_with(&SequenceStart::new(prompt_ids))
     }
 
     /// As [`Self::start`], with more than the prompt's ids.

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::call::Call;
+#[cfg(feature = "candle")]
+use crate::call::Identity;
 
 /// Sequences that have begun in this process.
 static BEGUN: AtomicUsize = AtomicUsize::new(0);
@@ -45,7 +47,7 @@ impl Sequence {
 
     /// The tensor of this identity is rows of what `site` gave.
     #[cfg(feature = "candle")]
-    pub(crate) fn take_part_of(&mut self, site: &str, identity: usize) {
+    pub(crate) fn take_part_of(&mut self, site: &str, identity: Identity) {
         if self.call.source(Some(identity)).is_none() {
             self.call.set_source(Some(identity), site);
         }
@@ -53,7 +55,7 @@ impl Sequence {
 
     /// The tensor `part` counts as the value of the site that recorded `whole`.
     #[cfg(feature = "candle")]
-    pub(crate) fn take_part(&mut self, whole: usize, part: usize) {
+    pub(crate) fn take_part(&mut self, whole: Identity, part: Identity) {
         if let Some(source) = self.call.source(Some(whole)).map(str::to_string) {
             self.call.set_source(Some(part), &source);
         }

@@ -35,23 +35,23 @@ impl Settings {
     fn parse(level: Option<String>, sites: Option<String>, logits: Option<String>) -> Result<Self> {
         let level = match level {
             None => Level::All,
-            Some(word) => {
-                LEVELS.iter().find(|(name, _)| *name == word).map(|(_, level)| *level).ok_or_else(|| {
-                    Error::new(format!("TRACEKIT_LEVEL is {word:?}; use tokens, logits, layers or all"))
-                })?
-            }
+            Some(word) => LEVELS.iter().find(|(name, _)| *name == word).map(|(_, level)| *level).ok_or_else(|| {
+                Error::variable("TRACEKIT_LEVEL", format!("{word:?}; use tokens, logits, layers or all"))
+            })?,
         };
         let sites = match sites {
             None => None,
-            Some(pattern) => Some(Regex::new(&pattern).map_err(|error| {
-                Error::new(format!("TRACEKIT_SITES is {pattern:?}, no regular expression: {error}"))
+            Some(pattern) => Some(Regex::new(&pattern).map_err(|error| Error::Variable {
+                name: "TRACEKIT_SITES",
+                detail: format!("{pattern:?}, no regular expression"),
+                source: Some(Box::new(error)),
             })?),
         };
         let top_logits = match logits.as_deref() {
             None | Some("full") => None,
             Some(count) => match count.parse() {
                 Ok(number) if number > 0 => Some(number),
-                _ => return Err(Error::new(format!("TRACEKIT_LOGITS is {count:?}; use full or a count above 0"))),
+                _ => return Err(Error::variable("TRACEKIT_LOGITS", format!("{count:?}; use full or a count above 0"))),
             },
         };
         Ok(Self { level, sites, top_logits })

@@ -8,6 +8,7 @@ pub(crate) const INPUT_SUFFIX: &str = ":in";
 
 /// A row of the site table.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct SiteRow {
     /// Site name: the module's state-dict path.
     pub name: String,
@@ -19,6 +20,27 @@ pub struct SiteRow {
     pub attributes: Vec<(&'static str, f64)>,
     /// Its name is a generated one: nothing tells where its parameters come from.
     pub unnamed: bool,
+}
+
+impl SiteRow {
+    /// A module of this name and class.
+    pub fn new(name: impl Into<String>, class: &'static str) -> Self {
+        Self { name: name.into(), class, ..Self::default() }
+    }
+
+    /// With a parameter: its role, `weight`, and its full name.
+    #[must_use]
+    pub fn parameter(mut self, role: &'static str, name: impl Into<String>) -> Self {
+        self.parameters.push((role, name.into()));
+        self
+    }
+
+    /// With a number that the class needs, `eps`.
+    #[must_use]
+    pub fn attribute(mut self, name: &'static str, number: f64) -> Self {
+        self.attributes.push((name, number));
+        self
+    }
 }
 
 /// What was stored of a site where it was first met.
@@ -151,14 +173,7 @@ mod tests {
     #[test]
     fn a_row_says_class_parameters_and_numbers_once() {
         let mut table = SiteTable::default();
-        let parameters = vec![("weight", "norm.weight".to_string())];
-        table.declare(SiteRow {
-            name: "norm".into(),
-            class: "RMSNorm",
-            parameters,
-            attributes: vec![("eps", 0.5)],
-            unnamed: false,
-        });
+        table.declare(SiteRow::new("norm", "RMSNorm").parameter("weight", "norm.weight").attribute("eps", 0.5));
         table.meet("norm:in", Stored::Values);
         table.meet("norm", Stored::Values);
         table.meet("norm", Stored::AsLogits);

@@ -3,12 +3,19 @@
 use serde_json::{Map, Value};
 
 use crate::log::{Dtype, TensorRef, Writer};
-use crate::sampling::{Draw, Event};
+use crate::sampling::{Choice, Draw, Event};
 use crate::settings::{Level, Settings};
 use crate::Result;
 
 /// One sampled token.
+///
+/// ```
+/// use tracekit::Step;
+/// let step = Step::new(1).text("b".to_string()).logits(&[0.1, 0.9]);
+/// # assert_eq!(step.token, 1);
+/// ```
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Step<'a> {
     /// The token that this run chose by itself.
     pub token: u32,
@@ -24,7 +31,47 @@ pub struct Step<'a> {
     pub events: &'a [Event],
 }
 
-impl Step<'_> {
+impl<'a> Step<'a> {
+    /// A step of which the token is known.
+    pub fn new(token: u32) -> Self {
+        Self { token, ..Self::default() }
+    }
+
+    /// With the token's text.
+    #[must_use]
+    pub fn text(mut self, text: impl Into<Option<String>>) -> Self {
+        self.text = text.into();
+        self
+    }
+
+    /// With the logits, `[vocabulary]`.
+    #[must_use]
+    pub fn logits(mut self, logits: &'a [f32]) -> Self {
+        self.logits = logits;
+        self
+    }
+
+    /// With what could be drawn, by descending probability.
+    #[must_use]
+    pub fn survivors(mut self, survivors: &'a [(u32, f32)]) -> Self {
+        self.survivors = survivors;
+        self
+    }
+
+    /// With the uses of the generator.
+    #[must_use]
+    pub fn draws(mut self, draws: &'a [Draw]) -> Self {
+        self.draws = draws;
+        self
+    }
+
+    /// With what else the sampler did.
+    #[must_use]
+    pub fn events(mut self, events: &'a [Event]) -> Self {
+        self.events = events;
+        self
+    }
+
     /// Its draws and events, as JSON.
     pub(crate) fn uses(&self) -> (Vec<Value>, Vec<Value>) {
         (self.draws.iter().map(Draw::to_json).collect(), self.events.iter().map(Event::to_json).collect())
@@ -53,6 +100,13 @@ impl Step<'_> {
             parts.push("survivors/prob", Dtype::F32, le_bytes(&probs));
         }
         parts.write(writer, metadata)
+    }
+}
+
+/// Token, survivors and draws of a sampler's choice.
+impl<'a> From<&'a Choice> for Step<'a> {
+    fn from(choice: &'a Choice) -> Self {
+        Self::new(choice.token).survivors(&choice.survivors).draws(&choice.draws)
     }
 }
 

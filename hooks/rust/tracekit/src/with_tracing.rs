@@ -13,8 +13,9 @@ use candle_core::quantized::QTensor;
 use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
 
+use crate::nn::register_names;
 pub use crate::nn::{conv2d, layer_norm, linear, linear_b, linear_no_bias, Conv2d, LayerNorm, Linear};
-use crate::nn::{generated, recorded, register_names};
+use crate::quantized::CLASS;
 use crate::quantized_var_builder::VarBuilder as QVarBuilder;
 
 /// An embedding that records its output.
@@ -80,13 +81,8 @@ impl Module for RmsNorm {
 }
 
 /// A multiplication by a quantised matrix that records its input and output.
-#[derive(Clone)]
-pub struct QMatMul {
-    name: String,
-    inner: candle_core::quantized::QMatMul,
-}
-
-const CLASS: &str = "QMatMul";
+#[derive(Clone, Debug)]
+pub struct QMatMul(crate::quantized::QMatMul);
 
 impl QMatMul {
     /// A matrix loaded from `vb`.
@@ -102,34 +98,29 @@ impl QMatMul {
         let weights = vb.get((in_dim, out_dim), "weight")?;
         let roles: &[&'static str] = if bias { &["weight", "bias"] } else { &["weight"] };
         let name = register_names(&vb.prefix(), CLASS, roles, vec![]);
-        Ok(Self { name, inner: candle_core::quantized::QMatMul::from_arc(weights)? })
+        let inner = candle_core::quantized::QMatMul::from_arc(weights)?;
+        Ok(Self(crate::quantized::QMatMul { name, inner }))
     }
 
     pub(crate) fn name(&self) -> &str {
-        &self.name
+        self.0.name()
     }
 
     pub(crate) fn unrecorded(&self, xs: &Tensor) -> Result<Tensor> {
-        self.inner.forward(xs)
+        self.0.inner.forward(xs)
     }
 
-    /// A matrix at hand, under a generated name.
+    /// A matrix at hand; see [`crate::quantized::QMatMul::from_arc`].
     ///
     /// # Errors
     /// If it cannot be used.
     pub fn from_weights(weights: Arc<QTensor>) -> Result<Self> {
-        Ok(Self { name: generated(CLASS, vec![]), inner: candle_core::quantized::QMatMul::from_arc(weights)? })
+        crate::quantized::QMatMul::from_arc(weights).map(Self)
     }
 }
 
 impl Module for QMatMul {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        recorded(&self.name, &self.inner, xs)
-    }
-}
-
-impl std::fmt::Debug for QMatMul {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "QMatMul({})", self.name)
+        self.0.forward(xs)
     }
 }

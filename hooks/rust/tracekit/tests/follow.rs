@@ -87,15 +87,13 @@ fn write_steps(path: &Path, draws: &[Value], token: i64) {
     let mut writer = Writer::create(path).expect("writable");
     let own = |value: Value| value.as_object().cloned().expect("an object");
     let speech = [1f32, 2.0].map(f32::to_le_bytes).concat();
-    let prompt = TensorRef { name: "prompt/speech", dtype: Dtype::F32, shape: &[2], data: &speech };
+    let prompt = TensorRef::new("prompt/speech", Dtype::F32, &[2], &speech);
     writer.frame("open", &own(json!({"format": 1, "implementation": "test"})), &[]).expect("written");
     writer.frame("sequence", &own(json!({"sequence": 0})), &[prompt]).expect("written");
     for (index, draw) in draws.iter().enumerate() {
         let (id, value) = (token.to_le_bytes(), 0.25f64.to_le_bytes());
-        let tensors = [
-            TensorRef { name: "token", dtype: Dtype::I64, shape: &[1], data: &id },
-            TensorRef { name: "draw/value", dtype: Dtype::F64, shape: &[1], data: &value },
-        ];
+        let tensors =
+            [TensorRef::new("token", Dtype::I64, &[1], &id), TensorRef::new("draw/value", Dtype::F64, &[1], &value)];
         let step = own(json!({"sequence": 0, "step": index, "position": index, "draws": [draw]}));
         writer.frame("step", &step, &tensors).expect("written");
     }

@@ -92,7 +92,7 @@ fn tensor() -> impl Strategy<Value = log::Tensor> {
         let dtype = DTYPES[index];
         let length = shape.iter().product::<usize>() * dtype.size();
         let shape = Just(shape);
-        (shape, vec(any::<u8>(), length)).prop_map(move |(shape, data)| log::Tensor { dtype, shape, data })
+        (shape, vec(any::<u8>(), length)).prop_map(move |(shape, data)| log::Tensor::new(dtype, shape, data))
     })
 }
 
@@ -119,7 +119,7 @@ fn written(contents: &[Content]) -> (Vec<u8>, Vec<usize>) {
     for Content { kind, metadata, tensors } in contents {
         let refs: Vec<TensorRef<'_>> = tensors
             .iter()
-            .map(|(name, log::Tensor { dtype, shape, data })| TensorRef { name, dtype: *dtype, shape, data })
+            .map(|(name, tensor)| TensorRef::new(name, tensor.dtype, &tensor.shape, &tensor.data))
             .collect();
         writer.frame(kind, metadata, &refs).expect("writable");
         ends.push(std::fs::metadata(&path).expect("there").len() as usize);
@@ -263,7 +263,7 @@ fn a_frame_that_no_reader_takes_is_not_written() {
     let path = std::env::temp_dir().join(format!("tracekit-refused-{}.tklog", std::process::id()));
     let mut writer = Writer::create(&path).expect("writable");
     let none = Map::new();
-    let tensor = |name, shape, data| TensorRef { name, dtype: Dtype::F32, shape, data };
+    let tensor = |name, shape, data| TensorRef::new(name, Dtype::F32, shape, data);
     for refused in
         [tensor("a", &[2], &[0u8; 7]), tensor("__pad__", &[1], &[0; 4]), tensor("__metadata__", &[1], &[0; 4])]
     {

@@ -15,12 +15,11 @@ fn logits() -> impl Strategy<Value = Vec<f32>> {
 fn settings() -> impl Strategy<Value = Sampling> {
     let some = |range: std::ops::Range<f64>| prop::option::of(range);
     let cuts = (prop::option::of(0usize..80), some(0.0..1.1), some(0.0..1.0));
-    (0.05f64..3.0, cuts, some(0.5..2.0)).prop_map(|(temperature, (top_k, top_p, min_p), repetition_penalty)| Sampling {
-        temperature: Some(temperature),
-        top_k,
-        top_p,
-        min_p,
-        repetition_penalty,
+    (0.05f64..3.0, cuts, some(0.5..2.0)).prop_map(|(temperature, (top_k, top_p, min_p), penalty)| {
+        let mut settings = Sampling::greedy().temperature(temperature);
+        (settings.top_k, settings.top_p, settings.min_p) = (top_k, top_p, min_p);
+        settings.repetition_penalty = penalty;
+        settings
     })
 }
 

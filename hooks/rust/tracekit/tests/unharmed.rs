@@ -116,7 +116,7 @@ fn turns() -> candle_core::Result<()> {
             tracekit::forward(position, rows)?;
             let value = (10 * index + turn) as f32;
             tracekit::tap("embed", &Tensor::full(value, (1, rows, 3), &Device::Cpu)?)?;
-            let token = tracekit::next_token(Step { token: value as u32, ..Step::default() })?;
+            let token = tracekit::next_token(Step::new(value as u32))?;
             assert_eq!(token, value as u32);
         }
     }
@@ -131,7 +131,7 @@ fn turns() -> candle_core::Result<()> {
 fn raw() {
     for token in 0..3 {
         let draws = [Draw::unseeded("weighted_index", "thread_rng", token)];
-        tracekit::step(Step { token, draws: &draws, ..Step::default() }).expect("always");
+        tracekit::step(Step::new(token).draws(&draws)).expect("always");
     }
 }
 

@@ -120,13 +120,12 @@ fn linspace(size: usize) -> Vec<f32> {
 fn survivors_and_token_are_transformers() {
     for case in list(&read_json("sampling.json"), "cases") {
         let number = |key: &str| case["settings"][key].as_f64();
-        let settings = Sampling {
-            temperature: number("temperature"),
-            top_k: number("top_k").map(|k| k as usize),
-            top_p: number("top_p"),
-            min_p: number("min_p"),
-            repetition_penalty: number("repetition_penalty"),
-        };
+        let mut settings = Sampling::greedy();
+        settings.temperature = number("temperature");
+        settings.top_k = number("top_k").map(|k| k as usize);
+        settings.top_p = number("top_p");
+        settings.min_p = number("min_p");
+        settings.repetition_penalty = number("repetition_penalty");
         let logits: Vec<f32> = list(case, "logits").iter().map(|x| x.as_f64().expect("a number") as f32).collect();
         let history: Vec<u32> = list(case, "history").iter().map(|x| x.as_u64().expect("an id") as u32).collect();
         let mut rng = TorchRng::seed(case["seed"].as_u64().expect("a seed"));

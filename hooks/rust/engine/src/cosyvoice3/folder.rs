@@ -38,12 +38,12 @@ impl Settings {
         let sampling = &llm["sampling"];
         Ok(Self {
             speech_token_size: count(llm, "llm", "speech_token_size")?,
-            ras: RepetitionAware {
-                top_p: number(sampling, "top_p")?,
-                top_k: count(sampling, "llm.sampling", "top_k")?,
-                win_size: count(sampling, "llm.sampling", "win_size")?,
-                tau_r: number(sampling, "tau_r")?,
-            },
+            ras: RepetitionAware::new(
+                number(sampling, "top_p")?,
+                count(sampling, "llm.sampling", "top_k")?,
+                count(sampling, "llm.sampling", "win_size")?,
+                number(sampling, "tau_r")?,
+            ),
         })
     }
 
@@ -129,7 +129,7 @@ llm: !new:cosyvoice.llm.llm.CosyVoice3LM
     fn tags_are_data() {
         let settings = Settings::parse(YAML).expect("sound");
         assert_eq!((settings.speech_token_size, settings.rows()), (6561, 6761));
-        assert_eq!(settings.ras, RepetitionAware { top_p: 0.8, top_k: 25, win_size: 10, tau_r: 0.1 });
+        assert_eq!(settings.ras, RepetitionAware::new(0.8, 25, 10, 0.1));
         assert_eq!(settings.stop_tokens().len(), 200);
         assert_eq!((settings.text(3).as_str(), settings.text(6563).as_str()), ("<speech 3>", "<task_id>"));
     }

@@ -4,6 +4,7 @@ use serde_json::json;
 use tokenizers::Tokenizer;
 use tracekit::follow::Follow;
 use tracekit::rng::TorchRng;
+use tracekit::{SequenceStart, Step};
 
 use super::folder::Settings;
 use super::model::{Row, SpeechModel};
@@ -66,15 +67,15 @@ impl Voice<'_> {
         sampling["max_len"] = segment.limits.1.into();
         sampling["stop_token_ids"] = self.settings.stop_tokens().into();
         let state = rng.state();
-        tracekit::sequence_with(tracekit::SequenceStart {
-            texts: Some(rows.iter().map(|row| self.text_of(row)).collect()),
-            prompt_text: Some(&format!("{}{}", segment.prompt, segment.text)),
-            rng_state: Some(&state),
-            inputs: &inputs,
-            sampling: Some(sampling),
-            more: json!({"prompt_part": segment.prompt, "tts_text": segment.text, "segment": index}),
-            ..tracekit::SequenceStart::default()
-        })?;
+        let prompt_text = format!("{}{}", segment.prompt, segment.text);
+        let start = SequenceStart::default()
+            .prompt_text(&*prompt_text)
+            .texts(rows.iter().map(|row| self.text_of(row)).collect::<Vec<_>>())
+            .rng_state(&state[..])
+            .inputs(&inputs)
+            .sampling(sampling)
+            .more(json!({"prompt_part": segment.prompt, "tts_text": segment.text, "segment": index}));
+        tracekit::sequence_with(start)?;
         Ok(())
     }
 
@@ -101,14 +102,8 @@ impl Voice<'_> {
                 break;
             }
             let (choice, events) = self.sampler.choose(rng, &logits, &tokens, step < fewest)?;
-            let token = tracekit::next_token(tracekit::Step {
-                token: choice.token,
-                text: tracekit::enabled().then(|| self.settings.text(choice.token)),
-                logits: &logits,
-                survivors: &choice.survivors,
-                draws: &choice.draws,
-                events: &events,
-            })?;
+            let text = tracekit::enabled().then(|| self.settings.text(choice.token));
+            let token = tracekit::next_token(Step::from(&choice).text(text).logits(&logits).events(&events))?;
             if self.ends.at(step, token) {
                 println!("LLM: stop token reached at step {step}");
                 reason = "stop";

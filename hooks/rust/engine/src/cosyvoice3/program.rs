@@ -81,7 +81,7 @@ fn check_faults(faults: &Faults, segments: &[Segment], settings: &Settings, conf
         prompt,
         prefill_chunk: prompt,
         windows: &config.windows,
-        settings: &Sampling { temperature: Some(1.0), top_p: Some(settings.ras.top_p), ..Sampling::default() },
+        settings: &Sampling::greedy().temperature(1.0).top_p(settings.ras.top_p),
         stop: &settings.stop_tokens(),
         speech: true,
     })
@@ -92,15 +92,16 @@ fn describe(options: &Options, config: &Config, settings: &Settings) -> Result<(
     let mut model = config.to_json();
     model["model_type"] = "cosyvoice3".into();
     model["speech_token_size"] = settings.speech_token_size.into();
-    tracekit::describe(tracekit::Description {
-        implementation: "native".into(),
-        versions: vec![("candle".into(), "0.11".into())],
-        device: "cpu".into(),
-        dtype: options.dtype.word().into(),
-        model,
-        sampling: settings.ras.to_json(),
-        seed: Some(options.seed()?),
-        checkpoint: options.model.canonicalize().ok().map(|path| path.display().to_string()),
-    })?;
+    let checkpoint = options.model.canonicalize().ok().map(|path| path.display().to_string());
+    let description = tracekit::Description::new()
+        .implementation("native")
+        .version("candle", "0.11")
+        .device("cpu")
+        .dtype(options.dtype.word())
+        .model(model)
+        .sampling(settings.ras.to_json())
+        .seed(options.seed()?)
+        .checkpoint(checkpoint);
+    tracekit::describe(description)?;
     Ok(())
 }

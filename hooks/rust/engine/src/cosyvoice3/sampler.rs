@@ -45,7 +45,7 @@ impl SpeechSampler {
     ) -> Result<(Choice, Vec<Event>)> {
         let probs = (self.probabilities)(logits, early);
         let nucleus = self.ras.nucleus(&probs);
-        let mut choice = Choice { survivors: nucleus.clone(), ..Choice::default() };
+        let mut choice = Choice::drawn(nucleus.clone(), Vec::new());
         let mut events = Vec::new();
         for trial in 1..=MOST_TRIALS + 1 {
             choice.token = self.once(rng, &probs, &nucleus, decoded, &mut choice.draws, &mut events);
@@ -81,5 +81,5 @@ impl SpeechSampler {
 }
 
 fn event(kind: &str, token: u32, count: usize) -> Event {
-    Event { kind: kind.to_string(), detail: json!({"token": token, "count": count}) }
+    Event::new(kind, json!({"token": token, "count": count}))
 }

@@ -112,7 +112,7 @@ impl Choose for FaultySampler {
     fn choose(&self, rng: &mut TorchRng, logits: &[f32], context: &Context) -> (Choice, Vec<Event>) {
         let step = context.history.len() - context.prompt;
         if step == 0 && self.kinds.contains(&Kind::FirstGreedy) {
-            return (Choice { token: argmax(logits) as u32, ..Choice::default() }, Vec::new());
+            return (Choice::greedy(argmax(logits) as u32), Vec::new());
         }
         if self.kinds.contains(&Kind::SeedEachStep) {
             *rng = TorchRng::seed(rng.initial_seed());

@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_stop_token_comes_back_as_it_was_before_the_cuts() {
-        let settings = Sampling { temperature: Some(2.0), top_k: Some(2), top_p: Some(0.4), ..Sampling::default() };
+        let settings = Sampling::greedy().temperature(2.0).top_k(2).top_p(0.4);
         let mut chain = crate::sampler::processors(&settings);
         Kind::EosEscapes.change(&mut chain, &settings, &[0]);
         let mut scores = SCORES;

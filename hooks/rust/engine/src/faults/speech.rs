@@ -151,13 +151,11 @@ impl Faults {
 
     /// The sampler's numbers.
     fn numbers(&self, stated: &RepetitionAware) -> RepetitionAware {
-        let (top_p, top_k) = (Some(stated.top_p), Some(stated.top_k));
-        let used = self.settings(&Sampling { top_p, top_k, ..Sampling::default() });
-        RepetitionAware {
-            top_p: used.top_p.unwrap_or(stated.top_p),
-            top_k: used.top_k.unwrap_or(stated.top_k),
-            ..*stated
-        }
+        let settings = self.settings(&Sampling::greedy().top_p(stated.top_p).top_k(stated.top_k));
+        let mut used = *stated;
+        used.top_p = settings.top_p.unwrap_or(stated.top_p);
+        used.top_k = settings.top_k.unwrap_or(stated.top_k);
+        used
     }
 
     /// Puts the model's faults into it.

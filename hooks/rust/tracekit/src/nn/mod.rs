@@ -24,10 +24,9 @@
 //! ```
 //!
 //! Everything of candle_nn that owns no parameters is candle's own, re-exported, so that `use tracekit::nn as candle_nn;`
-//! serves paths such as `candle_nn::ops::softmax_last_dim` as well. Not tapped: `PReLU`, `LSTM`, `GRU` and
-//! [`candle_nn::moe`]; [`tap`] records what they give. Models that import candle-transformers' `with_tracing`,
-//! `quantized_nn` or `quantized_var_builder` find them in [`crate::with_tracing`], [`crate::quantized_nn`] and
-//! [`crate::quantized_var_builder`].
+//! serves paths such as `candle_nn::ops::softmax_last_dim` as well. Models that import candle-transformers' `with_tracing`,
+//! `quantized_nn` or `quantized_var_builder`, or `candle_core::quantized`, find them in [`crate::with_tracing`],
+//! [`crate::quantized_nn`], [`crate::quantized_var_builder`] and [`crate::quantized`].
 //!
 //! **Names of modules that are made from tensors** (`Linear::new(weight, None)`). A head that shares the table of an
 //! embedding is `lm_head`, with the embedding's parameter. A weight that was got from a [`watched`] builder names its
@@ -39,19 +38,23 @@
 //! last positions only is stored at those. Both are told by comparing elements with earlier sites of the same forward
 //! call, never by shape alone: what is found nowhere is not stored, and the site table says why.
 
+pub mod activation;
 pub mod batch_norm;
 pub mod conv;
 pub mod embedding;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
+pub mod moe;
 mod names;
 mod place;
+pub mod rnn;
 mod taps;
 mod watch;
 
 pub use candle_nn::*;
 
+pub use self::activation::{prelu, PReLU};
 pub use self::batch_norm::{batch_norm, BatchNorm};
 pub use self::conv::{
     conv1d, conv1d_no_bias, conv2d, conv2d_no_bias, conv_transpose1d, conv_transpose1d_no_bias, conv_transpose2d,
@@ -61,7 +64,9 @@ pub use self::embedding::{embedding, Embedding};
 pub use self::group_norm::{group_norm, GroupNorm};
 pub use self::layer_norm::{layer_norm, layer_norm_no_bias, rms_norm, LayerNorm, RmsNorm};
 pub use self::linear::{linear, linear_b, linear_no_bias, Linear};
+pub use self::rnn::{gru, lstm, GRU, LSTM};
 pub use self::taps::{part_of, register, tap};
 pub use self::watch::watched;
 
+pub(crate) use self::names::{load_quantised, of_quantised};
 pub(crate) use self::taps::{generated, recorded, recorded_as, register_names, Places};

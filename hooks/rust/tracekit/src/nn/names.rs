@@ -1,10 +1,12 @@
 //! Which parameter a tensor is, and what a module is called that was made from tensors alone.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{LazyLock, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, Once, PoisonError, Weak};
 
-use candle_core::Tensor;
+use candle_core::quantized::QTensor;
+use candle_core::{Tensor, TensorId};
 
+use crate::recorder::enabled;
 use crate::signals::say;
 
 /// Modules without a name that are recorded; a program that makes one in every forward call is not, beyond these.
@@ -13,7 +15,9 @@ const MOST_UNNAMED: usize = 4096;
 #[derive(Default)]
 struct Names {
     /// Full name of each parameter that was seen to be loaded, by the identity of its tensor.
-    parameters: HashMap<usize, String>,
+    parameters: HashMap<TensorId, String>,
+    /// The same of quantised ones, which have no identity but their address, for as long as they live.
+    quantised: HashMap<usize, (Weak<QTensor>, String)>,
     /// Class of the module of a name.
     modules: HashMap<String, &'static str>,
     /// Names of heads that were given out.
@@ -27,25 +31,51 @@ fn lock() -> MutexGuard<'static, Names> {
     NAMES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// candle counts its tensors and never gives a number twice, so equal ids mean the very same tensor.
-pub(super) fn identity(xs: &Tensor) -> usize {
-    // `TensorId` shows its number only through Debug: `TensorId(12)`.
-    let text = format!("{:?}", xs.id());
-    text.bytes().filter(u8::is_ascii_digit).fold(0, |total, digit| total * 10 + usize::from(digit - b'0'))
-}
-
 /// The tensor is the parameter of this name; false where that is known already.
 pub(super) fn load(tensor: &Tensor, parameter: &str) -> bool {
     let mut names = lock();
-    let known = names.parameters.get(&identity(tensor)).is_some_and(|known| known == parameter);
+    let known = names.parameters.get(&tensor.id()).is_some_and(|known| known == parameter);
     // The first name stands: a table that a head notes under its own name is still the embedding's.
-    names.parameters.entry(identity(tensor)).or_insert_with(|| parameter.to_string());
+    names.parameters.entry(tensor.id()).or_insert_with(|| parameter.to_string());
     !known
 }
 
 /// The parameter that a tensor is, if it was seen to be loaded.
 pub(super) fn parameter(tensor: &Tensor) -> Option<String> {
-    lock().parameters.get(&identity(tensor)).cloned()
+    lock().parameters.get(&tensor.id()).cloned()
+}
+
+/// The quantised tensor is the parameter of this name.
+pub(crate) fn load_quantised(tensor: &Arc<QTensor>, parameter: &str) {
+    if enabled() {
+        let own = (Arc::downgrade(tensor), parameter.to_string());
+        lock().quantised.insert(Arc::as_ptr(tensor) as usize, own);
+    }
+}
+
+/// The module whose weight a quantised tensor is, if it was seen to be loaded.
+pub(crate) fn of_quantised(tensor: &Arc<QTensor>) -> Option<String> {
+    let names = lock();
+    let (own, parameter) = names.quantised.get(&(Arc::as_ptr(tensor) as usize))?;
+    let is_same = own.upgrade().is_some_and(|own| Arc::ptr_eq(&own, tensor));
+    parameter.strip_suffix(".weight").filter(|_| is_same).map(str::to_string)
+}
+
+/// Name of a function that is given its weight with each call: the weight's own. An unknown weight gets a generated name
+/// once, and keeps it.
+pub(super) fn of_function(class: &'static str, weight: &Tensor) -> String {
+    if !enabled() {
+        return String::new();
+    }
+    let mut names = lock();
+    if let Some(known) = names.parameters.get(&weight.id()) {
+        return known.strip_suffix(".weight").unwrap_or(known).to_string();
+    }
+    let name = next_unnamed(&mut names, class);
+    if !name.is_empty() {
+        names.parameters.insert(weight.id(), name.clone());
+    }
+    name
 }
 
 /// A module of this name and class is there.
@@ -56,7 +86,7 @@ pub(super) fn claim(name: &str, class: &'static str) {
 /// Name of a module made from tensors, and whether it is a generated one.
 pub(super) fn of_module(class: &'static str, weight: &Tensor) -> (String, bool) {
     let mut names = lock();
-    if let Some((module, _)) = names.parameters.get(&identity(weight)).and_then(|name| name.rsplit_once('.')) {
+    if let Some((module, _)) = names.parameters.get(&weight.id()).and_then(|name| name.rsplit_once('.')) {
         let module = module.to_string();
         match names.modules.get(&module) {
             None => return (module, false),

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, TensorId};
 
 use super::taps::bytes;
 
@@ -100,7 +100,7 @@ impl Recent {
 pub(super) struct Places {
     call: u64,
     recent: VecDeque<Recent>,
-    layouts: HashMap<usize, Layout>,
+    layouts: HashMap<TensorId, Layout>,
 }
 
 thread_local! {
@@ -120,12 +120,12 @@ pub(super) fn with_places<T>(call: u64, act: impl FnOnce(&mut Places) -> Result<
 
 impl Places {
     /// The layout that a tensor of this identity was found to have.
-    pub(super) fn known(&self, identity: usize) -> Option<Layout> {
+    pub(super) fn known(&self, identity: TensorId) -> Option<Layout> {
         self.layouts.get(&identity).cloned()
     }
 
     /// The tensor has this layout, whatever it is given to.
-    pub(super) fn note(&mut self, identity: usize, layout: &Layout) {
+    pub(super) fn note(&mut self, identity: TensorId, layout: &Layout) {
         if *layout != Layout::Whole {
             self.layouts.insert(identity, layout.clone());
         }

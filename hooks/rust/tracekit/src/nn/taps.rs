@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, DType, DeviceLocation, Module, Result, Storage, Tensor};
 
-use super::names::{claim, identity, load, of_module, parameter, unnamed};
+use super::names::{claim, load, of_module, parameter, unnamed};
 use super::place::{with_places, without_batch, Layout};
 use crate::log::Dtype;
 use crate::recorder::{
@@ -32,7 +32,7 @@ pub fn tap(name: &str, xs: &Tensor) -> Result<()> {
 /// Never, as all recording: see [`crate::Result`].
 pub fn part_of(whole: &Tensor, part: &Tensor) -> Result<()> {
     if enabled() {
-        guarded(|| tap_part(identity(whole), identity(part)));
+        guarded(|| tap_part(whole.id(), part.id()));
     }
     Ok(())
 }
@@ -61,7 +61,7 @@ fn layout_of(xs: &Tensor, here: &CallPlace, places: &Places) -> Result<Layout> {
             Some(rows) if !here.wanted && without_batch(xs).first() != Some(&rows) => {
                 Ok(Layout::Nowhere(format!("its shape {dims:?} does not have the {rows} rows of the call")))
             }
-            Some(rows) => with_places(here.call, |own| match own.known(identity(xs)) {
+            Some(rows) => with_places(here.call, |own| match own.known(xs.id()) {
                 Some(layout) => Ok(layout),
                 None => own.find(xs, rows),
             }),
@@ -73,7 +73,7 @@ fn layout_of(xs: &Tensor, here: &CallPlace, places: &Places) -> Result<Layout> {
 fn see_input(name: &str, xs: &Tensor, places: &Places) -> Layout {
     let mut found = Layout::Whole;
     guarded(|| {
-        found = try_input(name, xs, places).map_err(into_own)?;
+        found = try_input(name, xs, places)?;
         Ok(())
     });
     found
@@ -98,19 +98,19 @@ fn try_input(name: &str, xs: &Tensor, places: &Places) -> Result<Layout> {
         _ => None,
     };
     if let Some(site) = source {
-        tap_part_of(&site, identity(xs))?;
+        tap_part_of(&site, xs.id())?;
     }
     if let Some(heads) = layout.heads() {
         site_heads(&input, heads)?;
     }
     remember(here.call, here.rows, &input, xs, &values, &layout)?;
-    let tapped = Tapped { identity: Some(identity(xs)), dtype, first: Some(first), shape: values.dims() };
-    tap_input(name, tapped, || bytes(&values).map_err(into_own))?;
+    let tapped = Tapped { identity: Some(xs.id()), dtype, first: Some(first), shape: values.dims() };
+    tap_input(name, tapped, || Ok(bytes(&values)?))?;
     Ok(layout)
 }
 
 fn see_output(name: &str, xs: &Tensor, places: &Places) {
-    guarded(|| try_output(name, xs, places).map_err(into_own));
+    guarded(|| Ok(try_output(name, xs, places)?));
 }
 
 fn try_output(name: &str, xs: &Tensor, places: &Places) -> Result<()> {
@@ -125,22 +125,18 @@ fn try_output(name: &str, xs: &Tensor, places: &Places) -> Result<()> {
         site_heads(name, heads)?;
     }
     remember(here.call, here.rows, name, xs, &values, &layout)?;
-    let tapped = Tapped { identity: Some(identity(xs)), dtype, first: Some(first), shape: values.dims() };
-    Ok(tap_rows(name, tapped, || bytes(&values).map_err(into_own))?)
+    let tapped = Tapped { identity: Some(xs.id()), dtype, first: Some(first), shape: values.dims() };
+    Ok(tap_rows(name, tapped, || Ok(bytes(&values)?))?)
 }
 
 fn remember(call: u64, rows: Option<usize>, site: &str, xs: &Tensor, values: &Tensor, layout: &Layout) -> Result<()> {
     with_places(call, |own| {
-        own.note(identity(xs), layout);
+        own.note(xs.id(), layout);
         if rows.is_none_or(|rows| values.dims()[0] == rows) {
             own.remember(site, values);
         }
         Ok(())
     })
-}
-
-fn into_own(error: candle_core::Error) -> crate::Error {
-    crate::Error::new(error.to_string())
 }
 
 /// Number format of values that can be stored; or why they cannot.
@@ -211,7 +207,7 @@ pub fn register(name: &str, tensor: &Tensor) -> Result<()> {
             };
             lies_on(device)?;
             let Ok(dtype) = dtype_of(tensor) else { return Ok(()) };
-            register_weight(name, dtype, tensor.dims(), &bytes(tensor).map_err(into_own)?)
+            register_weight(name, dtype, tensor.dims(), &bytes(tensor)?)
         });
     }
     Ok(())
@@ -235,6 +231,22 @@ pub(crate) fn register_module(
             register(&parameter, tensor)?;
             row.parameters.push((role, parameter));
         }
+    }
+    guarded(|| register_site(row));
+    Ok(())
+}
+
+/// A module whose parameters, by role, have names of their own.
+pub(super) fn register_parameters(
+    name: &str,
+    class: &'static str,
+    parameters: &[(&'static str, String, Tensor)],
+) -> Result<()> {
+    claim(name, class);
+    let mut row = SiteRow::new(name, class);
+    for (role, parameter, tensor) in parameters {
+        register(parameter, tensor)?;
+        row.parameters.push((role, parameter.clone()));
     }
     guarded(|| register_site(row));
     Ok(())
@@ -321,7 +333,7 @@ pub(crate) fn recorded_lookup(
     if !enabled() || name.is_empty() {
         return forward(ids);
     }
-    guarded(|| embeds(name, &token_ids(ids).map_err(into_own)?));
+    guarded(|| embeds(name, &token_ids(ids)?));
     let out = forward(ids)?;
     see_output(name, &out, &Places::Any);
     Ok(out)
