@@ -7,6 +7,7 @@ from tracekit.report.json import by_mistake, further_culprits
 from tracekit.report.token_rows import texts_of
 from tracekit.report.token_text import without_controls
 from tracekit.report.words import sentence
+from tracekit.report.words.culprits import culprit_json
 from tracekit.report.words.explanations import explanation_json
 from tracekit.trace import Json, Trace
 from tracekit.verdict.causes import rule_of
@@ -70,13 +71,17 @@ def _evidence(verdict: Json) -> list[str]:
 
 def _also(verdict: Json) -> list[Json]:
     """The culprits after the first, those with the same mistake together."""
+    return _together(further_culprits(verdict))
+
+
+def _together(culprits: list[Json]) -> list[Json]:
     return [
         {
             "text": "not explained" if explanation is None else explanation["text"],
             "sites": sites[:6],
             "more": max(0, len(sites) - 6),
         }
-        for explanation, sites in by_mistake(further_culprits(verdict))
+        for explanation, sites in by_mistake(culprits)
     ]
 
 
@@ -116,7 +121,7 @@ def audit_words(found: ExplainedAudit) -> Json:
                 *_not_finite(found),
             ]
         ],
-        "culprits": _audit_culprits(found),
+        "culprits": _together([culprit_json(culprit) for culprit in found.culprits[1:]]),
     }
 
 
@@ -131,14 +136,6 @@ LOST = {"badge": "Withheld", "tone": "warn", "headline": "The recording is not w
 
 def _not_finite(found: ExplainedAudit) -> list[str]:
     return [] if found.non_finite is None else [found.non_finite.text()]
-
-
-def _audit_culprits(found: ExplainedAudit) -> list[Json]:
-    groups: dict[str, list[str]] = {}
-    for culprit in found.culprits[1:]:
-        text = sentence(culprit.explanation) if culprit.explanation else "not explained"
-        groups.setdefault(text, []).append(culprit.site)
-    return [{"text": text, "sites": sites[:6], "more": max(0, len(sites) - 6)} for text, sites in groups.items()]
 
 
 def recorded_words(trace: Trace) -> Json:
