@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import tracekit
 from benchmarks import clean_runs
 from tracekit.auditing import operations, propagation, sums
+from tracekit.auditing.arithmetic import Exact, Rounding
 from tracekit.auditing.audit import audit
 from tracekit.auditing.estimated import estimated_matrix
+from tracekit.auditing.operations.soft_cap import capped
 from tracekit.auditing.own_error import Tally, deviations, root_mean_square, spread_width
-from tracekit.auditing.rounding import LIBRARY, Result
+from tracekit.auditing.rounding import LIBRARY, Result, times
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.mistakes.culprits import explained_audit
 
@@ -62,7 +65,7 @@ def test_attention_that_amplifies_rounding_is_parity_without_a_checkpoint(tmp_pa
     run, paths = clean_runs.drawn(11, 70, bench), [tmp_path / "reference.tklog", tmp_path / "candidate.tklog"]
     bench._torch(run, paths[0], "sdpa")
     bench._torch(run, paths[1], run.how)
-    verdict = tracekit.diff(*paths, audited=False)
+    verdict = tracekit.diff(paths[0], paths[1], audited=False)
     assert (verdict.verdict, verdict.culprits) == ("parity", ())
 
 
@@ -94,6 +97,42 @@ def test_a_gain_that_drawn_errors_share_widens_its_limit() -> None:
         bias=LIBRARY,
     )
     assert spread_width(result)["row gain"] > 4.0
+
+
+# ---------------------------------------------------------------- scalar constants
+
+
+def deviations_from(engine: NDArray[np.floating], result: Result) -> float:
+    """Standard deviations that the gain of an engine's values, [rows, width], is from 1."""
+    tally = Tally()
+    tally.add(engine.astype(np.float64), result.closest(engine.astype(np.float64)))
+    return abs(tally.statistics().gain_deviations)
+
+
+@pytest.mark.parametrize("cap", [30.0, 50.0, 7.3])
+def test_a_rounded_reciprocal_of_a_soft_cap_is_no_gain(cap: float) -> None:
+    """candle multiplies by 1 / cap, rounded to float32, where the reference divides."""
+    random = np.random.default_rng(5)
+    x = random.standard_normal((64, 512)).astype(np.float32)
+    engine = np.tanh(x * np.float32(1.0 / cap)) * np.float32(cap)
+    assert deviations_from(engine, capped(x.astype(np.float64), 1.0, cap, "float32")) < 6.0
+    gained = engine * np.float32(1.0 + 1e-6)
+    assert deviations_from(gained, capped(x.astype(np.float64), 1.0, cap, "float32")) > 20.0
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0 / 3.0, 12.0**0.5])
+def test_a_rounded_factor_is_no_gain(factor: float) -> None:
+    random = np.random.default_rng(6)
+    x = random.standard_normal((64, 512)).astype(np.float32)
+    for engine in (x * np.float32(factor), x / np.float32(1.0 / factor)):
+        assert deviations_from(engine, times(x.astype(np.float64), factor, "float32")) < 6.0
+
+
+def test_a_rounded_scale_of_attention_is_drawn() -> None:
+    """One error of 1 / sqrt(80), in all heads and rows alike; powers of two have none."""
+    drawn = [Rounding("float32", seed).constant(80**-0.5) for seed in range(8)]
+    assert 0.0 < np.abs(np.array(drawn) * 80**0.5 - 1.0).max() <= 2.0**-24
+    assert Rounding("float32", 0).constant(0.125) == Exact().constant(0.125) == 0.125
 
 
 # ---------------------------------------------------------------- sums

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tracekit.auditing import sums
-from tracekit.auditing.rounding import Floats, accumulator, as_stored, unit
+from tracekit.auditing.rounding import Floats, accumulator, as_stored, constants, unit
 
 
 class Rounding:
@@ -13,10 +13,16 @@ class Rounding:
     they stay in float32 up to the softmax, as fused kernels keep them."""
 
     def __init__(self, dtype: str, seed: int, wide: bool = False) -> None:
+        self.dtype = dtype
         self.stored = unit(dtype)
         self.sums = accumulator(dtype)
         self.wide = wide
         self._random = np.random.default_rng(seed)
+        self._rounded = float(self._random.uniform(-1.0, 1.0))  # one error of each constant, in every product
+
+    def constant(self, number: float) -> float:
+        """A scalar constant as this run rounds it, or its reciprocal."""
+        return number * (1.0 + self._rounded * constants("float32" if self.wide else self.dtype, number))
 
     def score(self, values: Floats, times: int) -> Floats:
         return self.float32(values) if self.wide else self.store(values)
@@ -49,6 +55,9 @@ class Emulated:
         self.dtype = dtype
         self.scores = scores  # how often a score is rounded: not, as a product, or again when it is scaled
 
+    def constant(self, number: float) -> float:
+        return number
+
     def store(self, values: Floats) -> Floats:
         return as_stored(values, self.dtype)
 
@@ -64,6 +73,9 @@ class Emulated:
 
 class Exact:
     """The same without rounding."""
+
+    def constant(self, number: float) -> float:
+        return number
 
     def score(self, values: Floats, times: int) -> Floats:
         return values

@@ -57,7 +57,9 @@ class Result:
     others: tuple[Result, ...] = ()
     """The same in other precisions that engines use, with their own bounds; the closest is what the engine did."""
     bias: float = 0.0
-    """Relative error that no average takes away: of library functions, and of sums on a coarse grid."""
+    """Relative error that no average takes away: of library functions, scalar constants, and sums on a coarse grid."""
+    bias_in_order: float = LIBRARY
+    """The same where the order of the sums is known (`scales`)."""
     excess: float = 1.0
     """How much more than `variance` says correct arithmetic may be off, measured on the site's own sums."""
     scales: tuple[Floats, ...] = ()
@@ -85,7 +87,7 @@ class Result:
         if best == 0:
             return self
         made = (values * (1.0 + self.scales[best - 1])[..., None]).reshape(self.values.shape)
-        return replace(self, values=made, shared=SCALE_ROUNDINGS * ACCUMULATOR, bias=LIBRARY, scales=())
+        return replace(self, values=made, shared=SCALE_ROUNDINGS * ACCUMULATOR, bias=self.bias_in_order, scales=())
 
 
 def typical(gap: Floats) -> tuple[float, float]:
@@ -123,13 +125,25 @@ def in_16_bits(dtype: str, orders: Callable[[], list[Floats]]) -> tuple[Floats, 
     return tuple(orders()) if dtype in ("bfloat16", "float16") else ()
 
 
+def constants(dtype: str, *numbers: float) -> float:
+    """Largest relative error of a product with these scalar constants because an engine rounds each of them, or divides
+    by its rounded reciprocal: the same for every element, so that no average takes it away."""
+    total = 0.0
+    for number in numbers:
+        if number and math.isfinite(number):
+            options = np.array([number, 1.0 / number])
+            total += float(np.max(np.abs(as_stored(options, dtype) / options - 1.0)))
+    return total
+
+
 def times(x: Floats, factor: float, dtype: str) -> Result:
     """x times a number, which engines round to the dtype first or do not."""
 
     def with_factor(number: float) -> Result:
         values = x * number
         orders = in_16_bits(dtype, lambda: [as_stored(values, dtype)])
-        return Result(values, rounding(values, dtype) + rounding(values, "float32"), rounded=orders)
+        variance = rounding(values, dtype) + rounding(values, "float32")
+        return Result(values, variance, rounded=orders, bias=constants("float32", number))
 
     narrow = float(as_stored(np.array([factor]), dtype)[0])
     return replace(with_factor(factor), others=() if narrow == factor else (with_factor(narrow),))

@@ -214,11 +214,11 @@ def _one_head(
     if isinstance(how, Rounding):
         size = np.sqrt(np.square(q) @ np.square(k).T)
         scores = how.walk(scores, q.shape[1], size)
-    scores = how.score(how.score(scores, 1) * core.scale, 2)
+    scores = how.score(how.score(scores, 1) * how.constant(core.scale), 2)
     if core.scores is not None:
         scores = as_stored(scores, core.scores)
     if core.softcap is not None:
-        scores = core.softcap * np.tanh(scores / core.softcap)
+        scores = core.softcap * np.tanh(scores / how.constant(core.softcap))
     scores = np.where(visible, scores, -np.inf)
     if core.softmax is not None:
         return how.store(how.store(_narrow_softmax(scores, core.softmax)) @ v)

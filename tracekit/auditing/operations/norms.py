@@ -10,7 +10,7 @@ import numpy as np
 
 from tracekit.auditing import sums
 from tracekit.auditing.operations.operation import Given, Module, Operation, Shape
-from tracekit.auditing.rounding import LIBRARY, Floats, Result, accumulator, as_stored, in_16_bits, rounding
+from tracekit.auditing.rounding import LIBRARY, Floats, Result, accumulator, as_stored, constants, in_16_bits, rounding
 from tracekit.trace import Json
 
 
@@ -61,10 +61,15 @@ def _in_orders(result: Result, x: Floats, mean: Floats, eps: float, dtype: str) 
     share = mean[:, 0] / (2.0 * (mean[:, 0] + eps))
     scales = [share * -error for error in orders.errors]
     shared = math.hypot(result.shared, 0.5 * orders.spread)
+    # 1 / n is one constant, eps another.
+    known = (
+        LIBRARY + constants(dtype, x.shape[1]) / 2.0 + constants(dtype, eps) * float(np.max(0.5 - share, initial=0.0))
+    )
     return replace(
         result,
         shared=shared,
-        bias=result.bias + max(abs(float(np.mean(scale))) for scale in scales),
+        bias_in_order=known,
+        bias=known + max(abs(float(np.mean(scale))) for scale in scales),
         scales=tuple(scale[:, None] for scale in scales),
     )
 

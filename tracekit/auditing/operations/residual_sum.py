@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from tracekit.auditing.operations.operation import Given, Operation, Shape
-from tracekit.auditing.rounding import Floats, Result, as_stored, in_16_bits, rounding
+from tracekit.auditing.rounding import Floats, Result, as_stored, constants, in_16_bits, rounding
 
 
 def residual(one: Floats, other: Floats, dtype: str, factor: float = 1.0) -> Result:
@@ -16,7 +18,10 @@ def residual(one: Floats, other: Floats, dtype: str, factor: float = 1.0) -> Res
     if factor == 1.0:
         return Result(values, rounding(values, dtype), rounded=in_16_bits(dtype, lambda: [as_stored(values, dtype)]))
     orders = in_16_bits(dtype, lambda: [as_stored(values, dtype), as_stored(one + as_stored(added, dtype), dtype)])
-    return Result(values, rounding(values, dtype) + rounding(added, dtype), rounded=orders)
+    # The factor is rounded for all rows alike; of the sum, the branch is a part.
+    part = float(np.linalg.norm(added)) / max(float(np.linalg.norm(values)), 1e-290)
+    bias = constants(dtype, factor) * part
+    return Result(values, rounding(values, dtype) + rounding(added, dtype), rounded=orders, bias=bias)
 
 
 @dataclass(frozen=True)

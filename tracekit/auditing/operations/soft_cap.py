@@ -9,7 +9,7 @@ import numpy as np
 
 from tracekit.auditing.operations.operation import Given, Operation, Shape
 from tracekit.auditing.operations.passed_on import PassedOn
-from tracekit.auditing.rounding import Floats, Result, as_stored, in_16_bits, rounding, times
+from tracekit.auditing.rounding import LIBRARY, Floats, Result, as_stored, constants, in_16_bits, rounding, times
 
 
 def capped(x: Floats, factor: float, cap: float | None, dtype: str) -> Result:
@@ -26,7 +26,9 @@ def capped(x: Floats, factor: float, cap: float | None, dtype: str) -> Result:
         tanh = as_stored(np.tanh(as_stored(inside, dtype)), dtype)
         return [as_stored(values, dtype), as_stored(tanh * cap, dtype)]
 
-    return Result(values, variance, rounded=in_16_bits(dtype, orders))
+    # tanh never grows a relative error.
+    bias = LIBRARY + constants(dtype, factor, cap) + constants(dtype, cap)
+    return Result(values, variance, rounded=in_16_bits(dtype, orders), bias=bias)
 
 
 @dataclass(frozen=True)
