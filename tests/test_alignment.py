@@ -18,6 +18,7 @@ from tracekit_cli.main import group
 import tracekit
 from tests.spoken import evidence
 from tracekit.align.proposals import propose
+from tracekit.align.sites import align_sites
 from tracekit.formats.log import LogWriter
 from tracekit.formats.name_map import Alias, NameMap, read_names
 from tracekit.report.words import sentence
@@ -255,3 +256,43 @@ def test_a_weight_that_one_side_stores_transposed_is_no_other_weight(tmp_path: P
     found = tracekit.diff(write_one("one", "Conv1D", 1), write_one("other", theirs, 2))
     assert found.verdict == verdict
     assert found.cause == (None if verdict == "parity" else "weights")
+
+
+# -------------------------------------------------------------------- a head that one side keeps as the logits
+
+
+def head_log(path: Path, recorded_as: str | None, more: float = 0.0, prompt_rows: int = 0) -> tracekit.Trace:
+    """Three steps of a model of one norm and its head, which is recorded as the logits, or as a site as well."""
+    logits = np.random.default_rng(1).standard_normal((3 + prompt_rows, 5)).astype(np.float32)
+    log = LogWriter(path)
+    head = {"name": "lm_head", "class": "Linear", "order": 1, "input": "norm", "recorded_as": recorded_as}
+    log.open("python", dtype="float32", sites=[{"name": "norm", "class": "RMSNorm", "order": 0}, head])
+    log.sequence(0, {"prompt/ids": np.array([1, 2], np.int64)})
+    for step in range(3):
+        first, rows = (0, 2) if step == 0 else (1 + step, 1)
+        values = {"norm": np.ones((rows, 4), np.float32)}
+        log.call(0, first, rows, values)
+        if recorded_as is None:
+            kept = 1 + prompt_rows if step == 0 else 1
+            at = 0 if step == 0 else prompt_rows + step
+            log.call(0, 1 + step - (kept - 1), kept, {"lm_head": logits[at : at + kept]})
+        row = logits[prompt_rows + step]
+        log.step(0, step, 1 + step, int(row.argmax()), {"logits": row + np.float32(more)})
+    log.end_sequence(0, 3, "length")
+    log.close()
+    return tracekit.open(path)
+
+
+@pytest.mark.parametrize(
+    ("more", "prompt_rows", "left"), [(0.0, 0, ()), (1.0, 0, ("lm_head",)), (0.0, 1, ("lm_head",))]
+)
+def test_a_head_that_is_the_logits_is_compared_with_them(
+    tmp_path: Path, more: float, prompt_rows: int, left: tuple[str, ...]
+) -> None:
+    """Other logits, or rows of the prompt besides, are compared with nothing: then the site has no partner."""
+    kept = head_log(tmp_path / "logits.tklog", "logits")
+    stored = head_log(tmp_path / "site.tklog", None, more, prompt_rows)
+    for one, other in ((kept, stored), (stored, kept)):
+        found = align_sites(one, other)
+        assert [pair.name for pair in found.pairs] == ["norm"]
+        assert (found.unmatched_reference, found.unmatched_candidate) == ((left, ()) if one is stored else ((), left))

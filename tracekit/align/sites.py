@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from tracekit.trace import INPUT_SUFFIX, Sequence, Trace, TraceError, resolve
+from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, Trace, TraceError, resolve
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,40 @@ def align_sites(reference: Trace, candidate: Trace) -> Alignment:
     matched, matched_theirs = {one for one, _ in found}, {other for _, other in found}
     return Alignment(
         tuple(sorted(pairs, key=lambda pair: pair.order)),
-        tuple(sorted({stored for stored in ours.values() if stored not in matched})),
-        tuple(sorted({stored for stored in theirs.values() if stored not in matched_theirs})),
+        _unmatched(reference, ours, matched, candidate, prefix_ours, prefix_theirs),
+        _unmatched(candidate, theirs, matched_theirs, reference, prefix_theirs, prefix_ours),
     )
+
+
+def _unmatched(
+    trace: Trace, stored_of: Mapping[str, str], matched: Collection[str], other: Trace, prefix: str, theirs: str
+) -> tuple[str, ...]:
+    """Stored sites of a trace without a partner, sorted. A head is none where the other side keeps its output as the
+    logits alone and this side's logits are the same values: they are compared as logits."""
+    left = {stored for stored in stored_of.values() if stored not in matched}
+    if not any(sequence.logits_dtype for sequence in other.sequences):
+        return tuple(sorted(left))
+    heads = {name: stored for name, stored in stored_of.items() if stored in left}
+    for name, stored in heads.items():
+        kept_as = resolve(other, theirs + name.removeprefix(prefix))
+        if kept_as == LOGITS and all(_are_logits(sequence, stored) for sequence in trace.sequences):
+            left.discard(stored)
+    return tuple(sorted(left))
+
+
+def _are_logits(sequence: Sequence, site: str) -> bool:
+    """Whether the rows of a site are the logits of the steps, bit for bit, and no others."""
+    data = sequence.sites.get(site)
+    if data is None or not sequence.step_count:
+        return data is None
+    first, stop = sequence.step(0).position, sequence.step(sequence.step_count - 1).position + 1
+    if data.ranges != ((first, stop),) or stop - first != sequence.step_count or data.dtype != sequence.logits_dtype:
+        return False
+    for step in range(sequence.step_count):
+        logits = sequence.logits(step, step + 1)
+        if logits is None or logits.tobytes() != sequence.read(site, first + step, first + step + 1).tobytes():
+            return False
+    return True
 
 
 def _prefixes(ours: Mapping[str, str], theirs: Mapping[str, str]) -> tuple[str, str]:
