@@ -14,6 +14,7 @@ from tests import small_run
 from tests.spoken import evidence
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter, map_file, read_frames
+from tracekit.report.words import sentence
 from tracekit.verdict.coverage import Share
 
 SITES = ("embed", "q", "k", "v", "out", "middle", "up", "gate", "act", "down", "norm", "head")
@@ -92,7 +93,10 @@ def test_a_trace_that_ends_early_is_compared_as_far_as_it_is_whole_and_is_no_par
     pair = write(tmp_path / "one.tklog", sound()), write(tmp_path / "cut.tklog", sound(), close=False)
     verdict = tracekit.diff(*map(tracekit.open, pair))
     assert (verdict.verdict, verdict.cause, verdict.exit_code) == ("withheld", "capture", 2)
-    assert any("cut.tklog" in line for line in verdict.coverage.lost) and verdict.evidence[:1] == verdict.coverage.lost
+    assert (
+        any("cut.tklog" in sentence(loss) for loss in verdict.coverage.lost)
+        and verdict.evidence[:1] == verdict.coverage.lost
+    )
 
 
 @pytest.mark.parametrize("steps, told", [(1, False), (3, True)])
@@ -101,7 +105,7 @@ def test_sites_that_end_before_the_last_step_are_said(tmp_path, steps, told):
     pair = write(tmp_path / "one.tklog", sound(), steps=steps), write(tmp_path / "two.tklog", sound(), steps=steps)
     verdict = tracekit.diff(*map(tracekit.open, pair))
     assert verdict.verdict == ("withheld" if told else "parity")
-    assert any("sites hold 5 of 7 positions" in line for line in verdict.coverage.lost) == told
+    assert any("sites hold 5 of 7 positions" in sentence(loss) for loss in verdict.coverage.lost) == told
 
 
 @pytest.mark.parametrize("change", ["width", "dtype", "rows"])
@@ -130,5 +134,5 @@ def test_a_site_that_changes_its_form_ends_alone(tmp_path, change):
         for pair in ((whole, trace), (trace, whole)):
             verdict = tracekit.diff(*pair)
             assert (verdict.verdict, verdict.cause) == ("withheld", "capture")
-            assert "up ended before the sequence" in verdict.coverage.lost[0]
+            assert "up ended before the sequence" in sentence(verdict.coverage.lost[0])
             assert verdict.coverage.steps == Share(small_run.STEPS, small_run.STEPS)

@@ -20,6 +20,7 @@ from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, why_no
 from tracekit.errors import TraceError
 from tracekit.formats.name_map import NameMap, gguf_names, read_names
 from tracekit.formats.opening import open_trace
+from tracekit.inspection.sanity import unseen
 from tracekit.interactive import Browsable, html_table
 from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
 from tracekit.report.audit import audit_json, audit_text
@@ -158,7 +159,7 @@ def audit(
         found = by(run, checkpoint)
         if not (found.clean or found.culprits):
             raise TraceError(f"{run.path}: holds no site that can be audited against {path}{_why(found.unknown)}")
-        found = replace(explained_audit(run, checkpoint, found), notes=tuple(notes))
+        found = replace(explained_audit(run, checkpoint, found), notes=(*notes, *unseen(run)))
         told = audit_json(found, run, checkpoint)
         return Audit(**_fields(found), text=audit_text(found, run, checkpoint), told=told)
 

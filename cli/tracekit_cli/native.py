@@ -14,6 +14,7 @@ from tracekit.formats.log_trace import LogTrace
 from tracekit.inspection.following import ask, shortfalls
 from tracekit.inspection.sanity import lost_rows, no_such_site, written
 from tracekit.programs.native import NativeOptions, environment
+from tracekit.report.words import sentence
 from tracekit.trace import TraceError
 
 
@@ -35,16 +36,15 @@ def run_native(words: list[str], out: Path, options: NativeOptions, strict: bool
         return _nothing(words[0], log, code)
     with LogTrace(log) as trace:
         held = written(trace)
-        missed = [no_such_site(trace, options.sites), *lost_rows(trace)]
+        missed = [*map(sentence, (*no_such_site(trace, options.sites), *lost_rows(trace)))]
         lacking = _not_followed(trace, options)
         lost = trace.status_detail
         if log != out:
             write_archive(trace, out)
     if log != out and not options.keep_log:
         log.unlink()
-    for sentence in (*missed, *lacking):
-        if sentence is not None:
-            click.echo(f"tracekit: {sentence}", err=True)
+    for said in (*missed, *lacking):
+        click.echo(f"tracekit: {said}", err=True)
     if lost is not None:
         click.echo(f"tracekit: the trace is incomplete: {lost}", err=True)
     click.echo(f"tracekit: wrote {out}: {held}", err=True)
@@ -57,7 +57,7 @@ def _not_followed(trace: LogTrace, options: NativeOptions) -> list[str]:
         return []
     trace.config = ask(trace.config, options.follow, options.follow_draws, options.follow_inputs)
     with tracekit.open(options.follow) as followed:
-        return shortfalls(trace, followed)
+        return [sentence(each) for each in shortfalls(trace, followed)]
 
 
 def _prepare(log: Path) -> None:

@@ -11,6 +11,7 @@ from tabulate import tabulate
 import tracekit
 from tracekit.inspection.non_finite import first_non_finite
 from tracekit.report import contents
+from tracekit.report.words import fields_and_text
 from tracekit.trace import Json, Sequence, Trace, TraceError
 
 
@@ -54,7 +55,7 @@ def overview(trace: Trace, index: int) -> Json:
         "sequence_table": [contents.sequence_row(sequence) for sequence in trace.sequences],
         "steps": steps,
         "site_table": contents.site_rows(trace),
-        "not_finite": None if (found := first_non_finite(trace)) is None else found.to_json(),
+        "not_finite": None if (found := first_non_finite(trace)) is None else fields_and_text(found),
     }
 
 

@@ -33,7 +33,7 @@ from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.stated import find_checkpoint
 from tracekit.inspection.non_finite import NonFinite, first_non_finite
 from tracekit.inspection.positions import prompt_length, step_of
-from tracekit.inspection.sanity import losses
+from tracekit.inspection.sanity import Loss, losses
 from tracekit.inspection.settings import Difference, declared_differences, other_sizes
 from tracekit.trace import Sequence, Trace, TraceError
 
@@ -102,8 +102,8 @@ class Audit:
     tests: int = 0
     """Statistics of rows, columns and sites that were judged, at a false alarm of `FALSE_ALARMS` for all together."""
 
-    lost: tuple[str, ...] = ()
-    """What the trace should hold and does not, a line each: nobody can say that it is within its bounds."""
+    lost: tuple[Loss, ...] = ()
+    """What the trace should hold and does not: nobody can say that it is within its bounds."""
 
     @property
     def departs(self) -> bool:

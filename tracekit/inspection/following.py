@@ -30,6 +30,74 @@ class Asked:
     inputs: bool
 
 
+@dataclass(frozen=True)
+class ChoicesNotRecorded:
+    """It is not known what a run that follows would have chosen by itself."""
+
+    path: str
+    sequence: int
+    missing: int
+    steps: int
+    followed: str
+
+
+@dataclass(frozen=True)
+class NoStep:
+    """A program that was to follow recorded no step."""
+
+    followed: str
+
+
+@dataclass(frozen=True)
+class OtherToken:
+    """The first token that is not the followed trace's."""
+
+    sequence: int
+    step: int
+    token: int
+    instead_of: int
+
+
+@dataclass(frozen=True)
+class TokensNotFollowed:
+    """A program that was to follow has another token, or nothing shows that it followed."""
+
+    followed: str
+    apart: OtherToken | None
+    forced_others: bool  # at other steps it did take the followed trace's token
+
+
+@dataclass(frozen=True)
+class DrawsNotRecorded:
+    """A program that was to follow draws recorded none."""
+
+    followed: str
+
+
+@dataclass(frozen=True)
+class OtherDraw:
+    """A draw that is not the followed trace's; a place is seed and offset."""
+
+    followed: str
+    sequence: int
+    step: int
+    place: tuple[int | None, int | None]
+    instead_of: tuple[int | None, int | None]
+
+
+@dataclass(frozen=True)
+class OtherInput:
+    """A part of the prompt that is not the followed trace's."""
+
+    followed: str
+    name: str
+    sequence: int
+    recorded: bool
+
+
+Shortfall = NoStep | TokensNotFollowed | DrawsNotRecorded | OtherDraw | OtherInput
+
+
 def asked(trace: Trace) -> Asked | None:
     """What a run was told to follow, by its own record; None where it ran freely."""
     recorder, follow = (_object(trace.config.get(name)) for name in ("recorder", "follow"))
@@ -75,9 +143,8 @@ def own_choice(step: Step) -> int | None:
     return results[-1] if told else None
 
 
-def unrecorded_choices(trace: Trace) -> list[str]:
-    """Why it is not known what a run that follows would have chosen by itself, a line a sequence; empty where it is
-    known, or where the run followed nothing."""
+def unrecorded_choices(trace: Trace) -> list[ChoicesNotRecorded]:
+    """Sequences of a run that follows of which it is not known what it would have chosen by itself."""
     told = asked(trace)
     if told is None:
         return []
@@ -91,16 +158,13 @@ def unrecorded_choices(trace: Trace) -> list[str]:
             continue
         missing = choices.count(None)
         if missing:
-            out.append(
-                f"{trace.path}: sequence {sequence.index}: own choices not recorded at {missing} of {len(steps)} steps "
-                f"of a run that was told to follow {told.trace}: its tokens may all be forced ones"
-            )
+            out.append(ChoicesNotRecorded(trace.path, sequence.index, missing, len(steps), told.trace))
     return out
 
 
-def shortfalls(trace: Trace, followed: Trace | None = None) -> list[str]:
-    """What a run was told to follow and what nothing shows that it did, a line each. `followed` is the trace that it
-    was told to follow, where it is at hand."""
+def shortfalls(trace: Trace, followed: Trace | None = None) -> list[Shortfall]:
+    """What a run was told to follow and what nothing shows that it did. `followed` is the trace that it was told to
+    follow, where it is at hand."""
     told = asked(trace)
     if told is None:
         return []
@@ -111,69 +175,50 @@ def shortfalls(trace: Trace, followed: Trace | None = None) -> list[str]:
     ]
 
 
-def _tokens_not_followed(trace: Trace, told: Asked, followed: Trace | None) -> Iterator[str]:
+def _tokens_not_followed(trace: Trace, told: Asked, followed: Trace | None) -> Iterator[Shortfall]:
     if not any(sequence.step_count for sequence in trace.sequences):
-        yield f"--follow {told.trace}: the program recorded no step, so it followed nothing"
+        yield NoStep(told.trace)
         return
     apart = None if followed is None else _first_other_token(trace.sequences, followed.sequences)
-    if shows_tokens(trace):
-        if apart is not None:
-            yield f"--follow {told.trace}: {apart}, though other tokens were forced"
-        return
-    if apart is not None:
-        yield f"--follow {told.trace}: the program did not follow: {apart}"
-    else:
-        yield f"--follow {told.trace}: nothing in the log shows that the program followed it"
+    forced = shows_tokens(trace)
+    if apart is not None or not forced:
+        yield TokensNotFollowed(told.trace, apart, forced)
 
 
-def _first_other_token(ours: Seq[Sequence], theirs: Seq[Sequence]) -> str | None:
+def _first_other_token(ours: Seq[Sequence], theirs: Seq[Sequence]) -> OtherToken | None:
     for one, other in zip(ours, theirs, strict=False):
         common = min(one.step_count, other.step_count)
         apart = np.flatnonzero(one.tokens[:common] != other.tokens[:common])
         if apart.size:
             step = int(apart[0])
-            tokens = f"{int(one.tokens[step])} instead of {int(other.tokens[step])}"
-            return f"sequence {one.index} has token {tokens} at step {step}"
+            return OtherToken(one.index, step, int(one.tokens[step]), int(other.tokens[step]))
     return None
 
 
-def _draws_not_followed(told: Asked, trace: Trace, followed: Trace | None) -> Iterator[str]:
-    what = f"--follow-draws {told.trace}"
+def _draws_not_followed(told: Asked, trace: Trace, followed: Trace | None) -> Iterator[Shortfall]:
     drawn = [(each, index) for each in trace.sequences for index in range(each.step_count) if each.step(index).draws]
     if not drawn:
-        yield f"{what}: no draw of the program is recorded, so nothing shows that it followed them"
+        yield DrawsNotRecorded(told.trace)
         return
     if followed is None:
         return
     for sequence, index in drawn:
         if sequence.index >= len(followed.sequences) or index >= followed.sequences[sequence.index].step_count:
             continue
-        one, other = sequence.step(index).draws[0], (followed.sequences[sequence.index].step(index).draws or (None,))[0]
-        places = [None if draw is None else (draw.seed, draw.offset) for draw in (one, other)]
-        if other is not None and places[0] != places[1]:
-            yield (
-                f"{what}: the program did not follow: sequence {sequence.index}, step {index} draws from "
-                f"{_place(places[0])} instead of {_place(places[1])}"
-            )
+        one, others = sequence.step(index).draws[0], followed.sequences[sequence.index].step(index).draws
+        if others and (one.seed, one.offset) != (others[0].seed, others[0].offset):
+            places = (one.seed, one.offset), (others[0].seed, others[0].offset)
+            yield OtherDraw(told.trace, sequence.index, index, *places)
             return
 
 
-def _place(place: tuple[int | None, int | None] | None) -> str:
-    seed, offset = place or (None, None)
-    return f"seed {seed}, offset {offset}"
-
-
-def _inputs_not_followed(told: Asked, trace: Trace, followed: Trace | None) -> Iterator[str]:
+def _inputs_not_followed(told: Asked, trace: Trace, followed: Trace | None) -> Iterator[Shortfall]:
     if followed is None:
         return
     for one, other in zip(trace.sequences, followed.sequences, strict=False):
         for name in other.inputs:
             if name not in one.inputs or not np.array_equal(one.inputs[name], other.inputs[name]):
-                said = "is not recorded" if name not in one.inputs else "is another"
-                yield (
-                    f"--follow-inputs {told.trace}: the program did not follow: prompt/{name} of sequence {one.index} "
-                    f"{said}"
-                )
+                yield OtherInput(told.trace, name, one.index, name in one.inputs)
                 return
 
 

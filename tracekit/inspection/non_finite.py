@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tracekit.dtypes import is_float, to_float
 from tracekit.inspection.positions import prompt_length, step_of
 from tracekit.inspection.site_rows import BLOCK_BYTES, row_bytes
-from tracekit.trace import INPUT_SUFFIX, Json, Sequence, Trace, resolve
+from tracekit.trace import INPUT_SUFFIX, Sequence, Trace, resolve
 
 LOGITS = "logits"
 
@@ -37,25 +37,6 @@ class NonFinite:
     source: str | None  # the site that went in, where it is recorded at this position
     source_largest: float | None  # its largest |value|; None where it is not recorded
     source_finite: bool | None
-
-    def text(self) -> str:
-        """One sentence."""
-        kinds = [f"{count} {word}" for count, word in ((self.nan, "NaN"), (self.infinite, "infinite")) if count]
-        several = f"sequence {self.sequence}, " if self.sequence else ""
-        place = f"{several}step {self.step}, position {self.position}"
-        counted = f"{' and '.join(kinds)} of {self.width} values"
-        where = f"at {self.positions} of {self.of_positions} positions"
-        return f"not finite: {self.site} first, at {place}: {counted}; {where}; {self._went_in()}"
-
-    def _went_in(self) -> str:
-        if self.source is None or self.source_finite is None:
-            return "its input is not recorded, and every value recorded before it is finite"
-        if self.source_finite:
-            return f"its input {self.source} is finite (largest {self.source_largest:.3g})"
-        return f"its input {self.source} is not finite either"
-
-    def to_json(self) -> Json:
-        return vars(self) | {"text": self.text()}
 
 
 def first_non_finite(trace: Trace, stops: Mapping[int, int] | None = None) -> NonFinite | None:

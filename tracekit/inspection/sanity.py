@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import xxhash
@@ -25,61 +27,141 @@ CONSTANT_SHARE = 0.5
 """Share of the sites that hold one number throughout. Attention that gives zeros in every layer makes a sixth."""
 
 
-def capture_problems(trace: Trace) -> list[str]:
-    """Why no verdict can be reached from this trace, one line each; empty where it looks like a recording."""
+@dataclass(frozen=True)
+class CountsOnly:
+    """A trace that was made of a text log."""
+
+    path: str
+    token_ids: bool  # it holds those, too
+
+
+@dataclass(frozen=True)
+class ConstantSites:
+    """Sites hold one number throughout: nothing was captured."""
+
+    path: str
+    sequence: int
+    constant: int
+    sites: int
+    first: str
+
+
+@dataclass(frozen=True)
+class SharedValues:
+    """Sites hold the values of other sites: buffers were overwritten before they were copied."""
+
+    path: str
+    sequence: int
+    shared: int
+    sites: int
+    first: str
+
+
+@dataclass(frozen=True)
+class DrawsUnseen:
+    """Steps whose token is known, and not how it was drawn."""
+
+    path: str
+    sequence: int
+    unseen: int
+    steps: int
+    first_step: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class RecordingEnds:
+    """A step from which not even tokens were seen."""
+
+    path: str
+    sequence: int
+    step: int
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class CutOff:
+    """A file that ends before its recording does."""
+
+    path: str
+    detail: str | None
+
+
+@dataclass(frozen=True)
+class SitesEnded:
+    """Sites that stopped being stored before their sequence ended."""
+
+    path: str
+    first: str
+    more: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PositionsMissing:
+    """A sequence whose sites end before its last step was computed."""
+
+    path: str
+    sequence: int
+    held: int
+    needed: int
+
+
+@dataclass(frozen=True)
+class SitesNotFound:
+    """A pattern that was to choose sites and chose none."""
+
+    pattern: str
+
+
+Unseen = DrawsUnseen | RecordingEnds
+Loss = CutOff | SitesEnded | PositionsMissing
+
+
+def capture_problems(trace: Trace) -> list[object]:
+    """Why no verdict can be reached from this trace; empty where it looks like a recording."""
     if any(counts(sequence) for sequence in trace.sequences):
-        holds = "counts and token ids" if any(sequence.step_count for sequence in trace.sequences) else "counts only"
-        return [f"{trace.path}: was read from a text log and holds {holds}; tracekit summary sets them side by side"]
-    out = []
-    for sequence in trace.sequences:
-        problems = [*_problems(sequence), *_unseen(sequence)]
-        out += [f"{trace.path}: sequence {sequence.index}: {problem}" for problem in problems]
-    return out
+        return [CountsOnly(trace.path, any(sequence.step_count for sequence in trace.sequences))]
+    return [problem for sequence in trace.sequences for problem in (*_problems(sequence), *_unseen_in(sequence))]
 
 
-def _unseen(sequence: Sequence) -> list[str]:
+def unseen(trace: Trace) -> list[Unseen]:
     """What the recorder did not see of how tokens came about."""
+    return [found for sequence in trace.sequences for found in _unseen_in(sequence)]
+
+
+def _unseen_in(sequence: Sequence) -> Iterator[Unseen]:
     why = {str(event.detail): event.step for event in reversed(sequence.events) if event.kind == UNSEEN}
-    out = []
     if why:
         count = len({event.step for event in sequence.events if event.kind == UNSEEN})
         reason, step = min(why.items(), key=lambda item: item[1])
-        said = f"how the token was drawn was not seen at {count} of {sequence.step_count} steps"
-        out.append(f"{said}, step {step} first: {reason}")
+        yield DrawsUnseen(sequence.path, sequence.index, count, sequence.step_count, step, reason)
     if sequence.end_reason == UNSEEN:
-        out.append(f"recording ends at step {sequence.step_count}: {sequence.end_detail}")
-    return out
+        yield RecordingEnds(sequence.path, sequence.index, sequence.step_count, sequence.end_detail)
 
 
-def losses(trace: Trace) -> list[str]:
-    """What the recorder of a trace meant to keep and the file does not hold, one line each."""
-    out = []
+def losses(trace: Trace) -> list[Loss]:
+    """What the recorder of a trace meant to keep and the file does not hold."""
     cut = not trace.sequences or any(sequence.end_reason is None for sequence in trace.sequences)
-    if trace.status != "complete" and cut:
-        out.append(f"{trace.path}: {trace.status_detail or 'was cut off'}")
-    return out + lost_rows(trace)
+    ends: list[Loss] = [CutOff(trace.path, trace.status_detail)] if trace.status != "complete" and cut else []
+    return ends + lost_rows(trace)
 
 
-def lost_rows(trace: Trace) -> list[str]:
-    """Rows of sites that the recorder of a trace meant to keep and the file does not hold, one line each."""
-    out = []
+def lost_rows(trace: Trace) -> list[Loss]:
+    """Rows of sites that the recorder of a trace meant to keep and the file does not hold."""
     ended = [(site.name, site.ended) for site in trace.sites.values() if site.ended]
-    if ended:
-        more = f" and {len(ended) - 1} more" if len(ended) > 1 else ""
-        out.append(f"{trace.path}: {ended[0][0]}{more} ended before the sequence: {ended[0][1]}")
-    return out + missing_positions(trace)
+    return [*(SitesEnded(trace.path, name, len(ended) - 1, why) for name, why in ended[:1]), *missing_positions(trace)]
 
 
-def missing_positions(trace: Trace) -> list[str]:
-    """Sequences whose sites end before their last step was computed, a line each."""
+def missing_positions(trace: Trace) -> list[PositionsMissing]:
+    """Sequences whose sites end before their last step was computed."""
     out = []
     for sequence in trace.sequences:
         if not sequence.sites or not sequence.step_count:
             continue
         needed = sequence.step(0).position + sequence.step_count
         if sequence.positions < needed:
-            told = f"sites hold {sequence.positions} of {needed} positions; the others are not compared"
-            out.append(f"{trace.path}: sequence {sequence.index}: {told}")
+            out.append(PositionsMissing(trace.path, sequence.index, sequence.positions, needed))
     return out
 
 
@@ -93,30 +175,28 @@ def _counted(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
-def no_such_site(trace: Trace, pattern: str | None) -> str | None:
-    """What to tell somebody who asked for sites by a pattern that is in no name; None where something was recorded."""
+def no_such_site(trace: Trace, pattern: str | None) -> list[SitesNotFound]:
+    """What to tell somebody who asked for sites by a pattern that is in no name; empty where something was recorded."""
     if pattern is None or any(sequence.sites for sequence in trace.sequences):
-        return None
-    return f"--sites {pattern}: is in the name of no site of this program; only its steps are recorded"
+        return []
+    return [SitesNotFound(pattern)]
 
 
-def _problems(sequence: Sequence) -> list[str]:
+def _problems(sequence: Sequence) -> Iterator[ConstantSites | SharedValues]:
     values = {name: _first_rows(sequence, name) for name in sequence.sites}
     floats = {name: rows for name, rows in values.items() if rows is not None}
     if len(floats) < LEAST_SITES:
-        return []
+        return
     constant = [name for name, rows in floats.items() if _is_constant(rows, sequence.sites[name].dtype)]
     if len(constant) >= CONSTANT_SHARE * len(floats):
-        said = f"{len(constant)} of {len(floats)} sites hold one number throughout, {constant[0]} first"
-        return [f"{said}: nothing was captured; record again, with values that are computed before they are copied"]
+        yield ConstantSites(sequence.path, sequence.index, len(constant), len(floats), constant[0])
+        return
     rest = [name for name in floats if name not in constant]
     digests = {name: xxhash.xxh3_64_intdigest(np.ascontiguousarray(floats[name]).tobytes()) for name in rest}
     counts = Counter(digests.values())
     same = [name for name in rest if counts[digests[name]] > 1]
     if len(rest) >= LEAST_SITES and len(same) >= SAME_SHARE * len(rest):
-        said = f"{len(same)} of {len(floats)} sites hold the values of another site, {same[0]} first"
-        return [f"{said}: buffers were overwritten before they were copied; record copies, not views"]
-    return []
+        yield SharedValues(sequence.path, sequence.index, len(same), len(floats), same[0])
 
 
 def _first_rows(sequence: Sequence, name: str) -> Array | None:

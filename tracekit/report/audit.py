@@ -7,9 +7,9 @@ from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.inspection.settings import Difference
 from tracekit.mistakes.culprits import ExplainedAudit, ExplainedCulprit, same_mistake
 from tracekit.mistakes.explanation import Explained
-from tracekit.report.coverage import left_out, shares
+from tracekit.report.coverage import coverage_json, left_out, shares
 from tracekit.report.text import counted_values
-from tracekit.report.words import sentence
+from tracekit.report.words import fields_and_text, sentence
 from tracekit.report.words.culprits import culprit_json
 from tracekit.trace import Json, Trace
 from tracekit.verdict.coverage import audited_coverage
@@ -32,8 +32,8 @@ def audit_text(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> s
     lines = [f"audited    {trace.path}  {trace.implementation}  {config.get('dtype') or ''}  {steps} steps"]
     lines.append(f"against    {checkpoint.path}")
     lines.append("WITHHELD  capture" if found.lost and not found.departs else HEADLINES[found.exit_code])
-    lines += [f"  {line}" for line in found.lost]
-    lines += [] if found.non_finite is None else [f"  {found.non_finite.text()}"]
+    lines += [f"  {sentence(loss)}" for loss in found.lost]
+    lines += [] if found.non_finite is None else [f"  {sentence(found.non_finite)}"]
     lines += [f"  {_stated(difference)}" for difference in found.differences]
     if found.weights:
         more = f" and {len(found.weights) - 1} more" if len(found.weights) > 1 else ""
@@ -115,7 +115,7 @@ def audit_json(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> J
         "tests": found.tests,
         "false_alarms": FALSE_ALARMS,
         "not_audited": dict(found.unknown),
-        "non_finite": None if found.non_finite is None else found.non_finite.to_json(),
+        "non_finite": None if found.non_finite is None else fields_and_text(found.non_finite),
         "notes": [sentence(note) for note in found.notes],
-        "coverage": audited_coverage(found, trace).to_json(),
+        "coverage": coverage_json(audited_coverage(found, trace)),
     }

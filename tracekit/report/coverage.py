@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tracekit.report.words import sentence
+from tracekit.trace import Json
 from tracekit.verdict.coverage import Coverage
 
 SHOWN = 2
@@ -23,3 +25,17 @@ def left_out(coverage: Coverage) -> list[str]:
         more = f" and {len(coverage.not_recorded) - SHOWN} more" if len(coverage.not_recorded) > SHOWN else ""
         out.append(f"not recorded: {'; '.join(coverage.not_recorded[:SHOWN])}{more}")
     return out
+
+
+def coverage_json(coverage: Coverage) -> Json:
+    """Ready for `json.dumps`."""
+    return {
+        "steps": vars(coverage.steps),
+        "sites": vars(coverage.sites),
+        "audited": None if coverage.audited is None else vars(coverage.audited),
+        "parameters": vars(coverage.parameters),
+        "unchecked": list(coverage.unchecked),
+        "skipped": dict(coverage.skipped),
+        "not_recorded": list(coverage.not_recorded),
+        "lost": [sentence(loss) for loss in coverage.lost],
+    }

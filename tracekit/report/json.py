@@ -9,6 +9,7 @@ from dataclasses import asdict
 from tracekit.compare.drift import Drift
 from tracekit.compare.findings import TokenDiffers
 from tracekit.mistakes.explanation import Explained, FitsAsWell
+from tracekit.report.coverage import coverage_json
 from tracekit.report.words import fields_of, sentence
 from tracekit.report.words.culprits import culprit_json
 from tracekit.report.words.explanations import explanation_json
@@ -38,7 +39,7 @@ def verdict_json(verdict: Verdict) -> Json:
         "token": None if verdict.token is None else token_json(verdict.token),
         "margins": margins_json(verdict.margins),
         "compared": {} if verdict.compared is None else asdict(verdict.compared),
-        "coverage": None if verdict.coverage is None else verdict.coverage.to_json(),
+        "coverage": None if verdict.coverage is None else coverage_json(verdict.coverage),
         "unexercised": [sentence(each) for each in verdict.unexercised],
         "unmatched": {name: list(value) for name, value in vars(verdict.unmatched).items()},
         "calibration": verdict.calibration,

@@ -114,7 +114,7 @@ def audit_words(found: ExplainedAudit) -> Json:
         "evidence": [
             without_controls(line)
             for line in [
-                *found.lost,
+                *map(sentence, found.lost),
                 *stated,
                 *bytes_differ,
                 *([sentence(first.evidence)] if first else []),
@@ -135,7 +135,7 @@ LOST = {"badge": "Withheld", "tone": "warn", "headline": "The recording is not w
 
 
 def _not_finite(found: ExplainedAudit) -> list[str]:
-    return [] if found.non_finite is None else [found.non_finite.text()]
+    return [] if found.non_finite is None else [sentence(found.non_finite)]
 
 
 def recorded_words(trace: Trace) -> Json:

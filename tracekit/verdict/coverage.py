@@ -1,7 +1,7 @@
 """What a verdict covers: how much of what the programs computed was compared or recomputed, and what was lost.
 
 Lost is what a recorder meant to keep and the file does not hold: steps after the end of a cut file, positions of a site
-that stopped being stored (`capture.losses`). It withholds PARITY. What was never asked for, or what nothing can check,
+that stopped being stored (`sanity.losses`). It withholds PARITY. What was never asked for, or what nothing can check,
 is counted and said, no more.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from tracekit.auditing.audit import Audit
 from tracekit.compare.search import Search
-from tracekit.inspection.sanity import losses
+from tracekit.inspection.sanity import Loss, losses
 from tracekit.trace import Json, Trace, resolve
 
 LOGITS = "logits"
@@ -46,21 +46,8 @@ class Coverage:
     """Sites without a value, or without one in some calls, and why."""
     not_recorded: tuple[str, ...] = ()
     """Calls that a recorder says it left out."""
-    lost: tuple[str, ...] = ()
+    lost: tuple[Loss, ...] = ()
     """What should be in a file and is not, a line each: no PARITY then."""
-
-    def to_json(self) -> Json:
-        """Ready for `json.dumps`."""
-        return {
-            "steps": vars(self.steps),
-            "sites": vars(self.sites),
-            "audited": None if self.audited is None else vars(self.audited),
-            "parameters": vars(self.parameters),
-            "unchecked": list(self.unchecked),
-            "skipped": dict(self.skipped),
-            "not_recorded": list(self.not_recorded),
-            "lost": list(self.lost),
-        }
 
 
 def compared_coverage(reference: Trace, candidate: Trace, found: Search, audited: Share | None) -> Coverage:

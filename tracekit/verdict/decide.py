@@ -19,11 +19,11 @@ from tracekit.compare.findings import Finding, Stage
 from tracekit.compare.search import search
 from tracekit.compare.settings import config_differences, weight_differences
 from tracekit.compare.yardstick import Noise, Oracle, Uncalibrated, Yardstick, used_calibration
-from tracekit.extra.cosyvoice3.speech import SPEECH, TOKENS_A_SECOND
 from tracekit.formats.name_map import NameMap, gguf_names
+from tracekit.generations import generation_of
 from tracekit.inspection.following import shortfalls
 from tracekit.inspection.non_finite import first_non_finite
-from tracekit.inspection.sanity import capture_problems
+from tracekit.inspection.sanity import CutOff, capture_problems
 from tracekit.trace import Trace
 from tracekit.verdict import evidence
 from tracekit.verdict.attribution import Examination, checkpoint_of, examine, settle
@@ -199,28 +199,21 @@ def _culprits(finding: Finding | None, examination: Examination | None) -> Itera
 def _notes(case: Case, ruling: Ruling | None) -> Iterator[object]:
     traces = case.pair.traces
     for trace in traces:
-        if trace.status_detail and f"{trace.path}: {trace.status_detail}" not in case.coverage.lost:
+        if trace.status_detail and CutOff(trace.path, trace.status_detail) not in case.coverage.lost:
             yield evidence.RecorderNote(trace.path, trace.status_detail)
     for trace in traces:
         yield from shortfalls(trace)
-    yield from _silence(*traces)
+    yield from _afterwards(*traces)
     yield from _not_finite(*traces)
     if ruling is None or ruling.cause in (Cause.NEAR_TIE, Cause.CAPTURE):
         # Elsewhere the logits differ by more than rounding: what they move over a cut says nothing.
         yield from (evidence.TieMoved(*place) for place in case.found.ties[:MOST_TIES])
 
 
-def _silence(reference: Trace, candidate: Trace) -> Iterator[evidence.SilenceDropped]:
-    """Where a program's filter of silence makes sounds of another length than the tokens say."""
+def _afterwards(reference: Trace, candidate: Trace) -> Iterator[object]:
+    """What became of the tokens after they were made, by what their kind of program does with them."""
     for one, other in zip(reference.sequences, candidate.sequences, strict=False):
-        counts = SPEECH.dropped(one), SPEECH.dropped(other)
-        for trace, sequence, count, others in (
-            (reference, one, counts[0], counts[1]),
-            (candidate, other, counts[1], counts[0]),
-        ):
-            if count and count != others:
-                seconds = abs(count - (others or 0)) / TOKENS_A_SECOND
-                yield evidence.SilenceDropped(trace.path, sequence.index, count, others or 0, seconds)
+        yield from generation_of(reference, one).differences((reference, one), (candidate, other))
 
 
 def _not_finite(reference: Trace, candidate: Trace) -> Iterator[object]:

@@ -159,17 +159,6 @@ class RecorderNote:
 
 
 @dataclass(frozen=True)
-class SilenceDropped:
-    """Silent tokens that one side's program drops, and the other does not."""
-
-    path: str
-    sequence: int
-    dropped: int
-    elsewhere: int  # on the other side
-    seconds: float  # of sound
-
-
-@dataclass(frozen=True)
 class NotFinite:
     """The first value of a trace that is no finite number."""
 

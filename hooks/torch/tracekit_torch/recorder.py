@@ -221,11 +221,10 @@ class Recorder:
                 if self.log_path != self.out:
                     write_archive(trace, self.out)
                 self.written = written(trace)
-                missed = [no_such_site(trace, self.options.sites), *lost_rows(trace)]
+                missed = _sentences([*no_such_site(trace, self.options.sites), *lost_rows(trace)])
                 self.not_followed = self._not_followed(trace)
-            for sentence in (*missed, *self.not_followed):
-                if sentence is not None:
-                    self.note(sentence)
+            for said in (*missed, *self.not_followed):
+                self.note(said)
             if self.log_path != self.out and not self.options.keep_log:
                 self.log_path.unlink()
 
@@ -234,7 +233,7 @@ class Recorder:
         if self.options.follow is None or self.broken is not None:
             return []
         with open_trace(self.options.follow) as followed:
-            return shortfalls(trace, followed)
+            return _sentences(shortfalls(trace, followed))
 
     def discard(self) -> None:
         """Remove what was written: it holds no sequence."""
@@ -537,6 +536,15 @@ def survivors(probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     ids = torch.nonzero(probs).reshape(-1)
     kept, order = torch.sort(probs[ids], descending=True, stable=True)
     return ids[order].cpu(), kept.float().cpu()
+
+
+def _sentences(findings: Sequence[object]) -> list[str]:
+    """Findings as the user reads them; a recording with none does without the modules that word them."""
+    if not findings:
+        return []
+    from tracekit.report.words import sentence
+
+    return [sentence(each) for each in findings]
 
 
 def say(sentence: str) -> None:

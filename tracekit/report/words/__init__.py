@@ -15,7 +15,7 @@ from typing import Any
 
 from tracekit.trace import Json
 
-__all__ = ["fields_of", "sentence"]
+__all__ = ["fields_and_text", "fields_of", "sentence"]
 
 
 @singledispatch
@@ -42,6 +42,11 @@ def fields_of(thing: object) -> Json:
     """A finding as plain JSON: `type`, the snake_case name of its class, and its fields."""
     plain: Any = _plain(thing)
     return plain if isinstance(plain, dict) else {"type": "text", "text": plain}
+
+
+def fields_and_text(thing: object) -> Json:
+    """As `fields_of`, with the sentence as `text`."""
+    return fields_of(thing) | {"text": sentence(thing)}
 
 
 def _plain(value: object) -> Any:

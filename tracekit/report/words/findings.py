@@ -15,7 +15,6 @@ from tracekit.compare.findings import (
     SiteWrong,
     TokenDiffers,
 )
-from tracekit.inspection.non_finite import NonFinite
 from tracekit.report.words import sentence, words
 from tracekit.report.words.numbers import times
 from tracekit.verdict import evidence
@@ -223,23 +222,9 @@ def _recorder(found: evidence.RecorderNote) -> str:
     return f"{found.path}: {found.said}"
 
 
-@words(evidence.SilenceDropped)
-def _silence(found: evidence.SilenceDropped) -> str:
-    elsewhere = f"the other side drops {found.elsewhere or 'none'}"
-    return (
-        f"{found.path}: sequence {found.sequence}: llm_job drops {found.dropped} silent tokens, those after the "
-        f"fifth in a row; {elsewhere}: {found.seconds:.2f} s of sound"
-    )
-
-
 @words(evidence.NotFinite)
 def _not_finite(found: evidence.NotFinite) -> str:
     return f"{found.path}: {sentence(found.first)}"
-
-
-@words(NonFinite)
-def _non_finite(found: NonFinite) -> str:
-    return found.text()
 
 
 @words(evidence.NotFiniteAlike)

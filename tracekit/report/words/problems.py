@@ -1,0 +1,203 @@
+"""Sentences of what is wrong with a trace itself: capture, losses, runs that were to follow another, text logs."""
+
+from __future__ import annotations
+
+from tracekit.compare.counted import CountDiffers, ListedTokenDiffers, ListedTokensEqual, SequenceCountsDiffer
+from tracekit.extra.cosyvoice3.speech import SilenceDropped
+from tracekit.inspection.following import (
+    ChoicesNotRecorded,
+    DrawsNotRecorded,
+    NoStep,
+    OtherDraw,
+    OtherInput,
+    TokensNotFollowed,
+)
+from tracekit.inspection.non_finite import NonFinite
+from tracekit.inspection.sanity import (
+    ConstantSites,
+    CountsOnly,
+    CutOff,
+    DrawsUnseen,
+    PositionsMissing,
+    RecordingEnds,
+    SharedValues,
+    SitesEnded,
+    SitesNotFound,
+)
+from tracekit.report.words import words
+
+# -------------------------------------------------------------------- capture
+
+
+@words(CountsOnly)
+def _counts_only(found: CountsOnly) -> str:
+    holds = "counts and token ids" if found.token_ids else "counts only"
+    return f"{found.path}: was read from a text log and holds {holds}; compare them with `tracekit summary`"
+
+
+@words(ConstantSites)
+def _constant(found: ConstantSites) -> str:
+    return (
+        f"{found.path}: sequence {found.sequence}: {found.constant} of {found.sites} sites hold one number throughout, "
+        f"{found.first} first: nothing was captured; record again, and compute the values before they are copied"
+    )
+
+
+@words(SharedValues)
+def _shared(found: SharedValues) -> str:
+    return (
+        f"{found.path}: sequence {found.sequence}: {found.shared} of {found.sites} sites hold the values of another "
+        f"site, {found.first} first: buffers were overwritten before they were copied; record copies, not views"
+    )
+
+
+@words(DrawsUnseen)
+def _draws_unseen(found: DrawsUnseen) -> str:
+    return (
+        f"{found.path}: sequence {found.sequence}: how the token was drawn was not seen at {found.unseen} of "
+        f"{found.steps} steps, step {found.first_step} first: {found.reason}"
+    )
+
+
+@words(RecordingEnds)
+def _ends(found: RecordingEnds) -> str:
+    return f"{found.path}: sequence {found.sequence}: recording ends at step {found.step}: {found.reason}"
+
+
+# -------------------------------------------------------------------- losses
+
+
+@words(CutOff)
+def _cut_off(found: CutOff) -> str:
+    return f"{found.path}: {found.detail or 'was cut off'}"
+
+
+@words(SitesEnded)
+def _sites_ended(found: SitesEnded) -> str:
+    more = f" and {found.more} more" if found.more else ""
+    return f"{found.path}: {found.first}{more} ended before the sequence: {found.reason}"
+
+
+@words(PositionsMissing)
+def _positions(found: PositionsMissing) -> str:
+    held = f"{found.held} of {found.needed}"
+    return f"{found.path}: sequence {found.sequence}: sites hold {held} positions; the others are not compared"
+
+
+@words(SitesNotFound)
+def _sites_not_found(found: SitesNotFound) -> str:
+    return f"--sites {found.pattern}: matches no site in this program; only its steps are recorded"
+
+
+@words(NonFinite)
+def _non_finite(found: NonFinite) -> str:
+    kinds = [f"{count} {word}" for count, word in ((found.nan, "NaN"), (found.infinite, "infinite")) if count]
+    several = f"sequence {found.sequence}, " if found.sequence else ""
+    place = f"{several}step {found.step}, position {found.position}"
+    counted = f"{' and '.join(kinds)} of {found.width} values"
+    where = f"at {found.positions} of {found.of_positions} positions"
+    return f"not finite: {found.site} first, at {place}: {counted}; {where}; {_went_in(found)}"
+
+
+def _went_in(found: NonFinite) -> str:
+    if found.source is None or found.source_finite is None:
+        return "its input is not recorded, and every value recorded before it is finite"
+    if found.source_finite:
+        return f"its input {found.source} is finite (largest {found.source_largest:.3g})"
+    return f"its input {found.source} is not finite either"
+
+
+# -------------------------------------------------------------------- runs that were to follow another
+
+
+@words(ChoicesNotRecorded)
+def _choices(found: ChoicesNotRecorded) -> str:
+    return (
+        f"{found.path}: sequence {found.sequence}: own choices not recorded at {found.missing} of {found.steps} steps "
+        f"of a run that was told to follow {found.followed}: its tokens may all be forced ones"
+    )
+
+
+@words(NoStep)
+def _no_step(found: NoStep) -> str:
+    return f"--follow {found.followed}: the program recorded no step, so it followed nothing"
+
+
+@words(TokensNotFollowed)
+def _tokens(found: TokensNotFollowed) -> str:
+    asked, apart = f"--follow {found.followed}", found.apart
+    if apart is None:
+        return f"{asked}: nothing in the log shows that the program followed it"
+    tokens = f"{apart.token} instead of {apart.instead_of}"
+    said = f"sequence {apart.sequence} has token {tokens} at step {apart.step}"
+    return (
+        f"{asked}: {said}, though other tokens were forced" if found.forced_others else f"{asked}: {_DID_NOT}: {said}"
+    )
+
+
+_DID_NOT = "the program did not follow"
+
+
+@words(DrawsNotRecorded)
+def _no_draws(found: DrawsNotRecorded) -> str:
+    asked = f"--follow-draws {found.followed}"
+    return f"{asked}: no draw of the program is recorded, so nothing shows that it followed them"
+
+
+@words(OtherDraw)
+def _draw(found: OtherDraw) -> str:
+    return (
+        f"--follow-draws {found.followed}: {_DID_NOT}: sequence {found.sequence}, step {found.step} draws from "
+        f"{_place(found.place)} instead of {_place(found.instead_of)}"
+    )
+
+
+def _place(place: tuple[int | None, int | None]) -> str:
+    return f"seed {place[0]}, offset {place[1]}"
+
+
+@words(OtherInput)
+def _input(found: OtherInput) -> str:
+    differs = "differs" if found.recorded else "is not recorded"
+    return f"--follow-inputs {found.followed}: {_DID_NOT}: prompt/{found.name} of sequence {found.sequence} {differs}"
+
+
+# -------------------------------------------------------------------- text logs
+
+
+@words(SequenceCountsDiffer)
+def _sequences(found: SequenceCountsDiffer) -> str:
+    return f"{found.reference} sequences in the reference, {found.candidate} in the candidate"
+
+
+@words(CountDiffers)
+def _count(found: CountDiffers) -> str:
+    sides = f"{found.reference} in the reference, {found.candidate} in the candidate"
+    return f"sequence {found.sequence}: {found.what.replace('_', ' ')}: {sides}"
+
+
+@words(ListedTokenDiffers)
+def _listed(found: ListedTokenDiffers) -> str:
+    sides = f"reference {found.reference} | candidate {found.candidate}"
+    return f"sequence {found.sequence}: tokens differ from step {found.step}: {sides}; a text log does not say why"
+
+
+@words(ListedTokensEqual)
+def _listed_equal(found: ListedTokensEqual) -> str:
+    last = found.generated - 1
+    beyond = (
+        f"; later ones, up to step {last}, are not recorded on both sides" if found.generated > found.tokens else ""
+    )
+    return f"sequence {found.sequence}: the first {found.tokens} tokens are equal{beyond}"
+
+
+# -------------------------------------------------------------------- after the tokens
+
+
+@words(SilenceDropped)
+def _silence(found: SilenceDropped) -> str:
+    elsewhere = f"the other side drops {found.dropped_elsewhere or 'none'}"
+    return (
+        f"{found.path}: sequence {found.sequence}: llm_job drops {found.dropped} silent tokens, those after "
+        f"{found.kept} in a row; {elsewhere}: {found.seconds:.2f} s of sound"
+    )
