@@ -149,6 +149,7 @@ def needing(folder: Path) -> dict[str, list[str]]:
     writer.add_head_count(2), writer.add_head_count_kv(2)
     writer.add_tensor("token_embd.weight", np.ones((8, 32), np.float32))
     writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+    (folder / "cosyvoice3.yaml").write_text("llm: !new:cosyvoice.llm.llm.CosyVoice3LM\n    llm_input_size: 32\n")
     torch = pytest.importorskip("torch")
     torch.save({"weight": torch.ones(3)}, folder / "w.pt")
     pair = folder / "pair"
@@ -161,6 +162,7 @@ def needing(folder: Path) -> dict[str, list[str]]:
         "torch record": ["record", "-o", "recorded.h5", "recorded.py"],
         "torch weights": ["weights", "w.pt", "w.pt"],
         "audio": ["audio", "sound.wav"],
+        "cosyvoice": ["config", "cosyvoice3.yaml", both[0]],
         "gguf": ["weights", "w.gguf", "w.gguf"],
         "report": ["report", *both, "-o", "report.html"],
         "postmortem": ["postmortem", "pair", "-o", "out"],

@@ -13,16 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tracekit.extra.cosyvoice3.speech import PROMPT_TEXT, SPOKEN_TEXT
+from tracekit.extra.cosyvoice3.tagged_yaml import Tagged, parse
 from tracekit.inspection.settings import SWITCHES, as_used, in_effect
 from tracekit.sampling.processors import GENERATE, ONLY_SAMPLED
 from tracekit.trace import Json, Sequence, Trace, TraceError
 
 SIZE_LIMIT = 1 << 20
 """Longest configuration in bytes; real ones take some 10 KB."""
-PYTHON_TAG = "tag:yaml.org,2002:python/"
 RESERVED = 200
 """Ids from `speech_token_size` on that are no speech: all of them stop a generation."""
 RAS = "ras_sampling"
@@ -49,14 +47,6 @@ class Unresolved(str):
     @classmethod
     def of(cls, what: str) -> Unresolved:
         return cls(f"not a plain value: {what}")
-
-
-@dataclass(frozen=True, eq=False)
-class Tagged:
-    """A YAML node with a tag that nobody acts upon."""
-
-    tag: str
-    value: Any
 
 
 @dataclass(frozen=True)
@@ -109,7 +99,7 @@ def differs(rows: list[Row]) -> bool:
 def read_declared(path: Path) -> list[Setting]:
     """Settings of a `cosyvoice3.yaml`, a `config.json` or a `generation_config.json`."""
     text = _text(path)
-    settings = _of_json(path, text) if path.suffix == ".json" else _of_yaml(_parse_yaml(path, text))
+    settings = _of_json(path, text) if path.suffix == ".json" else _of_yaml(parse(path, text))
     if not settings:
         raise TraceError(f"{path}: declares no setting that a trace knows; give cosyvoice3.yaml or config.json")
     return settings
@@ -145,45 +135,6 @@ def _of_json(path: Path, text: str) -> list[Setting]:
     # One that is switched off is a setting too: an engine may apply it.
     named = [key for key in MODEL_KEYS if plain.get(key) is not None or declared.get(key) is not None]
     return [Setting(key, plain[key], key, "model", switches) for key in named]
-
-
-class _DataLoader(yaml.SafeLoader):
-    """SafeLoader that keeps tags as data. Merge keys (`<<`) stay keys: nested ones grow without bound."""
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        return
-
-
-def _tagged(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
-    if node.tag.startswith(PYTHON_TAG):
-        raise TraceError(f"line {node.start_mark.line + 1} asks for a Python object ({node.tag.split(':')[-1]})")
-    return Tagged(node.tag, _plain(loader, node))
-
-
-def _plain(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
-    if isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
-    return loader.construct_scalar(node) if isinstance(node, yaml.ScalarNode) else None
-
-
-_DataLoader.add_multi_constructor("", _tagged)
-
-
-def _parse_yaml(path: Path, text: str) -> Json:
-    try:
-        tree = yaml.load(text, _DataLoader)  # a SafeLoader
-    except TraceError as refused:
-        raise TraceError(f"{path}: {refused}, which is refused; take it out, a configuration needs none") from None
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f" at line {error.problem_mark.line + 1}"
-        raise TraceError(f"{path}: is no YAML{line} ({error.problem}); fetch it again") from None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError):
-        raise TraceError(f"{path}: is no YAML that can be read; fetch it again") from None
-    if not isinstance(tree, dict):
-        raise TraceError(f"{path}: holds no settings; give cosyvoice3.yaml")
-    return tree
 
 
 def _of_yaml(tree: Json) -> list[Setting]:

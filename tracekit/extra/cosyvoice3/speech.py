@@ -41,7 +41,6 @@ class SilenceDropped:
     path: str
     sequence: int
     dropped: int
-    kept: int  # silent tokens in a row that the filter passes on
     dropped_elsewhere: int | None  # by the other side; None: it has no such filter
     seconds: float  # of sound, that the two differ by for it
 
@@ -118,7 +117,7 @@ class Speech:
             count, others = self.dropped(one), self.dropped(other)
             if count and count != others:
                 seconds = abs(count - (others or 0)) / TOKENS_A_SECOND
-                out.append(SilenceDropped(trace.path, one.index, count, SILENT_KEPT, others or None, seconds))
+                out.append(SilenceDropped(trace.path, one.index, count, others or None, seconds))
         return tuple(out)
 
 

@@ -32,7 +32,7 @@ from tracekit.report.words import words
 @words(CountsOnly)
 def _counts_only(found: CountsOnly) -> str:
     holds = "counts and token ids" if found.token_ids else "counts only"
-    return f"{found.path}: was read from a text log and holds {holds}; compare them with `tracekit summary`"
+    return f"{found.path}: was read from a text log and holds {holds}; tracekit summary sets them side by side"
 
 
 @words(ConstantSites)
@@ -184,11 +184,10 @@ def _listed(found: ListedTokenDiffers) -> str:
 
 @words(ListedTokensEqual)
 def _listed_equal(found: ListedTokensEqual) -> str:
-    last = found.generated - 1
-    beyond = (
-        f"; later ones, up to step {last}, are not recorded on both sides" if found.generated > found.tokens else ""
-    )
-    return f"sequence {found.sequence}: the first {found.tokens} tokens are equal{beyond}"
+    said = f"sequence {found.sequence}: the first {found.tokens} tokens are equal"
+    if found.generated == found.tokens:
+        return said
+    return f"{said}; those after it, up to step {found.generated - 1}, are not recorded on both sides"
 
 
 # -------------------------------------------------------------------- after the tokens
@@ -198,6 +197,6 @@ def _listed_equal(found: ListedTokensEqual) -> str:
 def _silence(found: SilenceDropped) -> str:
     elsewhere = f"the other side drops {found.dropped_elsewhere or 'none'}"
     return (
-        f"{found.path}: sequence {found.sequence}: llm_job drops {found.dropped} silent tokens, those after "
-        f"{found.kept} in a row; {elsewhere}: {found.seconds:.2f} s of sound"
+        f"{found.path}: sequence {found.sequence}: llm_job drops {found.dropped} silent tokens, those after the fifth "
+        f"in a row; {elsewhere}: {found.seconds:.2f} s of sound"
     )
