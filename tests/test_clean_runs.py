@@ -17,7 +17,7 @@ from tracekit.auditing.arithmetic import Exact, Rounding
 from tracekit.auditing.audit import audit
 from tracekit.auditing.estimated import estimated_matrix
 from tracekit.auditing.operations.soft_cap import capped
-from tracekit.auditing.own_error import Tally, deviations, root_mean_square, spread_width
+from tracekit.auditing.own_error import Statistic, Tally, deviations, root_mean_square, spread_width
 from tracekit.auditing.rounding import LIBRARY, Result, times
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.mistakes.culprits import explained_audit
@@ -96,7 +96,7 @@ def test_a_gain_that_drawn_errors_share_widens_its_limit() -> None:
         drawn_rows=np.arange(32),
         bias=LIBRARY,
     )
-    assert spread_width(result)["row gain"] > 4.0
+    assert spread_width(result)[Statistic.ROW_GAIN] > 4.0
 
 
 # ---------------------------------------------------------------- scalar constants
