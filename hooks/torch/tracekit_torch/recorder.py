@@ -114,7 +114,7 @@ class Recorder:
         self.log_path = out if out.suffix == LOG_SUFFIX else out.with_suffix(LOG_SUFFIX)
         self.options = options
         self.command = command
-        self.texts = Texts()
+        self.texts = Texts(self.note)
         self.follow = Follow(options.follow, options.follow_draws) if options.follow else None
         self.model: nn.Module | None = None
         self.adapter: Adapter | None = None
@@ -170,6 +170,7 @@ class Recorder:
         if self.options.dtype is not None:
             precision.run_in(model, self.options.dtype, about.lifted)
         self.model, self.adapter = model, adapter
+        self.texts.source = getattr(getattr(about.lifted or model, "config", None), "_name_or_path", None)
         self._parameters = list(inspect.signature(model.forward).parameters)
         writer = self._open()
         writer.open(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 TOKENIZER_MODULE = "transformers.tokenization_utils_base"
@@ -13,7 +14,10 @@ TOKENIZER_MODULE = "transformers.tokenization_utils_base"
 class Texts:
     """Decodes single tokens with the program's own tokenizer, where it has one."""
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[str], None] = lambda sentence: None) -> None:
+        self._note = note
+        self.source: str | None = None
+        """Where the model came from, as transformers names it."""
         self._made: list[weakref.ref[Any]] = []
         self._tokenizer: Any = None
         self._searched = False
@@ -52,11 +56,20 @@ class Texts:
             self._searched = True
         return self._tokenizer
 
-    @staticmethod
-    def _search() -> Any:
-        """Among all living objects: for a recording that began after the tokenizer was made."""
+    def _search(self) -> Any:
+        """Among all living objects, for a recording that began after the tokenizer was made: the only one, or, of
+        several, one from where the model came from. Another would give wrong texts."""
         module = sys.modules.get(TOKENIZER_MODULE)
         if module is None:
             return None
         base = module.PreTrainedTokenizerBase
-        return next((item for item in gc.get_objects() if issubclass(type(item), base)), None)
+        living = [item for item in gc.get_objects() if issubclass(type(item), base)]
+        if len(living) < 2:
+            return living[0] if living else None
+        own = [item for item in living if self.source and getattr(item, "name_or_path", None) == self.source]
+        if not own:
+            self._note(
+                f"{len(living)} tokenizers are there, none from where the model came from: texts of tokens are not "
+                "recorded; start the recording before the program makes its tokenizer"
+            )
+        return own[-1] if own else None
