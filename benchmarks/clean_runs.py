@@ -219,7 +219,7 @@ class Bench:
                 found = explained_audit(trace, checkpoint, audit(trace, checkpoint))
                 out.sites += len(found.clean) + len(found.culprits)
                 if found.exit_code:
-                    said = [f"{c.site} at {c.position}: {c.evidence}" for c in found.culprits]
+                    said = [f"{c.site} at {c.position}: {sentence(c.evidence)}" for c in found.culprits]
                     out.alarms[f"audit, {side}"] = "; ".join([*said[:3], f"{len(said)} sites"]) or str(found)
             audited = not out.alarms
             for kind, truth in (("diff", None), ("diff, oracle", oracle)):

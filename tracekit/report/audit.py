@@ -37,7 +37,7 @@ def audit_text(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> s
     lines += [f"  {_stated(difference)}" for difference in found.differences]
     if found.weights:
         more = f" and {len(found.weights) - 1} more" if len(found.weights) > 1 else ""
-        lines.append(f"  parameter {found.weights[0]}{more}: other bytes than the checkpoint holds")
+        lines.append(f"  parameter {found.weights[0]}{more}: bytes differ from the checkpoint")
     groups = _alike(found.culprits)
     for group in groups[:SHOWN]:
         lines += _mistake(group)
@@ -49,12 +49,6 @@ def audit_text(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> s
     lines += [f"  {line}" for line in left_out(coverage)]
     lines += [f"  note: {sentence(note)}" for note in found.notes]
     return "\n".join(lines)
-
-
-def _headline(found: ExplainedAudit) -> str:
-    if found.departs:
-        return "DEPARTS FROM ITS CHECKPOINT"
-    return "WITHHELD  capture" if found.lost else "WITHIN ITS ROUNDING BOUNDS"
 
 
 def _alike(culprits: tuple[ExplainedCulprit, ...]) -> list[list[ExplainedCulprit]]:

@@ -53,7 +53,7 @@ def _place(verdict: Json) -> str | None:
 
 def _explained(explanation: Json) -> str:
     left = explanation.get("residual") or 0.0
-    return f"{explanation['text']} (what is left is {left:.1f}x its bound)" if left >= 0.05 else explanation["text"]
+    return f"{explanation['text']} (residual {left:.1f}×)" if left >= 0.05 else explanation["text"]
 
 
 def _tokens(token: Json | None) -> Json | None:
@@ -104,7 +104,7 @@ def audit_words(found: ExplainedAudit) -> Json:
         f"{item.name.removeprefix('model.')}: {item.candidate} in the engine, {item.reference} in the checkpoint"
         for item in found.differences
     ]
-    bytes_differ = [f"parameter {name}: other bytes than the checkpoint holds" for name in found.weights[:3]]
+    bytes_differ = [f"parameter {name}: bytes differ from the checkpoint" for name in found.weights[:3]]
     return _bare(
         **(LOST if found.lost and not found.departs else AUDITED[found.exit_code]),
     ) | {
