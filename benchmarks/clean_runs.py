@@ -5,8 +5,8 @@
 Two thirds are SmolLM2 (half of them in float32, a quarter each in bfloat16 and float16), one third tiny models of
 several families. A run draws its prompt, its sampling and how the candidate computes the same: the native engine, eager
 attention, a prefill in chunks, a batch, two threads. An alarm is whatever the audit finds on either side, and whatever
-the diff calls other than parity, with an oracle or without; a token that a near-tie moved is none. Exit code 1 if there
-is one; `--run N` repeats run N alone.
+the diff calls other than parity, with an oracle or without; a token that moved across a margin no larger than
+the two sides' difference there is none. Exit code 1 if there is one; `--run N` repeats run N alone.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.mistakes.culprits import explained_audit
 from tracekit.report.words import sentence
 from tracekit.verdict.decide import Verdict
+from tracekit.verdict.ruling import Margins
 
 assert benign  # registers the harmless injections
 
@@ -257,12 +258,20 @@ class Bench:
 
 def note(out: Outcome, kind: str, verdict: Verdict) -> None:
     """What a diff says of a clean run."""
-    if verdict.cause == "near-tie":
+    if verdict.cause == "near-tie" and margin_proves(verdict.margins):
         out.near_tie = True
         return
     if verdict.verdict != "parity" or verdict.culprits:
         evidence = "; ".join(map(sentence, verdict.evidence))
         out.alarms[kind] = f"{verdict.verdict} {verdict.cause} at step {verdict.step}, {verdict.site}: {evidence}"
+
+
+def margin_proves(margins: Margins) -> bool:
+    """Whether the margin that was crossed is no larger than the difference of the two sides there."""
+    token, cut, error = margins.token, margins.cut_distance, margins.logit_error
+    if token is not None and token.margin <= token.error:
+        return True
+    return cut is not None and error is not None and cut <= error
 
 
 def report(outcomes: list[Outcome], seed: int) -> int:

@@ -21,6 +21,7 @@ from tracekit.auditing.own_error import Statistic, Tally, deviations, root_mean_
 from tracekit.auditing.rounding import LIBRARY, Result, times
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.mistakes.culprits import explained_audit
+from tracekit.verdict.ruling import Margins, Scale, TokenMargin
 
 ROOT = Path(__file__).parent.parent
 ENGINE = Path(os.environ.get("TRACEKIT_NATIVE", ROOT / "hooks/rust/target/release/tracekit-native"))
@@ -67,6 +68,13 @@ def test_attention_that_amplifies_rounding_is_parity_without_a_checkpoint(tmp_pa
     bench._torch(run, paths[1], run.how)
     verdict = tracekit.diff(paths[0], paths[1], audited=False)
     assert (verdict.verdict, verdict.culprits) == ("parity", ())
+
+
+def test_a_near_tie_counts_as_one_where_the_margin_proves_it() -> None:
+    assert clean_runs.margin_proves(Margins(token=TokenMargin(Scale.LOGITS, 1e-6, 1e-5)))
+    assert not clean_runs.margin_proves(Margins(token=TokenMargin(Scale.LOGITS, 0.1, 1e-5)))
+    assert clean_runs.margin_proves(Margins(cut_distance=1e-6, logit_error=1e-5))
+    assert not clean_runs.margin_proves(Margins())
 
 
 # ---------------------------------------------------------------- without a checkpoint

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from tracekit.align.pair import Side
 from tracekit.align.renamed import Origin
 from tracekit.align.rotary_order import RowsInPairs
+from tracekit.auditing.propagation import LONGEST
 from tracekit.compare.drift import Drift, Trend
 from tracekit.compare.findings import (
     Chosen,
@@ -274,6 +277,11 @@ def _adds_up(found: AddsUp) -> str:
 
 @words(BeyondAddingUp)
 def _beyond(found: BeyondAddingUp) -> str:
+    if math.isinf(found.share):
+        return (
+            f"{found.site} is within its own rounding bound; whether rounding of earlier sites adds up to this "
+            f"difference is not known: errors are propagated through recipes only, over at most {LONGEST} positions"
+        )
     return (
         f"{found.site} is within its own rounding bound, but differs by {times(found.share)} what rounding adds up to "
         "there: the cause is an operation that is not audited"
