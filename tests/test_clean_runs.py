@@ -16,8 +16,9 @@ from tracekit.auditing import operations, propagation, sums
 from tracekit.auditing.arithmetic import Exact, Rounding
 from tracekit.auditing.audit import audit
 from tracekit.auditing.estimated import estimated_matrix
+from tracekit.auditing.evidence import Statistic
 from tracekit.auditing.operations.soft_cap import capped
-from tracekit.auditing.own_error import Statistic, Tally, deviations, root_mean_square, spread_width
+from tracekit.auditing.own_error import Tally, deviations, root_mean_square, spread_width
 from tracekit.auditing.rounding import LIBRARY, Result, times
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.mistakes.culprits import explained_audit
