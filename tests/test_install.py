@@ -81,7 +81,7 @@ def tree_files() -> set[str]:
 
 def test_sdist_and_wheel_hold_every_file(built: Built) -> None:
     files = tree_files()
-    assert {"tracekit/py.typed", "tracekit/report/assets/page.js", "tracekit/explain/__init__.py"} <= files
+    assert {"tracekit/py.typed", "tracekit/report/assets/page.js", "tracekit/mistakes/sites/__init__.py"} <= files
     with ZipFile(built.wheel) as wheel:
         names = set(wheel.namelist())
     assert {name for name in names if ".dist-info/" not in name} == files

@@ -30,6 +30,8 @@ def command(log: Path, output: Path | None, keep_log: bool, as_json: bool) -> No
     which the archive holds the counts, or what an installed package brings an importer for.
     """
     target = output or log.with_suffix(".h5")
+    if not log.exists():
+        raise TraceError(f"{log}: cannot be read: no such file")
     if is_trace(log) and not LOGS.knows(log):
         raise TraceError(f"{log}: is an archive already; every command reads it as it is")
     if target.resolve() == log.resolve():
