@@ -17,6 +17,7 @@ from tracekit.auditing.arithmetic import Exact, Rounding
 from tracekit.auditing.audit import audit
 from tracekit.auditing.estimated import estimated_matrix
 from tracekit.auditing.evidence import Statistic
+from tracekit.auditing.matrix import Matrix, linear
 from tracekit.auditing.operations.soft_cap import capped
 from tracekit.auditing.own_error import Tally, deviations, root_mean_square, spread_width
 from tracekit.auditing.rounding import LIBRARY, Result, times
@@ -171,6 +172,19 @@ def test_partial_sums_that_grow_without_changing_sign_are_off_by_more() -> None:
     engine = np.add.accumulate(products, axis=2, dtype=np.float32)[..., -1].astype(np.float64)
     size = np.sqrt(np.mean(np.square(engine - result.values) / result.variance))
     assert 0.3 < size < 1.5
+
+
+def test_a_sum_that_begins_with_its_bias_is_clean() -> None:
+    drawn = np.random.default_rng(0)
+    rows, weight = (drawn.standard_normal(shape).astype(np.float32) for shape in ((64, 32), (16, 32)))
+    total = np.full((64, 16), 40.0, np.float32)
+    bias = total[0].astype(np.float64)
+    for term in range(32):
+        total = total + rows[:, term : term + 1] * weight[None, :, term]
+    result = linear(Matrix(weight.astype(np.float64), bias), rows.astype(np.float64), "float32", closely=True)
+    tally = Tally()
+    tally.add(total.astype(np.float64), result)
+    assert tally.statistics().size < 1.0  # 4.1 where the bias is in none of the partial sums
 
 
 @pytest.mark.parametrize("freedom", [1, 4, 30, 576])

@@ -54,7 +54,7 @@ def linear(matrix: Matrix, x: Floats, dtype: str, closely: bool = False) -> Resu
         walked = by_row[:, None] * (by_column / max(by_row.sum(), 1e-290))
     variance = rounding(values, dtype)
     variance += walked * _stored_between(x.shape[1], dtype)
-    variance += sums.walked(product, walked, x.shape[1], accumulator(dtype))
+    variance += sums.walked(product, walked, x.shape[1], accumulator(dtype), matrix.bias)
     excess = sums.excess(x, matrix.weight) if dtype == "float32" else 1.0
     reordered = _reordered(matrix, x, values, dtype) if closely else ()
     if matrix.bias is None:

@@ -43,10 +43,14 @@ class Orders:
         return max(abs(float(np.mean(error))) for error in self.errors)
 
 
-def walked(total: Floats, squares: Floats, terms: int, unit: float) -> Floats:
+def walked(total: Floats, squares: Floats, terms: int, unit: float, bias: Floats | None = None) -> Floats:
     """Variance of a sum of `terms` products, by what it comes to and the sum of its products' squares, averaged over
-    all orders: each partial sum s is rounded, with variance (unit s)^2 / 3."""
-    return np.asarray((np.square(total) / 3.0 + squares / 6.0) * (unit**2 * terms / 3.0))
+    all orders: each partial sum s is rounded, with variance (unit s)^2 / 3. A bias that is added last is in no partial
+    sum; one that the sum begins with (`beta C` of a BLAS) is in each of them: the larger of the two."""
+    partial = np.square(total) / 3.0
+    if bias is not None:
+        partial = np.maximum(partial, np.square(bias) + bias * total + partial)
+    return np.asarray((partial + squares / 6.0) * (unit**2 * terms / 3.0))
 
 
 def squares(x: Floats) -> Orders:
