@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tracekit.mistakes.explanation import Explained, Explanation, Extent, FitsAsWell, Mistake, Where
+from tracekit.mistakes.suspect import moves_nothing
 from tracekit.report.words import sentence
 from tracekit.report.words.explanations import explanation_json
 from tracekit.report.words.numbers import number, times
@@ -85,3 +87,12 @@ def test_luck_in_words() -> None:
     assert sentence(draws).endswith("with probability 1e-31 at most: none of the 12 passing seeds has it")
     assert sentence(EndsTooSoon(12, 7, 0)).startswith("all 12 passing seeds run past step 7")
     assert sentence(AllAgree(3, Agreement.PROMPTS)).startswith("the prompts of all 3 passing seeds agree")
+
+
+@pytest.mark.parametrize(("dtype", "gain", "nothing"), [
+    ("float32", 1.0000001, True), ("float32", 1.00001, False),
+    ("bfloat16", 0.9994, True), ("bfloat16", 1.0078, False), ("float16", 1.0004, True), ("float16", 1.002, False),
+])  # fmt: skip
+def test_a_gain_within_the_roundoff_explains_nothing(dtype: str, gain: float, nothing: bool) -> None:
+    base = np.random.default_rng(0).standard_normal((8, 16))
+    assert moves_nothing(base * gain, base, dtype) is nothing

@@ -75,6 +75,13 @@ def product(x: Floats, weight: Floats, bias: Floats | None) -> Floats:
     return values if bias is None else values + bias
 
 
+def moves_nothing(values: Floats, base: Floats, dtype: str) -> bool:
+    """Whether a change moves every value by no more than a roundoff of its format, of float32 by four: what it would
+    explain is rounding, and a number fitted to that is the roundoff's own (a gain of 1.0000001)."""
+    roundoff = max(operations.unit(dtype), 4.0 * operations.ACCUMULATOR)
+    return bool(np.all(np.abs(values - base) <= roundoff * np.abs(base)))
+
+
 def narrower(dtype: str) -> list[str]:
     """16-bit formats with fewer bits than a dtype."""
     return [each for each in ("float16", "bfloat16") if operations.unit(each) > operations.unit(dtype) * 1.5]
@@ -179,12 +186,14 @@ class Case:
         if made is None:
             return
         values, found = made[0], {**hypothesis.values, **made[1]}
+        plain = values.values if isinstance(values, Result) else values
+        if mistake.main in made[1] and moves_nothing(plain, self.right.values, self.dtype):
+            return
         fit = self._fit(hypothesis, values, found)
         if mistake.main in made[1] and hypothesis.at is not None and (fit.holds or len(self.right.rounded) > 0):
             fit = self._rounded(mistake.main, hypothesis, fit)
         yield fit
         if not fit.holds and not self.region.all():
-            plain = values.values if isinstance(values, Result) else values
             part = np.where(self.region[:, None], plain, self.base)
             yield replace(self._fit(hypothesis, part, found), where=self._where())
 
