@@ -18,6 +18,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import tracekit_torch  # noqa: E402
+from tracekit_torch.options import Options  # noqa: E402
+from tracekit_torch.recorder import Recorder  # noqa: E402
+from tracekit_torch.watch import Watch  # noqa: E402
 
 STEPS = 5
 BASE = {
@@ -307,6 +310,32 @@ def test_two_generations_and_one_that_cannot_be_recorded(tmp_path, capsys):
     assert capsys.readouterr().err.count("beam search") == 1
     verdict = tracekit.diff(trace, trace)
     assert verdict.verdict == "parity" and verdict.coverage.not_recorded == tuple(trace.config["lost"])
+
+
+def generated(path, *runs, module=None):
+    """The recorder of a program that may run several models: `tracekit record` without its command line."""
+    recorder = Recorder(path, Options(), {"argv": ["program.py"], "cwd": "."})
+    with recorder.watching(), Watch(recorder, module).installed():
+        for run in runs:
+            run()
+    recorder.close()
+    return recorder
+
+
+def test_a_second_model_is_said_to_be_lost(tmp_path, capsys):
+    first, second = made("Llama"), made("Qwen2")
+    runs = (generating(first, "Llama", 1), generating(second, "Qwen2", 1), generating(second, "Qwen2", 1))
+    assert generated(tmp_path / "run.h5", *runs).sequences == 1
+    said = "generations of a second model (Qwen2ForCausalLM); choose a model with --module"
+    assert tracekit.open(tmp_path / "run.h5").config["lost"] == [said]
+    assert capsys.readouterr().err.count(said) == 1
+
+
+def test_a_second_model_that_is_not_asked_for_is_no_loss(tmp_path):
+    first, second = made("Llama"), made("Qwen2")
+    runs = (generating(second, "Qwen2", 1), generating(first, "Llama", 1), generating(second, "Qwen2", 1))
+    assert generated(tmp_path / "run.h5", *runs, module="LlamaForCausalLM").sequences == 1
+    assert not tracekit.open(tmp_path / "run.h5").config.get("lost")
 
 
 def test_an_assistant_is_not_taken_for_the_model(tmp_path):

@@ -20,15 +20,32 @@ from tracekit.errors import TraceError
 EXTRAS = "tracekit.extra"
 
 
-@cache
 def plugins(group: str, folder: str | None = None, attribute: str = "") -> tuple[Any, ...]:
     """The objects of a group. A registry may have its own in modules of a package `folder`, each called `attribute`.
     Those of installed packages come first: they were installed to be used.
 
     Raises TraceError where one cannot be loaded.
     """
+    objects, errors = loaded(group, folder, attribute)
+    if errors:
+        raise TraceError(str(errors[0]))
+    return objects
+
+
+@cache
+def loaded(
+    group: str, folder: str | None = None, attribute: str = ""
+) -> tuple[tuple[Any, ...], tuple[TraceError, ...]]:
+    """As `plugins`, for a caller that does without what cannot be loaded: the objects, and why others are missing."""
     own = [] if folder is None else _modules(group, folder, attribute)
-    return tuple(_loaded(point) for point in (*_installed(group), *own, *_extras(group)))
+    objects: list[Any] = []
+    errors: list[TraceError] = []
+    for point in (*_installed(group), *own, *_extras(group)):
+        try:
+            objects.append(_loaded(point))
+        except TraceError as error:
+            errors.append(error)
+    return tuple(objects), tuple(errors)
 
 
 def _modules(group: str, folder: str, attribute: str) -> Iterator[EntryPoint]:
@@ -51,7 +68,7 @@ def _installed(group: str) -> list[EntryPoint]:
 def _loaded(point: EntryPoint) -> Any:
     try:
         return point.load()
-    except Exception as error:  # whatever another package's import raises
+    except (Exception, SystemExit) as error:  # whatever another package's import raises
         package = "" if point.dist is None else f" of the package {point.dist.name}"
         why = f"{type(error).__name__}: {error}"
         raise TraceError(

@@ -92,13 +92,26 @@ class About:
 
 
 class Adapter(Protocol):
-    """What knows how a kind of model is run. `begin` and `end` frame each outermost call of the model."""
+    """What knows how a kind of model is run. `begin` and `end` frame each outermost call of the model.
 
-    def begin(self, arguments: Json) -> None: ...
-    def end(self, output: Any) -> None: ...
-    def listening(self) -> bool: ...
-    def drew(self, drawn: Drawn) -> torch.Tensor | None: ...
-    def chose(self, scores: torch.Tensor, result: torch.Tensor) -> torch.Tensor | None: ...
+    An exception from any method ends the recording, not the program.
+    """
+
+    def begin(self, arguments: Json) -> None:
+        """The model is called with these arguments, by name."""
+
+    def end(self, output: Any) -> None:
+        """The call has returned `output`."""
+
+    def listening(self) -> bool:
+        """Whether what is drawn now, between two calls, belongs to a step."""
+
+    def drew(self, drawn: Drawn) -> torch.Tensor | None:
+        """A torch operator drew while `listening`. A tensor that is returned takes the place of the result."""
+
+    def chose(self, scores: torch.Tensor, result: torch.Tensor) -> torch.Tensor | None:
+        """An argmax of `scores` was taken while `listening`: `result`. What is returned is as for `drew`."""
+
     def write(self) -> None:
         """Write what the taps hold of the current call."""
 
@@ -343,7 +356,7 @@ class Recorder:
         """Whether a draw made now belongs to a step: never inside the model's own forward."""
         if not self.active or self.adapter is None or self.taps is None or self.taps.call is not None:
             return False
-        return self.adapter.listening()
+        return bool(self.guarded(self.adapter.listening))
 
     def draws_from(self, generator: torch.Generator) -> None:
         """As `tracekit_torch.draws.Listener`."""

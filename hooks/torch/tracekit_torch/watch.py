@@ -1,51 +1,32 @@
-"""Finding the model that a program runs, and watching the calls inside transformers' `generate`.
+"""Finding the model that a program runs, and the kind of model that it is.
 
 The program is not edited and may not have imported anything yet. So the first call of any module is watched for until
-the model is found (and never after), and transformers' classes are watched as soon as the program imports them.
+the model is found (and never after). A kind of model may watch more: a library, as soon as the program imports it.
 """
 
 from __future__ import annotations
 
 import functools
-import gc
 import importlib.abc
 import importlib.machinery
-import inspect
 import re
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
-from tracekit.trace import Json
-from tracekit_torch import describe
-from tracekit_torch.adapters import speech_models, transformers_causal
-from tracekit_torch.adapters.any_module import AnyModule
-from tracekit_torch.adapters.cosyvoice import CosyVoice
-from tracekit_torch.adapters.processors import watched_chain
-from tracekit_torch.adapters.transformers_causal import TransformersCausal
+from tracekit.trace import Json, TraceError
+from tracekit_torch.adapters import LAST, ModelKind, failed, kinds
 from tracekit_torch.eager import DYNAMO, SAID, run_eagerly, uncompiled
 from tracekit_torch.patching import replace
 from tracekit_torch.recorder import Recorder
-from tracekit_torch.speech_watch import SpeechWatch
 from tracekit_torch.texts import TOKENIZER_MODULE
 
-GENERATION_MODULE = "transformers.generation.utils"
-STEPWISE = "_sample"
-"""The decoding method that greedy search and sampling share."""
-NOT_STEPWISE = {
-    "_beam_search": "beam search",
-    "_group_beam_search": "group beam search",
-    "_constrained_beam_search": "constrained beam search",
-    "_assisted_decoding": "assisted decoding",
-    "_contrastive_search": "contrastive search",
-    "_dola_decoding": "DoLa decoding",
-}
-"""Decoding methods whose forward calls are not one step each."""
+Answer = TypeVar("Answer")
 
 
 class Watch:
@@ -60,13 +41,16 @@ class Watch:
         self._named: set[int] = set()
         self._put_back_call: Callable[[], None] | None = None
         self._looked_at: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._speech = SpeechWatch(recorder, self._speaks)
+        self._awaited: str | None = None
+        self._after_import: dict[str, list[Callable[[ModuleType], None]]] = {}
+        self._kinds = kinds(recorder.note)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Watch inside the block; leave everything as it was after it."""
-        self._speech.install(self._undo)
-        self._watch_transformers()
+        for kind in list(self._kinds):
+            self._ask(kind, kind.watch, self)
+        self._watch_imports()
         if self._recorder.model is None:
             self._watch_modules()
         try:
@@ -86,32 +70,67 @@ class Watch:
             return f"{self._waits_for} was never called, only {called}; name what to record with --module REGEX"
         return "the program never called a torch module with parameters; there is nothing to record"
 
+    # ---------------------------------------------------------------- as `adapters.Watching`
+
+    @property
+    def recorder(self) -> Recorder:
+        return self._recorder
+
+    @property
+    def by_name(self) -> bool:
+        return self._pattern is not None
+
+    def allows(self, model: nn.Module) -> bool:
+        return self._pattern is None or self._matches(model, self._pattern)
+
     def found(self, model: nn.Module, sampling: Json | None = None) -> None:
         """Record `model` from now on."""
         recorder = self._recorder
-        if recorder.model is not None:
+        if recorder.model is not None or recorder.broken is not None:
             return
         model = uncompiled(model)
         self._release_modules()
-        if speech_models.knows(model):
-            speech = CosyVoice(recorder, model)
-            recorder.attach(model, speech, speech.head, sampling, speech_models.about(model))
-            speech.listen()
-            return
-        if transformers_causal.knows(model):
-            causal = TransformersCausal(recorder, model)
-            head = transformers_causal.head_of(model)
-            recorder.attach(
-                model, causal, head, sampling, transformers_causal.about(model, replayable=recorder.command is not None)
-            )
-            causal.listen()
-            return
-        recorder.attach(model, AnyModule(recorder), None, sampling)
+        kind = next(kind for kind in self._kinds if self._ask(kind, kind.knows, model))
+        try:
+            kind.attach(recorder, model, sampling)
+        except TraceError:
+            raise
+        except Exception as error:
+            recorder.fail(failed(kind, error))
 
-    def _speaks(self, model: nn.Module) -> None:
-        """A speech model begins a segment."""
-        if speech_models.knows(model) and (self._pattern is None or self._matches(model, self._pattern)):
-            self.found(model)
+    def wait_for(self, method: str) -> None:
+        self._awaited = method
+
+    def replace(self, owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        original = getattr(owner, name)
+        self._undo.append(replace(owner, name, functools.wraps(original)(make(original))))
+
+    def until_end(self, undo: Callable[[], None]) -> None:
+        self._undo.append(undo)
+
+    def after_import(self, module: str, action: Callable[[ModuleType], None]) -> None:
+        if module in sys.modules:
+            action(sys.modules[module])
+        else:
+            self._after_import.setdefault(module, []).append(functools.partial(self._recorder.guarded, action))
+
+    def _ask(self, kind: ModelKind, question: Callable[..., Answer], *args: Any) -> Answer | None:
+        """What a kind answers; None where it fails, and from then on it is not asked."""
+        try:
+            return question(*args)
+        except Exception as error:
+            self._recorder.note(f"{failed(kind, error)}; it is not used")
+            self._kinds = [other for other in self._kinds if other is not kind]
+            return None
+
+    def _known(self, module: nn.Module) -> bool:
+        """Whether a kind knows `module`, but for the one that takes any."""
+        return any(kind.priority > LAST and self._ask(kind, kind.knows, module) for kind in self._kinds)
+
+    def _first(self, ask: Callable[[ModelKind], nn.Module | None]) -> nn.Module | None:
+        """The first model that a kind answers."""
+        answers = (self._ask(kind, ask, kind) for kind in self._kinds)
+        return next((answer for answer in answers if answer is not None), None)
 
     # ---------------------------------------------------------------- any module's call, until the model is found
 
@@ -141,23 +160,23 @@ class Watch:
             if self._matches(module, self._pattern):
                 self.found(module)
             return
-        if self._speech.classes:
-            self._waits_for = f"{self._speech.classes[-1].__name__}.inference"
+        if self._awaited is not None:
+            self._waits_for = self._awaited
             self._passed.add(type(module).__name__)
             return
-        if transformers_causal.knows(module):
+        if self._known(module):
             self.found(module)
             return
         if next(module.parameters(), None) is None:
             return
-        owner = None if module in self._looked_at else _encoders_model(module)
+        owner = None if module in self._looked_at else self._first(lambda kind: kind.owner(module))
         self._looked_at.add(module)
         if owner is not None:
             self.found(owner)
             return
         if self._waits_for is None:
-            inner = next((item for item in module.modules() if transformers_causal.knows(item)), None)
-            known = inner or _living_model()
+            inner = next((item for item in module.modules() if self._known(item)), None)
+            known = inner or self._first(lambda kind: kind.living())
             if known is None:
                 self.found(module)
                 return
@@ -173,31 +192,18 @@ class Watch:
                 self._named.add(id(item))
         return False
 
-    # ---------------------------------------------------------------- transformers
+    # ---------------------------------------------------------------- what the program imports
 
-    def _watch_transformers(self) -> None:
-        wanted: dict[str, Callable[[ModuleType], None]] = {
-            GENERATION_MODULE: self._watch_generation,
-            TOKENIZER_MODULE: self._watch_tokenizers,
-            DYNAMO: self._watch_compiler,
-        }
-        missing: dict[str, Callable[[ModuleType], None]] = {}
-        for name, action in wanted.items():
-            if name in sys.modules:
-                action(sys.modules[name])
-            else:
-                missing[name] = functools.partial(self._recorder.guarded, action)
-        if missing:
-            finder = _AfterImport(missing)
+    def _watch_imports(self) -> None:
+        self.after_import(TOKENIZER_MODULE, self._watch_tokenizers)
+        self.after_import(DYNAMO, self._watch_compiler)
+        if self._after_import:
+            finder = _AfterImport(self._after_import)
             sys.meta_path.insert(0, finder)
             self._undo.append(lambda: sys.meta_path.remove(finder))
 
     def _watch_compiler(self, module: ModuleType) -> None:
         run_eagerly(module, functools.partial(self._recorder.lost, SAID), self._undo)
-
-    def _replace(self, owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        original = getattr(owner, name)
-        self._undo.append(replace(owner, name, functools.wraps(original)(make(original))))
 
     def _watch_tokenizers(self, module: ModuleType) -> None:
         def make(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -207,163 +213,33 @@ class Watch:
 
             return init
 
-        self._replace(module.PreTrainedTokenizerBase, "__init__", make)
-
-    def _watch_generation(self, module: ModuleType) -> None:
-        mixin = module.GenerationMixin
-        self._replace(mixin, STEPWISE, self._stepwise)
-        for name, words in NOT_STEPWISE.items():
-            if hasattr(mixin, name):
-                self._replace(mixin, name, functools.partial(self._left_out, words))
-        self._replace(module.LogitsProcessorList, "__call__", self._processors)
-        self._replace(module.StoppingCriteriaList, "__call__", self._criteria)
-
-    def _stepwise(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        names = list(inspect.signature(original).parameters)[1:]
-
-        def sample(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            adapter = self._begin_generation(model, dict(zip(names, args, strict=False)) | kwargs)
-            if adapter is None:
-                return original(model, *args, **kwargs)
-            try:
-                result = original(model, *args, **kwargs)
-            except BaseException as error:
-                self._end_generation(adapter, "error", f"{type(error).__name__}: {error}")
-                raise
-            self._end_generation(adapter, "left")
-            return result
-
-        return sample
-
-    def _begin_generation(self, model: nn.Module, arguments: Json) -> TransformersCausal | None:
-        try:
-            settings = arguments["generation_config"]
-            if self._recorder.model is None and self._pattern is None and transformers_causal.knows(model):
-                self.found(model, describe.sampling(settings))
-            adapter = self._recorder.adapter
-            if not isinstance(adapter, TransformersCausal) or not self._recorder.active:
-                return None
-            if not adapter.begin_generation(model, arguments):
-                return None
-            if _would_compile(model, arguments):
-                # Compiled code has no modules left to tap.
-                settings.disable_compile = True
-                self._recorder.note("torch.compile is off for this generation while it is recorded")
-            return adapter
-        except Exception as error:
-            self._recorder.fail(error)
-            return None
-
-    def _left_out(self, words: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def decode(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            adapter = self._adapter_of(model)
-            if adapter is None:
-                return original(model, *args, **kwargs)
-            self._recorder.lost(f"{words}, which does not choose one token a step")
-            adapter.mute(True)
-            try:
-                return original(model, *args, **kwargs)
-            finally:
-                adapter.mute(False)
-
-        return decode
-
-    def _adapter_of(self, model: nn.Module) -> TransformersCausal | None:
-        try:
-            if self._recorder.model is None and self._pattern is None and transformers_causal.knows(model):
-                self.found(model)
-        except Exception as error:
-            self._recorder.fail(error)
-        adapter = self._recorder.adapter
-        return adapter if isinstance(adapter, TransformersCausal) and self._recorder.model is model else None
-
-    def _processors(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def process(processors: Any, *args: Any, **kwargs: Any) -> Any:
-            adapter = self._recorder.adapter
-            if not isinstance(adapter, TransformersCausal) or not self._recorder.active or not adapter.listening():
-                return original(processors, *args, **kwargs)
-            with watched_chain(processors) as chain:
-                scores = original(processors, *args, **kwargs)
-            try:
-                adapter.processed(processors, scores, chain)
-            except Exception as error:
-                self._recorder.fail(error)
-            return scores
-
-        return process
-
-    def _criteria(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def stop(criteria: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
-            done = original(criteria, input_ids, *args, **kwargs)
-            adapter = self._recorder.adapter
-            generation = adapter.generation if isinstance(adapter, TransformersCausal) else None
-            if generation is None or criteria is not generation.criteria or not self._recorder.active:
-                return done
-            try:
-                return generation.stopped(input_ids, done)
-            except Exception as error:
-                self._recorder.fail(error)
-                return done
-
-        return stop
-
-    def _end_generation(self, adapter: TransformersCausal, reason: str, detail: str | None = None) -> None:
-        if self._recorder.active:
-            try:
-                adapter.end_generation(reason, detail)
-            except Exception as error:
-                self._recorder.fail(error)
-
-
-def _would_compile(model: Any, arguments: Json) -> bool:
-    decides = getattr(model, "_valid_auto_compile_criteria", None)
-    return bool(decides is not None and decides(arguments, arguments["generation_config"]))
-
-
-def _living_model() -> nn.Module | None:
-    """A causal language model that the program has made but not called yet."""
-    module = sys.modules.get(GENERATION_MODULE)
-    if module is None:
-        return None
-    mixin = module.GenerationMixin
-    return next(
-        (item for item in gc.get_objects() if issubclass(type(item), mixin) and transformers_causal.knows(item)), None
-    )
-
-
-def _encoders_model(module: nn.Module) -> nn.Module | None:
-    """The encoder-decoder whose encoder is called, before the model itself is, by `generate`."""
-    generation = sys.modules.get(GENERATION_MODULE)
-    if generation is None:
-        return None
-    living = (item for item in gc.get_objects() if issubclass(type(item), generation.GenerationMixin))
-    return next((item for item in living if transformers_causal.encoder_of(item) is module), None)
+        self.replace(module.PreTrainedTokenizerBase, "__init__", make)
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls an action with a module right after the program has imported it."""
+    """Calls actions with a module right after the program has imported it."""
 
-    def __init__(self, actions: dict[str, Callable[[ModuleType], None]]) -> None:
+    def __init__(self, actions: dict[str, list[Callable[[ModuleType], None]]]) -> None:
         self._actions = actions
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        action = self._actions.get(fullname)
-        if action is None:
+        actions = self._actions.get(fullname)
+        if actions is None:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, action)
+            spec.loader = _Loader(spec.loader, actions)
         return spec
 
 
 class _Loader(importlib.abc.Loader):
-    """Another loader, and an action after it."""
+    """Another loader, and actions after it."""
 
-    def __init__(self, loader: Any, action: Callable[[ModuleType], None]) -> None:
+    def __init__(self, loader: Any, actions: Sequence[Callable[[ModuleType], None]]) -> None:
         self._loader = loader
-        self._action = action
+        self._actions = actions
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -374,4 +250,5 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        self._action(module)
+        for action in self._actions:
+            action(module)

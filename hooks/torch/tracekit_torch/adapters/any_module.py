@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from tracekit.trace import Json
+from tracekit_torch.adapters import LAST, ModelKind
 from tracekit_torch.draws import Drawn
 from tracekit_torch.recorder import Recorder, Row, generator_state
 from tracekit_torch.taps import first_tensor
@@ -90,3 +92,18 @@ def _inputs(arguments: Json, batch: int, index: int, flat: bool) -> dict[str, to
         elif value.dim() and value.shape[0] == batch:
             found[key] = value[index]
     return found
+
+
+class AnyModules(ModelKind):
+    """What no other kind knows."""
+
+    priority = LAST
+
+    def knows(self, module: nn.Module) -> bool:
+        return True
+
+    def attach(self, recorder: Recorder, model: nn.Module, sampling: Json | None) -> None:
+        recorder.attach(model, AnyModule(recorder), None, sampling)
+
+
+KIND = AnyModules()

@@ -477,6 +477,11 @@ class TransformersCausal:
         if generation is not None:
             generation.end(reason, detail)
 
+    @property
+    def muted(self) -> bool:
+        """Whether calls are left out now."""
+        return self._muted
+
     def mute(self, muted: bool) -> None:
         """Leave out calls of a decoding method whose steps cannot be told apart."""
         self._muted = muted

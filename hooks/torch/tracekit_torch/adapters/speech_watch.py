@@ -6,7 +6,6 @@ class, from the moment the class is made (or at once, where it is there already)
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -15,8 +14,8 @@ import torch
 from torch import nn
 
 from tracekit.trace import Json
+from tracekit_torch.adapters import ModelKind, Watching, speech_models
 from tracekit_torch.adapters.cosyvoice import CosyVoice
-from tracekit_torch.adapters.speech_models import is_speech_class
 from tracekit_torch.adapters.speech_segment import Segment
 from tracekit_torch.patching import replace
 from tracekit_torch.recorder import Recorder
@@ -27,40 +26,62 @@ SAMPLER = "sampling_ids"
 Method = Callable[..., Any]
 
 
-class SpeechWatch:
-    """Watches the methods of speech models. `found` is called with one that begins a segment before any is known."""
+class SpeechModels(ModelKind):
+    """CosyVoice's speech-token language models."""
 
-    def __init__(self, recorder: Recorder, found: Callable[[nn.Module], None]) -> None:
-        self._recorder = recorder
-        self._found = found
-        self.classes: list[type] = []
-        """The classes that were found; a program that has one is waited for."""
+    priority = 20
+
+    def knows(self, module: nn.Module) -> bool:
+        return speech_models.knows(module)
+
+    def attach(self, recorder: Recorder, model: nn.Module, sampling: Json | None) -> None:
+        speech = CosyVoice(recorder, model)
+        recorder.attach(model, speech, speech.head, sampling, speech_models.about(model))
+        speech.listen()
+
+    def watch(self, watching: Watching) -> None:
+        _SpeechWatch(watching).install()
+
+
+KIND = SpeechModels()
+
+
+class _SpeechWatch:
+    """Watches the methods of speech models. One that begins a segment before any model is known is recorded."""
+
+    def __init__(self, watching: Watching) -> None:
+        self._watching = watching
+        self._recorder = watching.recorder
+        self._classes: list[type] = []
         self._watched: set[tuple[type, str]] = set()
 
-    def install(self, undo: list[Callable[[], None]]) -> None:
-        """Watch from now on; `undo` gets what puts everything back."""
+    def install(self) -> None:
+        """Watch from now on."""
         for kind in _subclasses(nn.Module):
-            self._watch(kind, undo)
+            self._watch(kind)
 
         def made(cls: Any, /, **kwargs: Any) -> None:
             super(nn.Module, cls).__init_subclass__(**kwargs)  # type: ignore[misc]
-            self._watch(cls, undo)
+            self._watch(cls)
 
-        undo.append(replace(nn.Module, "__init_subclass__", classmethod(made)))
+        self._watching.until_end(replace(nn.Module, "__init_subclass__", classmethod(made)))
 
-    def _watch(self, kind: type, undo: list[Callable[[], None]]) -> None:
-        if not is_speech_class(kind) or kind in self.classes:
+    def _watch(self, kind: type) -> None:
+        if not speech_models.is_speech_class(kind) or kind in self._classes:
             return
-        self.classes.append(kind)
+        self._classes.append(kind)
+        self._watching.wait_for(f"{kind.__name__}.{GENERATIONS[0]}")
         # Each base's own as well: upstream's `sampling_ids` is that of the first class of the chain.
         for base in kind.__mro__:
             for name in (*GENERATIONS, SAMPLER):
-                original = vars(base).get(name)
-                if not inspect.isfunction(original) or (base, name) in self._watched:
+                if not inspect.isfunction(vars(base).get(name)) or (base, name) in self._watched:
                     continue
                 self._watched.add((base, name))
-                make = self._sampler if name == SAMPLER else self._generation
-                undo.append(replace(base, name, functools.wraps(original)(make(original))))
+                self._watching.replace(base, name, self._sampler if name == SAMPLER else self._generation)
+
+    def _begins(self, model: nn.Module) -> None:
+        if speech_models.knows(model) and self._watching.allows(model):
+            self._watching.found(model)
 
     # ---------------------------------------------------------------- segments
 
@@ -105,7 +126,7 @@ class SpeechWatch:
         """The adapter of `model`, which is recorded from now on if nothing is yet."""
         recorder = self._recorder
         if recorder.model is None and recorder.broken is None and not recorder.closed:
-            recorder.guarded(self._found, model)
+            recorder.guarded(self._begins, model)
         adapter = recorder.adapter
         ours = recorder.model is model and isinstance(adapter, CosyVoice) and recorder.active
         return adapter if ours and isinstance(adapter, CosyVoice) else None

@@ -1,0 +1,203 @@
+"""Watching the calls inside transformers' `generate`: its decoding methods, logits processors and stopping criteria."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import inspect
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from tracekit.trace import Json
+from tracekit_torch import describe
+from tracekit_torch.adapters import ModelKind, Watching, transformers_causal
+from tracekit_torch.adapters.processors import watched_chain
+from tracekit_torch.adapters.transformers_causal import TransformersCausal
+from tracekit_torch.recorder import Recorder
+
+GENERATION_MODULE = "transformers.generation.utils"
+STEPWISE = "_sample"
+"""The decoding method that greedy search and sampling share."""
+NOT_STEPWISE = {
+    "_beam_search": "beam search",
+    "_group_beam_search": "group beam search",
+    "_constrained_beam_search": "constrained beam search",
+    "_assisted_decoding": "assisted decoding",
+    "_contrastive_search": "contrastive search",
+    "_dola_decoding": "DoLa decoding",
+}
+"""Decoding methods whose forward calls are not one step each."""
+
+
+class CausalModels(ModelKind):
+    """Causal language models of transformers, and encoder-decoders."""
+
+    priority = 10
+
+    def knows(self, module: nn.Module) -> bool:
+        return transformers_causal.knows(module)
+
+    def attach(self, recorder: Recorder, model: nn.Module, sampling: Json | None) -> None:
+        causal = TransformersCausal(recorder, model)
+        about = transformers_causal.about(model, replayable=recorder.command is not None)
+        recorder.attach(model, causal, transformers_causal.head_of(model), sampling, about)
+        causal.listen()
+
+    def watch(self, watching: Watching) -> None:
+        watching.after_import(GENERATION_MODULE, _GenerateWatch(watching).install)
+
+    def owner(self, module: nn.Module) -> nn.Module | None:
+        """The encoder-decoder whose encoder is called, before the model itself is, by `generate`."""
+        generation = sys.modules.get(GENERATION_MODULE)
+        if generation is None:
+            return None
+        living = (item for item in gc.get_objects() if issubclass(type(item), generation.GenerationMixin))
+        return next((item for item in living if transformers_causal.encoder_of(item) is module), None)
+
+    def living(self) -> nn.Module | None:
+        generation = sys.modules.get(GENERATION_MODULE)
+        if generation is None:
+            return None
+        mixin = generation.GenerationMixin
+        found = (item for item in gc.get_objects() if issubclass(type(item), mixin))
+        return next((item for item in found if transformers_causal.knows(item)), None)
+
+
+KIND = CausalModels()
+
+
+class _GenerateWatch:
+    """Tells the adapter of the recorded model what `generate` does."""
+
+    def __init__(self, watching: Watching) -> None:
+        self._watching = watching
+        self._recorder = watching.recorder
+
+    def install(self, module: ModuleType) -> None:
+        """Watch the methods of transformers' module of generation."""
+        mixin = module.GenerationMixin
+        self._watching.replace(mixin, STEPWISE, self._stepwise)
+        for name, words in NOT_STEPWISE.items():
+            if hasattr(mixin, name):
+                self._watching.replace(mixin, name, functools.partial(self._left_out, words))
+        self._watching.replace(module.LogitsProcessorList, "__call__", self._processors)
+        self._watching.replace(module.StoppingCriteriaList, "__call__", self._criteria)
+
+    def _stepwise(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        names = list(inspect.signature(original).parameters)[1:]
+
+        def sample(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            adapter = self._begin_generation(model, dict(zip(names, args, strict=False)) | kwargs)
+            if adapter is None:
+                return original(model, *args, **kwargs)
+            try:
+                result = original(model, *args, **kwargs)
+            except BaseException as error:
+                self._end_generation(adapter, "error", f"{type(error).__name__}: {error}")
+                raise
+            self._end_generation(adapter, "left")
+            return result
+
+        return sample
+
+    def _begin_generation(self, model: nn.Module, arguments: Json) -> TransformersCausal | None:
+        try:
+            settings = arguments["generation_config"]
+            if self._recorder.model is None and not self._watching.by_name and transformers_causal.knows(model):
+                self._watching.found(model, describe.sampling(settings))
+            adapter = self._recorder.adapter
+            self._say_if_another(model)
+            if not isinstance(adapter, TransformersCausal) or not self._recorder.active:
+                return None
+            if not adapter.begin_generation(model, arguments):
+                return None
+            if _would_compile(model, arguments):
+                # Compiled code has no modules left to tap.
+                settings.disable_compile = True
+                self._recorder.note("torch.compile is off for this generation while it is recorded")
+            return adapter
+        except Exception as error:
+            self._recorder.fail(error)
+            return None
+
+    def _say_if_another(self, model: nn.Module) -> None:
+        """A second model generates: one is recorded. Not said where the user chose which, or of an assistant."""
+        recorder, adapter = self._recorder, self._recorder.adapter
+        chosen = self._watching.by_name or recorder.command is None
+        if chosen or recorder.model is None or (isinstance(adapter, TransformersCausal) and adapter.muted):
+            return
+        if not _inside(model, recorder.model) and not _inside(recorder.model, model):
+            recorder.lost(f"generations of a second model ({type(model).__name__}); choose a model with --module")
+
+    def _left_out(self, words: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def decode(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            adapter = self._adapter_of(model)
+            if adapter is None:
+                return original(model, *args, **kwargs)
+            self._recorder.lost(f"{words}, which does not choose one token a step")
+            adapter.mute(True)
+            try:
+                return original(model, *args, **kwargs)
+            finally:
+                adapter.mute(False)
+
+        return decode
+
+    def _adapter_of(self, model: nn.Module) -> TransformersCausal | None:
+        try:
+            if self._recorder.model is None and not self._watching.by_name and transformers_causal.knows(model):
+                self._watching.found(model)
+        except Exception as error:
+            self._recorder.fail(error)
+        adapter = self._recorder.adapter
+        return adapter if isinstance(adapter, TransformersCausal) and self._recorder.model is model else None
+
+    def _processors(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def process(processors: Any, *args: Any, **kwargs: Any) -> Any:
+            adapter = self._recorder.adapter
+            if not isinstance(adapter, TransformersCausal) or not self._recorder.active or not adapter.listening():
+                return original(processors, *args, **kwargs)
+            with watched_chain(processors) as chain:
+                scores = original(processors, *args, **kwargs)
+            try:
+                adapter.processed(processors, scores, chain)
+            except Exception as error:
+                self._recorder.fail(error)
+            return scores
+
+        return process
+
+    def _criteria(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def stop(criteria: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
+            done = original(criteria, input_ids, *args, **kwargs)
+            adapter = self._recorder.adapter
+            generation = adapter.generation if isinstance(adapter, TransformersCausal) else None
+            if generation is None or criteria is not generation.criteria or not self._recorder.active:
+                return done
+            try:
+                return generation.stopped(input_ids, done)
+            except Exception as error:
+                self._recorder.fail(error)
+                return done
+
+        return stop
+
+    def _end_generation(self, adapter: TransformersCausal, reason: str, detail: str | None = None) -> None:
+        if self._recorder.active:
+            try:
+                adapter.end_generation(reason, detail)
+            except Exception as error:
+                self._recorder.fail(error)
+
+
+def _inside(part: nn.Module, whole: nn.Module) -> bool:
+    return any(module is part for module in whole.modules())
+
+
+def _would_compile(model: Any, arguments: Json) -> bool:
+    decides = getattr(model, "_valid_auto_compile_criteria", None)
+    return bool(decides is not None and decides(arguments, arguments["generation_config"]))
