@@ -183,7 +183,7 @@ def test_module_names_what_to_record(tmp_path, script):
         assert {"0", "1"} <= set(tracekit.open(tmp_path / "run.h5").sequences[0].sites)
     for pattern, said in (("1$", False), ("nosuch", True)):
         recorded = run("record", "-o", "some.h5", "--sites", pattern, path, cwd=tmp_path)
-        assert recorded.returncode == 0 and ("no site of this program" in recorded.stderr) == said
+        assert recorded.returncode == 0 and ("no site in this program" in recorded.stderr) == said
     recorded = run("record", "-o", "none.h5", "--module", "Decoder", path, cwd=tmp_path)
     assert recorded.returncode == 2 and "Decoder" in recorded.stderr and "Sequential" in recorded.stderr
 
