@@ -57,10 +57,14 @@ def core(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return empty_environment(tmp_path_factory.mktemp("core") / "venv", built.wheel)
 
 
+OF_THE_REPOSITORY = ("dev", "docs")
+"""Extras that serve work in the repository alone."""
+
+
 @pytest.fixture(scope="module")
 def extras(core: Environment, built: Built, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Environment]:
     folder = tmp_path_factory.mktemp("extras")
-    names = [name for name in built.metadata["Provides-Extra"] if name != "dev"]
+    names = [name for name in built.metadata["Provides-Extra"] if name not in OF_THE_REPOSITORY]
     return {name: with_extra(core, built, name, folder / name) for name in names}
 
 
@@ -138,6 +142,23 @@ def test_an_empty_environment_explains_every_command(core: Environment, tmp_path
     assert [line.split()[2] for line in helps.splitlines() if line.startswith("Usage: ")] == list(COMMANDS)
 
 
+DECLARED = """\
+llm: !new:cosyvoice.llm.llm.CosyVoice3LM
+    sampling: !name:cosyvoice.utils.common.ras_sampling
+        top_p: 0.8
+        top_k: 25
+"""
+EXPORT = """
+import tracekit
+site = tracekit.open("python.h5")[0].site("model.layers.1.mlp")
+try:
+    print(site.to_pandas().shape == site.to_xarray().shape == site.values.shape)
+except tracekit.TraceError as error:
+    print(error)
+"""
+"""The extra that no command needs."""
+
+
 def needing(folder: Path) -> dict[str, list[str]]:
     """Commands that need an extra: `EXTRA what for` -> arguments. What they read lies in the folder."""
     (folder / "recorded.py").write_text(RECORDED)
@@ -149,7 +170,7 @@ def needing(folder: Path) -> dict[str, list[str]]:
     writer.add_head_count(2), writer.add_head_count_kv(2)
     writer.add_tensor("token_embd.weight", np.ones((8, 32), np.float32))
     writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
-    (folder / "cosyvoice3.yaml").write_text("llm: !new:cosyvoice.llm.llm.CosyVoice3LM\n    llm_input_size: 32\n")
+    (folder / "cosyvoice3.yaml").write_text(DECLARED)
     torch = pytest.importorskip("torch")
     torch.save({"weight": torch.ones(3)}, folder / "w.pt")
     pair = folder / "pair"
@@ -173,6 +194,8 @@ def needing(folder: Path) -> dict[str, list[str]]:
 
 def test_without_an_extra_one_line_says_which(core: Environment, tmp_path: Path) -> None:
     commands = needing(tmp_path)
+    told = core.python(EXPORT, tmp_path / "pair")
+    assert told == "this export needs pandas: pip install 'tracekit[export]'\n"
     commands["torch oracle"] = ["oracle", str(ROOT / "traces/python.h5")]
     for need, words in commands.items():
         done = core.run(["tracekit", *words], tmp_path)
@@ -184,7 +207,8 @@ def test_without_an_extra_one_line_says_which(core: Environment, tmp_path: Path)
 def test_each_extra_brings_all_that_it_promises(extras: dict[str, Environment], tmp_path: Path) -> None:
     extras["torch"].python(IMPORT_ALL.format(package="tracekit_torch"), tmp_path)
     commands = needing(tmp_path)
-    assert {need.split()[0] for need in commands} == set(extras)
+    assert {need.split()[0] for need in commands} == set(extras) - {"export"}
+    assert extras["export"].python(EXPORT, tmp_path / "pair") == "True\n"
     for need, words in commands.items():
         done = extras[need.split()[0]].run(["tracekit", *words], tmp_path)
         assert "pip install" not in done.stderr and "Traceback" not in done.stderr, (need, done.stderr)
