@@ -152,10 +152,10 @@ def audit(
             seen.add(recipe.site)
             values += sum(window.stop - window.first for window in own.windows) * len(own.statistics.columns)
             if own.wrong and recipe.site not in culprits:
-                culprits[recipe.site] = _culprit(trace, run, own)
+                culprits[recipe.site] = culprit_of(trace, run.sequence, own)
             peers.add(run, own)
     for run, own in peers.outliers():
-        culprits.setdefault(own.recipe.site, _culprit(trace, run, own))
+        culprits.setdefault(own.recipe.site, culprit_of(trace, run.sequence, own))
     for recipe in known:
         if recipe.site not in seen:
             blind = any(recipe.site in run.blind for run in runs)
@@ -168,7 +168,7 @@ def audit(
         tuple(changed_weights(trace, checkpoint)) if only is None else (),
         tuple(declared_differences(checkpoint.config, trace)),
         values,
-        tuple(tuple(_culprit(trace, run, own) for run, own in group) for group in peers.inexact()),
+        tuple(tuple(culprit_of(trace, run.sequence, own) for run, own in group) for group in peers.inexact()),
         non_finite=first_non_finite(trace, stops) if only is None else None,
         tests=tests,
         lost=tuple(losses(trace)),
@@ -270,11 +270,12 @@ def _logits_width(sequence: Sequence) -> int | None:
     return None if logits is None else int(logits.shape[1])
 
 
-def _culprit(trace: Trace, run: Recomputation, own: Own) -> Culprit:
-    recipe, sequence = own.recipe, run.sequence
+def culprit_of(trace: Trace, sequence: Sequence, own: Own) -> Culprit:
+    """A site of a sequence that is beyond its bound, at its first wrong row."""
+    recipe = own.recipe
     rows = np.concatenate([window.rows for window in own.windows])
     row = int(rows[int(own.wrong_rows().argmax())])
-    position = row + run.first_step if recipe.site == "logits" else row
+    position = sequence.step(row).position if recipe.site == "logits" else row
     data = sequence.sites.get(recipe.stored)
     step = step_of(position, prompt_length(sequence)) if data is None or data.axis is None else 0
     return Culprit(sequence.index, step, position, recipe.site, order_of(trace, recipe.site), own)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from tracekit.auditing.audit import Audit, Culprit, changed_weights
+from tracekit.auditing.audit import Audit, Culprit, changed_weights, culprit_of
 from tracekit.auditing.drawn_error import drawn_result, judged
 from tracekit.auditing.own_error import FALSE_ALARMS, Own, tests_of
-from tracekit.auditing.recipe import order_of
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.inspection.non_finite import first_non_finite
-from tracekit.inspection.positions import prompt_length, step_of
 from tracekit.inspection.sanity import losses
 from tracekit.inspection.settings import declared_differences
 from tracekit.trace import Sequence, Trace, TraceError
 from tracekit_torch.drawn_rounding import DrawnRounding
 from tracekit_torch.reference import inputs_of
-from tracekit_torch.replay import LOGITS, Replay, Replayed
+from tracekit_torch.replay import Replay, Replayed
 
 DRAWS = 8
 """Runs with drawn roundings."""
@@ -47,7 +45,7 @@ def audit_by(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
             if not own.wrong:
                 clean.add(site)
             elif site not in culprits:
-                culprits[site] = _culprit(trace, sequence, own)
+                culprits[site] = culprit_of(trace, sequence, own)
         unknown |= replay.missed
     ranked = sorted(culprits.values(), key=lambda one: (one.sequence, one.step, one.order))
     return Audit(
@@ -101,13 +99,3 @@ def _own(site: Replayed, sequence: Sequence, unit: float, level: float) -> Own |
     stored = data.dtype if data is not None else sequence.logits_dtype or "float32"
     result = drawn_result(site.values[finite], [draw[finite] for draw in site.draws], UNIT_ROUNDOFF.get(stored, unit))
     return judged(site.site, site.rows[finite], site.recorded[finite], result, level)
-
-
-def _culprit(trace: Trace, sequence: Sequence, own: Own) -> Culprit:
-    site = own.recipe.site
-    rows = np.concatenate([window.rows for window in own.windows])
-    row = int(rows[int(own.wrong_rows().argmax())])
-    data = sequence.sites.get(site)
-    position = sequence.step(row).position if site == LOGITS else row
-    step = step_of(position, prompt_length(sequence)) if data is None or data.axis is None else 0
-    return Culprit(sequence.index, step, position, site, order_of(trace, site), own)

@@ -21,7 +21,7 @@ from tracekit.dtypes import to_float
 from tracekit.trace import INPUT_SUFFIX, Sequence
 from tracekit_torch.eager import plain_name
 from tracekit_torch.rows import Axis, arranged
-from tracekit_torch.taps import first_tensor
+from tracekit_torch.taps import first_tensor, repeated
 
 Floats = NDArray[np.float64]
 LOGITS = "logits"
@@ -113,22 +113,20 @@ class Replay:
 
     def _before(self, path: str) -> Callable[..., None]:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._at(self._named(path) + INPUT_SUFFIX, first_tensor(args) if args else first_tensor(kwargs))
+            self._at(
+                repeated(path, self._fired.get(path, 0)) + INPUT_SUFFIX,
+                first_tensor(args) if args else first_tensor(kwargs),
+            )
 
         return before
 
     def _after(self, path: str) -> Callable[..., None]:
         def after(_: nn.Module, args: Any, output: Any) -> None:
-            name = self._named(path)
+            name = repeated(path, self._fired.get(path, 0))
             self._fired[path] = self._fired.get(path, 0) + 1
             self._at(name, output if type(output) is torch.Tensor else first_tensor(output))
 
         return after
-
-    def _named(self, path: str) -> str:
-        """The site of this run of a module that may run several times in a call."""
-        count = self._fired.get(path, 0)
-        return path if not count else f"{path}#{count + 1}"
 
     def _at(self, name: str, value: torch.Tensor | None) -> None:
         """The reference is at a site: compare, and put the recorded rows in, in place: whoever reads the same tensor

@@ -362,7 +362,7 @@ class Taps:
         if not value.is_floating_point() or isinstance(tap.module, nn.Embedding):
             return None  # an embedding's token ids (the prompt and the steps hold them), or OPT's attention mask
         if place is None:
-            name = _repeated(tap.name, tap.fired) + INPUT_SUFFIX
+            name = repeated(tap.name, tap.fired) + INPUT_SUFFIX
             place = tap.inputs[tap.fired] = Place(name, "input", self._next_order())
         self._keep(call, place, value, axis, tap.last_rows)
         return place.slot.name
@@ -445,7 +445,7 @@ class Taps:
             self._change(place, ended=why)
 
     def _add_place(self, tap: Tap) -> None:
-        place = Place(_repeated(tap.name, tap.fired), type(tap.module).__name__, self._next_order())
+        place = Place(repeated(tap.name, tap.fired), type(tap.module).__name__, self._next_order())
         place.row |= _description(tap)
         tap.outputs.append(place)
         self._change(place, skipped=None if tap.keeps_output else tap.why_not)
@@ -542,5 +542,6 @@ def _description(tap: Tap) -> Json:
     return {key: value for key, value in (("parameters", own), ("attributes", numbers)) if value}
 
 
-def _repeated(name: str, index: int) -> str:
+def repeated(name: str, index: int) -> str:
+    """The site of a run of a module, the first being run 0, that runs several times in a call."""
     return name if index == 0 else f"{name}#{index + 1}"
