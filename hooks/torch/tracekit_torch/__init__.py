@@ -76,8 +76,8 @@ def by_reference(model: nn.Module | str | os.PathLike[str]) -> Callable[[Trace, 
     Raises:
         TraceError: when it is called, where the model cannot be loaded or does not run on the trace's tokens.
     """
-    from tracekit_torch.reference import load_reference
-    from tracekit_torch.reference_audit import audit_by
+    from tracekit_torch.reference_program.audit import audit_by
+    from tracekit_torch.reference_program.loading import load_reference
 
     def audited(trace: Trace, checkpoint: Checkpoint) -> Audit:
         dtype = str(trace.config.get("dtype") or "float32")

@@ -14,9 +14,9 @@ from tracekit.inspection.non_finite import first_non_finite
 from tracekit.inspection.sanity import losses
 from tracekit.inspection.settings import declared_differences
 from tracekit.trace import Sequence, Trace, TraceError
-from tracekit_torch.drawn_rounding import DrawnRounding
-from tracekit_torch.reference import inputs_of
-from tracekit_torch.replay import Replay, Replayed
+from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
+from tracekit_torch.reference_program.loading import inputs_of
+from tracekit_torch.reference_program.replay import Replay, Replayed
 
 DRAWS = 8
 """Runs with drawn roundings."""
