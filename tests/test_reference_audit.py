@@ -124,6 +124,17 @@ def test_two_faults_at_once_are_two_culprits(checkpoints: Any, tmp_path: Path) -
     }
 
 
+def test_an_operation_in_place_rounds_as_well() -> None:
+    from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
+
+    one, other = torch.full((64,), 1.5, dtype=torch.float64), torch.full((64,), 0.5, dtype=torch.float64)
+    with DrawnRounding(2.0**-24, 2.0**-24, 0):
+        one += other
+        one.mul_(1.0)
+    off = (one - 2.0).abs()
+    assert 0.0 < float(off.max()) <= 2.0 * 2.0**-23 and float(off.min()) > 0.0
+
+
 def test_a_folder_that_is_no_model_is_one_line(checkpoints: Any, tmp_path: Path) -> None:
     folder = checkpoints("gpt2")
     tiny_families.run(tiny_families.load(folder), tmp_path / "run.h5").close()

@@ -83,7 +83,9 @@ class DrawnRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if plain in EXACT:
             return out
         if plain in PRODUCTS or plain in SUMS or torch.Tag.pointwise in func.tags:
-            return self._off(plain, args, out)
+            off = self._off(plain, args, out)
+            # What an operation in place returns is dropped: torch goes on with the tensor that it was given.
+            return out.copy_(off) if func._schema.is_mutable and isinstance(out, torch.Tensor) else off
         return out
 
     def _off(self, name: str, args: tuple[Any, ...], out: Any) -> Any:
