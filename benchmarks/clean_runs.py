@@ -20,7 +20,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -95,10 +96,17 @@ class Outcome:
     alarms: dict[str, str] = field(default_factory=dict)
     near_tie: bool = False
     sites: int = 0
-    seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of processor time, by what was done: record, audit, diff."""
 
-    def to_json(self) -> Json:
-        return asdict(self)
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Count the processor time of a block as spent on `what`."""
+        began = time.process_time()
+        try:
+            yield
+        finally:
+            self.seconds[what] = round(self.seconds.get(what, 0.0) + time.process_time() - began, 2)
 
 
 def main() -> None:
@@ -107,11 +115,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="clean-runs-") as scratch:
         bench = Bench(Path(scratch), options.model.resolve(), options.native.resolve())
         chosen = range(options.first, options.runs) if options.run is None else [options.run]
-        outcomes = [bench.outcome(drawn(options.seed, index, bench)) for index in chosen if wanted(options, index)]
-    counted = report(outcomes, options.seed)
-    if options.json:
-        options.json.write_text(json.dumps([outcome.to_json() for outcome in outcomes], indent=1, default=str))
-    sys.exit(bool(counted))
+        done = {} if options.append is None else outcomes_in(options.append, options.seed)
+        outcomes = [done[index] for index in chosen if index in done and wanted(options, index)]
+        for index in chosen:
+            if index not in done and wanted(options, index):
+                outcomes.append(bench.outcome(drawn(options.seed, index, bench)))
+                if options.append is not None:
+                    append(options.append, options.seed, outcomes[-1])
+    sys.exit(bool(report(outcomes, options.seed)))
+
+
+def outcomes_in(path: Path, seed: int) -> dict[int, Outcome]:
+    """The outcomes of this seed that a file holds, by index of their run."""
+    if not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    found = [Outcome(Clean(**line["run"]), **line["outcome"]) for line in lines if line["seed"] == seed]
+    return {outcome.run.index: outcome for outcome in found}
+
+
+def append(path: Path, seed: int, outcome: Outcome) -> None:
+    """Add an outcome as one line of JSON."""
+    told = asdict(outcome)
+    with path.open("a") as file:
+        file.write(json.dumps({"seed": seed, "run": told.pop("run"), "outcome": told}) + "\n")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -121,7 +148,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--run", type=int, help="this run alone")
     parser.add_argument("--first", type=int, default=0, help="begin with this run")
     parser.add_argument("--only", default="", metavar="REGEX", help="models and dtypes to run, as `llama float32`")
-    parser.add_argument("--json", type=Path, help="write every outcome here")
+    parser.add_argument("--append", type=Path, metavar="FILE", help="add each outcome as a line; skip those in it")
     parser.add_argument("--model", type=Path, default=ROOT / ".cache/smollm2-135m", help="SmolLM2's folder")
     parser.add_argument("--native", type=Path, default=ROOT / "hooks/rust/target/release/tracekit-native")
     return parser.parse_args()
@@ -191,15 +218,14 @@ class Bench:
 
     def outcome(self, run: Clean) -> Outcome:
         """Record both sides and the oracle, audit and diff them. What breaks is an alarm as well."""
-        began = time.monotonic()
         out = Outcome(run)
         print(f"run {run.index}: {run.label()}", file=sys.stderr, end="", flush=True)
         try:
             self._judge(out)
         except Exception as error:
             out.alarms["error"] = f"{type(error).__name__}: {error}"
-        out.seconds = time.monotonic() - began
-        print(f"  {out.seconds:.0f} s" + (" near-tie" if out.near_tie else ""), file=sys.stderr, flush=True)
+        spent = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in out.seconds.items())
+        print(f"  {spent}" + (" near-tie" if out.near_tie else ""), file=sys.stderr, flush=True)
         for kind, said in out.alarms.items():
             print(f"  ALARM  {kind}: {said}", file=sys.stderr, flush=True)
         return out
@@ -209,26 +235,29 @@ class Bench:
         paths = [self.scratch / f"{role}.tklog" for role in ("reference", "candidate", "oracle")]
         for path in paths:
             path.unlink(missing_ok=True)
-        self._torch(run, paths[0], "sdpa")
-        native_side = run.how == "engine"
-        (self._native if native_side else self._torch)(run, paths[1], run.how)
-        self._torch(run, paths[2], "oracle", paths[0])
+        with out.timed("record"):
+            self._torch(run, paths[0], "sdpa")
+            native_side = run.how == "engine"
+            (self._native if native_side else self._torch)(run, paths[1], run.how)
+            self._torch(run, paths[2], "oracle", paths[0])
         checkpoint = Checkpoint(folder)
         with ExitStack() as stack:
             reference, candidate, oracle = (stack.enter_context(tracekit.open(path)) for path in paths)
             for side, trace in (("reference", reference), ("candidate", candidate)):
-                found = explained_audit(trace, checkpoint, audit(trace, checkpoint))
+                with out.timed("audit"):
+                    found = explained_audit(trace, checkpoint, audit(trace, checkpoint))
                 out.sites += len(found.clean) + len(found.culprits)
                 if found.exit_code:
                     said = [f"{c.site} at {c.position}: {sentence(c.evidence)}" for c in found.culprits]
                     out.alarms[f"audit, {side}"] = "; ".join([*said[:3], f"{len(said)} sites"]) or str(found)
             audited = not out.alarms
-            for kind, truth in (("diff", None), ("diff, oracle", oracle)):
-                verdict = tracekit.diff(reference, candidate, truth, audited=False)
-                note(out, f"{kind}, not audited", verdict)
-                # Where the comparison finds nothing and the audit of neither side does, both together find nothing.
-                if verdict.verdict != "parity" or not audited:
-                    note(out, kind, tracekit.diff(reference, candidate, truth, weights=str(folder)))
+            with out.timed("diff"):
+                for kind, truth in (("diff", None), ("diff, oracle", oracle)):
+                    verdict = tracekit.diff(reference, candidate, truth, audited=False)
+                    note(out, f"{kind}, not audited", verdict)
+                    # Where the comparison finds nothing and the audit of neither side does, both together do not.
+                    if verdict.verdict != "parity" or not audited:
+                        note(out, kind, tracekit.diff(reference, candidate, truth, weights=str(folder)))
 
     def _native(self, run: Clean, path: Path, how: str) -> None:
         words = native.command(self.engine, self.folder(run.model), run.setup, list(run.ids), run.seed)
@@ -288,7 +317,7 @@ def report(outcomes: list[Outcome], seed: int) -> int:
         f"seed {seed}: {len(outcomes)} clean runs, {sum(outcome.sites for outcome in outcomes):,} sites audited, "
         f"{alarmed} with an alarm ({said or 'none'}), "
         f"{sum(outcome.near_tie for outcome in outcomes)} with a near-tie; "
-        f"{sum(outcome.seconds for outcome in outcomes):.0f} s"
+        f"{sum(sum(outcome.seconds.values()) for outcome in outcomes):.0f} s of processor time"
     )
     return alarmed
 

@@ -19,8 +19,8 @@ from tracekit.auditing.estimated import estimated_matrix
 from tracekit.auditing.evidence import Statistic
 from tracekit.auditing.matrix import Matrix, linear
 from tracekit.auditing.operations.soft_cap import capped
-from tracekit.auditing.own_error import Tally, deviations, root_mean_square, spread_width
-from tracekit.auditing.rounding import LIBRARY, Result, times
+from tracekit.auditing.own_error import Tally, common_width, deviations, root_mean_square, spread_width
+from tracekit.auditing.rounding import LIBRARY, Result, as_stored, times
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.mistakes.culprits import explained_audit
 from tracekit.verdict.ruling import Margins, Scale, TokenMargin
@@ -60,6 +60,20 @@ def test_a_norm_whose_squares_are_summed_in_turn_is_clean(tmp_path: Path) -> Non
         found = explained_audit(trace, Checkpoint(MODEL), audit(trace, Checkpoint(MODEL)))
     assert [(culprit.site, culprit.evidence) for culprit in found.culprits] == []
     assert found.tests > 100_000
+
+
+@pytest.mark.real
+def test_a_token_that_repeats_is_clean(tmp_path: Path) -> None:
+    """All rows of a core are alike, so that all are rounded alike: a column is off to one side in every row."""
+    from benchmarks.fault_bench.native import record
+
+    log, checkpoint = tmp_path / "repeated.tklog", Checkpoint(MODEL)
+    record([str(ENGINE), "--model", str(MODEL), "--prompt", "count " * 180, "--max-new-tokens", "1"], log)
+    with tracekit.open(log) as trace:
+        only = [f"model.layers.{layer}.self_attn.o_proj{end}" for layer in (11, 15, 18) for end in ("", ":in")]
+        found = audit(trace, checkpoint, only=only)
+    assert [(culprit.site, culprit.evidence) for culprit in found.culprits] == []
+    assert found.clean == set(only)
 
 
 def test_attention_that_amplifies_rounding_is_parity_without_a_checkpoint(tmp_path: Path) -> None:
@@ -185,6 +199,65 @@ def test_a_sum_that_begins_with_its_bias_is_clean() -> None:
     tally = Tally()
     tally.add(total.astype(np.float64), result)
     assert tally.statistics().size < 1.0  # 4.1 where the bias is in none of the partial sums
+
+
+def over_limits(engine: NDArray[np.floating], result: Result, level: float = 1e-10) -> dict[Statistic, float]:
+    """Each statistic of an engine's values, [rows, width], over its limit."""
+    result, tally = result.closest(engine.astype(np.float64)), Tally()
+    tally.add(engine.astype(np.float64), result)
+    width = spread_width(result)
+    for kind, factor in common_width(result, level).items():
+        width[kind] = max(width.get(kind, 1.0), factor)
+    statistics = tally.statistics()
+    limits = statistics.limits(level, width)
+    return {kind: peak / limits[kind] for kind, peak in statistics.peaks().items()}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_that_are_alike_are_drawn_alike(seed: int) -> None:
+    """A drawn run adds up all rows in one order: what it does to a row, it does to one that is equal."""
+    random = np.random.default_rng(7)
+    x, y = np.repeat(random.standard_normal((1, 300)), 64, axis=0), random.standard_normal((300, 16))
+    drawn = Rounding("float32", seed).product(x, y)
+    assert (drawn == drawn[0]).all() and 0.0 < np.abs(drawn - x @ y).max() < 1e-4
+    assert (Rounding("float32", seed).total(x) == Rounding("float32", seed).total(x)[0]).all()
+    assert np.ptp(Rounding("float64", seed).product(x, y)[:, 0]) < 1e-12
+
+
+def test_a_column_may_be_off_as_far_as_one_is_in_another_order() -> None:
+    """Where rows are alike, a few columns whose sums happen to fall badly are off in all of them, most are not at all:
+    the second moment of all columns says nothing of it."""
+    random, rows, width = np.random.default_rng(9), 160, 576
+    values = random.standard_normal((rows, width))
+    sigma = 2.0**-24 * np.abs(values)
+
+    def made(column: int) -> NDArray[np.float64]:
+        error = sigma * random.standard_normal((rows, width))
+        error[:, column] += 9.0 * rows**-0.5 * sigma[:, column] * np.sign(values[:, column])
+        return error
+
+    drawn = tuple(made(random.integers(width)) for _ in range(8))
+    result = Result(values, np.square(sigma), reordered=lambda: drawn)
+    found = over_limits(values + made(55), result)
+    assert max(found.values()) < 1.0, found
+    assert over_limits(values + 3.0 * made(55), result)[Statistic.COLUMN_GAIN] > 1.0
+
+
+def test_a_norm_may_sum_each_row_in_another_order() -> None:
+    """One row at a time is summed otherwise than many, and what is left over of a block otherwise than the block."""
+    random = np.random.default_rng(8)
+    x = as_stored(random.standard_normal((32, 576)), "bfloat16")
+    x[:24] = x[0]  # rows that are alike say little of which order it is
+    mean = np.square(x).mean(axis=1, keepdims=True)
+    orders = sums.squares(x).errors
+    for first in orders:
+        for second in orders:
+            error = np.where(np.arange(32) < 24, first, second)
+            engine = (x / np.sqrt(mean * (1.0 + error[:, None]))).astype(np.float32)
+            found = over_limits(engine, operations.rms_norm(x, None, 0.0, "float32"))
+            assert max(found.values()) < 1.0, found
+    gained = engine * np.where(np.arange(32) == 30, np.float32(1.00001), np.float32(1.0))[:, None]
+    assert over_limits(gained, operations.rms_norm(x, None, 0.0, "float32"))[Statistic.ROW_GAIN] > 1.0
 
 
 @pytest.mark.parametrize("freedom", [1, 4, 30, 576])

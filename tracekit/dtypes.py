@@ -91,8 +91,13 @@ def round_to(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     """
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-        rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        return np.where(np.isnan(values), np.uint16(0x7FC0), rounded.astype(np.uint16))
+        rounded = bits >> np.uint32(16)
+        rounded &= np.uint32(1)
+        rounded += np.uint32(0x7FFF)
+        rounded += bits
+        rounded >>= np.uint32(16)
+        halves, nan = rounded.astype(np.uint16), np.isnan(values)
+        return np.where(nan, np.uint16(0x7FC0), halves) if nan.any() else halves
     if dtype not in ("float16", "float32", "float64"):
         raise KeyError(dtype)
     with np.errstate(over="ignore"):

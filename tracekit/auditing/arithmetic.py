@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracekit.auditing import sums
-from tracekit.auditing.rounding import Floats, accumulator, as_stored, constants, unit
+from tracekit.auditing.rounding import ACCUMULATOR, LIBRARY, Floats, accumulator, as_stored, constants, unit
 
 
 class Rounding:
@@ -13,7 +14,7 @@ class Rounding:
     they stay in float32 up to the softmax, as fused kernels keep them."""
 
     def __init__(self, dtype: str, seed: int, wide: bool = False) -> None:
-        self.dtype = dtype
+        self.dtype, self.seed = dtype, seed
         self.stored = unit(dtype)
         self.sums = accumulator(dtype)
         self.wide = wide
@@ -24,6 +25,14 @@ class Rounding:
         """A scalar constant as this run rounds it, or its reciprocal."""
         return number * (1.0 + self._rounded * constants("float32" if self.wide else self.dtype, number))
 
+    def frequencies(self, values: Floats) -> Floats:
+        """Rotary frequencies. Programs make them in float32 whatever their dtype, and a run in a wider one keeps them:
+        one table for all rows, good to one unit in its last place."""
+        if self.sums >= ACCUMULATOR:
+            return self.float32(values)
+        drawn = np.random.default_rng((self.seed, len(values))).uniform(-1.0, 1.0, values.shape)
+        return np.asarray(values * (1.0 + LIBRARY * drawn))
+
     def score(self, values: Floats, times: int) -> Floats:
         return self.float32(values) if self.wide else self.store(values)
 
@@ -33,12 +42,26 @@ class Rounding:
     def float32(self, values: Floats) -> Floats:
         return self._times(values, self.sums)
 
-    def walk(self, values: Floats, terms: int, size: Floats) -> Floats:
-        """A sum of `terms` products whose squares sum to `size` squared."""
-        noise = self._random.standard_normal(values.shape, dtype=np.float32)
-        noise = noise * np.sqrt(sums.walked(values, np.square(size), terms, self.sums))
-        noise += values
-        return np.asarray(noise)
+    def product(self, x: Floats, y: Floats) -> Floats:
+        """x [rows, terms] times y [terms, columns]."""
+        if self.sums == sums.UNIT:
+            return sums.product(x, y, self._order(len(y)))
+        values = x @ y
+        variance = sums.walked(values, np.square(x) @ np.square(y), len(y), self.sums)
+        return np.asarray(values + self._random.standard_normal(values.shape) * np.sqrt(variance))
+
+    def total(self, x: Floats) -> Floats:
+        """The sum of each row, [rows, 1]."""
+        if self.sums == sums.UNIT:
+            return sums.total(x, self._order(x.shape[1]))
+        return self.product(x, np.ones((x.shape[1], 1)))
+
+    def _order(self, terms: int) -> NDArray[np.int64]:
+        """In which this run adds up so many terms, in every row alike: as they come, the other way round, or drawn.
+        Rows that are alike are then rounded alike, and small terms are lost on a large one where they come after it."""
+        as_they_come = np.arange(terms)
+        options = (as_they_come, as_they_come[::-1])
+        return options[self.seed] if self.seed < len(options) else np.random.default_rng(self.seed).permutation(terms)
 
     def _times(self, values: Floats, roundoff: float) -> Floats:
         noise = self._random.random(values.shape, dtype=np.float32) - np.float32(0.5)
@@ -64,11 +87,17 @@ class Emulated:
     def score(self, values: Floats, times: int) -> Floats:
         return self.store(values) if times <= self.scores else values
 
+    def frequencies(self, values: Floats) -> Floats:
+        return values
+
     def float32(self, values: Floats) -> Floats:
         return values
 
-    def walk(self, values: Floats, terms: int, size: Floats) -> Floats:
-        return values
+    def product(self, x: Floats, y: Floats) -> Floats:
+        return np.asarray(x @ y)
+
+    def total(self, x: Floats) -> Floats:
+        return np.asarray(x.sum(axis=1, keepdims=True))
 
 
 class Exact:
@@ -83,11 +112,17 @@ class Exact:
     def store(self, values: Floats) -> Floats:
         return values
 
+    def frequencies(self, values: Floats) -> Floats:
+        return values
+
     def float32(self, values: Floats) -> Floats:
         return values
 
-    def walk(self, values: Floats, terms: int, size: Floats) -> Floats:
-        return values
+    def product(self, x: Floats, y: Floats) -> Floats:
+        return np.asarray(x @ y)
+
+    def total(self, x: Floats) -> Floats:
+        return np.asarray(x.sum(axis=1, keepdims=True))
 
 
 Arithmetic = Rounding | Emulated | Exact

@@ -96,7 +96,7 @@ def _beyond(
 ) -> Floats:
     inputs, moved = ours.inputs(recipe, part), other.inputs(theirs, part)
     dtype = max((ours.computed_in(recipe), other.computed_in(theirs)), key=unit_of)
-    result = _result(ours, recipe, part, inputs, dtype)
+    result = _result(ours, recipe, part, inputs, dtype, closely=True)
     predicted = _result(ours, recipe, part, moved, dtype).values
     gap = (other.recorded(theirs.stored, part) - ours.recorded(recipe.stored, part)) - (predicted - result.values)
     variance = np.max([option.variance for option in (result, *result.others)], axis=0) * result.excess**2
@@ -109,8 +109,10 @@ def _beyond(
     return np.asarray(np.linalg.norm(gap, axis=1) / (deviations(FALSE_ALARMS / max(tests, 1)) * np.sqrt(own)))
 
 
-def _result(run: Recomputation, recipe: Recipe, window: Window, inputs: list[Floats], dtype: str) -> Result:
-    return recipe.operation.result(replace(run.given(recipe, window, inputs), dtype=dtype))
+def _result(
+    run: Recomputation, recipe: Recipe, window: Window, inputs: list[Floats], dtype: str, closely: bool = False
+) -> Result:
+    return recipe.operation.result(replace(run.given(recipe, window, inputs, closely), dtype=dtype))
 
 
 class Stated(Checkpoint):

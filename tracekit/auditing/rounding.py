@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +32,11 @@ two unit roundoffs, and not unbiased."""
 SCALE_ROUNDINGS = math.sqrt((0.25 + 0.25 + 1.0 + 1.0) / 3.0)
 """Standard deviation, in unit roundoffs, of a norm's scale beyond its sum of squares: mean and eps, halved by the root,
 the root and its reciprocal, a roundoff each, of variance u^2 / 3."""
+FITS = 2.0
+"""Standard deviations of a norm's scale within which a row was summed in an order."""
+MOST_ROWS = 0.75
+"""Share of the rows that two orders of summing, of one row and of many, account for where an engine is known to use
+them; with a mistake in the norm, fewer rows fall within `FITS` of any two."""
 SMALLEST: dict[str, float] = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}
 """Smallest number above zero of each format: below the normal range, rounding is no longer relative."""
 
@@ -49,9 +55,9 @@ class Result:
     draws: tuple[Floats, ...] = ()
     """Errors of whole runs with drawn roundings at the rows `drawn_rows`, where no closed form gives their spread."""
     drawn_rows: NDArray[np.int64] | None = None
-    reordered: tuple[Floats, ...] = ()
-    """Errors of the same products added up in float32 in other orders, all rows: how they spread over rows and columns
-    together. Rows that are alike are rounded alike, and an average over them takes nothing away."""
+    reordered: Callable[[], tuple[Floats, ...]] = tuple
+    """Makes errors of the same products added up in float32 in other orders, all rows: how they spread over rows and
+    columns together. Rows that are alike are rounded alike, and an average over them takes nothing away."""
     hows: tuple[Emulated, ...] = ()
     """The arithmetics that an attention core is emulated in, where it is."""
     others: tuple[Result, ...] = ()
@@ -64,7 +70,8 @@ class Result:
     """How much more than `variance` says correct arithmetic may be off, measured on the site's own sums."""
     scales: tuple[Floats, ...] = ()
     """Relative errors [rows, groups] that the scale of each row, or of each of its heads, has in the orders in which
-    engines sum its squares. An engine that sums in one of them is compared with that."""
+    engines sum its squares. A row that was summed in one of them is compared with that: kernels for one row, for many
+    and for what is left over of a block sum differently, in one run."""
 
     def closest(self, recorded: Floats) -> Result:
         """Itself, one of the others, or one of its own orders, whichever is nearest to what was recorded."""
@@ -77,16 +84,33 @@ class Result:
         return min((self, *self.others), key=distance) if self.others else self
 
     def _in_its_order(self, recorded: Floats) -> Result:
-        """The values with the scale of the order that the recorded rows show, if one of them does."""
+        """The values with the scale of the order that each recorded row shows: kernels for one row, for many and for
+        what is left over of a block sum differently, in one run."""
         grouped = (len(self.values), self.scales[0].shape[1], -1)
         values, gap = self.values.reshape(grouped), (recorded - self.values).reshape(grouped)
         with np.errstate(invalid="ignore", over="ignore"):
             gains = (gap * values).sum(axis=2) / np.maximum(np.square(values).sum(axis=2), 1e-290)
-            left = [float(np.median(np.square(gains - scale))) for scale in (np.zeros_like(gains), *self.scales)]
-        best = int(np.argmin(np.where(np.isfinite(left), left, np.inf)))
-        if best == 0:
-            return self
-        made = (values * (1.0 + self.scales[best - 1])[..., None]).reshape(self.values.shape)
+        scales = np.stack([np.zeros_like(gains), *self.scales])
+        left = np.nan_to_num(np.abs(gains - scales), nan=np.inf)
+        fits = (left <= FITS * SCALE_ROUNDINGS * ACCUMULATOR).reshape(len(left), -1)
+
+        def suits(pair: list[int]) -> tuple[float, float]:
+            """The share of rows that two orders account for, and how closely."""
+            return float(np.mean(fits[pair].any(axis=0))), -float(np.median(left[pair].min(axis=0)))
+
+        pair = max(map(list, combinations(range(len(left)), 2)), key=suits)
+        share, _ = suits(pair)
+        if share >= MOST_ROWS:
+            # Where two orders account for most rows, each of the others may have one of its own.
+            allowed = (fits[pair].any(axis=0)[None] & ~np.isin(np.arange(len(left)), pair)[:, None]).reshape(left.shape)
+            best = np.where(allowed, np.inf, left).argmin(axis=0)
+        else:
+            medians = np.median(np.square(left).reshape(len(left), -1), axis=1)
+            if not medians.argmin():
+                return self
+            best = np.full(gains.shape, medians.argmin())
+        scale = np.take_along_axis(scales, best[None], axis=0)[0]
+        made = (values * (1.0 + scale)[..., None]).reshape(self.values.shape)
         return replace(self, values=made, shared=SCALE_ROUNDINGS * ACCUMULATOR, bias=self.bias_in_order, scales=())
 
 

@@ -53,6 +53,17 @@ def walked(total: Floats, squares: Floats, terms: int, unit: float, bias: Floats
     return np.asarray((partial + squares / 6.0) * (unit**2 * terms / 3.0))
 
 
+def product(x: Floats, y: Floats, order: NDArray[np.int64] | slice) -> Floats:
+    """x [rows, terms] times y [terms, columns], added up in float32 with the terms in this order."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(x[:, order].astype(np.float32) @ y[order].astype(np.float32), dtype=np.float64)
+
+
+def total(x: Floats, order: NDArray[np.int64] | slice) -> Floats:
+    """The sum of each row of x, [rows, 1], added up in float32 one after the other in this order."""
+    return _in_turn(x[:, order].astype(np.float32))[:, None]
+
+
 def squares(x: Floats) -> Orders:
     """Relative errors of the sum of the squares of each row of x [rows, width], whose values are float32's."""
     exact = np.einsum("ij,ij->i", x, x)

@@ -50,6 +50,7 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self._entries: dict[str, _Entry] = {}
+        self._digests: dict[tuple[str, str], int] = {}  # by name and the dtype that an engine holds it in
         for file in _files(Path(path)):
             self._entries |= _read_header(file)
         self.config = _read_config(Path(path))
@@ -130,7 +131,10 @@ class Checkpoint:
 
     def may_hold(self, name: str, held_as: str, digest: int) -> bool:
         """Whether an engine that loads this checkpoint may hold a parameter of this digest."""
-        return digest == self.digest(name, held_as)
+        key = name, held_as
+        if key not in self._digests:
+            self._digests[key] = self.digest(name, held_as)
+        return digest == self._digests[key]
 
     def quantisation(self, name: str) -> str | None:
         """What blocks a tensor is stored in; None of plain numbers, as all of safetensors are."""

@@ -187,7 +187,7 @@ def _visible(core: Core, rows: NDArray[np.int64], positions: int) -> NDArray[np.
 def _rotate(core: Core, heads: Floats, places: Floats, how: Arithmetic, backwards: bool) -> Floats:
     """Rotates [heads, rows, head_dim] by position."""
     frequencies, factor = core.rotary.frequencies()
-    angles = how.float32(places[:, None] * how.float32(frequencies)[None, :])
+    angles = how.float32(places[:, None] * how.frequencies(frequencies)[None, :])
     if core.angles is not None:
         angles = as_stored(angles, core.angles)
     cos, sin = how.store(np.cos(angles) * factor), how.store(np.sin(angles) * factor)
@@ -210,10 +210,7 @@ def _rotate(core: Core, heads: Floats, places: Floats, how: Arithmetic, backward
 def _one_head(
     core: Core, q: Floats, k: Floats, v: Floats, visible: NDArray[np.bool_], how: Arithmetic, sink: bool
 ) -> Floats:
-    scores = q @ k.T
-    if isinstance(how, Rounding):
-        size = np.sqrt(np.square(q) @ np.square(k).T)
-        scores = how.walk(scores, q.shape[1], size)
+    scores = how.product(q, k.T)
     scores = how.score(how.score(scores, 1) * how.constant(core.scale), 2)
     if core.scores is not None:
         scores = as_stored(scores, core.scores)
@@ -224,16 +221,11 @@ def _one_head(
         return how.store(how.store(_narrow_softmax(scores, core.softmax)) @ v)
     top = np.maximum(scores.max(axis=1, keepdims=True), 0.0 if sink else -np.inf)
     weights = how.float32(np.exp(scores - np.where(np.isfinite(top), top, 0.0)))
-    total = weights.sum(axis=1, keepdims=True) + (np.exp(-top) if sink else 0.0)
-    if isinstance(how, Rounding):
-        total = how.walk(total, v.shape[0], np.sqrt(np.square(weights).sum(axis=1, keepdims=True)))
+    total = how.total(weights) + (np.exp(-top) if sink else 0.0)
     weights = how.store(how.float32(weights / np.maximum(total, 1e-290)))
     if core.weights is not None:
         weights = as_stored(weights, core.weights)
-    out = weights @ v
-    if isinstance(how, Rounding):
-        out = how.walk(out, v.shape[0], np.sqrt(np.square(weights) @ np.square(v)))
-    return how.store(out)
+    return how.store(how.product(weights, v))
 
 
 def _narrow_softmax(scores: Floats, dtype: str) -> Floats:
@@ -256,10 +248,10 @@ def _core_result(core: Core, given: Given) -> Result:
         return _spread(core, given, values, False)
     hows = tuple(Emulated(given.dtype, scores) for scores in (0, 1, 2))
     options = []
+    spreads = {wide: _spread(core, given, values, wide) for wide in (True, False)}
     for how in hows:
         emulated = attend(core, q, k, v, given.rows, how)
-        option = _spread(core, given, values, how.scores == 0)
-        options.append(replace(option, rounded=(emulated,), hows=hows))
+        options.append(replace(spreads[how.scores == 0], rounded=(emulated,), hows=hows))
     return replace(options[0], others=tuple(options[1:]))
 
 
