@@ -5,21 +5,29 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
+import torch
+import tracekit_torch
 from numpy.typing import NDArray
 
 import tracekit
 from benchmarks import clean_runs
-from tracekit.auditing import operations, propagation, sums
+from benchmarks.fault_bench import models
+from benchmarks.fault_bench.setups import GREEDY
+from tracekit.auditing import operations, outliers, propagation, sums
 from tracekit.auditing.arithmetic import Exact, Rounding
 from tracekit.auditing.audit import audit
 from tracekit.auditing.estimated import estimated_matrix
 from tracekit.auditing.evidence import Statistic
 from tracekit.auditing.matrix import Matrix, linear
+from tracekit.auditing.operations.linear_layer import Linear
 from tracekit.auditing.operations.soft_cap import capped
-from tracekit.auditing.own_error import Tally, common_width, deviations, root_mean_square, spread_width
+from tracekit.auditing.own_error import Own, Tally, common_width, deviations, root_mean_square, spread_width
+from tracekit.auditing.recipe import Recipe
+from tracekit.auditing.recompute import Recomputation, Window
 from tracekit.auditing.rounding import LIBRARY, Result, as_stored, times
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.mistakes.culprits import explained_audit
@@ -84,6 +92,63 @@ def test_attention_that_amplifies_rounding_is_parity_without_a_checkpoint(tmp_pa
     bench._torch(run, paths[1], run.how)
     verdict = tracekit.diff(paths[0], paths[1], audited=False)
     assert (verdict.verdict, verdict.culprits) == ("parity", ())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model", ["llama", "gemma"])
+def test_an_oracle_is_at_parity_with_its_reference(tmp_path: Path, model: str, dtype: str) -> None:
+    """A float64 run has float32's rotary frequencies; a float32 run of a bfloat16 model has bfloat16's weights."""
+    bench = clean_runs.Bench(tmp_path, MODEL, ENGINE)
+    run = clean_runs.Clean(0, model, dtype, tuple(range(3, 40)), 6, dict(GREEDY), "", seed=1)
+    reference, oracle = tmp_path / "reference.tklog", tmp_path / "oracle.tklog"
+    bench._torch(run, reference, "sdpa")
+    bench._torch(run, oracle, "oracle", reference)
+    folder = bench.folder(model)
+    for pair in ((reference, oracle), (oracle, reference)):
+        verdict = tracekit.diff(*pair, weights=folder)
+        assert (verdict.verdict, verdict.culprits) == ("parity", ()), verdict
+    found = tracekit.audit(oracle, folder)
+    assert (found.exit_code, found.weights) == (0, ())
+    assert len(found.clean) > 25
+
+
+def test_frequencies_that_are_off_show_in_float64(tmp_path: Path) -> None:
+    bench = clean_runs.Bench(tmp_path, MODEL, ENGINE)
+    model = models.load(bench.folder("llama"), "float32")
+    model.model.rotary_emb.inv_freq *= 1.00001
+    with tracekit_torch.record(model, tmp_path / "off.tklog", dtype="float64"):
+        model.generate(torch.arange(3, 40)[None], max_new_tokens=2, do_sample=False)
+    found = tracekit.audit(tmp_path / "off.tklog", bench.folder("llama"))
+    assert {culprit.site for culprit in found.culprits} == {
+        f"model.layers.{layer}.self_attn.o_proj:in" for layer in range(model.config.num_hidden_layers)
+    }
+
+
+def test_a_float64_run_is_compared_in_the_precision_of_its_reference(tmp_path: Path) -> None:
+    """Models take a norm's mean square in float32 whatever their dtype: of a float32 run that is no fault."""
+    bench, paths = clean_runs.Bench(tmp_path, MODEL, ENGINE), []
+    for dtype in ("float32", "float64"):
+        model = models.load(bench.folder("qwen3"), dtype)
+        paths.append(tmp_path / f"{dtype}.tklog")
+        with tracekit_torch.record(model, paths[-1]):
+            model.generate(torch.arange(3, 40)[None], max_new_tokens=2, do_sample=False)
+    verdict = tracekit.diff(*paths, weights=bench.folder("qwen3"))
+    assert (verdict.verdict, verdict.culprits) == ("parity", ()), verdict
+    model.model.layers[1].mlp.down_proj.weight.data *= 1.0001
+    with tracekit_torch.record(model, tmp_path / "gained.tklog"):
+        model.generate(torch.arange(3, 40)[None], max_new_tokens=2, do_sample=False)
+    verdict = tracekit.diff(paths[0], tmp_path / "gained.tklog", weights=bench.folder("qwen3"))
+    assert (verdict.verdict, verdict.site) == ("divergence", "model.layers.1.mlp.down_proj")
+
+
+def test_weights_that_were_rounded_are_no_oracles(tmp_path: Path) -> None:
+    """What a recorder was not asked for is a departure: float32 weights that went through bfloat16."""
+    bench = clean_runs.Bench(tmp_path, MODEL, ENGINE)
+    model = models.load(bench.folder("llama"), "bfloat16").float()
+    with tracekit_torch.record(model, tmp_path / "rounded.tklog"):
+        model.generate(torch.arange(3, 40)[None], max_new_tokens=2, do_sample=False)
+    found = tracekit.audit(tmp_path / "rounded.tklog", bench.folder("llama"))
+    assert found.exit_code == 1 and len(found.weights) > 20
 
 
 def test_a_near_tie_counts_as_one_where_the_margin_proves_it() -> None:
@@ -258,6 +323,44 @@ def test_a_norm_may_sum_each_row_in_another_order() -> None:
             assert max(found.values()) < 1.0, found
     gained = engine * np.where(np.arange(32) == 30, np.float32(1.00001), np.float32(1.0))[:, None]
     assert over_limits(gained, operations.rms_norm(x, None, 0.0, "float32"))[Statistic.ROW_GAIN] > 1.0
+
+
+class Recorded:
+    """A run that holds one site and its input: float16 rows of a token that comes again and again."""
+
+    def __init__(self, x: NDArray[np.float64], result: Result, recorded: NDArray[np.float64]) -> None:
+        self._x, self._result, self._recorded = x, result, recorded
+
+    def recorded(self, site: str, window: Window) -> NDArray[np.float64]:
+        return self._recorded
+
+    def inputs(self, recipe: Recipe, window: Window) -> list[NDArray[np.float64]]:
+        return [self._x]
+
+    def result(self, recipe: Recipe, window: Window, inputs: object) -> Result:
+        return self._result
+
+
+@pytest.mark.parametrize("tokens", [6, 60])
+def test_a_tie_that_comes_again_with_its_token_is_one(tokens: int) -> None:
+    """One distinct row in six is no more odd than chance has it; ten of sixty are."""
+    random = np.random.default_rng(10)
+    x = as_stored(random.standard_normal((tokens, 64)), "float16")[np.arange(180) % tokens]
+    values = x @ random.standard_normal((64, 576))
+    stored = as_stored(values, "float16")
+    result = Result(values, np.square(2.0**-11 * values) / 3.0, rounded=(stored,))
+    recorded = stored.copy()
+    recorded[np.arange(180) % 6 == 0, 5] *= 1.0 + 2.0**-10
+
+    def own(values: NDArray[np.float64]) -> Own:
+        tally = Tally()
+        tally.add(values, result)
+        recipe = Recipe("v_proj", "v_proj", Linear(), ("x",))
+        return Own(recipe, (Window(0, 180),), tally.statistics(), {}, {}, level=1e-12)
+
+    peer = cast(Recomputation, Recorded(x, result, recorded)), own(recorded)
+    found = outliers._outlier(peer, 0.0, [own(stored) for _ in range(5)])
+    assert (found is None) is (tokens == 6)
 
 
 @pytest.mark.parametrize("freedom", [1, 4, 30, 576])

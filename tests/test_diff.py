@@ -182,6 +182,36 @@ def test_a_near_tie_is_proved_from_the_race(tmp_path: Path) -> None:
     assert verdict.margins.token.margin == pytest.approx(5e-6, abs=2e-7)  # probabilities are float32
 
 
+@pytest.mark.parametrize("offset, expected", [(6, ("near-tie", 0, "token")), (7, ("rng", 0, "draws"))])
+def test_what_rounding_decided_hides_no_later_sequence(
+    tmp_path: Path, offset: int, expected: tuple[str, int, str]
+) -> None:
+    from tracekit.torch_rng.generator import TorchGenerator
+
+    draws = TorchGenerator(3).exponential(3)
+    even = 0.5 * draws[1] / draws[0] * (1 - 5e-6)  # token 0 wins by 5e-6 nats
+    traces = []
+    for name, token, error, later in (("reference", 0, 0.0, 6), ("candidate", 1, 1e-5, offset)):
+        log = LogWriter(tmp_path / f"{name}.tklog")
+        log.open("python", dtype="float32", seed=3)
+        for sequence, (sampled, begins) in enumerate(((token, 0), (0, later))):
+            log.sequence(sequence, {"prompt/token_ids": np.array([1 + sequence])})
+            drawn = {"op": "multinomial", "generator": "mt19937", "seed": 3, "offset": begins, "words": 6}
+            tensors = {
+                "logits": np.array([0.0, 1.0 + error, -50.0], dtype=np.float32),
+                "survivors/id": np.array([0, 1]),
+                "survivors/prob": np.array([0.5, even * (1 + error)], dtype=np.float32),
+            }
+            log.step(sequence, 0, 0, sampled, tensors, draws=[drawn])
+            log.end_sequence(sequence, 1, "length")
+        log.close()
+        traces.append(tracekit.open(log.path))
+    verdict = tracekit.diff(*traces)
+    assert found(verdict) == expected
+    assert verdict.compared is not None and verdict.compared.steps == 2
+    assert (verdict.token is not None) is (offset == 6)
+
+
 def test_an_early_stop_is_named_and_a_cut_file_is_not(runs) -> None:
     reference = runs("reference")
     verdict = tracekit.diff(reference, runs("stopped", noise=1, steps=4, reason="stop"))

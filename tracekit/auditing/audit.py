@@ -31,6 +31,7 @@ from tracekit.auditing.recipe import Recipe, order_of, recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.stated import find_checkpoint
+from tracekit.checkpoints.widened import narrowed
 from tracekit.inspection.non_finite import NonFinite, first_non_finite
 from tracekit.inspection.positions import prompt_length, step_of
 from tracekit.inspection.sanity import Loss, losses
@@ -126,10 +127,12 @@ def audit(
     stops: Mapping[int, int] | None = None,
     only: Collection[str] | None = None,
     wiring: Trace | None = None,
+    finest: str = "float64",
     progress: Callable[[str], None] = lambda site: None,
 ) -> Audit:
     """Recompute every site that a recipe covers. `stops`: the position, by sequence index, before which to stop;
-    `only`: these sites alone; `wiring`: a trace whose site table says what feeds what where this one's does not.
+    `only`: these sites alone; `wiring`: a trace whose site table says what feeds what where this one's does not;
+    `finest`: the precision that sites of a finer one are judged in.
     Raises TraceError where the checkpoint is of another model.
     """
     apart = other_model(trace, checkpoint)
@@ -137,7 +140,7 @@ def audit(
         stated = " (which the trace states)" if checkpoint.path == find_checkpoint(trace) else ""
         said = f"{checkpoint.path}{stated}: is of another model than {trace.path}: {apart}"
         raise TraceError(f"{said}; give the one it ran with: --weights")
-    parameters = Parameters(trace, checkpoint)
+    parameters = Parameters(trace, checkpoint, finest)
     known, unknown = auditable(trace, checkpoint, parameters, wiring)
     known = [recipe for recipe in known if only is None or recipe.site in only]
     culprits: dict[str, Culprit] = {}
@@ -305,6 +308,8 @@ def changed_weights(trace: Trace, checkpoint: Checkpoint) -> list[str]:
             continue
         # A tied head may be held under the name of the file's own table, which then is another parameter.
         options = [option for option in (found, checkpoint.other_head(name)) if option is not None]
-        if not any(checkpoint.may_hold(option, weight.dtype, weight.digest) for option in options):
+        if any(checkpoint.may_hold(option, weight.dtype, weight.digest) for option in options):
+            continue
+        if all(narrowed(trace, checkpoint, name, option) is None for option in options):
             out.append(name)
     return out

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from tracekit.auditing import operations
 from tracekit.auditing.evidence import Outlier, OutlierBySize, OutlierColumns
-from tracekit.auditing.own_error import Own
+from tracekit.auditing.own_error import ODD, Own, alike_to, sketch
 from tracekit.auditing.recompute import Recomputation
+from tracekit.auditing.rounding import Floats
 
 EXACT_PEERS = 0.02
 """Size of error below which an engine's 16-bit arithmetic is emulated exactly: what is left are sums that lay next to a
@@ -54,7 +55,7 @@ class Peers:
             usual = float(np.quantile([own.statistics.size for _, own in peers], 0.75))
             if usual <= EXACT_PEERS:
                 owns = [own for _, own in peers]
-                said = [_outlier(own, usual, [other for other in owns if other is not own]) for own in owns]
+                said = [_outlier(peer, usual, [other for other in owns if other is not peer[1]]) for peer in peers]
                 out += [(run, replace(own, beside=why)) for (run, own), why in zip(peers, said, strict=True) if why]
         return out
 
@@ -69,24 +70,27 @@ def _unit(peer: Peer) -> float:
     return operations.unit(run.computed_in(own.recipe))
 
 
-def _outlier(own: Own, usual: float, others: list[Own]) -> Outlier | None:
+def _outlier(peer: Peer, usual: float, others: list[Own]) -> Outlier | None:
+    run, own = peer
     statistics = own.statistics
     if statistics.size > max(PEER_FLOOR, PEER_RATIO * usual):
         return OutlierBySize(statistics.size)
-    odd = _odd_columns(own, others)
+    odd = _odd_columns(own, len(statistics.rows), statistics.odd, others)
+    if odd.size:
+        odd = odd[_odd_columns(own, *_of_distinct_rows(run, own, odd), others)]
     if odd.size and statistics.size <= EXACT_PEERS + float(np.sqrt(odd.size / len(statistics.odd))):
         return OutlierColumns(tuple(int(column) for column in odd), float(statistics.odd[odd[0]]))
     return None
 
 
-def _odd_columns(own: Own, others: list[Own]) -> NDArray[np.int64]:
-    """Columns that differ from the emulated value in more rows than ties account for. How many rows those of a column
-    are is read off the other layers: on average, and how much more than a binomial count they scatter."""
-    rows = len(own.statistics.rows)
+def _odd_columns(own: Own, rows: float, share: Floats, others: list[Own]) -> NDArray[np.int64]:
+    """Columns that differ from the emulated value in more rows than ties account for, by the `share` of so many rows.
+    How many rows those of a column are is read off the other layers: on average, and how much more than a binomial
+    count they scatter."""
     counts = np.concatenate([other.statistics.odd * len(other.statistics.rows) for other in others])
     mean = max(float(counts.mean()), 0.5 / counts.size)
     scatter = max(1.0, float(counts.var()) / mean)
-    share, usual = own.statistics.odd, min(mean / rows, 0.5)
+    usual = min(mean / len(own.statistics.rows), 0.5)
     # The probability of so many is at most exp(-n D(share || usual)) (Chernoff 1952).
     with np.errstate(divide="ignore", invalid="ignore"):
         apart = share * np.log(share / usual) + np.where(
@@ -94,3 +98,17 @@ def _odd_columns(own: Own, others: list[Own]) -> NDArray[np.int64]:
         )
     beyond = np.where(share > usual, rows / scatter * np.nan_to_num(apart, nan=0.0), 0.0)
     return np.flatnonzero(beyond > -math.log(own.level))
+
+
+def _of_distinct_rows(run: Recomputation, own: Own, columns: NDArray[np.int64]) -> tuple[float, Floats]:
+    """How many distinct rows there are, and the share of them in which each column differs from the emulated value. A
+    token that comes again is computed again: one tie, not as many as there are rows."""
+    recipe, sketches, odd = own.recipe, [], []
+    for window in own.windows:
+        recorded = run.recorded(recipe.stored, window)
+        result = run.result(recipe, window, run.inputs(recipe, window)).closest(recorded)
+        gap = min((recorded - values for values in (result.values, *result.rounded)), key=operations.typical)
+        odd.append(np.abs(gap[:, columns]) > ODD * np.sqrt(result.variance[:, columns]))
+        sketches.append(sketch(result.values))
+    weights = 1.0 / alike_to(np.concatenate(sketches))
+    return float(weights.sum()), np.asarray(weights @ np.concatenate(odd) / weights.sum())

@@ -321,13 +321,18 @@ def sketch(values: Floats) -> Floats:
 
 def rows_alike(sketches: Floats) -> float:
     """How many rows, itself included, a row is alike to on average."""
+    return float(alike_to(sketches).mean())
+
+
+def alike_to(sketches: Floats) -> Floats:
+    """How many rows, itself included, each row is alike to, [rows]."""
     powers = np.einsum("ij,ij->i", sketches, sketches)
-    alike = 0
+    alike = np.ones(len(sketches))
     for first in range(0, len(sketches), BLOCK_ROWS):
         part = slice(first, first + BLOCK_ROWS)
         apart = powers[part, None] + powers[None] - 2.0 * sketches[part] @ sketches.T
-        alike += int(np.count_nonzero(apart <= ALIKE**2))
-    return max(alike / len(sketches), 1.0)
+        alike[part] = np.maximum(np.count_nonzero(apart <= ALIKE**2, axis=1), 1)
+    return alike
 
 
 def repeated_width(statistics: Statistics, alike: float, level: float) -> dict[Statistic, float]:

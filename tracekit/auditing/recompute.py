@@ -16,6 +16,7 @@ from tracekit.auditing.operations.operation import Given, Shape
 from tracekit.auditing.recipe import Recipe
 from tracekit.auditing.rounding import Floats, Result, unit
 from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.checkpoints.widened import narrowed
 from tracekit.dtypes import is_float
 from tracekit.inspection.site_rows import logits_reader, site_reader
 from tracekit.trace import ENCODER_PREFIX, Sequence, Trace, TraceError
@@ -51,11 +52,13 @@ def joined(windows: Iterable[Window], row: int) -> Window:
 
 
 class Parameters:
-    """The checkpoint's parameters in float64, as the engine holds them; each thread keeps its last matrix."""
+    """The checkpoint's parameters in float64, as the engine holds them; each thread keeps its last matrix. `finest`:
+    the precision that sites are judged in which were computed in a finer one."""
 
-    def __init__(self, trace: Trace, checkpoint: Checkpoint) -> None:
-        self.trace, self.checkpoint = trace, checkpoint
+    def __init__(self, trace: Trace, checkpoint: Checkpoint, finest: str = "float64") -> None:
+        self.trace, self.checkpoint, self.finest = trace, checkpoint, finest
         self._last = threading.local()
+        self._narrowed: dict[str, str | None] = {}  # the format that a parameter went through, by name
 
     def has(self, recipe: Recipe) -> bool:
         """Whether the checkpoint holds the module's parameters."""
@@ -107,7 +110,9 @@ class Parameters:
             raise KeyError(name)
         held = self.trace.weights.get(name)
         dtype = held.dtype if held is not None and is_float(held.dtype) else None
-        return self.checkpoint.values(found, dtype)
+        if name not in self._narrowed:
+            self._narrowed[name] = narrowed(self.trace, self.checkpoint, name, found)
+        return self.checkpoint.values(found, self._narrowed[name] or dtype)
 
 
 @dataclass(frozen=True)
@@ -284,7 +289,7 @@ class Recomputation:
 
     def computed_in(self, recipe: Recipe) -> str:
         """The coarser format of a site and its inputs: 16-bit logits are often handed over in float32."""
-        dtypes = [self.dtype(name) for name in (recipe.stored, *recipe.inputs)]
+        dtypes = [self.parameters.finest, *(self.dtype(name) for name in (recipe.stored, *recipe.inputs))]
         return max(dtypes, key=unit)
 
 

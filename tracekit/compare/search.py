@@ -70,6 +70,13 @@ class Search:
         default_factory=list
     )  # (sequence, step) where rounding moved a token over a cut
 
+    begun: int = 0  # pairs of sequences that were compared
+
+    @property
+    def left(self) -> bool:
+        """Whether there are sequences that were not compared."""
+        return self.begun < len(self.pair.sequences)
+
     @property
     def first(self) -> Finding | None:
         """The divergence."""
@@ -87,11 +94,16 @@ def search(pair: Pair, yardstick: Yardstick, harmless: Set[tuple[str, str]] = fr
     check_same_model(pair.reference, pair.candidate, pair.sites)
     result = Search(pair.without(frozenset(harmless)))
     result.compared = Counts(sequences=len(pair.sequences))
-    for each in pair.sequences:
-        _compare_sequence(result, each, yardstick)
-        if result.findings:
-            break  # later sequences cannot hold an earlier divergence
+    go_on(result, yardstick)
     return result
+
+
+def go_on(result: Search, yardstick: Yardstick) -> None:
+    """Compare the next sequences, up to one in which something is found: later ones cannot hold an earlier divergence,
+    unless what was found turns out to be none."""
+    while result.left and not result.findings:
+        result.begun += 1
+        _compare_sequence(result, result.pair.sequences[result.begun - 1], yardstick)
 
 
 def _compare_sequence(result: Search, pair: SequencePair, yardstick: Yardstick) -> None:

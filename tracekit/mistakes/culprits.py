@@ -49,10 +49,10 @@ def same_mistake(one: ExplainedCulprit, other: ExplainedCulprit) -> bool:
 
 @np.errstate(all="ignore")
 def explained(
-    trace: Trace, checkpoint: Checkpoint, culprits: Sequence[Culprit], wiring: Trace | None
+    trace: Trace, checkpoint: Checkpoint, culprits: Sequence[Culprit], wiring: Trace | None, finest: str = "float64"
 ) -> list[ExplainedCulprit]:
-    """Culprits of one trace, in order. `wiring`: as for `audit`."""
-    book, parameters = recipes(trace, checkpoint, wiring), Parameters(trace, checkpoint)
+    """Culprits of one trace, in order. `wiring`, `finest`: as for `audit`."""
+    book, parameters = recipes(trace, checkpoint, wiring), Parameters(trace, checkpoint, finest)
     out: list[ExplainedCulprit] = []
     for index, culprit in enumerate(culprits):
         run = Recomputation(trace.sequences[culprit.sequence], parameters)

@@ -21,6 +21,7 @@ from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, stated
 from tracekit.compare.findings import Finding, LogitsWrong, PassedOn, SiteWrong, Stage
 from tracekit.compare.metrics import row_errors
 from tracekit.compare.search import Search, common_ranges, compared_positions
+from tracekit.dtypes import is_float
 from tracekit.inspection.site_rows import logits_reader, row_bytes, site_reader
 from tracekit.mistakes.culprits import ExplainedCulprit, alike, explained
 from tracekit.trace import Trace, TraceError, resolve
@@ -128,7 +129,9 @@ def examine(traces: Pair, checkpoint: Checkpoint, found: Search) -> Examination:
     reference, candidate = traces.traces
     stops = {pair.candidate.index: compared_positions(pair) for pair in traces.sequences}
     ours = {pair.reference.index: compared_positions(pair) for pair in traces.sequences}
-    audited = audit(candidate, checkpoint, stops=_all(candidate, stops), wiring=reference)
+    # A float64 program computes parts in float32; against a float32 run that is no fault.
+    finest = "float64" if _computed_in_float64(reference) else "float32"
+    audited = audit(candidate, checkpoint, stops=_all(candidate, stops), wiring=reference, finest=finest)
     suspects = {culprit.site for culprit in audited.culprits}
     same = [] if suspects else alike(candidate, checkpoint, audited, reference)
     others: tuple[Culprit, ...] = ()
@@ -138,7 +141,7 @@ def examine(traces: Pair, checkpoint: Checkpoint, found: Search) -> Examination:
     culprits = [culprit for culprit in audited.culprits if culprit.site not in also]
     return Examination(
         checkpoint,
-        tuple(explained(candidate, checkpoint, culprits, reference) + same),
+        tuple(explained(candidate, checkpoint, culprits, reference, finest) + same),
         tuple(explained(reference, checkpoint, others, None)) if not suspects else (),
         audited.clean - {culprit.site for culprit in same},
         audited.unknown,
@@ -146,6 +149,10 @@ def examine(traces: Pair, checkpoint: Checkpoint, found: Search) -> Examination:
         audited.values,
         _harmless(reference, candidate, checkpoint, audited.clean),
     )
+
+
+def _computed_in_float64(trace: Trace) -> bool:
+    return {data.dtype for data in trace.sequences[0].sites.values() if is_float(data.dtype)} == {"float64"}
 
 
 def _harmless(

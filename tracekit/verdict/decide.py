@@ -15,8 +15,8 @@ from tracekit.align.sites import check_yardstick
 from tracekit.auditing.estimated import OwnDifferences
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.compare.counted import counted_differences, is_counted
-from tracekit.compare.findings import Finding, Stage
-from tracekit.compare.search import search
+from tracekit.compare.findings import Finding, Stage, TokenDiffers
+from tracekit.compare.search import Search, go_on, search
 from tracekit.compare.settings import config_differences, weight_differences
 from tracekit.compare.yardstick import Noise, Oracle, Uncalibrated, Yardstick, used_calibration
 from tracekit.formats.name_map import NameMap, gguf_names
@@ -28,7 +28,7 @@ from tracekit.trace import Trace
 from tracekit.verdict import evidence
 from tracekit.verdict.attribution import Examination, checkpoint_of, examine, settle
 from tracekit.verdict.cause import Cause
-from tracekit.verdict.causes import cause_of, rule_of
+from tracekit.verdict.causes import cause_of, is_fault, rule_of
 from tracekit.verdict.counterfactual import run_margins
 from tracekit.verdict.coverage import Share, compared_coverage
 from tracekit.verdict.rule import Case
@@ -96,23 +96,41 @@ def verdict_of(
                 yardstick = yardstick_of(pair.reference, oracle, noise)  # it remembers what it has judged
                 found = search(pair, yardstick, examination.harmless.keys())
                 known += examination.harmless.values()
+    case, ruling, rounding = _ruled(found, examination, yardstick)
     calibration, uncalibrated = used_calibration(yardstick)
     if no_audit is not None:
         known.append(no_audit)
     if uncalibrated:
         known.append(evidence.Uncalibrated(uncalibrated[0], len(uncalibrated) - 1, yardstick.calibration))
-    rounding: list[object] = []
-    if examination is not None:
-        found.findings, rounding = settle(found, examination)
-    case = Case(
-        found.pair,
-        found,
-        compared_coverage(*found.pair.traces, found, _audited_share(examination)),
-        tuple(config_differences(*found.pair.traces)),
-        tuple(weight_differences(*found.pair.traces)),
-        examination,
-    )
-    return replace(_reached(case, calibration, [*rounding, *known]), uncalibrated=uncalibrated)
+    return replace(_reached(case, ruling, calibration, [*rounding, *known]), uncalibrated=uncalibrated)
+
+
+def _ruled(
+    found: Search, examination: Examination | None, yardstick: Yardstick
+) -> tuple[Case, Ruling | None, list[object]]:
+    """What is known, the cause, and what there is to say of findings that are none. Where a sequence holds no fault,
+    whether nothing was found, or the audit cleared it, or rounding decided, the next ones are compared."""
+    differences = tuple(config_differences(*found.pair.traces))
+    weights = tuple(weight_differences(*found.pair.traces))
+    notes: list[object] = []
+    no_fault: tuple[list[Finding], TokenDiffers | None] = [], None  # of the first sequence where rounding decided
+    while True:
+        if examination is not None:
+            found.findings, more = settle(found, examination)
+            notes += more
+        coverage = compared_coverage(*found.pair.traces, found, _audited_share(examination))
+        case = Case(found.pair, found, coverage, differences, weights, examination)
+        ruling = cause_of(case)
+        if ruling is not None and is_fault(ruling.cause):
+            return case, ruling, notes
+        no_fault = no_fault if no_fault[0] else (found.findings, found.token)
+        if not found.left:
+            break
+        found.findings, found.token = [], None
+        go_on(found, yardstick)
+    found.findings, found.token = no_fault
+    case = replace(case)  # which has what it worked out of other findings
+    return case, cause_of(case), notes
 
 
 def _in_order_of_checkpoint(pair: Pair, checkpoint: Checkpoint) -> tuple[Pair, list[object]]:
@@ -132,9 +150,9 @@ def yardstick_of(reference: Trace, oracle: Trace | None, noise: Seq[Trace]) -> Y
     return Oracle(oracle) if oracle else Noise(list(noise)) if noise else Uncalibrated(OwnDifferences(reference))
 
 
-def _reached(case: Case, calibration: str, further: list[object]) -> Verdict:
+def _reached(case: Case, ruling: Ruling | None, calibration: str, further: list[object]) -> Verdict:
     """What the rules find, with everything that is said beside it."""
-    found, ruling = case.found, cause_of(case)
+    found = case.found
     rule = None if ruling is None else rule_of(ruling.cause)
     decision = Decision.PARITY if rule is None else rule.decision
     finding = None if ruling is None else ruling.finding
