@@ -140,3 +140,20 @@ def test_a_folder_that_is_no_model_is_one_line(checkpoints: Any, tmp_path: Path)
     tiny_families.run(tiny_families.load(folder), tmp_path / "run.h5").close()
     with pytest.raises(tracekit.TraceError, match=r"config.json"):
         tracekit.audit(tmp_path / "run.h5", folder, by=tracekit_torch.by_reference(tmp_path))
+
+
+def test_what_is_computed_from_values_that_are_not_finite_is_no_culprit(checkpoints: Any, tmp_path: Path) -> None:
+    """Rows that are finite inherit what their layer got wrong, unless the layer's own values are put in whole."""
+    folder = checkpoints("qwen3next")
+    model = tiny_families.load(folder)
+
+    def faulty(_: Any, args: Any, output: Any) -> Any:
+        output = output * 1.5
+        return output.masked_fill(torch.arange(output.shape[1])[None, :, None] > 3, float("nan"))
+
+    model.model.layers[0].input_layernorm.register_forward_hook(faulty)
+    with tracekit_torch.record(model, tmp_path / "run.h5"), torch.no_grad():
+        model(torch.tensor(tiny_families.PROMPT))
+    found = tracekit.audit(tmp_path / "run.h5", folder, by=tracekit_torch.by_reference(folder))
+    assert found.non_finite is not None
+    assert {culprit.site for culprit in found.culprits} == {"model.layers.0.input_layernorm"}, found.text

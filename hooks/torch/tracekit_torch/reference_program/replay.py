@@ -144,8 +144,8 @@ class Replay:
             recorded = to_float(self._sequence.read(name, first, stop), data.dtype).astype(np.float64)
             part = rows[first:stop]
             self._meet(name, np.arange(first, stop), recorded, part.reshape(stop - first, -1))
-            if np.isfinite(recorded).all():
-                part.copy_(torch.from_numpy(recorded).reshape(part.shape))
+            # Those that are not finite, too: what the candidate computed from them is not judged.
+            part.copy_(torch.from_numpy(recorded).reshape(part.shape))
 
     def _logits(self, output: Any) -> None:
         """The logits of the steps, as the model gives them."""
