@@ -95,7 +95,7 @@ def make(name: str, folder: Path, **settings: Any) -> Path:
     return folder
 
 
-def load(folder: Path, attention: str = "eager", dtype: str = "float32") -> Any:
+def load(folder: Path, attention: str | None = "eager", dtype: str = "float32") -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation=attention, dtype=getattr(torch, dtype)
     ).eval()
