@@ -40,6 +40,7 @@ def test_a_clean_run_is_within_its_bounds(checkpoints: Any, tmp_path: Path, name
         found = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
         stored = {site for sequence in trace.sequences for site in sequence.sites}
     assert found.exit_code == 0, found.text
+    assert 0.0 < found.peak <= 1.0
     assert stored <= found.clean, found.unknown
 
 
@@ -107,7 +108,7 @@ def test_a_fault_is_found_at_its_site_and_nowhere_else(checkpoints: Any, tmp_pat
     plant(model)
     with tiny_families.run(model, tmp_path / "run.h5") as trace:
         found = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
-    assert found.exit_code == 1
+    assert found.exit_code == 1 and found.peak > 1.0
     assert {culprit.site for culprit in found.culprits} == sites, found.text
 
 

@@ -103,6 +103,8 @@ class Audit:
     tests: int = 0
     """Statistics of rows, columns and sites that were judged, at a false alarm of `FALSE_ALARMS` for all together."""
 
+    peak: float = 0.0
+    """The largest statistic of any site, in units of its limit: above 1 there is a culprit."""
     lost: tuple[Loss, ...] = ()
     """What the trace should hold and does not: nobody can say that it is within its bounds."""
 
@@ -146,7 +148,7 @@ def audit(
     culprits: dict[str, Culprit] = {}
     seen: set[str] = set()
     peers = Peers()
-    values = 0
+    values, peak = 0, 0.0
     runs = [Recomputation(sequence, parameters) for sequence in trace.sequences]
     tests = _tests(known, runs, stops or {})
     for recipe, results in _own_errors(known, runs, stops or {}, FALSE_ALARMS / tests):
@@ -154,6 +156,7 @@ def audit(
         for run, own in results:
             seen.add(recipe.site)
             values += sum(window.stop - window.first for window in own.windows) * len(own.statistics.columns)
+            peak = max(peak, *own.over.values())
             if own.wrong and recipe.site not in culprits:
                 culprits[recipe.site] = culprit_of(trace, run.sequence, own)
             peers.add(run, own)
@@ -174,6 +177,7 @@ def audit(
         tuple(tuple(culprit_of(trace, run.sequence, own) for run, own in group) for group in peers.inexact()),
         non_finite=first_non_finite(trace, stops) if only is None else None,
         tests=tests,
+        peak=peak,
         lost=tuple(losses(trace)),
     )
 

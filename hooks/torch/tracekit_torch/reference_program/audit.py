@@ -35,6 +35,7 @@ def audit_by(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
     clean: set[str] = set()
     unknown: dict[str, str] = {}
     values = tests = 0
+    peak = 0.0
     for sequence in trace.sequences:
         replay = _replayed(model, trace, sequence, unit)
         made = sum(tests_of(*site.values.shape) for site in replay.sites.values())
@@ -42,6 +43,7 @@ def audit_by(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
         for own in _judged(replay, sequence, unit, FALSE_ALARMS / max(made * len(trace.sequences), 1)):
             site = own.recipe.site
             values += own.statistics.rows.size * own.statistics.columns.size
+            peak = max(peak, *own.over.values())
             if not own.wrong:
                 clean.add(site)
             elif site not in culprits:
@@ -57,6 +59,7 @@ def audit_by(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
         values,
         non_finite=first_non_finite(trace),
         tests=tests,
+        peak=peak,
         lost=tuple(losses(trace)),
     )
 
