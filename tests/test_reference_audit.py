@@ -136,6 +136,23 @@ def test_an_operation_in_place_rounds_as_well() -> None:
     assert 0.0 < float(off.max()) <= 2.0 * 2.0**-23 and float(off.min()) > 0.0
 
 
+@pytest.mark.parametrize("name", ["gelu", "layer norm far from zero"])
+def test_a_fused_kernel_of_torch_is_off_by_no_more_than_its_drawn_rounding(name: str) -> None:
+    """Both are off by more than their steps are one after the other, each rounded."""
+    from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
+
+    drawn = torch.randn(4000, 32, generator=torch.Generator().manual_seed(0))
+    if name == "gelu":
+        given, compute = drawn * 0.3 - 3.3, torch.nn.functional.gelu
+    else:
+        given, compute = drawn + 30.0, lambda x: torch.nn.functional.layer_norm(x, (32,))
+    exact = compute(given.double())
+    with DrawnRounding(2.0**-24, 2.0**-24, 0):
+        bound = compute(given.double()) - exact
+    error = compute(given).double() - exact
+    assert 0.2 < float(error.square().mean().sqrt() / bound.square().mean().sqrt()) < 1.0
+
+
 def test_a_folder_that_is_no_model_is_one_line(checkpoints: Any, tmp_path: Path) -> None:
     folder = checkpoints("gpt2")
     tiny_families.run(tiny_families.load(folder), tmp_path / "run.h5").close()

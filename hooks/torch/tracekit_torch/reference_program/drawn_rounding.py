@@ -62,6 +62,9 @@ SUMS = {
 TAKEN_APART = {"gelu", "silu", "mish", "softplus", "native_layer_norm", "native_group_norm", "_softmax", "_log_softmax"}
 """Operations whose own steps each round: a step that cancels (1 + erf far to the left) may be off by far more than a
 unit of the result."""
+GELU_UNITS, GELU_FROM, GELU_TO = 6.0, 2.0, 5.0
+"""torch's vectorised GELU takes the error function from a polynomial that is off by as many roundoff units of its
+argument, where that lies between these."""
 
 
 class DrawnRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -77,7 +80,8 @@ class DrawnRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func.overloadpacket.__name__
         if name in TAKEN_APART and func in decomposition_table:
             with self:
-                return decomposition_table[func](*args, **(kwargs or {}))
+                out = decomposition_table[func](*args, **(kwargs or {}))
+            return self._kernel(name, args, kwargs or {}, out)
         out = func(*args, **(kwargs or {}))
         plain = name.rstrip("_") if not name.startswith("_") else name
         if plain in EXACT:
@@ -86,6 +90,19 @@ class DrawnRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
             off = self._off(plain, args, out)
             # What an operation in place returns is dropped: torch goes on with the tensor that it was given.
             return out.copy_(off) if func._schema.is_mutable and isinstance(out, torch.Tensor) else off
+        return out
+
+    def _kernel(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        """What the fused kernels of torch are off besides, which compute otherwise than step by step."""
+        if name == "gelu" and kwargs.get("approximate", "none") == "none":
+            size = args[0].abs()
+            loose = torch.where((size > GELU_FROM) & (size < GELU_TO), size * (GELU_UNITS * self._sums), 0.0)
+            return out + self._drawn(out).mul_(loose)
+        if name == "native_layer_norm":
+            # x * scale - mean * scale, where the steps have (x - mean) * scale: rows far from zero cancel.
+            value, (result, mean, scale) = args[0], out
+            off = self._drawn(value).mul_(value).add_(self._drawn(mean).mul_(mean)).mul_(scale).mul_(self._sums)
+            return result + (off if args[2] is None else off.mul_(args[2])), mean, scale
         return out
 
     def _off(self, name: str, args: tuple[Any, ...], out: Any) -> Any:
