@@ -96,6 +96,11 @@ FAULTS: dict[str, tuple[str, Callable[[Any], None], set[str]]] = {
         _gain("transformer.h.1.mlp.dense_h_to_4h", 1.0001),
         {"transformer.h.1.mlp.dense_h_to_4h"},
     ),
+    "scale of attention with its bias": (
+        "bloom",
+        lambda model: _set(model, inv_norm_factor=0.36),
+        {"transformer.h.0.self_attention.dense:in", "transformer.h.1.self_attention.dense:in"},
+    ),
     "scale of the logits": ("cohere", lambda model: _set(model, logit_scale=0.07), {"logits"}),
 }  # fmt: skip
 
@@ -134,6 +139,20 @@ def test_an_operation_in_place_rounds_as_well() -> None:
         one.mul_(1.0)
     off = (one - 2.0).abs()
     assert 0.0 < float(off.max()) <= 2.0 * 2.0**-23 and float(off.min()) > 0.0
+
+
+@pytest.mark.parametrize("given", [{"alpha": 0.25}, {"beta": 0.5}, {"alpha": 3.0, "beta": 0.0}])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_scaled_product_is_off_by_its_rounding_alone(given: dict[str, float], in_place: bool) -> None:
+    """Bloom's attention is `alibi.baddbmm(q, k, beta=, alpha=)`: without alpha, all of it would pass for rounding."""
+    from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
+
+    made = torch.Generator().manual_seed(0)
+    start, one, other = (torch.randn(4, 16, 16, generator=made, dtype=torch.float64) for _ in range(3))
+    exact = torch.baddbmm(start, one, other, **given)
+    with DrawnRounding(2.0**-24, 2.0**-24, 0):
+        drawn = start.clone().baddbmm_(one, other, **given) if in_place else torch.baddbmm(start, one, other, **given)
+    assert 0.0 < float((drawn - exact).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["gelu", "layer norm far from zero"])

@@ -87,7 +87,7 @@ class DrawnRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if plain in EXACT:
             return out
         if plain in PRODUCTS or plain in SUMS or torch.Tag.pointwise in func.tags:
-            off = self._off(plain, args, out)
+            off = self._off(plain, args, out, kwargs or {})
             # What an operation in place returns is dropped: torch goes on with the tensor that it was given.
             return out.copy_(off) if func._schema.is_mutable and isinstance(out, torch.Tensor) else off
         return out
@@ -105,21 +105,21 @@ class DrawnRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result + (off if args[2] is None else off.mul_(args[2])), mean, scale
         return out
 
-    def _off(self, name: str, args: tuple[Any, ...], out: Any) -> Any:
+    def _off(self, name: str, args: tuple[Any, ...], out: Any, kwargs: dict[str, Any]) -> Any:
         if isinstance(out, tuple | list):
-            return type(out)([self._off(name, args, out[0]), *out[1:]])
+            return type(out)([self._off(name, args, out[0], kwargs), *out[1:]])
         if not isinstance(out, torch.Tensor) or not out.is_floating_point() or not out.numel():
             return out
         unit = self._unit * (LIBRARY_UNITS if name in LIBRARY else 1.0)
         off = self._drawn(out).mul_(out).mul_(unit)
         if name in PRODUCTS:
-            off += self._product(name, args, out)
+            off += self._product(name, args, out, kwargs)
         elif name in SUMS and args and isinstance(args[0], torch.Tensor):
             length = max(args[0].numel() / max(out.numel(), 1), args[0].shape[-1] if args[0].dim() else 1, 1)
             off += self._drawn(out).mul_(out).mul_(self._sums * math.sqrt(length / 6.0))
         return out + off.nan_to_num_(0.0, 0.0, 0.0)  # minus infinity of a mask is exact
 
-    def _product(self, name: str, args: tuple[Any, ...], out: torch.Tensor) -> Any:
+    def _product(self, name: str, args: tuple[Any, ...], out: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         tensors = [value for value in args if isinstance(value, torch.Tensor)]
         one, two = tensors[-2:] if name in ("addmm", "baddbmm") else tensors[:2]
         if name == "convolution":
@@ -130,10 +130,14 @@ class DrawnRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # the bias where there is one, whose partial sums have half of the last one's mean square.
         order = torch.randperm(one.shape[-1], generator=self._draws)
         bias = tensors[0] if len(tensors) == 3 else None
+        alpha, beta = float(kwargs.get("alpha", 1.0)), float(kwargs.get("beta", 1.0))
         again = torch.matmul(one[..., order].float(), two[..., order, :].float()).to(out.dtype)
-        off = (again if bias is None else again + bias).sub_(out)
-        squares = float(torch.matmul(one.square().mean(-2, keepdim=True), two.square()).mean()) / 2.0
-        squares += 0.0 if bias is None else float(bias.square().mean())
+        if (alpha, beta) == (1.0, 1.0) and bias is not out:
+            off = (again if bias is None else again + bias).sub_(out)
+        else:  # what the sum began with is scaled, or was overwritten by it
+            off = again.sub_(torch.matmul(one, two)).mul_(alpha)
+        squares = float(torch.matmul(one.square().mean(-2, keepdim=True), two.square()).mean()) / 2.0 * alpha**2
+        squares += 0.0 if bias is None or not beta else float(bias.square().mean()) * beta**2
         walk = self._sums * math.sqrt(one.shape[-1] * squares / 3.0)
         measured = float(off.square().mean()) ** 0.5
         return off.mul_(max(1.0, walk / measured) if measured > 0.0 else 1.0)
