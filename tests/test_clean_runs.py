@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from argparse import Namespace
 from pathlib import Path
 from typing import cast
@@ -381,3 +383,14 @@ def test_a_bias_of_library_functions_is_no_gain(bias: float, beyond: bool) -> No
     tally = Tally()
     tally.add(values * (1.0 + 1.5e-7), right)
     assert (abs(tally.statistics().gain_deviations) > 10.0) is beyond
+
+
+def test_a_recorder_is_let_go_of(tmp_path: Path) -> None:
+    """A program that records often does not keep what each recording held."""
+    model = models.load(clean_runs.Bench(tmp_path, MODEL, ENGINE).folder("llama"), "float32")
+    with tracekit_torch.record(model, tmp_path / "run.tklog") as recorder:
+        model.generate(torch.arange(3, 9)[None], max_new_tokens=2, do_sample=False)
+    gone = weakref.ref(recorder)
+    del recorder
+    gc.collect()
+    assert gone() is None

@@ -54,7 +54,7 @@ def record(
     )
     recorder = Recorder(Path(path), options)
     watch = Watch(recorder, None)
-    os.register_at_fork(after_in_child=recorder.forked)
+    recorder.leave_to_the_parent()
     watch.found(model)
     try:
         with recorder.watching(), watch.installed():

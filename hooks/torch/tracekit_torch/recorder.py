@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -255,7 +256,19 @@ class Recorder:
             self.log_path.unlink(missing_ok=True)
             self.out.unlink(missing_ok=True)
 
-    def forked(self) -> None:
+    def leave_to_the_parent(self) -> None:
+        """A child process does not record. What is called after a fork is kept for good: it must not keep this
+        recorder, and all it holds, with it."""
+        own = weakref.ref(self)
+
+        def forked() -> None:
+            recorder = own()
+            if recorder is not None:
+                recorder._forked()
+
+        os.register_at_fork(after_in_child=forked)
+
+    def _forked(self) -> None:
         """Called in a child process: it shares the log's file and must not write to it."""
         self.broken = "this is a child process"
         self._detach()

@@ -50,7 +50,7 @@ def run(program: Program, out: Path, options: Options, strict: bool = False) -> 
     """
     _check(program, out)
     recorder = Recorder(out, options, program.as_json())
-    os.register_at_fork(after_in_child=recorder.forked)
+    recorder.leave_to_the_parent()
     watch = Watch(recorder, options.module)
     if options.seed is not None:
         seed(options.seed)
