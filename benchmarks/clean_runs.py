@@ -39,6 +39,7 @@ from tracekit.auditing.audit import audit
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.mistakes.culprits import explained_audit
 from tracekit.report.words import sentence
+from tracekit.verdict.counterfactual.evidence import CutCrossed
 from tracekit.verdict.decide import Verdict
 from tracekit.verdict.ruling import Margins
 
@@ -287,7 +288,7 @@ class Bench:
 
 def note(out: Outcome, kind: str, verdict: Verdict) -> None:
     """What a diff says of a clean run."""
-    if verdict.cause == "near-tie" and margin_proves(verdict.margins):
+    if verdict.cause == "near-tie" and (margin_proves(verdict.margins) or cut_proves(verdict)):
         out.near_tie = True
         return
     if verdict.verdict != "parity" or verdict.culprits:
@@ -301,6 +302,12 @@ def margin_proves(margins: Margins) -> bool:
     if token is not None and token.margin <= token.error:
         return True
     return cut is not None and error is not None and cut <= error
+
+
+def cut_proves(verdict: Verdict) -> bool:
+    """Whether each side's own logits, which the diff found within rounding of each other, give its survivors and its
+    token: then the token that the other side lacks crossed the cut with them."""
+    return any(isinstance(each, CutCrossed) and each.follows for each in verdict.evidence)
 
 
 def report(outcomes: list[Outcome], seed: int) -> int:

@@ -23,16 +23,17 @@ from safetensors.numpy import load_file, save_file
 from tracekit_cli.main import group
 
 import tracekit
+from tracekit.align.pair import Pair
 from tracekit.auditing import operations
 from tracekit.auditing.audit import audit
 from tracekit.auditing.operations import Core, Rotary
-from tracekit.auditing.propagation import beyond_rounding, rounding_that_adds_up
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
 from tracekit.report.words import sentence
 from tracekit.trace import Trace, TraceError
 from tracekit.verdict.attribution import AddsUp
 from tracekit.verdict.evidence import NotCovered, ReferenceDeparts
+from tracekit.verdict.handed_on import added
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "72,101,50,290,280,12,270,33,90,41,7,200"
@@ -387,7 +388,7 @@ def test_the_rounding_bound_is_that_of_float32():
 def test_errors_within_their_bounds_that_add_up_are_parity(record, folders, monkeypatch):
     """Every site is off by more than a floor that is too low, and every site is audited: rounding accounts for it."""
     monkeypatch.setattr("tracekit.compare.yardstick.UNCALIBRATED_UNITS", 1e-3)
-    monkeypatch.setattr("tracekit.verdict.decide.OwnDifferences", lambda reference: None)
+    monkeypatch.setattr("tracekit.verdict.decide.OwnDifferences", lambda reference, checkpoint=None: None)
     verdict = tracekit.diff(record("llama"), record("llama", "--variant", "norm-order"), weights=str(folders["llama"]))
     assert (verdict.verdict, verdict.culprits) == ("parity", ())
     assert any(isinstance(note, AddsUp) for note in verdict.notes)
@@ -415,13 +416,28 @@ def test_more_than_rounding_adds_up_to_is_not_passed_over(record, folders, tmp_p
     variant = record(folder, "--variant", "kv-repeat")
     config = json.loads((folder / "config.json").read_text()) | {"model_type": "strange"}
     (folder / "config.json").write_text(json.dumps(config))
-    checkpoint, site = Checkpoint(folder), O_PROJ
-    rows = min(trace.sequences[0].sites[site].rows for trace in (sound, faulty))
 
     def beyond(other: Trace) -> float:
-        one, two = (trace.sequences[0].read(site, 0, rows).astype(np.float64) for trace in (sound, other))
-        added = rounding_that_adds_up(other, checkpoint, 0, {site}, rows, sound)
-        return beyond_rounding(np.linalg.norm(two - one, axis=1), added[site])
+        pair = Pair.of(sound, other)
+        return added(pair, pair.sequences[0], Checkpoint(folder))[O_PROJ]
 
     assert beyond(variant) < 1.0
     assert beyond(faulty) > 10.0
+
+
+@pytest.mark.parametrize(
+    ("words", "at"),
+    [
+        (("--variant", "norm-order"), None),
+        (("--variant", "kv-repeat", "--prefill-chunk", "3"), None),
+        (("--fault", "attention-scale:1.00005:1"), core(1)),
+        (("--fault", "gain:model.layers.1.mlp.down_proj:1.00005"), "model.layers.1.mlp.down_proj"),
+    ],
+)
+def test_what_rounding_hands_on_is_told_from_a_small_mistake(record, folders, words, at):
+    """Each site is asked what it adds to its inputs' difference: a mistake far below what rounding adds up to shows."""
+    sound, other = record("llama"), record("llama", *words)
+    pair = Pair.of(sound, other)
+    shares = added(pair, pair.sequences[0], Checkpoint(folders["llama"]))
+    assert "logits" in shares
+    assert next((site for site, share in shares.items() if share > 1.0), None) == at

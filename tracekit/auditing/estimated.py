@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.auditing.audit import fits
+from tracekit.auditing.audit import auditable, fits
+from tracekit.auditing.evidence import Statistic
 from tracekit.auditing.matrix import Matrix
 from tracekit.auditing.operations.linear_layer import Linear
 from tracekit.auditing.operations.norms import Norm
 from tracekit.auditing.operations.unmeasured import Unmeasured
-from tracekit.auditing.own_error import FALSE_ALARMS, deviations, site_windows
+from tracekit.auditing.own_error import FALSE_ALARMS, common_width, root_mean_square, site_windows, spread_width
 from tracekit.auditing.recipe import Recipe, recipes
 from tracekit.auditing.recompute import Parameters, Recomputation, Window
 from tracekit.auditing.rounding import Floats, Result
@@ -40,11 +41,13 @@ class OwnDifferences:
     made of them themselves, and rounding bounds it; how much the earlier difference was amplified does not matter.
     """
 
-    def __init__(self, reference: Trace) -> None:
+    def __init__(self, reference: Trace, checkpoint: Checkpoint | None = None) -> None:
+        """`checkpoint`: the parameters that both sides run with, which are estimated without it."""
         self._reference = reference
+        self._checkpoint = checkpoint
         self._stated = Stated(reference)
         self._known: dict[str, Recipe] | None = None
-        self._parameters: dict[int, Estimated] = {}
+        self._parameters: dict[int, Parameters] = {}
 
     def __call__(
         self, sides: tuple[Sequence, Sequence], names: Mapping[str, str], site: str, rows: tuple[int, int], tests: int
@@ -55,8 +58,10 @@ class OwnDifferences:
         first, stop = rows
         parameters = self._parameters_of(sides[0])
         recipe = self._recipes(parameters).get(site)
-        if recipe is None or not recipe.inputs or any(name not in names for name in recipe.inputs):
+        if recipe is None or any(name not in names for name in recipe.inputs):
             return None
+        if not recipe.inputs and self._checkpoint is None:
+            return None  # a table, of which some rows were seen
         theirs = replace(recipe, stored=names.get(site, site), inputs=tuple(names[name] for name in recipe.inputs))
         ours, other = (Recomputation(side, parameters) for side in sides)
         out = np.full(stop - first, np.nan)
@@ -68,13 +73,18 @@ class OwnDifferences:
                 out[part.first - first : part.stop - first] = _beyond(ours, recipe, other, theirs, part, tests)
         return None if np.isnan(out).all() else out
 
-    def _parameters_of(self, sequence: Sequence) -> Estimated:
+    def _parameters_of(self, sequence: Sequence) -> Parameters:
+        if self._checkpoint is not None:
+            return self._parameters.setdefault(0, Parameters(self._reference, self._checkpoint))
         if sequence.index not in self._parameters:
             self._parameters[sequence.index] = Estimated(self._reference, self._stated, sequence)
         return self._parameters[sequence.index]
 
-    def _recipes(self, parameters: Estimated) -> dict[str, Recipe]:
+    def _recipes(self, parameters: Parameters) -> dict[str, Recipe]:
         """Recipes by stored site."""
+        if self._known is None and self._checkpoint is not None:
+            followed, _ = auditable(self._reference, self._checkpoint, parameters, None)
+            self._known = {one.stored: one for one in followed}
         if self._known is None:
             found = recipes(self._reference, self._stated).known
             usable = (
@@ -99,14 +109,20 @@ def _beyond(
     result = _result(ours, recipe, part, inputs, dtype, closely=True)
     predicted = _result(ours, recipe, part, moved, dtype).values
     gap = (other.recorded(theirs.stored, part) - ours.recorded(recipe.stored, part)) - (predicted - result.values)
-    variance = np.max([option.variance for option in (result, *result.others)], axis=0) * result.excess**2
-    own = 2.0 * (variance.sum(axis=1) + (result.shared**2 + result.bias**2) * np.square(result.values).sum(axis=1))
+    level = FALSE_ALARMS / max(tests, 1)
+    # Of either side. What a row shares is one error, however many values it moves.
+    alone = 2.0 * np.max([option.variance for option in (result, *result.others)], axis=0) * result.excess**2
+    shared = 2.0 * (result.shared**2 + result.bias**2) * np.square(result.values).sum(axis=1)
     for option in result.others:
-        own += np.square(option.values - result.values).sum(axis=1)
-    parameters = ours.parameters
+        shared += np.square(option.values - result.values).sum(axis=1)
+    parameters, total = ours.parameters, alone.sum(axis=1)
     if isinstance(recipe.operation, Linear) and isinstance(parameters, Estimated):
-        own += parameters.unseen(recipe, moved[0] - inputs[0])
-    return np.asarray(np.linalg.norm(gap, axis=1) / (deviations(FALSE_ALARMS / max(tests, 1)) * np.sqrt(own)))
+        apart = moved[0] - inputs[0]
+        shared += parameters.unseen(recipe, apart) + parameters.leverage(recipe, apart) * total
+    freedom = np.square(total + shared) / (np.square(alone).sum(axis=1) + np.square(shared) + 1e-290)
+    width = max(spread_width(result).get(Statistic.ROW, 1.0), common_width(result, level).get(Statistic.ROW, 1.0))
+    longest = np.array([root_mean_square(each, level) for each in freedom]) * max(width, 1.0)
+    return np.asarray(np.linalg.norm(gap, axis=1) / (longest * np.sqrt(total + shared)))
 
 
 def _result(
@@ -152,6 +168,12 @@ class Estimated(Parameters):
         seen = self._seen(recipe)
         across = moved - (moved @ seen.directions.T) @ seen.directions
         return np.asarray(np.square(across).sum(axis=1) * seen.power)
+
+    def leverage(self, recipe: Recipe, moved: Floats) -> Floats:
+        """What rounding of the rows that a weight was estimated from does to the output of `moved` [rows, inputs], over
+        the variance of such a row: [rows]."""
+        seen = self._seen(recipe)
+        return np.asarray(np.square((moved @ seen.directions.T) / seen.sizes).sum(axis=1))
 
     def _seen(self, recipe: Recipe) -> Seen:
         key = (recipe.site, recipe.stored)
@@ -200,6 +222,7 @@ class Seen:
 
     matrix: Matrix  # 0 in the directions that no row shows
     directions: Floats  # [seen, inputs], orthonormal
+    sizes: Floats  # [seen], root of the sum of squares of the rows along each
     power: float  # mean squared length of the output of a unit input, over the directions seen
 
 
@@ -213,4 +236,4 @@ def estimated_matrix(x: Floats, y: Floats, unit: float, shifted: bool = False) -
     seen = (left[:, clear].T @ (y - offset[1])) / np.maximum(sizes[clear, None], 1e-290)
     weight = seen.T @ right[clear]
     bias = offset[1] - weight @ offset[0] if shifted else None
-    return Seen(Matrix(weight, bias), right[clear], float(np.square(seen).sum() / max(len(seen), 1)))
+    return Seen(Matrix(weight, bias), right[clear], sizes[clear], float(np.square(seen).sum() / max(len(seen), 1)))

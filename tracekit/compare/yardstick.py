@@ -125,61 +125,26 @@ class OwnDifference(Protocol):
 class _Before:
     """What was judged of a pair of sequences before a site."""
 
-    conditions: list[tuple[int, int, Floats]] = field(default_factory=list)  # order, first position, condition
     names: dict[str, str] = field(default_factory=dict)  # the candidate's name of each stored site
     differing: list[tuple[str, int, int]] = field(default_factory=list)  # site, first, stop
     wrong: bool = False
     checked: int = 0  # how many of `differing` are known to add no more than rounding
 
 
-class Uncalibrated:
-    """A floor from dtype and depth, raised at positions that earlier sites were already off at more than elsewhere; the
-    verdict says that it is uncalibrated. One of them judges the sites of a pair in the order of the computation.
-
-    Beyond the floor, `own` decides: a difference is rounding, amplified, where no site up to it adds more than its own
-    rounding to what its inputs hand on.
-    """
-
-    calibration = "uncalibrated"
+class Amplified:
+    """Whether what is beyond a limit is rounding, amplified: no site up to it adds more than its own rounding to what
+    its inputs hand on. One of them is told of the sites of a pair in the order of the computation."""
 
     def __init__(self, own: OwnDifference | None = None) -> None:
         self._own = own
         self._pairs: dict[int, _Before] = {}
 
-    def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
-        one, other = pair.reference, pair.candidate
-        before = self._pairs.setdefault(pair.index, _Before())
-        before.names[site.name] = site.candidate
-        readers = site_reader(one, site.name), site_reader(other, site.candidate)
-        error = row_errors(*readers, first, stop, row_bytes(one, site.name))
-        unit = _roundoff(one.sites[site.name].dtype, other.sites[site.candidate].dtype)
-        exact = _exact(error)
-        if exact is not None:
-            return exact
-        judged = self._measure(error, unit, site.order, self._condition(pair, site.order, first, stop))
-        judged = self._amplified(pair, site.name, first, stop, judged)
-        # What is wrong excuses nothing that follows from it.
-        condition = np.where(judged.wrong, 1.0, _relative_condition(error, unit))
-        before.conditions.append((site.order, first, condition))
-        return judged
+    def called(self, pair: SequencePair, site: str, candidate: str) -> None:
+        """Tell of a site's name on both sides, whether it differs or not."""
+        self._pairs.setdefault(pair.index, _Before()).names[site] = candidate
 
-    def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
-        readers = _logits_readers(pair, stop)
-        if readers is None:
-            return None
-        error = row_errors(readers[0], readers[1], 0, stop, readers[2])
-        unit = _roundoff(_computed_in(pair.reference), _computed_in(pair.candidate))
-        first = pair.reference.step(0).position
-        condition = self._condition(pair, LOGITS_ORDER, first, first + stop)
-        exact = _exact(error)
-        if exact is not None:
-            return exact
-        judged = self._measure(error, unit, LOGITS_ORDER, condition)
-        self._pairs.setdefault(pair.index, _Before()).names["logits"] = "logits"
-        return self._amplified(pair, "logits", 0, stop, judged)
-
-    def _amplified(self, pair: SequencePair, site: str, first: int, stop: int, judged: Judged) -> Judged:
-        """What is beyond the floor, judged by what the site itself adds: where that is rounding, at it and at every
+    def judged(self, pair: SequencePair, site: str, first: int, stop: int, judged: Judged) -> Judged:
+        """What is beyond the limit, judged by what the site itself adds: where that is rounding, at it and at every
         site before it, all of it is."""
         before = self._pairs[pair.index]
         before.differing.append((site, first, stop))
@@ -190,9 +155,9 @@ class Uncalibrated:
         if beyond is None:
             return judged
         left = np.where(judged.wrong, np.where(np.isnan(beyond), judged.ratio, beyond), judged.ratio)
-        if not (left > 1.0).any() and self._only_rounding(self._own, pair, before):
+        if not (left[judged.wrong] > 1.0).any() and self._only_rounding(self._own, pair, before):
             before.wrong = False
-            return Judged(left, _root_mean_square(left), left > 1.0, judged.error)
+            return Judged(left, _root_mean_square(left), np.zeros_like(judged.wrong), judged.error)
         return judged
 
     def _only_rounding(self, own: OwnDifference, pair: SequencePair, before: _Before) -> bool:
@@ -209,11 +174,55 @@ class Uncalibrated:
         tests = len(one.sites) * one.positions
         return own((one, other), self._pairs[pair.index].names, site, (first, stop), tests)
 
+
+class Uncalibrated:
+    """A floor from dtype and depth, raised at positions that earlier sites were already off at more than elsewhere; the
+    verdict says that it is uncalibrated. One of them judges the sites of a pair in the order of the computation.
+
+    Beyond the floor, `own` decides (`Amplified`).
+    """
+
+    calibration = "uncalibrated"
+
+    def __init__(self, own: OwnDifference | None = None) -> None:
+        self.amplified = Amplified(own)
+        self._conditions: dict[int, list[tuple[int, int, Floats]]] = {}  # by pair: order, first position, condition
+
+    def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
+        one, other = pair.reference, pair.candidate
+        self.amplified.called(pair, site.name, site.candidate)
+        readers = site_reader(one, site.name), site_reader(other, site.candidate)
+        error = row_errors(*readers, first, stop, row_bytes(one, site.name))
+        unit = _roundoff(one.sites[site.name].dtype, other.sites[site.candidate].dtype)
+        exact = _exact(error)
+        if exact is not None:
+            return exact
+        judged = self._measure(error, unit, site.order, self._condition(pair, site.order, first, stop))
+        judged = self.amplified.judged(pair, site.name, first, stop, judged)
+        # What is wrong excuses nothing that follows from it.
+        condition = np.where(judged.wrong, 1.0, _relative_condition(error, unit))
+        self._conditions.setdefault(pair.index, []).append((site.order, first, condition))
+        return judged
+
+    def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
+        readers = _logits_readers(pair, stop)
+        if readers is None:
+            return None
+        error = row_errors(readers[0], readers[1], 0, stop, readers[2])
+        unit = _roundoff(_computed_in(pair.reference), _computed_in(pair.candidate))
+        first = pair.reference.step(0).position
+        condition = self._condition(pair, LOGITS_ORDER, first, first + stop)
+        exact = _exact(error)
+        if exact is not None:
+            return exact
+        judged = self._measure(error, unit, LOGITS_ORDER, condition)
+        self.amplified.called(pair, "logits", "logits")
+        return self.amplified.judged(pair, "logits", 0, stop, judged)
+
     def _condition(self, pair: SequencePair, order: int, first: int, stop: int) -> Floats:
         """How much more than elsewhere the sites before this one were off, by position: 1 or more."""
         out = np.ones(stop - first)
-        before = self._pairs.get(pair.index, _Before())
-        for earlier, begin, condition in before.conditions:
+        for earlier, begin, condition in self._conditions.get(pair.index, ()):
             start, end = max(first, begin), min(stop, begin + len(condition))
             if earlier < order and start < end:
                 rows = slice(start - first, end - first)
@@ -239,10 +248,12 @@ def _relative_condition(error: RowErrors, unit: float) -> Floats:
 
 
 class Fallback:
-    """What a yardstick does not measure is judged without calibration, and counted."""
+    """What a yardstick does not measure is judged without calibration, and counted. What it finds beyond its limit, it
+    hands to `Amplified` as well: how much a site amplifies what it is given, a yardstick of few rows does not say."""
 
-    def __init__(self) -> None:
-        self._rest = Uncalibrated()
+    def __init__(self, own: OwnDifference | None = None) -> None:
+        self._rest = Uncalibrated(own)
+        self.amplified = self._rest.amplified
         self.measured = False
         self.uncalibrated: dict[str, None] = {}  # sites, in the order in which they were judged
 
@@ -274,8 +285,8 @@ class Oracle(Fallback):
 
     calibration = "oracle"
 
-    def __init__(self, trace: Trace) -> None:
-        super().__init__()
+    def __init__(self, trace: Trace, own: OwnDifference | None = None) -> None:
+        super().__init__(own)
         self.trace = trace
 
     def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
@@ -283,6 +294,7 @@ class Oracle(Fallback):
         if oracle is None or site.name not in oracle.sites or not oracle.sites[site.name].covers(first, stop):
             return self.otherwise(pair, site, first, stop)
         one, other = pair.reference, pair.candidate
+        self.amplified.called(pair, site.name, site.candidate)
         ours, theirs = site_reader(one, site.name), site_reader(other, site.candidate)
         bytes_a_row = row_bytes(oracle, site.name)
         # Identical values need no judge, whatever the oracle says.
@@ -294,7 +306,8 @@ class Oracle(Fallback):
         noise = row_errors(truth, ours, first, stop, bytes_a_row)
         error = row_errors(truth, theirs, first, stop, bytes_a_row)
         dtypes = one.sites[site.name].dtype, other.sites[site.candidate].dtype
-        return self._measure(apart, noise, error, dtypes, site.order)
+        judged = self._measure(apart, noise, error, dtypes, site.order)
+        return self.amplified.judged(pair, site.name, first, stop, judged)
 
     def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
         oracle = self._sequence(pair)
@@ -311,7 +324,8 @@ class Oracle(Fallback):
         noise = row_errors(truth, readers[0], 0, stop, readers[2])
         error = row_errors(truth, readers[1], 0, stop, readers[2])
         dtypes = _computed_in(pair.reference), _computed_in(pair.candidate)
-        return self._measure(apart, noise, error, dtypes, LOGITS_ORDER)
+        self.amplified.called(pair, "logits", "logits")
+        return self.amplified.judged(pair, "logits", 0, stop, self._measure(apart, noise, error, dtypes, LOGITS_ORDER))
 
     def _sequence(self, pair: SequencePair) -> Sequence | None:
         """The oracle's sequence of the same index and prompt."""
@@ -342,12 +356,13 @@ class Noise(Fallback):
 
     calibration = "noise"
 
-    def __init__(self, traces: list[Trace]) -> None:
-        super().__init__()
+    def __init__(self, traces: list[Trace], own: OwnDifference | None = None) -> None:
+        super().__init__(own)
         self.traces = traces
 
     def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
         one = pair.reference
+        self.amplified.called(pair, site.name, site.candidate)
         ours = site_reader(one, site.name)
         apart = row_errors(ours, site_reader(pair.candidate, site.candidate), first, stop, row_bytes(one, site.name))
         exact = _exact(apart)
@@ -359,7 +374,8 @@ class Noise(Fallback):
                 spreads.append(row_errors(ours, site_reader(other, site.name), first, stop, row_bytes(one, site.name)))
         if not spreads:
             return self.otherwise(pair, site, first, stop)
-        return self._measure(apart, spreads, one.sites[site.name].dtype, pair.candidate.sites[site.candidate].dtype)
+        dtypes = one.sites[site.name].dtype, pair.candidate.sites[site.candidate].dtype
+        return self.amplified.judged(pair, site.name, first, stop, self._measure(apart, spreads, *dtypes))
 
     def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
         readers = _logits_readers(pair, stop)
@@ -375,7 +391,9 @@ class Noise(Fallback):
                 spreads.append(row_errors(readers[0], logits_reader(other), 0, stop, readers[2]))
         if not spreads:
             return self.otherwise_logits(pair, stop)
-        return self._measure(apart, spreads, _computed_in(pair.reference), _computed_in(pair.candidate))
+        judged = self._measure(apart, spreads, _computed_in(pair.reference), _computed_in(pair.candidate))
+        self.amplified.called(pair, "logits", "logits")
+        return self.amplified.judged(pair, "logits", 0, stop, judged)
 
     def _sequences(self, pair: SequencePair) -> list[Sequence]:
         """The sequence of the pair in each trace that has it."""

@@ -7,24 +7,21 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tracekit.align.pair import Pair, Side
-from tracekit.align.sites import SequencePair, SitePair, names
+from tracekit.align.sites import names
 from tracekit.auditing.audit import Culprit, audit, changed_weights, other_model
 from tracekit.auditing.operations.embedding_table import Embedding
-from tracekit.auditing.propagation import beyond_rounding, rounding_that_adds_up
 from tracekit.auditing.recipe import recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, stated_checkpoint, why_no_checkpoint
 from tracekit.compare.findings import Finding, LogitsWrong, PassedOn, SiteWrong, Stage
-from tracekit.compare.metrics import row_errors
-from tracekit.compare.search import Search, common_ranges, compared_positions
+from tracekit.compare.search import Search, compared_positions
 from tracekit.dtypes import is_float
-from tracekit.inspection.site_rows import logits_reader, row_bytes, site_reader
 from tracekit.mistakes.culprits import ExplainedCulprit, alike, explained
-from tracekit.trace import Trace, TraceError, resolve
+from tracekit.trace import Trace, TraceError
+from tracekit.verdict.handed_on import added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +48,11 @@ class EmbeddingScaled:
 
 @dataclass(frozen=True)
 class AddsUp:
-    """A site beyond its tolerance, by no more than the rounding of all sites before it adds up to."""
+    """A site beyond its tolerance, whose difference is the rounding of all sites up to it, handed on."""
 
     site: str
     ratio: float  # error over tolerance
-    share: float  # error over what rounding adds up to
+    share: float  # the most that one of them adds, over the most that rounding adds
 
 
 @dataclass(frozen=True)
@@ -215,48 +212,23 @@ def _named(finding: Finding, examination: Examination) -> str:
 
 
 def _inherited(cleared: list[Finding], examination: Examination, traces: Pair) -> tuple[list[Finding], list[object]]:
-    """Those that rounding accounts for, with nobody else to blame: as much as the errors of all sites before them add
-    up to. What is more was done where no audit looks."""
+    """Those that rounding accounts for, with nobody else to blame: no site up to them adds more than rounding to what
+    its inputs hand on. What is more was done where no audit looks."""
     pair = traces.sequence(cleared[0].sequence) if cleared else None
     if pair is None:
         return [], []
-    stop = compared_positions(pair)
-    stored = {id(finding): _stored(finding, examination, traces.candidate) for finding in cleared}
-    added = rounding_that_adds_up(
-        traces.candidate, examination.checkpoint, pair.candidate.index, set(stored.values()), stop, traces.reference
-    )
+    shares = added(traces, pair, examination.checkpoint)
     victims: list[Finding] = []
     notes: list[object] = []
     for finding in cleared:
-        name = stored[id(finding)]
-        share = beyond_rounding(_apart(pair, finding, name, stop), added[name]) if name in added else np.inf
+        share = shares.get(finding.site, np.inf)
         if share <= 1.0:
             victims.append(finding)
         if share <= 1.0 and not notes and isinstance(finding, SiteWrong | LogitsWrong):
-            notes.append(AddsUp(finding.site, finding.ratio, float(share)))
+            notes.append(AddsUp(finding.site, finding.ratio, share))
         elif share > 1.0 and finding is cleared[0]:
-            notes.append(BeyondAddingUp(finding.site, float(share)))
+            notes.append(BeyondAddingUp(finding.site, share))
     return victims, notes
-
-
-def _stored(finding: Finding, examination: Examination, candidate: Trace) -> str:
-    """The candidate's stored site of a finding."""
-    name = _named(finding, examination)
-    return "logits" if finding.stage is Stage.LOGITS else resolve(candidate, name) or name
-
-
-def _apart(pair: SequencePair, finding: Finding, stored: str, stop: int) -> NDArray[np.float64]:
-    """Length of the difference of each row, [positions] or [steps]; 0 where not both sides have it."""
-    one, other = pair.reference, pair.candidate
-    if finding.stage is Stage.LOGITS:
-        steps = min(one.step_count, other.step_count, max(0, stop - one.step(0).position))
-        return row_errors(logits_reader(one), logits_reader(other), 0, steps, 8).difference
-    out = np.zeros(stop)
-    site = SitePair(finding.site, stored, finding.order)
-    for first, last in common_ranges(pair, site, stop):
-        readers = site_reader(one, site.name), site_reader(other, site.candidate)
-        out[first:last] = row_errors(*readers, first, last, row_bytes(one, site.name)).difference
-    return out
 
 
 def _at_fault(culprit: ExplainedCulprit, called: Mapping[str, str], traces: Pair, side: Side) -> SiteAtFault:

@@ -147,7 +147,8 @@ def yardstick_of(reference: Trace, oracle: Trace | None, noise: Seq[Trace]) -> Y
         *([(oracle, f"make it with `tracekit oracle {reference.path}`")] if oracle else []),
     ):
         check_yardstick(reference, trace, mend)
-    return Oracle(oracle) if oracle else Noise(list(noise)) if noise else Uncalibrated(OwnDifferences(reference))
+    own = OwnDifferences(reference)
+    return Oracle(oracle, own) if oracle else Noise(list(noise), own) if noise else Uncalibrated(own)
 
 
 def _reached(case: Case, ruling: Ruling | None, calibration: str, further: list[object]) -> Verdict:

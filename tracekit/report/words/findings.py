@@ -7,7 +7,6 @@ import math
 from tracekit.align.pair import Side
 from tracekit.align.renamed import Origin
 from tracekit.align.rotary_order import RowsInPairs
-from tracekit.auditing.propagation import LONGEST
 from tracekit.compare.drift import Drift, Trend
 from tracekit.compare.findings import (
     Chosen,
@@ -270,8 +269,8 @@ def _embedding_scaled(found: EmbeddingScaled) -> str:
 @words(AddsUp)
 def _adds_up(found: AddsUp) -> str:
     return (
-        f"{found.site} is {times(found.ratio)} the tolerance, but every module up to it is within its own rounding "
-        f"bound, and their errors add up to that: {times(found.share, 2)} the limit"
+        f"{found.site} is {times(found.ratio)} the tolerance, but no module up to it adds more than rounding to the "
+        f"difference of its inputs: {times(found.share, 2)} the limit at most"
     )
 
 
@@ -279,10 +278,10 @@ def _adds_up(found: AddsUp) -> str:
 def _beyond(found: BeyondAddingUp) -> str:
     if math.isinf(found.share):
         return (
-            f"{found.site} is within its own rounding bound; whether rounding of earlier sites adds up to this "
-            f"difference is not known: errors are propagated through recipes only, over at most {LONGEST} positions"
+            f"{found.site} is within its own rounding bound; whether its difference is rounding of earlier sites is "
+            "not known: it was not recorded at the same positions on both sides"
         )
     return (
-        f"{found.site} is within its own rounding bound, but differs by {times(found.share)} what rounding adds up to "
-        "there: the cause is an operation that is not audited"
+        f"{found.site} is within its own rounding bound, but one site up to it adds {times(found.share)} what rounding "
+        "adds to the difference of its inputs: the cause is an operation that is not audited"
     )
