@@ -23,6 +23,7 @@ class Kind(Enum):
     TERM = "term dropped"
     DEFAULT = "keyword default"
     KEYWORD = "keyword dropped"
+    GAIN = "small gain"
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
 }  # fmt: skip
+GAINS = (1.1, 1.01, 1.001, 1.0001)
+"""Factors near 1: the faults that are hard to see."""
 CASTS = {"to", "float", "half", "type_as", "type", "bfloat16", "double"}
 WITH_AXES = {
     "transpose", "softmax", "sum", "mean", "unsqueeze", "squeeze", "chunk", "split", "cat", "stack", "permute", "flip",
@@ -220,6 +223,9 @@ def _binary(node: ast.BinOp) -> Iterator[tuple[Kind, ast.AST]]:
     operator = type(node.op)
     if operator in SWAPS:
         yield Kind.OPERATOR, ast.copy_location(ast.BinOp(node.left, SWAPS[operator](), node.right), node)
+    if operator in (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.MatMult):
+        for gain in GAINS:
+            yield Kind.GAIN, ast.copy_location(ast.BinOp(node, ast.Mult(), ast.Constant(gain)), node)
     if operator in (ast.Sub, ast.Div, ast.MatMult, ast.Pow, ast.FloorDiv):
         yield Kind.ORDER, ast.copy_location(ast.BinOp(node.right, node.op, node.left), node)
     if operator in (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow):

@@ -44,19 +44,21 @@ class Subject:
     """Another one in float64, for the truth."""
     module: types.ModuleType
     tree: ast.Module
+    dtype: str
     points: dict[Kind, list[Point]] = field(default_factory=dict)
 
 
-def subject(name: str, scratch: Path) -> Subject:
-    """The subject of a family; its checkpoint is made in `scratch`."""
+def subject(name: str, scratch: Path, dtype: str = "float32") -> Subject:
+    """The subject of a family, computing in `dtype`; its checkpoint is made in `scratch`."""
     folder = scratch / name
     if not folder.exists():
         tiny_families.make(name, folder)
-    model = _loaded(folder)
+    model = loaded(folder, dtype)
     module = sys.modules[type(model).__module__]
     path = str(module.__file__)
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
-    made = Subject(name, folder, model, load_reference(str(folder), "float32"), _loaded(folder), module, tree)
+    reference, exact = load_reference(str(folder), dtype), loaded(folder, dtype)
+    made = Subject(name, folder, model, reference, exact, module, tree, dtype)
     precision.run_in(made.exact, "float64")
     run = lines_run(path, lambda: forward(model, tokens(0)))
     for point in points(tree):
@@ -65,8 +67,9 @@ def subject(name: str, scratch: Path) -> Subject:
     return made
 
 
-def _loaded(folder: Path) -> Any:
-    model = tiny_families.load(folder)
+def loaded(folder: Path, dtype: str, attention: str | None = "eager") -> Any:
+    """A model of a checkpoint, its experts one after the other."""
+    model = tiny_families.load(folder, attention, dtype)
     for value in model.parameters():
         value.data = value.data.clone()  # aligned as a mutant's are: products of one row round by where they lie
     experts = getattr(model, "set_experts_implementation", None)
@@ -81,28 +84,26 @@ def tokens(seed: int) -> torch.Tensor:
     return torch.randint(3, VOCABULARY, (1, PROMPT + STEPS), generator=made)
 
 
-def forward(model: Any, ids: torch.Tensor) -> None:
-    """Generate given tokens: a prefill, then position by position with the cache. Raises ValueError where the model
-    gives logits of another shape."""
-    forced = Forced(ids[0, PROMPT:].tolist())
+def forward(model: Any, ids: torch.Tensor, **settings: Any) -> None:
+    """Generate given tokens, i64 [batch, PROMPT + STEPS]: a prefill, then position by position with the cache.
+    `settings`: of `generate`. Raises ValueError where the model gives logits of another shape."""
+    settings |= {"max_new_tokens": STEPS + 1, "do_sample": False, "eos_token_id": None}
     with torch.no_grad():
-        model.generate(
-            ids[:, :PROMPT], max_new_tokens=STEPS + 1, do_sample=False, eos_token_id=None, logits_processor=[forced]
-        )
+        model.generate(ids[:, :PROMPT], logits_processor=[Forced(ids[:, PROMPT:])], **settings)
 
 
 class Forced(LogitsProcessor):
     """Leaves one token at each step: the mutant and the clean program are given the same."""
 
-    def __init__(self, tokens: list[int]) -> None:
-        self._tokens = [*tokens, tokens[-1]]
+    def __init__(self, tokens: torch.Tensor) -> None:
+        self._tokens = tokens
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if scores.shape != (1, VOCABULARY):
+        if scores.shape != (len(self._tokens), VOCABULARY):
             raise ValueError(f"logits of the shape {list(scores.shape)}")
+        step = min(input_ids.shape[1] - PROMPT, STEPS - 1)
         forced: Any = torch.full_like(scores, -torch.inf)
-        forced[0, self._tokens[input_ids.shape[1] - PROMPT]] = 0.0
-        return forced  # type: ignore[no-any-return]
+        return forced.scatter_(1, self._tokens[:, step : step + 1], 0.0)  # type: ignore[no-any-return]
 
 
 def drawn(subject: Subject, dice: random.Random) -> Iterator[Point]:
@@ -143,6 +144,11 @@ def _compiled(subject: Subject, point: Point | None) -> types.CodeType:
 
 
 def _model(subject: Subject, kind: type[nn.Module]) -> nn.Module:
-    model: Any = kind(subject.model.config)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, subject.dtype))  # as transformers does while it loads a model
+    try:
+        model: Any = kind(subject.model.config)
+    finally:
+        torch.set_default_dtype(before)
     model.load_state_dict(subject.model.state_dict())
     return model.eval()  # type: ignore[no-any-return]

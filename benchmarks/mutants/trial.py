@@ -114,7 +114,7 @@ def tried(subject: Subject, point: Point, seed: int, index: int, scratch: Path) 
     out.lines, out.words = (point.lines[0], point.lines[-1]), f"line {point.line}: {point.words()}"
     ids = tokens(seed * 1000 + index // 20)
     try:
-        with _no_longer_than(LONGEST_S), mutated(subject, point) as build:
+        with no_longer_than(LONGEST_S), mutated(subject, point) as build:
             changed = build()
             forward(changed, ids)
             recorded = record(build(), ids, scratch / "mutant.tklog")
@@ -122,7 +122,7 @@ def tried(subject: Subject, point: Point, seed: int, index: int, scratch: Path) 
             precision.run_in(exact, "float64")
             with tracekit.open(recorded.path) as trace:
                 _judge(out, subject, recorded, exact, trace, ids)
-    except (Exception, _TooLong) as error:
+    except (Exception, TooLong) as error:
         out.state = State.UNRECORDED.value if isinstance(error, tracekit.TraceError) else State.CRASHED.value
         out.said = f"{type(error).__name__}: {str(error)[:200]}"
     out.seconds = time.process_time() - began
@@ -169,8 +169,8 @@ def heard(out: Outcome, audit: tracekit.Audit, found: Truth | None = None) -> No
     """Write down what an audit found."""
     culprits = sorted(audit.culprits, key=lambda one: (one.sequence, one.step, one.order))
     out.found = [culprit.site for culprit in culprits]
-    if not culprits and audit.non_finite is not None:
-        out.found = [audit.non_finite.site]  # what is computed from it is not judged
+    if audit.non_finite is not None and audit.non_finite.site not in out.found:
+        out.found.append(audit.non_finite.site)  # what is computed from it is not judged
     explanation = culprits[0].explanation if culprits else None
     if explanation is not None:
         lines = getattr(explanation, "lines", ())
@@ -188,14 +188,14 @@ def twin(subject: Subject, seed: int, index: int, scratch: Path) -> Outcome:
     return out
 
 
-class _TooLong(BaseException):
+class TooLong(BaseException):
     """A mutant runs on and on."""
 
 
 @contextmanager
-def _no_longer_than(seconds: int) -> Iterator[None]:
+def no_longer_than(seconds: int) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
-        raise _TooLong(f"longer than {seconds} s")
+        raise TooLong(f"longer than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)

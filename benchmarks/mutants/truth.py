@@ -9,25 +9,28 @@ rounding that goes with another order of operations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import torch
 from torch import nn
+from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 
 from benchmarks.mutants.subject import PROMPT, forward
 
 Place = tuple[int, str]
 """Call and site."""
-ROUNDOFF = 2.0**-24
+ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 LEVEL = 1e-4 / 5000
 """A false alarm in ten thousand traces, at about 5000 tests a trace."""
-DEVIATIONS = NormalDist().inv_cdf(1.0 - LEVEL)
-"""What the best of all tests of one known change (Neyman and Pearson 1933) must exceed at that level: the change in
-standard deviations of the rounding, root of the sum of squares over all its values. One that is smaller cannot be found
-by any test that holds the level, more often than not."""
+DEVIATIONS = NormalDist().inv_cdf(1.0 - LEVEL) + NormalDist().inv_cdf(0.999)
+"""What the best of all tests of one known change (Neyman and Pearson 1933) needs at that level, to find it in 999 of
+1000 cases: the change in standard deviations of the rounding, root of the sum of squares over all its values."""
+CERTAIN, DRAWS = 1000.0, 4
+"""A change of fewer deviations is compared with the rounding of any program for the same formula, each of its steps
+rounded at random, in as many runs; not only with that of the clean program."""
 OF_ONE_VALUE = 3.0
 """Standard deviations of the rounding that a single value must change by: another program that is right may be off by
 as much at every value alike (a library's reciprocal root, a constant rounded once), so no test of their common gain
@@ -120,11 +123,32 @@ def truth(
     order = {place: index for index, place in enumerate(right)}
     order |= {place: len(order) for place in moved if place not in order}
     end = min((order[at] for at in moved if not bool(mutant.held[at].isfinite().all())), default=len(order))
+    changes = _changes(moved, order, end, rows, [plain], right, wrong)
+    if any(0.0 < change.deviations < CERTAIN for change in changes):
+        unit = ROUNDOFF[next(clean.parameters()).dtype]
+        loose = []
+        for seed in range(DRAWS):
+            with DrawnRounding(unit, ROUNDOFF[torch.float32], seed):
+                loose.append(_fed(exact, ids, mutant, rows))
+        changes = _changes(moved, order, end, rows, [plain, *loose], right, wrong)
+    return Truth(tuple(sorted(changes, key=lambda change: (change.call, change.order))))
+
+
+def _changes(
+    moved: Collection[Place],
+    order: Mapping[Place, int],
+    end: int,
+    rows: Mapping[str, Collection[int]],
+    rounded: Collection[Mapping[Place, torch.Tensor]],
+    right: Mapping[Place, torch.Tensor],
+    wrong: Mapping[Place, torch.Tensor],
+) -> list[Change]:
     changes = []
     for place in moved:
-        parts = [_part(values[place], place, rows) if place in values else None for values in (plain, right, wrong)]
-        changes.append(Change(place[1], place[0], order[place], *_deviations(*parts), judged=order[place] <= end))
-    return Truth(tuple(sorted(changes, key=lambda change: (change.call, change.order))))
+        one, other = (_part(values[place], place, rows) if place in values else None for values in (right, wrong))
+        runs = [_part(values[place], place, rows) for values in rounded if place in values]
+        changes.append(Change(place[1], place[0], order[place], *_deviations(runs, one, other), order[place] <= end))
+    return changes
 
 
 def _fed(
@@ -138,8 +162,7 @@ def _fed(
         if place[1] not in rows or given is None:
             return
         out[place] = tensor.detach().clone()
-        if given.dim() == tensor.dim() == 3:
-            given = given[:, -tensor.shape[1] :]  # the head may run on the last position alone, or on all of them
+        given, tensor = _tails(given, tensor)
         if given.shape == tensor.shape and bool(given.isfinite().all()):
             tensor.copy_(given)
 
@@ -215,26 +238,43 @@ def _tensor(value: object) -> torch.Tensor | None:
 
 
 def _part(value: torch.Tensor, place: Place, rows: Mapping[str, Collection[int]]) -> torch.Tensor:
-    """The recorded positions of a tensor [1, positions, ...]; one with fewer has the last ones."""
+    """The recorded positions of a tensor [1, positions, ...]: the call's are the last ones of all that it has."""
     time = PROMPT if place[0] == 0 else 1
     first = 0 if place[0] == 0 else PROMPT + place[0] - 1
     wanted = [at - first for at in range(first, first + time) if at in rows[place[1]]]
-    if len(wanted) == time or value.dim() < 3 or value.shape[1] > time:
+    if value.dim() != 3:
         return value
     return value[:, [at for at in (at - time + value.shape[1] for at in wanted) if at >= 0]]
 
 
+def _tails(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The last positions that all have: the head may run on the last one alone or on all, keys and values on the call's
+    or on all that are cached. Tensors that differ in other ways as they are."""
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if len({len(shape) for shape in shapes}) > 1:
+        return list(tensors)
+    differing = [dim for dim, sizes in enumerate(zip(*shapes, strict=True)) if len(set(sizes)) > 1]
+    if len(differing) != 1 or not 0 < differing[0] < len(shapes[0]) - 1:
+        return list(tensors)
+    count = min(shape[differing[0]] for shape in shapes)
+    return [tensor.narrow(differing[0], tensor.shape[differing[0]] - count, count) for tensor in tensors]
+
+
 def _differ(one: torch.Tensor, other: torch.Tensor, place: Place, rows: Mapping[str, Collection[int]]) -> bool:
-    one, other = _part(one, place, rows), _part(other, place, rows)
+    one, other = _tails(_part(one, place, rows), _part(other, place, rows))
     return one.shape != other.shape or not bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _deviations(
-    plain: torch.Tensor | None, right: torch.Tensor | None, wrong: torch.Tensor | None
+    rounded: Sequence[torch.Tensor], right: torch.Tensor | None, wrong: torch.Tensor | None
 ) -> tuple[float, float]:
-    """The change of the formula, `wrong - right`, in standard deviations of the rounding, `plain - right`: root of the
-    sum of squares, and the largest. A value's deviation is taken from those of its row and its column."""
-    if plain is None or right is None or wrong is None or right.shape != wrong.shape or plain.shape != right.shape:
+    """The change of the formula, `wrong - right`, in standard deviations of the rounding, `rounded - right`: root of
+    the sum of squares, and the largest. A value's deviation is taken from those of its row and its column, the largest
+    of all runs."""
+    if right is None or wrong is None:
+        return math.inf, math.inf
+    right, wrong, *rounded = _tails(right, wrong, *rounded)
+    if any(right.shape != one.shape for one in (wrong, *rounded)):
         return math.inf, math.inf
     change = (wrong.double() - right.double()).flatten(0, -2)
     if not bool(change.isfinite().all()):
@@ -242,9 +282,10 @@ def _deviations(
     value = right.double().flatten(0, -2)
     if float(change.abs().max()) <= SMALL * float(value.abs().max()):
         return 0.0, 0.0
-    squares = (plain.double().flatten(0, -2) - value).square()
-    across, down = squares.mean(-1, keepdim=True), squares.mean(0, keepdim=True)
-    variance = across * down / squares.mean().clamp_min(1e-300)
-    variance = torch.maximum(variance, (value * ROUNDOFF).square() / 3.0).clamp_min(1e-300)
-    change = change.square() / variance
+    variance = (value * ROUNDOFF[rounded[0].dtype]).square() / 3.0
+    for one in rounded:
+        squares = (one.double().flatten(0, -2) - value).square()
+        product = squares.mean(-1, keepdim=True) * squares.mean(0, keepdim=True) / squares.mean().clamp_min(1e-300)
+        variance = torch.maximum(variance, product)
+    change = change.square() / variance.clamp_min(1e-300)
     return float(change.sum().sqrt()), float(change.max().sqrt())
