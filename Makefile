@@ -14,7 +14,7 @@ export TRACEKIT_MODEL = $(abspath $(MODEL))
 export TRACEKIT_NATIVE = $(abspath $(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model cosyvoice3-model transformers4 demo test lint parity bench faults bench-faults bench-clean museum traces cosyvoice3-parity cosyvoice3-faults \
+.PHONY: help setup model cosyvoice3-model transformers4 demo test lint parity bench faults bench-faults bench-clean bench-mutants shootout museum traces cosyvoice3-parity cosyvoice3-faults \
         cosyvoice3-guide postmortem bench-repros fuzz clean native docs notebook
 
 help: ## This list
@@ -92,6 +92,14 @@ bench-faults: setup model ## Faults drawn at random, on both sides, and harmless
 
 bench-clean: setup model ## Runs without a fault, drawn at random: 0 alarms; RUNS=n SEED=n (300 take an hour or two)
 	$(BIN)/python -m benchmarks.clean_runs --runs $(or $(RUNS),300) --seed $(or $(SEED),0) --model $(MODEL) --native $(NATIVE)
+	$(BIN)/python -m benchmarks.clean_families --runs $(or $(FAMILY_RUNS),1000) --seed $(or $(SEED),0)
+
+bench-mutants: $(VENV)/.ready ## Modelling files changed at random, each mutant audited by the unchanged program; SEED=n (about 10 minutes)
+	$(BIN)/python -m benchmarks.mutants --seed $(or $(SEED),0)
+
+shootout: $(VENV)/.ready ## The rules by which others compare runs, on mutants and clean runs: writes docs/shootout.md (about 15 minutes)
+	@mkdir -p out && rm -f out/shootout.jsonl
+	$(BIN)/python -m benchmarks.shootout --json out/shootout.jsonl --write docs/shootout.md
 
 museum: setup model ## Faults that were reported in public, staged one by one: writes docs/museum.md
 	$(BIN)/python -m benchmarks.fault_bench --museum docs/museum.md --model $(MODEL) --native $(NATIVE)

@@ -45,7 +45,7 @@ Values = Mapping[str, Floats]
 DTYPES = ("float32", "bfloat16")
 RATES = (0.0, 0.01, 0.05, 0.1, 0.2, 0.5)
 """Shares of false alarms that the table gives."""
-TOKENS_EVERY = 10
+TOKENS_EVERY = 5
 """Mutants after which other tokens are drawn, and the clean variations are run on them."""
 
 
