@@ -155,6 +155,25 @@ def test_a_scaled_product_is_off_by_its_rounding_alone(given: dict[str, float], 
     assert 0.0 < float((drawn - exact).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["sum", "mean", "var_mean"])
+def test_a_sum_that_cancels_is_off_by_what_its_terms_round(name: str) -> None:
+    from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
+
+    given = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    given -= given.mean(-1, keepdim=True)
+
+    def compute() -> Any:
+        out = getattr(torch, name)(given, -1)
+        return out[1] if name == "var_mean" else out
+
+    exact = compute()
+    with DrawnRounding(2.0**-24, 2.0**-24, 0):
+        off = float((compute() - exact).square().mean().sqrt()) * 2.0**24
+    # Added up in turn: a walk of 64 roundings, the k-th of sqrt(k) terms.
+    walk = (64.0 if name == "sum" else 1.0) / 6.0**0.5
+    assert 0.7 * walk < off < 1.4 * walk
+
+
 @pytest.mark.parametrize("name", ["gelu", "layer norm far from zero"])
 def test_a_fused_kernel_of_torch_is_off_by_no_more_than_its_drawn_rounding(name: str) -> None:
     """Both are off by more than their steps are one after the other, each rounded."""

@@ -59,6 +59,8 @@ SUMS = {
 }
 
 
+SIGNED = {"sum", "mean"}
+"""Sums of which the terms may have both signs."""
 TAKEN_APART = {"gelu", "silu", "mish", "softplus", "native_layer_norm", "native_group_norm", "_softmax", "_log_softmax"}
 """Operations whose own steps each round: a step that cancels (1 + erf far to the left) may be off by far more than a
 unit of the result."""
@@ -107,6 +109,9 @@ class DrawnRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _off(self, name: str, args: tuple[Any, ...], out: Any, kwargs: dict[str, Any]) -> Any:
         if isinstance(out, tuple | list):
+            if name == "var_mean":
+                size = (out[0] + out[1].square()).sqrt_()
+                return self._off(name, args, out[0], kwargs), out[1] + self._cancelled(out[1], size)
             return type(out)([self._off(name, args, out[0], kwargs), *out[1:]])
         if not isinstance(out, torch.Tensor) or not out.is_floating_point() or not out.numel():
             return out
@@ -117,7 +122,15 @@ class DrawnRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif name in SUMS and args and isinstance(args[0], torch.Tensor):
             length = max(args[0].numel() / max(out.numel(), 1), args[0].shape[-1] if args[0].dim() else 1, 1)
             off += self._drawn(out).mul_(out).mul_(self._sums * math.sqrt(length / 6.0))
+            if name in SIGNED and args[0].is_floating_point():
+                size = getattr(torch, name)(args[0].square(), *args[1:], **kwargs).sqrt_()
+                off += self._cancelled(out, size if name == "mean" else size.mul_(math.sqrt(length)))
         return out + off.nan_to_num_(0.0, 0.0, 0.0)  # minus infinity of a mask is exact
+
+    def _cancelled(self, out: torch.Tensor, size: torch.Tensor) -> Any:
+        """The error of a sum whose terms have both signs: its partial sums do not cancel as the whole does. `size`: the
+        terms' root mean square, times their number for a sum that is no mean."""
+        return self._drawn(out).mul_(size).mul_(self._sums / math.sqrt(2.0))
 
     def _product(self, name: str, args: tuple[Any, ...], out: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         tensors = [value for value in args if isinstance(value, torch.Tensor)]
