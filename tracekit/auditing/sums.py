@@ -59,6 +59,14 @@ def product(x: Floats, y: Floats, order: NDArray[np.int64] | slice) -> Floats:
         return np.asarray(x[:, order].astype(np.float32) @ y[order].astype(np.float32), dtype=np.float64)
 
 
+def in_turn(x: F32, y: F32) -> F32:
+    """x [rows, terms] times y [terms, columns]: products rounded to float32, then added up one after the other."""
+    out = np.zeros((len(x), y.shape[1]), np.float32)
+    for column, row in zip(np.ascontiguousarray(x.T), np.ascontiguousarray(y), strict=True):
+        out += column[:, None] * row
+    return out
+
+
 def total(x: Floats, order: NDArray[np.int64] | slice) -> Floats:
     """The sum of each row of x, [rows, 1], added up in float32 one after the other in this order."""
     return _in_turn(x[:, order].astype(np.float32))[:, None]
