@@ -24,7 +24,8 @@ Floats = NDArray[np.float64]
 SITE_LIMIT = 5.0
 """Ratio to the oracle, root mean square over positions, from which a site is wrong. Benign rewrites of SmolLM2 in
 float32 (eager, sdpa, chunked prefill, token by token, 1 and 2 threads, batched, candle) stay below 2.5 with the oracle;
-a gain of 1.00001 gives 6.6 (`benchmarks/localise.py` prints both)."""
+a gain of 1.00001 gives 6.6 (`benchmarks/localise.py` prints both). Read off those runs: where recipes cover a site and
+all before it, what is beyond is judged by their computed bounds (`Amplified`); elsewhere this decides."""
 
 POSITION_LIMIT = 25.0
 """Ratio to the oracle from which a single position is wrong: one row scatters more than the mean of many (benign
