@@ -300,9 +300,10 @@ def tables(scored: Sequence[Scored]) -> str:
         gains = [one for one in ours if not one.mutant or one.what.startswith(Kind.GAIN.value)]
         for words, chosen in (("all mutants", ours), ("gains of 1.1 to 1.0001", gains)):
             mutants = sum(one.mutant for one in chosen)
+            families = len({one.family for one in chosen})
             if mutants:
                 parts += [
-                    f"### {dtype}, {words}: {mutants} mutants, {len(chosen) - mutants} clean runs",
+                    f"### {dtype}, {words}: {mutants} mutants, {len(chosen) - mutants} clean runs, {families} families",
                     "Share of the mutants that is found, by the share of clean runs that is called faulty:",
                     _swept(chosen),
                     "Each rule at the threshold that its users take (tracekit: its limit):",

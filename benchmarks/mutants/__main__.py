@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.mutants.score import report
+from benchmarks.mutants.score import report, written
 from benchmarks.mutants.subject import FAMILIES, drawn, subject
 from benchmarks.mutants.trial import Outcome, tried, twin
 
@@ -28,10 +28,12 @@ def main() -> None:
     outcomes: list[Outcome] = []
     twins: list[Outcome] = []
     if options.table:
-        for line in options.table.read_text(encoding="utf-8").splitlines():
+        for line in (line for path in options.table for line in path.read_text(encoding="utf-8").splitlines()):
             outcome = Outcome(**json.loads(line))
             (twins if outcome.kind == "unmutated" else outcomes).append(outcome)
         print(report(outcomes, twins))
+        if options.write:
+            written(options.write, outcomes, twins)
         return
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         for name in options.families.split(",") if options.families else FAMILIES:
@@ -49,7 +51,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--families", default="", help="names with commas between; default all of them")
     parser.add_argument("--only", type=int, help="this mutant alone")
     parser.add_argument("--json", type=Path, help="append every outcome to this file, a line each")
-    parser.add_argument("--table", type=Path, help="print the tables of such a file, and run nothing")
+    parser.add_argument("--table", type=Path, nargs="+", help="print the tables of such files, and run nothing")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="with --table: put them into docs/audit.md")
     return parser.parse_args()
 
 

@@ -4,25 +4,40 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from tabulate import tabulate
 
 from benchmarks.mutants.trial import Outcome, State
 
+START, END = "<!-- mutants -->", "<!-- end of mutants -->"
+
 
 def report(outcomes: Sequence[Outcome], twins: Sequence[Outcome]) -> str:
     """Tables by family and by kind, the counts, and every miss."""
-    parts = [
-        _table(outcomes, "family", [outcome.family for outcome in outcomes]),
-        _table(outcomes, "changed", [outcome.kind for outcome in outcomes]),
-        totals(outcomes, twins),
+    misses = [
         *(missed(outcome) for outcome in outcomes if outcome.judged and not _good(outcome)),
         *(f"ALARM  {twin.family}, tokens {twin.seed}/{twin.index}: {twin.found}" for twin in twins if twin.found),
     ]
-    return "\n\n".join(parts[:3]) + "\n\n" + "\n".join(parts[3:])
+    return "\n\n".join([*tables(outcomes), "\n".join(totals(outcomes, twins)), "\n".join(misses)])
 
 
-def totals(outcomes: Sequence[Outcome], twins: Sequence[Outcome]) -> str:
+def tables(outcomes: Sequence[Outcome]) -> list[str]:
+    """By family and by kind."""
+    families = [outcome.family for outcome in outcomes]
+    return [_table(outcomes, "family", families), _table(outcomes, "changed", [outcome.kind for outcome in outcomes])]
+
+
+def written(page: Path, outcomes: Sequence[Outcome], twins: Sequence[Outcome]) -> None:
+    """Put the tables and the counts into a page, between its two marks."""
+    text = page.read_text(encoding="utf-8")
+    head, tail = text[: text.index(START) + len(START)], text[text.index(END) :]
+    seeds = ", ".join(str(seed) for seed in sorted({outcome.seed for outcome in outcomes}))
+    counts = "\n".join(f"- {line}" for line in totals(outcomes, twins))
+    page.write_text("\n\n".join([head, f"Seeds {seeds}:", counts, *tables(outcomes), tail]), encoding="utf-8")
+
+
+def totals(outcomes: Sequence[Outcome], twins: Sequence[Outcome]) -> list[str]:
     """The counts, a sentence each."""
     states = Counter(outcome.state for outcome in outcomes)
     judged = [outcome for outcome in outcomes if outcome.judged]
@@ -30,7 +45,7 @@ def totals(outcomes: Sequence[Outcome], twins: Sequence[Outcome]) -> str:
     claims = [outcome for outcome in judged if outcome.claimed]
     right = sum(outcome.line_right is True for outcome in claims)
     by_recipe = sum(bool(o.explained) and not o.claimed for o in judged)
-    lines = [
+    return [
         f"{len(outcomes)} mutants: " + ", ".join(f"{state}: {count}" for state, count in sorted(states.items())),
         f"of those below rounding, found nevertheless: {_of(sum(bool(o.found) for o in small), len(small))}",
         f"found at all: {_of(sum(bool(o.found) for o in judged), len(judged))}",
@@ -44,7 +59,6 @@ def totals(outcomes: Sequence[Outcome], twins: Sequence[Outcome]) -> str:
         f"false alarm on the unmutated twin: {_of(sum(bool(t.found) for t in twins), len(twins))}",
         f"{sum(o.seconds for o in outcomes):.0f} s of CPU",
     ]
-    return "\n".join(lines)
 
 
 def missed(outcome: Outcome) -> str:

@@ -60,7 +60,7 @@ class Outcome:
     sites: list[str] = field(default_factory=list)
     """All sites that do."""
     touched: list[str] = field(default_factory=list)
-    """All sites at which the formula changes, be it by less than rounding."""
+    """All sites at which the formula changes, be it by less than rounding, in the order of the computation."""
     found: list[str] = field(default_factory=list)
     """Culprits, in the order of the computation."""
     claimed: list[tuple[str, int]] = field(default_factory=list)
@@ -75,8 +75,10 @@ class Outcome:
 
     @property
     def site_right(self) -> bool:
-        """Whether the first culprit is the first site that changes."""
-        return bool(self.found) and self.found[0] == self.first
+        """Whether the first culprit is the first site that changes provably, or one before it that changes, too."""
+        if not self.found or self.found[0] not in self.touched:
+            return False
+        return self.touched.index(self.found[0]) <= self.touched.index(self.first)
 
     @property
     def elsewhere(self) -> list[str]:
@@ -155,7 +157,7 @@ def _judge(
     out: Outcome, subject: Subject, recorded: Recorded, exact: nn.Module, trace: Trace, ids: torch.Tensor
 ) -> None:
     found = truth(subject.model, subject.exact, exact, ids, recorded.values, recorded_rows(trace))
-    out.touched = sorted({change.site for change in found.changes if change.deviations})
+    out.touched = list(dict.fromkeys(change.site for change in found.changes if change.deviations))
     if found.first is None:
         out.state = (State.ROUNDING if out.touched else State.EQUIVALENT).value
     else:
