@@ -36,6 +36,7 @@ from tracekit.inspection.non_finite import NonFinite, first_non_finite
 from tracekit.inspection.positions import prompt_length, step_of
 from tracekit.inspection.sanity import Loss, losses
 from tracekit.inspection.settings import Difference, declared_differences, other_sizes
+from tracekit.inspection.site_rows import logits_width
 from tracekit.trace import Sequence, Trace, TraceError
 
 try:
@@ -260,7 +261,7 @@ def fits(trace: Trace, parameters: Parameters, recipe: Recipe) -> bool:
                 return False
             widths = [stop - first for first, stop in parts]
         if recipe.stored == "logits":
-            width = _logits_width(sequence)
+            width = logits_width(sequence)
         elif recipe.stored in sites:
             width = sites[recipe.stored].width
         else:
@@ -270,11 +271,6 @@ def fits(trace: Trace, parameters: Parameters, recipe: Recipe) -> bool:
         if not recipe.operation.fits(shapes, widths, width):
             return False
     return True
-
-
-def _logits_width(sequence: Sequence) -> int | None:
-    logits = sequence.logits(0, 1) if sequence.step_count else None
-    return None if logits is None else int(logits.shape[1])
 
 
 def culprit_of(trace: Trace, sequence: Sequence, own: Own) -> Culprit:

@@ -26,6 +26,7 @@ from tracekit.auditing.recompute import Parameters, Recomputation, Window
 from tracekit.auditing.rounding import Floats, Result
 from tracekit.auditing.rounding import unit as unit_of
 from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.inspection.site_rows import logits_width
 from tracekit.trace import Sequence, Trace
 
 ROWS = 512
@@ -57,6 +58,8 @@ class OwnDifferences:
         covers the site. `names`: the candidate's names of stored sites."""
         first, stop = rows
         parameters = self._parameters_of(sides[0])
+        if site == "logits" and logits_width(sides[0]) != logits_width(sides[1]):
+            return None  # of other numbers of tokens: no recipe is of both
         recipe = self._recipes(parameters).get(site)
         if recipe is None or any(name not in names for name in recipe.inputs):
             return None

@@ -136,6 +136,18 @@ class LogitsWrong(Finding):
         return Stage.LOGITS
 
 
+@dataclass(frozen=True, kw_only=True)
+class VocabulariesDiffer(Finding):
+    """The logits of the two sides are of different numbers of tokens."""
+
+    tokens: tuple[int, int]
+    order: int = 1  # after values that are wrong
+
+    @property
+    def stage(self) -> Stage:
+        return Stage.LOGITS
+
+
 # -------------------------------------------------------------------- what was sampled
 
 

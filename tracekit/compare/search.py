@@ -30,12 +30,13 @@ from tracekit.compare.findings import (
     StopDiffers,
     TokenDiffers,
     Unmatched,
+    VocabulariesDiffer,
 )
 from tracekit.compare.metrics import row_errors
 from tracekit.compare.yardstick import Judged, Yardstick
 from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.inspection.positions import prompt_length, step_of
-from tracekit.inspection.site_rows import row_bytes, site_reader
+from tracekit.inspection.site_rows import logits_width, row_bytes, site_reader
 from tracekit.sampling.observed import Observed
 from tracekit.sampling.replay import observe
 from tracekit.trace import Array, Sequence, Step
@@ -122,6 +123,7 @@ def _compare_sequence(result: Search, pair: SequencePair, yardstick: Yardstick) 
     stop = compared_positions(pair)
     _compare_sites(result, pair, yardstick, stop, prompt)
     result.findings += _passed_on(result.pair, pair, stop, prompt)
+    result.findings += _vocabularies(pair, prompt) if steps else []
     _compare_logits(result, pair, yardstick, steps, prompt)
     result.findings += _sampled(result, pair, steps)
     if split is not None:
@@ -354,6 +356,14 @@ def _compare_logits(result: Search, pair: SequencePair, yardstick: Yardstick, st
         )
     elif judged.site_ratio > result.worst[0]:
         result.worst = (judged.site_ratio, "logits")
+
+
+def _vocabularies(pair: SequencePair, prompt: int) -> list[Finding]:
+    """Logits of other numbers of tokens: their common ones are compared."""
+    ours, theirs = logits_width(pair.reference), logits_width(pair.candidate)
+    if ours is None or theirs is None or ours == theirs:
+        return []
+    return [VocabulariesDiffer(sequence=pair.index, step=0, position=prompt - 1, site="logits", tokens=(ours, theirs))]
 
 
 def _note_logits_gap(result: Search, one: Observed, other: Observed) -> None:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from tracekit.align.sites import SequencePair, SitePair, same_prompt
 from tracekit.compare.metrics import RowErrors, row_errors
 from tracekit.dtypes import UNIT_ROUNDOFF
-from tracekit.inspection.site_rows import Reader, logits_reader, row_bytes, site_reader
-from tracekit.trace import Sequence, Trace, TraceError
+from tracekit.inspection.site_rows import Reader, logits_reader, logits_width, row_bytes, site_reader
+from tracekit.trace import Sequence, Trace
 
 Floats = NDArray[np.float64]
 
@@ -74,20 +74,15 @@ def _exact(error: RowErrors) -> Judged | None:
     return Judged(zeros, 0.0, zeros.astype(bool), zeros)
 
 
-def _logits_readers(pair: SequencePair, stop: int) -> tuple[Reader, Reader, int] | None:
+def logits_readers(pair: SequencePair, stop: int) -> tuple[Reader, Reader, int] | None:
+    """Both sides' logits of the tokens that both have, and how many tokens these are; None where a side has no logits,
+    or `stop` leaves no step."""
     one, other = pair.reference, pair.candidate
-    if one.logits_dtype is None or other.logits_dtype is None or stop == 0:
+    widths = logits_width(one), logits_width(other)
+    if widths[0] is None or widths[1] is None or stop == 0:
         return None
-    ours, theirs = logits_reader(one), logits_reader(other)
-    if one.logits(0, 1) is None or other.logits(0, 1) is None:
-        return None
-    widths = ours(0, 1).shape[1], theirs(0, 1).shape[1]
-    if widths[0] != widths[1]:
-        raise TraceError(
-            f"{other.path}: sequence {other.index}: its logits have {widths[1]} entries, those of {one.path} have "
-            f"{widths[0]}; record both sides with the same vocabulary"
-        )
-    return ours, theirs, 8 * widths[0]
+    width = min(widths[0], widths[1])
+    return logits_reader(one, width), logits_reader(other, width), width
 
 
 def allowed_units(unit: float, order: int) -> float:
@@ -206,10 +201,10 @@ class Uncalibrated:
         return judged
 
     def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
-        readers = _logits_readers(pair, stop)
+        readers = logits_readers(pair, stop)
         if readers is None:
             return None
-        error = row_errors(readers[0], readers[1], 0, stop, readers[2])
+        error = row_errors(readers[0], readers[1], 0, stop, 8 * readers[2])
         unit = _roundoff(_computed_in(pair.reference), _computed_in(pair.candidate))
         first = pair.reference.step(0).position
         condition = self._condition(pair, LOGITS_ORDER, first, first + stop)
@@ -312,18 +307,19 @@ class Oracle(Fallback):
 
     def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
         oracle = self._sequence(pair)
-        readers = _logits_readers(pair, stop)
+        readers = logits_readers(pair, stop)
         if readers is None:
             return None
         if oracle is None or oracle.logits_dtype is None or oracle.step_count < stop:
             return self.otherwise_logits(pair, stop)
-        truth = logits_reader(oracle)
-        apart = row_errors(readers[0], readers[1], 0, stop, readers[2])
+        ours, theirs, width = readers
+        truth = logits_reader(oracle, width)
+        apart = row_errors(ours, theirs, 0, stop, 8 * width)
         exact = _exact(apart)
         if exact is not None:
             return exact
-        noise = row_errors(truth, readers[0], 0, stop, readers[2])
-        error = row_errors(truth, readers[1], 0, stop, readers[2])
+        noise = row_errors(truth, ours, 0, stop, 8 * width)
+        error = row_errors(truth, theirs, 0, stop, 8 * width)
         dtypes = _computed_in(pair.reference), _computed_in(pair.candidate)
         self.amplified.called(pair, "logits", "logits")
         return self.amplified.judged(pair, "logits", 0, stop, self._measure(apart, noise, error, dtypes, LOGITS_ORDER))
@@ -379,17 +375,18 @@ class Noise(Fallback):
         return self.amplified.judged(pair, site.name, first, stop, self._measure(apart, spreads, *dtypes))
 
     def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
-        readers = _logits_readers(pair, stop)
+        readers = logits_readers(pair, stop)
         if readers is None:
             return None
-        apart = row_errors(readers[0], readers[1], 0, stop, readers[2])
+        ours, theirs, width = readers
+        apart = row_errors(ours, theirs, 0, stop, 8 * width)
         exact = _exact(apart)
         if exact is not None:
             return exact
         spreads = []
         for other in self._sequences(pair):
             if other.logits_dtype is not None and other.step_count >= stop:
-                spreads.append(row_errors(readers[0], logits_reader(other), 0, stop, readers[2]))
+                spreads.append(row_errors(ours, logits_reader(other, width), 0, stop, 8 * width))
         if not spreads:
             return self.otherwise_logits(pair, stop)
         judged = self._measure(apart, spreads, _computed_in(pair.reference), _computed_in(pair.candidate))

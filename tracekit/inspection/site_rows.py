@@ -30,8 +30,15 @@ def row_bytes(sequence: Sequence, site: str) -> int:
     return data.width * STORAGE[data.dtype].itemsize
 
 
-def logits_reader(sequence: Sequence) -> Reader:
-    """Logits of steps [first, stop) as floats. Reading raises TraceError where a step has none."""
+def logits_width(sequence: Sequence) -> int | None:
+    """Tokens that the logits of a sequence are of; None where its first step has none."""
+    first = sequence.logits(0, 1) if sequence.step_count else None
+    return None if first is None else int(first.shape[1])
+
+
+def logits_reader(sequence: Sequence, width: int | None = None) -> Reader:
+    """Logits of steps [first, stop) as floats, of the first `width` tokens. Reading raises TraceError where a step has
+    none."""
     dtype = sequence.logits_dtype or "float32"
 
     def read(first: int, stop: int) -> NDArray[np.float64]:
@@ -39,6 +46,6 @@ def logits_reader(sequence: Sequence) -> Reader:
         if rows is None:
             where = f"{sequence.path}: sequence {sequence.index}"
             raise TraceError(f"{where}: not all logits of steps {first} to {stop - 1} are recorded; record it again")
-        return to_float(rows, dtype)
+        return to_float(rows[:, :width], dtype)
 
     return read

@@ -17,9 +17,9 @@ from tracekit.auditing.recompute import Recomputation
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.compare.metrics import Detail, detail
 from tracekit.compare.search import common_ranges, compared_positions, first_token_difference
-from tracekit.compare.yardstick import POSITION_LIMIT, SITE_LIMIT, Judged, Yardstick
+from tracekit.compare.yardstick import POSITION_LIMIT, SITE_LIMIT, Judged, Yardstick, logits_readers
 from tracekit.inspection.positions import prompt_length
-from tracekit.inspection.site_rows import logits_reader, site_reader
+from tracekit.inspection.site_rows import site_reader
 from tracekit.trace import Sequence, Trace
 
 Floats = NDArray[np.float64]
@@ -82,11 +82,11 @@ def site_errors(pair: SequencePair, alignment: Alignment, yardstick: Yardstick) 
         found = _site(pair, site, yardstick, stop, steps, prompt)
         if found is not None and (site.name not in out or _peak(found) > _peak(out[site.name])):
             out[site.name] = found
-    if pair.reference.step_count and steps:
+    readers = logits_readers(pair, steps)
+    if readers is not None:
         judged = yardstick.judge_logits(pair, steps)
         if judged is not None:
-            readers = logits_reader(pair.reference), logits_reader(pair.candidate)
-            worst = _worst(judged, 0, readers, lambda row: (row, prompt - 1 + row))
+            worst = _worst(judged, 0, readers[:2], lambda row: (row, prompt - 1 + row))
             out[LOGITS] = SiteErrors(np.asarray(judged.ratio[:steps]), worst)
     return out
 

@@ -16,7 +16,8 @@ from tracekit.auditing.rounding import ACCUMULATOR, Floats, unit
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.compare.metrics import RowErrors, row_errors
 from tracekit.compare.search import common_ranges, compared_positions
-from tracekit.inspection.site_rows import logits_reader, row_bytes, site_reader
+from tracekit.compare.yardstick import logits_readers
+from tracekit.inspection.site_rows import row_bytes, site_reader
 
 
 def added(traces: Pair, pair: SequencePair, checkpoint: Checkpoint) -> dict[str, float]:
@@ -47,9 +48,10 @@ class _Walk:
             out[site.name] = largest
         first_step = one.step(0).position if one.step_count else 0
         steps = min(one.step_count, other.step_count, max(0, stop - first_step))
-        if steps and one.logits(0, 1) is not None and other.logits(0, 1) is not None:
+        logits = logits_readers(self._pair, steps)
+        if logits is not None:
             self._names["logits"] = "logits"
-            error = row_errors(logits_reader(one), logits_reader(other), 0, steps, 8)
+            error = row_errors(*logits[:2], 0, steps, 8 * logits[2])
             out["logits"] = max(largest, self._share("logits", "logits", (0, steps), error))
         return out
 

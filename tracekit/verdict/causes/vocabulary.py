@@ -1,7 +1,8 @@
 """`vocabulary`: the two sides draw over vocabularies of different sizes, such as a padded and a trimmed output layer.
 
-torch's exponential race takes two words of the generator for every token, also for padding that no text has. Over
-another number of tokens, every token gets another random number, and every later draw begins elsewhere in the stream.
+It shows in the logits where both sides recorded them, else in the draws. torch's exponential race takes two words of
+the generator for every token, also for padding that no text has. Over another number of tokens, every token gets
+another random number, and every later draw begins elsewhere in the stream.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from tracekit.compare.findings import DrawDiffers, DrawField
+from tracekit.compare.findings import DrawDiffers, DrawField, VocabulariesDiffer
 from tracekit.trace import Sequence
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.rule import Case, CauseRule, Evidence, Grouping, Luck, ReproNeeds, Shows
@@ -34,6 +35,8 @@ class VocabularySizes(Evidence):
 
 def _holds(case: Case, ruling: Ruling | None) -> Ruling | None:
     first = case.first
+    if ruling is None and isinstance(first, VocabulariesDiffer):
+        return Ruling(VOCABULARY, first, (VocabularySizes(*first.tokens),))
     if ruling is None or ruling.cause != Cause.RNG or ruling.explanation is not None:
         return None
     if not isinstance(first, DrawDiffers) or first.field is not DrawField.WORDS:
