@@ -35,7 +35,7 @@ LOADERS = {
     "llama": (
         "llama::LlamaConfig",
         "{{ let config = config.into_config(false);"
-        " let mut cache = llama::Cache::new(true, candle::DType::F32, &config, vb.device())?;"
+        " let mut cache = llama::Cache::new(true, vb.dtype(), &config, vb.device())?;"
         " let model = llama::Llama::load(vb, &config)?;"
         " Box::new(move |ids: &candle::Tensor, at: usize| model.forward(ids, at, &mut cache)) }}",
     ),
@@ -55,7 +55,7 @@ LOADERS = {
     "granite": (
         "granite::GraniteConfig",
         "{{ let config = config.into_config(false);"
-        " let mut cache = granite::Cache::new(true, candle::DType::F32, &config, vb.device())?;"
+        " let mut cache = granite::Cache::new(true, vb.dtype(), &config, vb.device())?;"
         " let model = granite::Granite::load(vb, &config)?;"
         " Box::new(move |ids: &candle::Tensor, at: usize| model.forward(ids, at, &mut cache)) }}",
     ),
@@ -372,15 +372,19 @@ class Case:
     tokens: int
     temperature: float | None
     seed: int = 5
+    dtype: str = "float32"
 
     @property
     def word(self) -> str:
-        return f"{self.prompt}-{'greedy' if self.temperature is None else 'sampled'}"
+        kind = "greedy" if self.temperature is None else "sampled"
+        return f"{self.prompt}-{kind}" + ("" if self.dtype == "float32" else f"-{self.dtype}")
 
     def ids(self) -> list[int]:
         return [(7 * index * index + 3) % 317 + 3 for index in range(self.prompt)]
 
 
+DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+"""Names of formats, as candle has them."""
 CASES = [Case(5, 12, None), Case(23, 12, None), Case(12, 12, 0.8)]
 
 
@@ -389,7 +393,7 @@ def record_reference(checkpoint: Path, out: Path, case: Case) -> None:
     import tracekit_torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, case.dtype)).eval()
     model.generation_config.eos_token_id = None
     sampling: dict[str, Any] = {"do_sample": False}
     if case.temperature:
@@ -404,6 +408,7 @@ def record_native(program: Path, model: str, checkpoint: Path, out: Path, case: 
     words = [str(program), model, str(checkpoint), "--prompt", ",".join(map(str, case.ids()))]
     words += ["--tokens", str(case.tokens), "--seed", str(case.seed)]
     words += ["--temperature", str(case.temperature)] if case.temperature else []
+    words += ["--dtype", DTYPES[case.dtype]]
     plain = subprocess.run(words, text=True, capture_output=True)
     if plain.returncode:
         sys.exit(f"candle_models: {' '.join(words)} failed:\n{plain.stderr}")

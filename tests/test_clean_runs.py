@@ -35,8 +35,9 @@ from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.mistakes.culprits import explained_audit
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.counterfactual.evidence import CutCrossed
+from tracekit.verdict.decision import Decision
 from tracekit.verdict.ruling import Margins, Scale, TokenMargin
-from tracekit.verdict.verdict import Decision, Verdict
+from tracekit.verdict.verdict import Verdict
 
 ROOT = Path(__file__).parent.parent
 ENGINE = Path(os.environ.get("TRACEKIT_NATIVE", ROOT / "hooks/rust/target/release/tracekit-native"))

@@ -26,18 +26,20 @@ from tracekit.trace import Trace
     type=click.Path(),
     help="Audit by the reference itself: this Hugging Face folder, run in float64 on the trace's tokens. Any model.",
 )
+@click.option("--strict", is_flag=True, help="Choices of precision count as departures (exit 1).")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole audit as JSON.")
-def command(trace: str, weights: str | None, names: str | None, model: str | None, as_json: bool) -> None:
+def command(trace: str, weights: str | None, names: str | None, model: str | None, strict: bool, as_json: bool) -> None:
     """Recompute every site of TRACE from its recorded input and the checkpoint, and name those that are wrong.
 
-    Exit code 0: every site is within its rounding bound, 1: some are not, 2: trouble.
+    Exit code 0: every site is within its rounding bound, or off by a choice of precision alone, 1: some are not, 2:
+    trouble.
     """
     if model is None:
         found = tracekit.audit(trace, weights, names=names)
     else:
         found = tracekit.audit(trace, weights or model, names=names, by=_reference(model))
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else found.text)
-    sys.exit(found.exit_code)
+    sys.exit(max(found.exit_code, int(strict and found.precise)))
 
 
 def _reference(folder: str) -> Callable[[Trace, Checkpoint], Audit]:

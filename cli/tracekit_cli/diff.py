@@ -13,6 +13,7 @@ from tracekit.align.pair import Pair
 from tracekit.compare.side_by_side import token_tables
 from tracekit.report.token_text import token_tables_text
 from tracekit.trace import TraceError
+from tracekit.verdict.cause import Cause
 
 
 @click.command("diff")
@@ -25,7 +26,11 @@ from tracekit.trace import TraceError
 @click.option("--weights", type=click.Path(), help="The checkpoint, if it is not where the traces say.")
 @click.option("--names", type=click.Path(), help="A map of names (TOML), as `tracekit names` writes it.")
 @click.option("--no-audit", is_flag=True, help="Compare only; do not recompute sites from the checkpoint.")
-@click.option("--strict", is_flag=True, help="Sites that only one side recorded are trouble (exit 2).")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Sites that only one side recorded are trouble (exit 2), and choices of precision a divergence (exit 1).",
+)
 @click.option("--tokens", type=click.IntRange(min=1), help="Print the first N tokens of both sides next to each other.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole verdict as JSON.")
 def command(
@@ -42,7 +47,7 @@ def command(
 ) -> None:
     """Compare CANDIDATE with REFERENCE and name the first divergence.
 
-    Exit code 0: parity, 1: divergence, 2: trouble.
+    Exit code 0: parity, also where choices of precision alone differ and move no token, 1: divergence, 2: trouble.
     """
     with contextlib.ExitStack() as stack:
         one, other = (stack.enter_context(tracekit.open(path)) for path in (reference, candidate))
@@ -59,7 +64,7 @@ def command(
             click.echo(verdict.text)
         if tables and not as_json:
             click.echo("\n" + token_tables_text(tables))
-    sys.exit(verdict.exit_code)
+    sys.exit(max(verdict.exit_code, int(strict and verdict.cause == Cause.PRECISION)))
 
 
 def _refuse_unmatched(path: str, verdict: tracekit.Verdict) -> None:

@@ -33,6 +33,10 @@ class Rounding:
         drawn = np.random.default_rng((self.seed, len(values))).uniform(-1.0, 1.0, values.shape)
         return np.asarray(values * (1.0 + LIBRARY * drawn))
 
+    def angles(self, places: Floats, frequencies: Floats) -> Floats:
+        """Positions times frequencies, [positions, frequencies]."""
+        return self.float32(places[:, None] * self.frequencies(frequencies)[None, :])
+
     def score(self, values: Floats, times: int) -> Floats:
         return self.float32(values) if self.wide else self.store(values)
 
@@ -72,11 +76,18 @@ class Rounding:
 
 
 class Emulated:
-    """Rounds to the model's format where an implementation does, in its order."""
+    """Rounds to the model's format where an implementation does, in its order. `softmax`: each step of the softmax as
+    well, its sum added up in that format; `rotary`: positions, rotary frequencies and angles as well; `sums`: the
+    values are weighted and added up one by one in that format."""
 
-    def __init__(self, dtype: str, scores: int) -> None:
+    def __init__(
+        self, dtype: str, scores: int, *, softmax: bool = False, rotary: bool = False, sums: bool = False
+    ) -> None:
         self.dtype = dtype
         self.scores = scores  # how often a score is rounded: not, as a product, or again when it is scaled
+        self.softmax = softmax
+        self.rotary = rotary
+        self.sums = sums
 
     def constant(self, number: float) -> float:
         return number
@@ -87,14 +98,26 @@ class Emulated:
     def score(self, values: Floats, times: int) -> Floats:
         return self.store(values) if times <= self.scores else values
 
-    def frequencies(self, values: Floats) -> Floats:
-        return values
+    def angles(self, places: Floats, frequencies: Floats) -> Floats:
+        if not self.rotary:
+            return np.asarray(places[:, None] * frequencies[None, :])
+        return self.store(self.store(places)[:, None] * self.store(frequencies)[None, :])
 
     def float32(self, values: Floats) -> Floats:
         return values
 
     def product(self, x: Floats, y: Floats) -> Floats:
         return np.asarray(x @ y)
+
+    def weighted(self, weights: Floats, values: Floats) -> Floats:
+        """The output of a head, [rows, head_dim], from weights [rows, positions]: added up from the first position on
+        (candle's product of one row in float16)."""
+        if not self.sums:
+            return self.store(weights @ values)
+        total = np.zeros((len(weights), values.shape[1]))
+        for column, value in zip(weights.T, values, strict=True):
+            total = self.store(total + column[:, None] * value[None, :])
+        return total
 
     def total(self, x: Floats) -> Floats:
         return np.asarray(x.sum(axis=1, keepdims=True))
@@ -112,8 +135,8 @@ class Exact:
     def store(self, values: Floats) -> Floats:
         return values
 
-    def frequencies(self, values: Floats) -> Floats:
-        return values
+    def angles(self, places: Floats, frequencies: Floats) -> Floats:
+        return np.asarray(places[:, None] * frequencies[None, :])
 
     def float32(self, values: Floats) -> Floats:
         return values

@@ -42,8 +42,12 @@ def explain(case: Case, known: Sequence[Explanation] = (), others: bool = True) 
             return same
     if not others:
         return None
+    # The declared formula to the bit, in another arithmetic: what changes next to nothing beside it would fit as well.
+    precise = _held(case, [one for one in mistakes if one.precision])
+    if precise:
+        return _explanation(_simplest(precise))
     for tier in TIERS:
-        held = _held(case, [one for one in mistakes if one.complexity in tier])
+        held = _held(case, [one for one in mistakes if one.complexity in tier and not one.precision])
         if held:
             return _explanation(_simplest(held))
     return _apart(case, (), others=True)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tracekit.auditing import operations
 from tracekit.auditing.operations import Attention, Core, Floats, Result
+from tracekit.mistakes.engine_steps import FORMATS, core_steps
 from tracekit.mistakes.explanation import Value
 from tracekit.mistakes.fitting import best_on_grid
 from tracekit.mistakes.suspect import Case, Hypothesis, Made, plainly
@@ -61,4 +62,5 @@ def attended_from(case: Case, core: Core, q: Floats, k: Floats, v: Floats) -> Re
     rows = case.window.rows
     values = operations.attend(core, q, k, v, rows)
     emulated = tuple(operations.attend(core, q, k, v, rows, how) for how in case.right.hows)
+    emulated += tuple(steps.made() for steps in core_steps(case, core, [q, k, v]) if case.dtype in FORMATS)
     return Result(values, case.right.variance, rounded=emulated)

@@ -40,6 +40,21 @@ class ExplainedAudit(Audit):
     """An audit with its culprits explained."""
 
     culprits: tuple[ExplainedCulprit, ...]
+    """Choices of precision after all others."""
+
+    @property
+    def precise(self) -> bool:
+        """Whether all that is off is so by a choice of precision."""
+        return bool(self.culprits) and not (self.weights or self.differences) and all(map(is_precise, self.culprits))
+
+    @property
+    def departs(self) -> bool:
+        return super().departs and not self.precise
+
+
+def is_precise(culprit: ExplainedCulprit) -> bool:
+    """Whether a culprit is a choice of precision: the declared formula with steps rounded more often."""
+    return culprit.explanation is not None and culprit.explanation.precision
 
 
 def same_mistake(one: ExplainedCulprit, other: ExplainedCulprit) -> bool:
@@ -69,7 +84,8 @@ def explained(
 
 @np.errstate(all="ignore")
 def alike(trace: Trace, checkpoint: Checkpoint, found: Audit, wiring: Trace | None) -> list[ExplainedCulprit]:
-    """Sites that make the same mistake in every layer, each within its bound: the mistake accounts for all of it."""
+    """Sites that make the same mistake in every layer, each within its bound: the mistake accounts for all of it.
+    Those that are a choice of precision are left out: they are within their bounds."""
     book, parameters = recipes(trace, checkpoint, wiring), Parameters(trace, checkpoint)
     out: list[ExplainedCulprit] = []
     for group in found.inexact:
@@ -80,14 +96,16 @@ def alike(trace: Trace, checkpoint: Checkpoint, found: Audit, wiring: Trace | No
             tried.append(ExplainedCulprit.of(site, explain(Case.of(site, run, book), known)))
             if tried[-1].explanation is None and len(tried) <= SILENT:
                 break  # another arithmetic
-        out += [one for one in tried if one.explanation is not None]
+        out += [one for one in tried if one.explanation is not None and not is_precise(one)]
     return out
 
 
 def explained_audit(trace: Trace, checkpoint: Checkpoint, found: Audit) -> ExplainedAudit:
     """The audit of one trace with its culprits explained."""
     culprits = explained(trace, checkpoint, _with_recipes(trace, checkpoint, found), None)
-    culprits = culprits or alike(trace, checkpoint, found, None)
+    if all(map(is_precise, culprits)):
+        culprits += alike(trace, checkpoint, found, None)
+    culprits.sort(key=is_precise)
     guilty = {culprit.site for culprit in culprits}
     return ExplainedAudit(**{**vars(found), "culprits": tuple(culprits), "clean": found.clean - guilty})
 

@@ -21,6 +21,9 @@ class Mistake:
     """A format string over an explanation's values and `parts`: `rotary theta {found:.9g} instead of {stated:.9g}`."""
     main: str | None = None
     """The value that stands for the explanation where one number does: `found`."""
+    precision: bool = False
+    """Whether it is a choice of precision: the declared formula, with steps rounded to the model's own format that
+    another program keeps wider. Nothing is computed by another formula."""
 
 
 class Extent(StrEnum):
@@ -61,6 +64,13 @@ class Explanation:
     def value(self) -> Value:
         """The one number of the mistake; None where it has none."""
         return None if self.mistake.main is None else self.values.get(self.mistake.main)
+
+    @property
+    def precision(self) -> bool:
+        """Whether it is a choice of precision and no wrong formula."""
+        if self.parts:
+            return all(part.precision for part in self.parts)
+        return self.mistake.precision
 
     def same(self, other: Explanation) -> bool:
         """Whether both name the same mistake with the same values at the same positions, whatever they leave."""

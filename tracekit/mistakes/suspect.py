@@ -26,6 +26,13 @@ SHARE_LEFT = 0.1
 MOSTLY = 0.85
 """Share of heads and positions that a mistake of rounding must account for. One score in 500 lies so near a tie of
 float16 that float32's error decides it; a head at 20 positions has 20 of them."""
+SAME_BITS = 0.98
+"""Share of the values that a choice of precision must give bit for bit."""
+SAME_BITS_OF_SUMS = 0.75
+"""The same where scores are sums that engines add up in any order: one that falls to the other side of a tie moves its
+row of a head. Another arithmetic gives less than 70 % of the bits of an attention core."""
+MOST_LEFT = 0.3
+"""Share of its error that a site may be left with by a choice of precision."""
 BLOCK_LIMIT = 8.0
 """Error over its bound up to which a head at one position counts as accounted for by a mistake of rounding: one value
 that fell to the other side of a tie moves it by some units, one that was not rounded at all by thousands."""
@@ -82,9 +89,10 @@ def moves_nothing(values: Floats, base: Floats, dtype: str) -> bool:
     return bool(np.all(np.abs(values - base) <= roundoff * np.abs(base)))
 
 
-def narrower(dtype: str) -> list[str]:
-    """16-bit formats with fewer bits than a dtype."""
-    return [each for each in ("float16", "bfloat16") if operations.unit(each) > operations.unit(dtype) * 1.5]
+def narrower(case: Case) -> list[str]:
+    """16-bit formats with fewer bits than a case's own; of a 16-bit program, those that occur in it."""
+    coarser = [each for each in ("float16", "bfloat16") if operations.unit(each) > operations.unit(case.dtype) * 1.5]
+    return coarser if case.dtype not in ("float16", "bfloat16") else [each for each in coarser if each in case.formats]
 
 
 def narrowed(case: Case, values: Floats, dtype: str) -> Floats:
@@ -144,6 +152,12 @@ class Case:
         return self.run.computed_in(self.recipe)
 
     @cached_property
+    def formats(self) -> frozenset[str]:
+        """Formats that occur in the run: of its sites and its parameters."""
+        held = {weight.dtype for weight in self.run.parameters.trace.weights.values()}
+        return frozenset(held | {data.dtype for data in self.run.sequence.sites.values()})
+
+    @cached_property
     def prompt(self) -> int:
         return prompt_length(self.run.sequence)
 
@@ -186,6 +200,9 @@ class Case:
         if made is None:
             return
         values, found = made[0], {**hypothesis.values, **made[1]}
+        if mistake.precision:
+            yield self._precise(values, found)
+            return
         plain = values.values if isinstance(values, Result) else values
         if mistake.main in made[1] and moves_nothing(plain, self.right.values, self.dtype):
             return
@@ -211,6 +228,16 @@ class Case:
         if wide and not holds and hypothesis.flips:
             holds, residual = self._mostly(values.values if isinstance(values, Result) else values)
         return Fit(found, residual, holds)
+
+    def _precise(self, values: Values, found: Mapping[str, Value]) -> Fit:
+        """A choice of precision holds where it gives the recorded bits, but for what lay next to a tie: more may be the
+        work of a wrong formula."""
+        plain = values.values if isinstance(values, Result) else values
+        same = float(np.mean(self.recorded == plain))
+        statistics, worst = self.judge(values)
+        enough = SAME_BITS if self.recipe.operation.block == 1 else SAME_BITS_OF_SUMS
+        left = min(self.needed, MOST_LEFT * self.judge(self.right)[0].size)
+        return Fit(found, statistics.size, same >= enough and worst <= 1.0 and statistics.size <= left)
 
     def _mostly(self, values: Floats) -> tuple[bool, float]:
         """Whether nearly all blocks of columns hold (a head each, in the attention core), and their median residual:

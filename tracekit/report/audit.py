@@ -22,6 +22,7 @@ HEADLINES = {
     1: "DEPARTS FROM ITS CHECKPOINT",
     2: "WITHHELD  what is computed from values that are not finite is not judged",
 }
+PRECISE = "PRECISION  every formula is as declared; these sites round differently"
 VERDICTS = {0: "within bounds", 1: "departs", 2: "withheld"}
 
 
@@ -31,7 +32,7 @@ def audit_text(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> s
     steps = sum(sequence.step_count for sequence in trace.sequences)
     lines = [f"audited    {trace.path}  {trace.implementation}  {config.get('dtype') or ''}  {steps} steps"]
     lines.append(f"against    {checkpoint.path}")
-    lines.append("WITHHELD  capture" if found.lost and not found.departs else HEADLINES[found.exit_code])
+    lines.append(_headline(found))
     lines += [f"  {sentence(loss)}" for loss in found.lost]
     lines += [] if found.non_finite is None else [f"  {sentence(found.non_finite)}"]
     lines += [f"  {_stated(difference)}" for difference in found.differences]
@@ -49,6 +50,12 @@ def audit_text(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> s
     lines += [f"  {line}" for line in left_out(coverage)]
     lines += [f"  note: {sentence(note)}" for note in found.notes]
     return "\n".join(lines)
+
+
+def _headline(found: ExplainedAudit) -> str:
+    if found.lost and not found.departs:
+        return "WITHHELD  capture"
+    return PRECISE if found.precise and found.exit_code == 0 else HEADLINES[found.exit_code]
 
 
 def _alike(culprits: tuple[ExplainedCulprit, ...]) -> list[list[ExplainedCulprit]]:
@@ -98,7 +105,7 @@ def audit_json(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> J
     """The whole audit, ready for `json.dumps`."""
     return {
         "format": FORMAT,
-        "verdict": VERDICTS[found.exit_code],
+        "verdict": "precision" if found.precise and found.exit_code == 0 else VERDICTS[found.exit_code],
         "trace": trace.path,
         "checkpoint": checkpoint.path,
         "culprits": [culprit_json(culprit) for culprit in found.culprits],

@@ -5,9 +5,10 @@ from __future__ import annotations
 from tracekit.report.coverage import left_out, shares
 from tracekit.report.json import accused_json, by_mistake
 from tracekit.report.words import sentence
-from tracekit.trace import Trace
+from tracekit.trace import Json, Trace
 from tracekit.verdict.coverage import Share
-from tracekit.verdict.verdict import AuditShare, Decision, Unmatched, Verdict
+from tracekit.verdict.decision import Decision
+from tracekit.verdict.verdict import AuditShare, Unmatched, Verdict
 
 
 def verdict_text(verdict: Verdict, reference: Trace, candidate: Trace, oracle: Trace | None = None) -> str:
@@ -54,7 +55,7 @@ def _about(trace: Trace) -> list[str]:
 
 
 def _headline(verdict: Verdict) -> str:
-    if verdict.decision is Decision.PARITY:
+    if verdict.decision is Decision.PARITY and verdict.cause is None:
         return "PARITY"
     if verdict.decision is Decision.WITHHELD:
         return f"WITHHELD  {verdict.cause}"
@@ -67,19 +68,24 @@ def _headline(verdict: Verdict) -> str:
         place.append(f"position {verdict.position}")
     if verdict.site:
         place.append(verdict.site)
-    return f"DIVERGENCE  {verdict.cause}" + (f"  at {', '.join(place)}" if place else "")
+    return f"{verdict.verdict.upper()}  {verdict.cause}" + (f"  at {', '.join(place)}" if place else "")
 
 
 def _more_culprits(verdict: Verdict) -> list[str]:
-    """The culprits after the first, those with the same mistake together."""
+    """The culprits after the first, those with the same mistake together, choices of precision last."""
     place = verdict.site, verdict.step
     rows = [accused_json(accused) for accused in verdict.culprits if (accused.site, accused.step) != place]
     out = []
-    for explanation, sites in by_mistake(rows):
+    for explanation, sites in sorted(by_mistake(rows), key=lambda group: _precise(group[0])):
         more = f" and {len(sites) - 2} more" if len(sites) > 2 else ""
         text = "not explained" if explanation is None else explanation["text"]
-        out.append(f"also at fault: {', '.join(sites[:2])}{more}: {text}")
+        head = "precision" if _precise(explanation) else "also at fault"
+        out.append(f"{head}: {', '.join(sites[:2])}{more}: {text}")
     return out
+
+
+def _precise(explanation: Json | None) -> bool:
+    return explanation is not None and bool(explanation["precision"])
 
 
 def _audited(audit: AuditShare, share: Share | None) -> list[str]:

@@ -106,7 +106,7 @@ def audit_words(found: ExplainedAudit) -> Json:
     ]
     bytes_differ = [f"parameter {name}: bytes differ from the checkpoint" for name in found.weights[:3]]
     return _bare(
-        **(LOST if found.lost and not found.departs else AUDITED[found.exit_code]),
+        **(PRECISE if found.precise and not found.exit_code else _judged(found)),
     ) | {
         "place": None if first is None else f"step {first.step}, position {first.position}",
         "site": None if first is None else first.site,
@@ -123,6 +123,13 @@ def audit_words(found: ExplainedAudit) -> Json:
         ],
         "culprits": _together([culprit_json(culprit) for culprit in found.culprits[1:]]),
     }
+
+
+PRECISE = {"badge": "Precision", "tone": "good", "headline": "Choices of precision alone: every formula is as declared"}
+
+
+def _judged(found: ExplainedAudit) -> Json:
+    return LOST if found.lost and not found.departs else AUDITED[found.exit_code]
 
 
 AUDITED = {

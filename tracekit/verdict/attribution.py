@@ -19,7 +19,7 @@ from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, stated
 from tracekit.compare.findings import Finding, LogitsWrong, PassedOn, SiteWrong, Stage
 from tracekit.compare.search import Search, compared_positions
 from tracekit.dtypes import is_float
-from tracekit.mistakes.culprits import ExplainedCulprit, alike, explained
+from tracekit.mistakes.culprits import ExplainedCulprit, alike, explained, is_precise
 from tracekit.trace import Trace, TraceError
 from tracekit.verdict.handed_on import added
 
@@ -30,6 +30,11 @@ class SiteAtFault(Finding):
 
     side: Side
     culprit: ExplainedCulprit
+
+    @property
+    def precise(self) -> bool:
+        """Whether it is a choice of precision alone."""
+        return is_precise(self.culprit)
 
     @property
     def stage(self) -> Stage:
@@ -130,15 +135,17 @@ def examine(traces: Pair, checkpoint: Checkpoint, found: Search) -> Examination:
     finest = "float64" if _computed_in_float64(reference) else "float32"
     audited = audit(candidate, checkpoint, stops=_all(candidate, stops), wiring=reference, finest=finest)
     suspects = {culprit.site for culprit in audited.culprits}
-    same = [] if suspects else alike(candidate, checkpoint, audited, reference)
     others: tuple[Culprit, ...] = ()
     if suspects or found.findings:
         others = audit(reference, checkpoint, stops=_all(reference, ours), only=suspects or None).culprits
     also = {culprit.site for culprit in others}
-    culprits = [culprit for culprit in audited.culprits if culprit.site not in also]
+    wrong = [culprit for culprit in audited.culprits if culprit.site not in also]
+    culprits = explained(candidate, checkpoint, wrong, reference, finest)
+    # A choice of precision hides no mistake that is within its bounds in every layer.
+    same = alike(candidate, checkpoint, audited, reference) if all(map(is_precise, culprits)) else []
     return Examination(
         checkpoint,
-        tuple(explained(candidate, checkpoint, culprits, reference, finest) + same),
+        tuple(culprits + same),
         tuple(explained(reference, checkpoint, others, None)) if not suspects else (),
         audited.clean - {culprit.site for culprit in same},
         audited.unknown,
@@ -184,8 +191,19 @@ def _all(trace: Trace, stops: Mapping[int, int]) -> dict[int, int]:
     return {sequence.index: stops.get(sequence.index, 0) for sequence in trace.sequences}
 
 
-def settle(found: Search, examination: Examination) -> tuple[list[Finding], list[object]]:
-    """Findings with the victims taken out and the culprits put in, and what there is to say about it."""
+@dataclass(frozen=True)
+class Settled:
+    """Findings with the victims taken out and the culprits put in."""
+
+    findings: list[Finding]
+    precise: tuple[SiteAtFault, ...]
+    """Culprits that are choices of precision; they are not among the findings."""
+    notes: list[object]
+    """What there is to say about it."""
+
+
+def settle(found: Search, examination: Examination) -> Settled:
+    """What the search found, as the audit sees it."""
     known = names(found.pair.reference)
     called = {site.candidate: site.name for site in found.pair.sites.pairs} | {name: name for name in known}
     guilty = [_at_fault(culprit, called, found.pair, Side.CANDIDATE) for culprit in examination.culprits]
@@ -196,7 +214,9 @@ def settle(found: Search, examination: Examination) -> tuple[list[Finding], list
     if not guilty:
         victims, notes = _inherited(victims, examination, found.pair)
     inherited = {id(finding) for finding in victims}
-    return [*guilty, *(finding for finding in found.findings if id(finding) not in inherited)], notes
+    left = [finding for finding in found.findings if id(finding) not in inherited]
+    faults = [finding for finding in guilty if not finding.precise]
+    return Settled([*faults, *left], tuple(finding for finding in guilty if finding.precise), notes)
 
 
 def _cleared(finding: Finding, examination: Examination) -> bool:

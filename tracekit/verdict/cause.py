@@ -23,10 +23,14 @@ class Cause(str):
     STOP: ClassVar[Cause]
     NEAR_TIE: ClassVar[Cause]
     CAPTURE: ClassVar[Cause]
+    PRECISION: ClassVar[Cause]
 
     def __repr__(self) -> str:
         return f"Cause({str(self)!r})"
 
 
-for _id in ("config", "weights", "input", "layer", "filter", "rng", "sampler", "stop", "near-tie", "capture"):
+IDS = (
+    *("config", "weights", "input", "layer", "filter", "rng", "sampler", "stop", "near-tie", "precision", "capture"),
+)
+for _id in IDS:
     setattr(Cause, _id.replace("-", "_").upper(), Cause(_id))

@@ -24,17 +24,19 @@ from tracekit.generations import generation_of
 from tracekit.inspection.following import shortfalls
 from tracekit.inspection.non_finite import first_non_finite
 from tracekit.inspection.sanity import CutOff, capture_problems
+from tracekit.mistakes.culprits import is_precise
 from tracekit.trace import Trace
 from tracekit.verdict import evidence
-from tracekit.verdict.attribution import Examination, checkpoint_of, examine, settle
+from tracekit.verdict.attribution import Examination, SiteAtFault, checkpoint_of, examine, settle
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.causes import cause_of, is_fault, rule_of
 from tracekit.verdict.counterfactual import run_margins
 from tracekit.verdict.coverage import Share, compared_coverage
+from tracekit.verdict.decision import Decision
 from tracekit.verdict.rule import Case
 from tracekit.verdict.ruling import Margins, Ruling
 from tracekit.verdict.unexercised import unexercised
-from tracekit.verdict.verdict import Accused, AuditShare, Decision, Unmatched, Verdict
+from tracekit.verdict.verdict import Accused, AuditShare, Unmatched, Verdict
 
 __all__ = ["Verdict", "diff", "paired", "verdict_of", "yardstick_of"]
 
@@ -114,14 +116,16 @@ def _ruled(
     weights = tuple(weight_differences(*found.pair.traces))
     notes: list[object] = []
     no_fault: tuple[list[Finding], TokenDiffers | None] = [], None  # of the first sequence where rounding decided
+    precise: tuple[SiteAtFault, ...] = ()
     while True:
         if examination is not None:
-            found.findings, more = settle(found, examination)
-            notes += more
+            settled = settle(found, examination)
+            found.findings, precise = settled.findings, settled.precise
+            notes += settled.notes
         coverage = compared_coverage(*found.pair.traces, found, _audited_share(examination))
-        case = Case(found.pair, found, coverage, differences, weights, examination)
+        case = Case(found.pair, found, coverage, differences, weights, examination, precise)
         ruling = cause_of(case)
-        if ruling is not None and is_fault(ruling.cause):
+        if ruling is not None and (is_fault(ruling.cause) or ruling.decision is Decision.DIVERGENCE):
             return case, ruling, notes
         no_fault = no_fault if no_fault[0] else (found.findings, found.token)
         if not found.left:
@@ -156,6 +160,7 @@ def _reached(case: Case, ruling: Ruling | None, calibration: str, further: list[
     found = case.found
     rule = None if ruling is None else rule_of(ruling.cause)
     decision = Decision.PARITY if rule is None else rule.decision
+    decision = decision if ruling is None or ruling.decision is None else ruling.decision
     finding = None if ruling is None else ruling.finding
     margins = Margins() if ruling is None else ruling.margins
     lost = [] if decision is Decision.WITHHELD else case.coverage.lost
@@ -201,15 +206,18 @@ def _audit_share(examination: Examination | None) -> AuditShare | None:
 
 
 def _culprits(finding: Finding | None, examination: Examination | None) -> Iterator[Accused]:
-    """All culprits, not only the first; without an audit, the site that the search found."""
+    """All culprits, not only the first; without an audit, or where it finds choices of precision alone, the site that
+    the search found."""
+    culprits = () if examination is None else (*examination.culprits, *examination.reference_culprits)
+    at_site = finding is not None and finding.stage in (Stage.SITE, Stage.LOGITS)
+    if finding is not None and at_site and not isinstance(finding, SiteAtFault) and all(map(is_precise, culprits)):
+        yield Accused(Side.CANDIDATE, finding.site, finding.step, finding.position)
     if examination is not None and (examination.culprits or examination.reference_culprits):
         for side, culprits in (
             (Side.CANDIDATE, examination.culprits),
             (Side.REFERENCE, examination.reference_culprits),
         ):
             yield from (Accused(side, each.site, each.step, each.position, each) for each in culprits)
-    elif finding is not None and finding.stage in (Stage.SITE, Stage.LOGITS):
-        yield Accused(Side.CANDIDATE, finding.site, finding.step, finding.position)
 
 
 # -------------------------------------------------------------------- notes
@@ -224,7 +232,7 @@ def _notes(case: Case, ruling: Ruling | None) -> Iterator[object]:
         yield from shortfalls(trace)
     yield from _afterwards(*traces)
     yield from _not_finite(*traces)
-    if ruling is None or ruling.cause in (Cause.NEAR_TIE, Cause.CAPTURE):
+    if ruling is None or ruling.cause in (Cause.NEAR_TIE, Cause.PRECISION, Cause.CAPTURE):
         # Elsewhere the logits differ by more than rounding: what they move over a cut says nothing.
         yield from (evidence.TieMoved(*place) for place in case.found.ties[:MOST_TIES])
 

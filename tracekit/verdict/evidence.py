@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tracekit.align.pair import Side
 from tracekit.align.renamed import Origin
 from tracekit.compare.search import Search
+from tracekit.verdict.ruling import TokenMargin
 
 # -------------------------------------------------------------------- parameters, settings, prompts
 
@@ -96,6 +97,18 @@ class NotCovered:
     """The audit does not look at the site."""
 
     reason: object
+
+
+@dataclass(frozen=True)
+class PrecisionAlone:
+    """Nothing but choices of precision differs, and no token."""
+
+
+@dataclass(frozen=True)
+class PrecisionMovesToken:
+    """A token changed because of choices of precision, by more than rounding."""
+
+    token: TokenMargin | None
 
 
 # -------------------------------------------------------------------- agreement

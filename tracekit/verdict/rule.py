@@ -12,13 +12,13 @@ from tracekit.align.pair import Pair
 from tracekit.compare.findings import DrawDiffers, Finding, TokenDiffers
 from tracekit.compare.search import Search
 from tracekit.inspection.settings import Difference
-from tracekit.verdict.attribution import Examination
+from tracekit.verdict.attribution import Examination, SiteAtFault
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.counterfactual import rule_draw, rule_token
 from tracekit.verdict.coverage import Coverage
+from tracekit.verdict.decision import Decision
 from tracekit.verdict.outcome import Agreement
 from tracekit.verdict.ruling import Ruling
-from tracekit.verdict.verdict import Decision
 
 
 class Evidence:
@@ -37,6 +37,8 @@ class Case:
     differences: tuple[Difference, ...] = ()  # settings
     weights: tuple[str, ...] = ()  # parameters of other bytes
     examination: Examination | None = None
+    precise: tuple[SiteAtFault, ...] = ()
+    """Sites that are off by a choice of precision alone. They are no divergence (`first`)."""
 
     @property
     def first(self) -> Finding | None:

@@ -9,6 +9,7 @@ from tracekit.align.pair import Side
 from tracekit.compare.findings import Finding
 from tracekit.mistakes.explanation import Explanation
 from tracekit.verdict.cause import Cause
+from tracekit.verdict.decision import Decision
 
 
 class Flip(StrEnum):
@@ -101,3 +102,4 @@ class Ruling:
     evidence: tuple[object, ...]
     explanation: Explanation | None = None
     margins: Margins = field(default_factory=Margins)
+    decision: Decision | None = None  # None: what the cause's rule decides

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from tracekit.align.pair import Side
 from tracekit.compare.drift import Drift
@@ -15,15 +14,8 @@ from tracekit.mistakes.culprits import ExplainedCulprit
 from tracekit.mistakes.explanation import Explanation
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.coverage import Coverage
+from tracekit.verdict.decision import Decision
 from tracekit.verdict.ruling import Margins
-
-
-class Decision(StrEnum):
-    """What a diff decides."""
-
-    PARITY = "parity"
-    DIVERGENCE = "divergence"
-    WITHHELD = "withheld"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 //! Runs models of candle-transformers that record themselves: `scripts/candle_models.py` copies their files beside this
 //! one from cargo's registry, changes their `use` lines, and builds it. Nothing of theirs is in this repository.
 //!
-//!     candle-models MODEL CHECKPOINT --prompt 3,1,4 --tokens 8 [--temperature 0.8 --seed 5]
+//!     candle-models MODEL CHECKPOINT --prompt 3,1,4 --tokens 8 [--temperature 0.8 --seed 5] [--dtype bf16]
 
 // What a model file defines for other programs is not called here.
 #![allow(dead_code, unused_imports, clippy::all)]
@@ -26,13 +26,14 @@ struct Options {
     tokens: usize,
     temperature: Option<f64>,
     seed: u64,
+    dtype: DType,
 }
 
 fn options() -> std::result::Result<Options, Box<dyn std::error::Error>> {
     let mut words = std::env::args().skip(1);
     let mut next = |what: &str| words.next().ok_or(format!("say {what}"));
     let (model, checkpoint) = (next("which model")?, next("which checkpoint")?.into());
-    let mut options = Options { model, checkpoint, prompt: vec![1], tokens: 8, temperature: None, seed: 0 };
+    let mut options = Options { model, checkpoint, prompt: vec![1], tokens: 8, temperature: None, seed: 0, dtype: DType::F32 };
     while let Ok(word) = next("an option") {
         let value = next("the option's value")?;
         match word.as_str() {
@@ -40,6 +41,7 @@ fn options() -> std::result::Result<Options, Box<dyn std::error::Error>> {
             "--tokens" => options.tokens = value.parse()?,
             "--temperature" => options.temperature = Some(value.parse()?),
             "--seed" => options.seed = value.parse()?,
+            "--dtype" => options.dtype = value.parse().map_err(|_| format!("{value}: no such dtype"))?,
             other => return Err(format!("{other}: no such option").into()),
         }
     }
@@ -50,7 +52,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let options = options()?;
     let weights = [options.checkpoint.join("model.safetensors")];
     // SAFETY: nobody writes to the file while it is mapped.
-    let vb = unsafe { VarBuilder::from_mmaped_safetensors(&weights, DType::F32, &Device::Cpu)? };
+    let vb = unsafe { VarBuilder::from_mmaped_safetensors(&weights, options.dtype, &Device::Cpu)? };
     let checkpoint = options.checkpoint.display().to_string();
     tracekit::describe(tracekit::Description::new().version("candle", "0.11.1").checkpoint(checkpoint))?;
     let config = std::fs::read_to_string(options.checkpoint.join("config.json"))?;

@@ -187,7 +187,7 @@ def _visible(core: Core, rows: NDArray[np.int64], positions: int) -> NDArray[np.
 def _rotate(core: Core, heads: Floats, places: Floats, how: Arithmetic, backwards: bool) -> Floats:
     """Rotates [heads, rows, head_dim] by position."""
     frequencies, factor = core.rotary.frequencies()
-    angles = how.float32(places[:, None] * how.frequencies(frequencies)[None, :])
+    angles = how.angles(places, frequencies)
     if core.angles is not None:
         angles = as_stored(angles, core.angles)
     cos, sin = how.store(np.cos(angles) * factor), how.store(np.sin(angles) * factor)
@@ -217,15 +217,17 @@ def _one_head(
     if core.softcap is not None:
         scores = core.softcap * np.tanh(scores / how.constant(core.softcap))
     scores = np.where(visible, scores, -np.inf)
-    if core.softmax is not None:
-        return how.store(how.store(_narrow_softmax(scores, core.softmax)) @ v)
+    narrow = how.dtype if isinstance(how, Emulated) and how.softmax else core.softmax
+    if narrow is not None:
+        weights = how.store(_narrow_softmax(scores, narrow))
+        return how.weighted(weights, v) if isinstance(how, Emulated) else how.store(weights @ v)
     top = np.maximum(scores.max(axis=1, keepdims=True), 0.0 if sink else -np.inf)
     weights = how.float32(np.exp(scores - np.where(np.isfinite(top), top, 0.0)))
     total = how.total(weights) + (np.exp(-top) if sink else 0.0)
     weights = how.store(how.float32(weights / np.maximum(total, 1e-290)))
     if core.weights is not None:
         weights = as_stored(weights, core.weights)
-    return how.store(how.product(weights, v))
+    return how.weighted(weights, v) if isinstance(how, Emulated) else how.store(how.product(weights, v))
 
 
 def _narrow_softmax(scores: Floats, dtype: str) -> Floats:

@@ -31,7 +31,7 @@ def _from_other(case: Case, source: str) -> Floats:
 
 def _rounded(case: Case) -> Iterator[Hypothesis]:
     matrix = case.run.parameters.matrix(case.recipe)
-    for dtype in narrower(case.dtype):
+    for dtype in narrower(case):
         yield plainly(product, as_stored(case.inputs[0], dtype), matrix.weight, matrix.bias, dtype=dtype)
 
 

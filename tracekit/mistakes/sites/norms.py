@@ -12,6 +12,7 @@ from tracekit.auditing import operations
 from tracekit.auditing.operations import Floats, Result, as_stored
 from tracekit.auditing.operations.norms import LayerNorm, Norm, RmsNorm
 from tracekit.auditing.recipe import Recipe
+from tracekit.mistakes.engine_steps import FORMATS, norm_steps
 from tracekit.mistakes.registry import Complexity, SiteMistake
 from tracekit.mistakes.suspect import Case, Hypothesis, Made, plainly, unchanged
 
@@ -31,9 +32,18 @@ def _norm(case: Case) -> Norm:
 def _with_weight(case: Case, factor: Floats | None) -> Result:
     x, norm = case.inputs[0], _norm(case)
     if isinstance(norm, RmsNorm):
-        return operations.rms_norm(x, factor, norm.eps, case.dtype)
+        return _in_steps(
+            case, operations.rms_norm(x, factor, norm.eps, case.dtype), replace(norm, plus_one=False), factor
+        )
     bias = case.run.parameters.vector(case.recipe, "bias")
     return operations.layer_norm(x, factor, bias, norm.eps, case.dtype)
+
+
+def _in_steps(case: Case, result: Result, norm: Norm, weight: Floats | None) -> Result:
+    """The result with the values of engines that round every step, in 16 bits."""
+    if case.dtype not in FORMATS or not isinstance(norm, RmsNorm):
+        return result
+    return replace(result, rounded=(*result.rounded, *(steps.made() for steps in norm_steps(case, norm, weight))))
 
 
 def _shifted(case: Case, factor: Floats) -> Result:
@@ -89,7 +99,10 @@ def _recipe(case: Case, eps: float) -> Recipe:
 
 
 def _with_eps(case: Case, eps: float) -> Result:
-    return case.run.result(_recipe(case, eps), case.window, case.inputs)
+    recipe = _recipe(case, eps)
+    assert isinstance(recipe.operation, Norm)
+    weight = case.run.parameters.vector(recipe, "weight")
+    return _in_steps(case, case.run.result(recipe, case.window, case.inputs), recipe.operation, weight)
 
 
 def _fitted_eps(case: Case) -> Made | None:

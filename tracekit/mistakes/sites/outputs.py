@@ -3,11 +3,13 @@ constant, a soft cap."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
 
 from tracekit.auditing.operations import Floats
+from tracekit.mistakes.engine_steps import steps_of
 from tracekit.mistakes.fitting import best_on_grid, logarithmic
 from tracekit.mistakes.registry import Complexity, SiteMistake
 from tracekit.mistakes.suspect import Case, Hypothesis, Made, narrowed, narrower, plainly
@@ -19,7 +21,7 @@ WIDEST = 4096
 
 
 def _rounded(case: Case) -> Iterator[Hypothesis]:
-    for dtype in narrower(case.dtype):
+    for dtype in narrower(case):
         yield plainly(narrowed, case, case.right.values, dtype, dtype=dtype)
 
 
@@ -31,11 +33,22 @@ def _shifted(case: Case, by: int) -> Floats | None:
     return values
 
 
-def _gain(case: Case) -> Made:
+def _gain(case: Case) -> Iterator[Hypothesis]:
+    """Of the right values as the usual engines round them, or as one that rounds every step."""
+    yield _times(case, lambda: case.base)
+    for steps in steps_of(case):
+        yield _times(case, cache(steps.made))
+
+
+def _times(case: Case, base: Callable[[], Floats]) -> Hypothesis:
+    return Hypothesis(lambda: _fitted_gain(case, base()), at=lambda gain: base() * gain)
+
+
+def _fitted_gain(case: Case, base: Floats) -> Made:
     weights = case.region[:, None] / case.right.variance
-    power = float(np.sum(weights * np.square(case.base)))
-    gain = float(np.sum(weights * case.base * case.recorded)) / max(power, 1e-290)
-    return case.base * gain, {"gain": gain}
+    power = float(np.sum(weights * np.square(base)))
+    gain = float(np.sum(weights * base * case.recorded)) / max(power, 1e-290)
+    return base * gain, {"gain": gain}
 
 
 def _soft_cap(case: Case) -> Iterator[Hypothesis]:
@@ -91,7 +104,7 @@ GAIN = SiteMistake(
     "gain {gain:.6g}",
     main="gain",
     complexity=Complexity.NUMBER,
-    hypotheses=lambda case: [Hypothesis(lambda: _gain(case), at=lambda gain: case.base * gain)],
+    hypotheses=_gain,
 )
 SOFT_CAP = SiteMistake(
     "soft_cap", "soft cap {cap:.6g} applied", main="cap", complexity=Complexity.NUMBER, hypotheses=_soft_cap

@@ -6,18 +6,15 @@ from collections.abc import Callable, Iterator
 
 from tracekit.mistakes.core import ATTENTION, changed
 from tracekit.mistakes.registry import SiteMistake
-from tracekit.mistakes.suspect import Case, Hypothesis
-
-NARROW = ("float16", "bfloat16")
+from tracekit.mistakes.suspect import Case, Hypothesis, narrower
 
 
-def _rounded(*fields: str, own: bool = False) -> Callable[[Case], Iterator[Hypothesis]]:
-    """Fields of the core that hold a format. `own`: the model's own format is one to try as well."""
+def _rounded(*fields: str) -> Callable[[Case], Iterator[Hypothesis]]:
+    """Fields of the core that hold a format."""
 
     def hypotheses(case: Case) -> Iterator[Hypothesis]:
-        for dtype in NARROW:
-            if own or dtype != case.dtype:
-                yield changed(case, {"dtype": dtype}, **dict.fromkeys(fields, dtype))
+        for dtype in narrower(case):
+            yield changed(case, {"dtype": dtype}, **dict.fromkeys(fields, dtype))
 
     return hypotheses
 
@@ -54,5 +51,5 @@ ANGLES = SiteMistake(
     "rotary angles rounded to {dtype}",
     main="dtype",
     at=ATTENTION,
-    hypotheses=_rounded("angles", own=True),
+    hypotheses=_rounded("angles"),
 )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tracekit.auditing.operations import as_stored
+import numpy as np
+
+from tracekit.auditing.operations import Result, as_stored, in_16_bits, rounding
+from tracekit.mistakes.engine_steps import FORMATS
 from tracekit.mistakes.explanation import Value
 from tracekit.mistakes.fitting import best_factor
 from tracekit.mistakes.registry import Complexity, SiteMistake
@@ -50,7 +53,7 @@ def _another_branch(case: Case) -> Iterator[Hypothesis]:
 
 
 def _rounded(case: Case) -> Iterator[Hypothesis]:
-    for dtype in narrower(case.dtype):
+    for dtype in narrower(case):
         parts = as_stored(case.inputs[0], dtype) + as_stored(case.inputs[1], dtype)
         yield plainly(narrowed, case, parts, dtype, dtype=dtype)
 
@@ -58,11 +61,22 @@ def _rounded(case: Case) -> Iterator[Hypothesis]:
 def _times(case: Case) -> Iterator[Hypothesis]:
     stream, branch = case.inputs
 
-    def make() -> Made:
-        times = best_factor(branch, case.recorded - stream, case.right.variance)
-        return stream + times * branch, {"times": times}
+    def added(times: float) -> Result:
+        """The sum, with the product rounded first or not."""
+        values = stream + times * branch
+        stored = in_16_bits(case.dtype, lambda: [stream + as_stored(times * branch, case.dtype)])
+        rounded = tuple(as_stored(each, case.dtype) for each in stored)
+        variance = np.maximum(case.right.variance, rounding(times * branch, case.dtype, 2.0))
+        return Result(values, variance, rounded=rounded)
 
-    yield Hypothesis(make, _names(case), at=lambda times: stream + times * branch)
+    def make() -> Made:
+        times = best_factor(branch, case.recorded - stream, rounding(case.recorded, case.dtype))
+        # Of 16-bit values the factor is known to some three digits; an engine in 16 bits rounds it as well.
+        options = (times, *(float(as_stored(np.array([times]), each)[0]) for each in FORMATS if each == case.dtype))
+        best = min(options, key=lambda each: case.judge(added(each))[0].size)
+        return added(best), {"times": best}
+
+    yield Hypothesis(make, _names(case), at=added)
 
 
 BRANCH_LEFT_OUT = SiteMistake(

@@ -40,7 +40,7 @@ def _other_head(case: Case) -> Iterator[Hypothesis]:
 
 def _rounded(case: Case) -> Iterator[Hypothesis]:
     matrix = case.run.parameters.matrix(case.recipe)
-    for dtype in narrower(case.dtype):
+    for dtype in narrower(case):
         yield plainly(product, case.inputs[0], as_stored(matrix.weight, dtype), matrix.bias, dtype=dtype)
 
 

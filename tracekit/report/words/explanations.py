@@ -44,8 +44,8 @@ def _as_well(said: FitsAsWell) -> str:
 
 def explanation_json(one: Explanation | None) -> Json | None:
     """`kind`, the mistake's id; `value`, its one number; `values`, all; `residual`, over the rounding bound at a site,
-    nats of probability at a filter; `steps`; `also`, ids of others that fit; `parts` of two mistakes at once; `where`,
-    `text`."""
+    nats of probability at a filter; `steps`; `also`, ids of others that fit; `parts` of two mistakes at once;
+    `precision`, whether it is a choice of precision and no wrong formula; `where`, `text`."""
     if one is None:
         return None
     return {
@@ -56,6 +56,7 @@ def explanation_json(one: Explanation | None) -> Json | None:
         "steps": one.steps,
         "also": [other.mistake.id for other in one.also],
         "parts": [explanation_json(part) for part in one.parts],
+        "precision": one.precision,
         "where": {"extent": one.where.extent.value, "first": one.where.first},
         "text": sentence(one),
     }

@@ -134,6 +134,17 @@ def _reference_departs(found: evidence.ReferenceDeparts) -> str:
     return "the reference departs from its checkpoint here, not the candidate"
 
 
+@words(evidence.PrecisionAlone)
+def _precision_alone(found: evidence.PrecisionAlone) -> str:
+    return "a choice of precision: the formula is the declared one, and no token differs because of it"
+
+
+@words(evidence.PrecisionMovesToken)
+def _precision_moves_token(found: evidence.PrecisionMovesToken) -> str:
+    margin = "" if found.token is None else f", over a margin of {found.token.margin:.2g} nats"
+    return f"a choice of precision: the formula is the declared one, but rounding alone changes no token{margin}"
+
+
 @words(Origin)
 def _origin(found: Origin) -> str:
     return found.site if found.stop is None else f"{found.site}, columns {found.first} to {found.stop - 1}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tracekit.inspection.following import unrecorded_choices
 from tracekit.verdict.cause import Cause
+from tracekit.verdict.decision import Decision
 from tracekit.verdict.evidence import OthersAgree, WhatIsThereAgrees, agreement
 from tracekit.verdict.rule import Case, CauseRule, ReproNeeds
 from tracekit.verdict.ruling import Ruling
-from tracekit.verdict.verdict import Decision
 
 
 def _holds(case: Case, ruling: Ruling | None) -> Ruling | None:
