@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,3 +109,14 @@ def test_the_engine_is_a_model_without_faults() -> None:
         if re.search(r"crate::(faults|variants)|\bFaults\b|\bVariants?\b", path.read_text())
     }
     assert not named
+
+
+def test_the_help_imports_no_numpy() -> None:
+    """What `tracekit --help` prints stands in one table, and no command is imported for it: it is there at once."""
+    asked = (
+        "import sys; from tracekit_cli.main import main; sys.argv = ['tracekit', '--help']\n"
+        "try: main()\n"
+        "finally: print('numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert "postmortem" in done.stdout and done.stdout.endswith("False\n")

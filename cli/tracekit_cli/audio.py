@@ -21,7 +21,7 @@ def _partner(sounds: list[Sound], index: int, made: Spoken | None) -> Sound | No
     return None if at == index else sounds[at]
 
 
-@click.command("audio", short_help="Duration, RMS and maximum of WAV files, beside token counts.")
+@click.command("audio")
 @click.argument("files", type=click.Path(), nargs=-1, required=True)
 @click.option(
     "--traces", type=click.Path(), multiple=True, help="The trace of each file, or of several, in the same order."

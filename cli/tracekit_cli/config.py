@@ -14,7 +14,7 @@ from tracekit.extra.cosyvoice3.declared import compare_declared, differs
 from tracekit.report.declared_text import declared_json, declared_text
 
 
-@click.command("config", short_help="What cosyvoice3.yaml or config.json says against what was used.")
+@click.command("config")
 @click.argument("file", type=click.Path())
 @click.argument("traces", type=click.Path(), nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

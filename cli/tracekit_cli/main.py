@@ -11,22 +11,24 @@ import click
 from tracekit.errors import TraceError
 
 COMMANDS = {
-    "record": "tracekit_cli.record",
-    "oracle": "tracekit_cli.oracle",
-    "import": "tracekit_cli.import_log",
-    "show": "tracekit_cli.show",
-    "diff": "tracekit_cli.diff",
-    "audit": "tracekit_cli.audit",
-    "report": "tracekit_cli.report",
-    "names": "tracekit_cli.names",
-    "summary": "tracekit_cli.summary",
-    "tokens": "tracekit_cli.tokens",
-    "audio": "tracekit_cli.audio",
-    "weights": "tracekit_cli.weights",
-    "config": "tracekit_cli.config",
-    "postmortem": "tracekit_cli.postmortem",
+    "record": "Run a program and record what its model does.",
+    "oracle": "Run a recorded Python program again, in float64, on the same tokens.",
+    "import": "Turn a log (*.tklog) into an archive, also where the program was killed.",
+    "show": "Show what a trace (a log or an archive) holds.",
+    "diff": "Compare a candidate with a reference, and name the first divergence.",
+    "audit": "Recompute every site of one trace, and name those that are wrong.",
+    "report": "Write one self-contained page of one trace, or of several compared.",
+    "names": "Propose a map of a candidate's names to a reference's.",
+    "summary": "Lengths, stop steps and seconds, a row a sequence.",
+    "tokens": "Token ids of a trace, for other programs.",
+    "audio": "Duration, RMS and maximum of WAV files, beside token counts.",
+    "weights": "Compare two checkpoints, tensor by tensor.",
+    "config": "What cosyvoice3.yaml or config.json says against what was used.",
+    "postmortem": "Run both programs over many seeds, and say which fail and why.",
 }
-"""Command name -> module that defines `command`, in the order of the help."""
+"""Command name -> its line of the help, in that order. The module of that name defines `command`."""
+MODULES = {"import": "import_log"}
+"""Names that no module can have."""
 
 
 class LazyGroup(click.Group):
@@ -36,11 +38,15 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = COMMANDS.get(cmd_name)
-        if module is None:
+        if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(module).command
+        module = importlib.import_module(f"tracekit_cli.{MODULES.get(cmd_name, cmd_name)}")
+        command: click.Command = module.command
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

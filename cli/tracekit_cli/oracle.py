@@ -12,7 +12,7 @@ import tracekit
 from tracekit.trace import Json, TraceError
 
 
-@click.command(short_help="Run a recorded Python program again, in float64, on the same tokens.")
+@click.command()
 @click.argument("reference", type=click.Path(), metavar="REF.h5")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Archive to make. Default: REF.oracle.h5")
 @click.option("--dtype", default="float64", show_default=True, help="float64, or float32 for a 16-bit model.")

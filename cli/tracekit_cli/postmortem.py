@@ -24,7 +24,7 @@ RECORDER = ("-m", "tracekit_cli.main")
 """Arguments of an interpreter that run this program."""
 
 
-@click.command("postmortem", short_help="Run both programs over many seeds, and say which fail and why.")
+@click.command("postmortem")
 @click.argument("traces", required=False, type=click.Path(path_type=Path), metavar="[DIR_OF_TRACES]")
 @click.option("--seeds", metavar="SEEDS", help="0:100 (0 to 99), 0:100:7 or 1,4,9.")
 @click.option("--ref", "reference", metavar="COMMAND", help="The reference; {seed} stands for the seed.")

@@ -31,7 +31,6 @@ class RecordCommand(click.Command):
     cls=RecordCommand,
     context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False},
     options_metavar="[OPTIONS]",
-    short_help="Run a program and record what its model does.",
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Archive to make. Default: traces/<program>.h5")
 @click.option("--seed", type=int, help="Seed torch, numpy and random before the program runs.")

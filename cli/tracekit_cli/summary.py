@@ -12,7 +12,7 @@ from tracekit.inspection.summary import summarise
 from tracekit.report.summary_text import summary_text
 
 
-@click.command("summary", short_help="Lengths, stop steps and seconds, a row a sequence.")
+@click.command("summary")
 @click.argument("traces", type=click.Path(), nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(traces: tuple[str, ...], as_json: bool) -> None:

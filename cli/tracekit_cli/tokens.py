@@ -14,7 +14,7 @@ from tracekit.generations import not_listed
 from tracekit.trace import TraceError
 
 
-@click.command("tokens", short_help="Token ids of a trace, for other programs.")
+@click.command("tokens")
 @click.argument("trace", type=click.Path())
 @click.option(
     "-o",

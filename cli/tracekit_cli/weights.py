@@ -20,7 +20,7 @@ SPEECH_MODELS = ("llm.rl.pt", "llm.pt")
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 
-@click.command("weights", short_help="Compare two checkpoints, tensor by tensor.")
+@click.command("weights")
 @click.argument("first", type=click.Path())
 @click.argument("second", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
