@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -15,13 +14,9 @@ from click.testing import CliRunner
 from tracekit_cli.main import group
 
 from tests import speech_model
+from tests.printed_alike import same
 
 ROOT = Path(__file__).parent.parent
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?x?")
-VERSION = re.compile(r"torch \S+")
-NEAR = 0.1
-"""Numbers with a point, or times a bound (`382x`), are errors and margins: another processor adds up in
-another order, and they move by some percent. Counts, ids, places and offsets are whole and must be the same."""
 
 
 def load_script() -> ModuleType:
@@ -45,20 +40,6 @@ def printed(command: str, folder: Path) -> str:
     return CliRunner().invoke(group, words[1:]).output.replace(f"{ROOT}{os.sep}", "")
 
 
-def same(line: str, other: str) -> bool:
-    """Equal words and whole numbers, near numbers with a point; columns may be wider."""
-    line, other = (VERSION.sub("torch", each) for each in (line, other))
-    if NUMBER.sub("#", line).split() != NUMBER.sub("#", other).split():
-        return False
-    pairs = zip(NUMBER.findall(line), NUMBER.findall(other), strict=True)
-    return all(one == two or near(one, two) for one, two in pairs)
-
-
-def near(one: str, two: str) -> bool:
-    inexact = "." in one or one.endswith("x")
-    return inexact and float(one.rstrip("x")) == pytest.approx(float(two.rstrip("x")), rel=NEAR, abs=NEAR)
-
-
 @pytest.mark.slow
 def test_every_command_prints_what_the_guide_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     speech_model.folder()
@@ -74,8 +55,8 @@ def test_every_command_prints_what_the_guide_shows(tmp_path: Path, monkeypatch: 
 
 
 def test_a_line_that_differs_is_seen() -> None:
-    assert same("own error 382x (residual 0.6x)", "own  error 385x (residual 0.61x)")
-    assert not same("own error 382x", "own error 882x")
+    assert same("own error 382× (residual 0.6×)", "own  error 385× (residual 0.61×)")
+    assert not same("own error 382×", "own error 882×")
     assert not same("at 91 of 92 positions", "at 92 of 92 positions")
     assert not same("top_p 0.7 in place of 0.8", "top_p 0.4 in place of 0.8")
     assert not same("explained: a", "explained: b")

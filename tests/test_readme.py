@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 from tracekit_cli.main import group
 
+from tests.printed_alike import same
+
 ROOT = Path(__file__).parent.parent
 PROMPT = "    $ "
 
@@ -36,4 +38,5 @@ def test_the_readme_shows_verdicts() -> None:
 def test_the_readme_shows_what_is_printed(command: str, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     done = CliRunner().invoke(group, shlex.split(command)[1:])
-    assert done.output == output
+    lines, wanted = done.output.splitlines(), output.splitlines()
+    assert len(lines) == len(wanted) and all(map(same, lines, wanted)), done.output
