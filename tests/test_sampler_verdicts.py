@@ -152,6 +152,7 @@ def test_cosyvoices_nucleus_and_its_rule() -> None:
 # -------------------------------------------------------------------- filters
 
 NUCLEUS = {"temperature": 0.8, "top_k": 0, "top_p": 0.8}
+SUPPRESSED = NUCLEUS | {"suppress_tokens": [*range(0, 50, 3)]}
 PENALISED = {"temperature": 0.8, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.4}
 
 
@@ -169,6 +170,16 @@ def nucleus(scores: np.ndarray, p: float, *, crossing: bool = True) -> np.ndarra
         keep[token] = True
         mass += probs[token]
     return cut(scores, keep)
+
+
+def zeroed(scores: np.ndarray, p: float) -> np.ndarray:
+    """Suppressed tokens get probability 0, and nothing is brought to 1 again."""
+    probs = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+    probs[SUPPRESSED["suppress_tokens"]] = 0.0
+    order = np.argsort(-probs, kind="stable")
+    keep = np.zeros(scores.size, dtype=bool)
+    keep[order[np.concatenate([[0.0], np.cumsum(probs[order])[:-1]]) < p]] = True
+    return cut(scores, keep & (probs > 0))
 
 
 def best(scores: np.ndarray, k: int) -> np.ndarray:
@@ -198,6 +209,7 @@ FILTERS: list[tuple[str, dict[str, Any], Any, Any]] = [
     ("top_p", NUCLEUS, lambda scores, history, step: nucleus(scores / 0.8, 0.5), 0.5),
     ("top_p_ignored", NUCLEUS, lambda scores, history, step: scores / 0.8, 0.8),
     ("temperature_ignored", NUCLEUS, lambda scores, history, step: nucleus(scores, 0.8), 0.8),
+    ("removed_mass_counts", SUPPRESSED, lambda scores, history, step: zeroed(scores / 0.8, 0.8), 0.8),
     ("temperature", {"top_k": 9, "top_p": 1.0}, lambda scores, history, step: best(scores / 1.25, 9), 1.25),
     (
         "temperature_and_top_p_swapped",
@@ -260,11 +272,12 @@ def test_a_wrong_filter_is_named_with_its_number(runs, kind: str, stated: Any, w
     assert (noisy.cause, kind_of(noisy)) == ("filter", kind)
 
 
-@pytest.mark.parametrize("stated", [NUCLEUS, PENALISED, {"top_p": 1.0, "top_k": 5}], ids=str)
+@pytest.mark.parametrize("stated", [NUCLEUS, SUPPRESSED, PENALISED, {"top_p": 1.0, "top_k": 5}], ids=str)
 def test_the_same_filter_written_anew_is_parity(runs, stated: Any) -> None:
     settings = {"temperature": 0.8, "top_k": 20, "top_p": 0.9, **stated}
 
     def anew(scores: np.ndarray, history: list[int], step: int) -> np.ndarray:
+        scores[settings.get("suppress_tokens", [])] = -np.inf
         scores = penalty(scores, history, settings.get("repetition_penalty", 1.0)) / settings["temperature"]
         scores = best(scores, settings["top_k"]) if settings["top_k"] else scores
         return nucleus(scores, settings["top_p"]) if settings["top_p"] < 1 else scores

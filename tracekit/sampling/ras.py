@@ -43,6 +43,8 @@ class Ras:
     redraws: bool = True
     eos_only: bool = False
     """Of the stop tokens, which begin with sos, only the next one counts."""
+    removes: bool = False
+    """Stop tokens that come too early cannot be drawn at all."""
 
 
 def repeats_too_often(token: int, decoded: Sequence[int], window: int, share: float) -> bool:
@@ -61,13 +63,13 @@ def redrawn(rule: Ras, tape: Tape, seen: Observed, stated: Json) -> int | None:
     early = len(seen.context.generated) < int(stated.get("min_len") or 0)
     token: int | None = NONE
     for _ in range(1 + REDRAWS):
-        token = _once(rule, tape, seen, stated)
+        token = _once(rule, tape, seen, stated, sorted(stops) if early and rule.removes else ())
         if not (early and token in stops and rule.redraws):
             break
     return token
 
 
-def _once(rule: Ras, tape: Tape, seen: Observed, stated: Json) -> int | None:
+def _once(rule: Ras, tape: Tape, seen: Observed, stated: Json, removed: Sequence[int]) -> int | None:
     """`ras_sampling`: the nucleus is drawn from with numbers for its survivors alone."""
     ids, kept, probs = _nucleus_of(seen, stated)
     token = int(ids[rule.pick(tape, kept)])
@@ -79,17 +81,19 @@ def _once(rule: Ras, tape: Tape, seen: Observed, stated: Json) -> int | None:
         return token
     if probs is None:
         return None if len(seen.draws) > 1 else NONE
+    probs[[token for token in removed if token < probs.size]] = 0.0
     return rule.pick(tape, probs)
 
 
 def _nucleus_of(seen: Observed, stated: Json) -> tuple[NDArray[np.int64], Floats, Floats | None]:
-    """Tokens of the nucleus and their probabilities, f32, and those of all tokens, which survivors alone do not say."""
-    if seen.logits is None:
-        if seen.ids is None or seen.probs is None:
-            raise ValueError("repetition-aware sampling needs logits or survivors")
-        return seen.ids, seen.probs.astype(np.float32), None
+    """Tokens of the nucleus and their probabilities, f32: as recorded, whatever filter left them, else recomputed; and
+    those of all tokens, which survivors alone do not say."""
+    probs = None if seen.logits is None else softmax(working(seen.logits)).astype(np.float32)
+    if seen.ids is not None and seen.probs is not None and seen.ids.size:
+        return seen.ids, seen.probs.astype(np.float32), probs
+    if seen.logits is None or probs is None:
+        raise ValueError("repetition-aware sampling needs logits or survivors")
     values = run(chain(stated | {"sampler": RAS}), seen.logits, seen.context)
-    probs = softmax(working(seen.logits)).astype(np.float32)
     order = np.argsort(-probs, kind="stable")
     ids = order[values[order] > GONE]
     return ids, probs[ids], probs

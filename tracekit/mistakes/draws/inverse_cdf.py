@@ -40,14 +40,14 @@ def _pick(dtype: str) -> Pick:
     return lambda tape, probs: _index(float(tape.rand(1, dtype)[0]), probs)
 
 
-def _in_nucleus(dtype: str) -> DrawMistake:
-    rule = Ras(pick=_pick(dtype))
+def _in_nucleus(dtype: str, removes: bool) -> DrawMistake:
+    rule = Ras(pick=_pick(dtype), removes=removes)
     values = {"dtype": dtype, "order": "the nucleus"}
     return DrawMistake(INVERSE_CDF, lambda stated: ras_way(rule, stated), (Algorithm.RAS,), values, Rank.SAME)
 
 
 MISTAKES = (
-    *(_in_nucleus(dtype) for dtype in ("float32", "float64")),
+    *(_in_nucleus(dtype, removes) for removes in (False, True) for dtype in ("float32", "float64")),
     *(
         DrawMistake(INVERSE_CDF, always(_by(order, dtype)), values={"dtype": dtype, "order": order})
         for order in ("id", "descending probability")

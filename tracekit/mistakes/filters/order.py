@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from tracekit.sampling.observed import Context
-from tracekit.sampling.processor import Applied, FilterMistake, Processor, Rank, Stated, Steps, Variant
+from tracekit.sampling.processor import Applied, FilterMistake, Processor, Rank, Stated, Steps, Variant, function
 from tracekit.sampling.processors import BY_SETTING, GENERATE
-from tracekit.sampling.scores import GONE, Floats
+from tracekit.sampling.scores import GONE, SMALLEST, Floats, softmax
 
 CUTS = tuple(each for each in GENERATE if each.cut is not None)
 TEMPERATURE, TOP_K, TOP_P = (BY_SETTING[name] for name in ("temperature", "top_k", "top_p"))
@@ -59,6 +59,29 @@ def _zeros(stated: Stated, steps: Steps | None) -> Iterator[Variant]:
     yield Variant(stated.replaced(last.name, zero), {"score": 0.0})
 
 
+def _not_brought_to_one(stated: Stated, steps: Steps | None) -> Iterator[Variant]:
+    """Removed tokens have probability 0 before top-p, and the others keep theirs."""
+    at = next((index for index, each in enumerate(stated.chain) if each.kind is TOP_P), None)
+    if at is None or all(each.kind in CUTS or each.kind is TEMPERATURE for each in stated.chain[:at]):
+        return
+    p = float(stated.settings["top_p"])
+
+    def apply(values: Floats, context: Context) -> Floats:
+        whole = values  # with what only a removal took away
+        for each in stated.chain[:at]:
+            before, values = values, each.apply(values, context)
+            alive, gone = values > GONE, (values == GONE) & (before > GONE)
+            if each.kind in CUTS:
+                whole = np.where(gone, GONE, whole)
+            elif not np.array_equal(before[alive], values[alive]):
+                whole = each.apply(whole, context)
+        mass = float(softmax(whole)[values > GONE].sum())
+        found = p / max(mass, SMALLEST)
+        return TOP_P.of(found, stated.settings).apply(values, context) if found < 1.0 else values
+
+    yield Variant((function(apply), *stated.chain[at + 1 :]), {"top_p": p})
+
+
 MISTAKES = (
     *(_late_temperature(cut.setting) for cut in CUTS),
     FilterMistake(
@@ -67,6 +90,14 @@ MISTAKES = (
         _top_p_first,
         "top_p",
         ("top_p", "top_k"),
+        Rank.ORDER,
+    ),
+    FilterMistake(
+        "removed_mass_counts",
+        "top-p {top_p} measures probabilities of which removed tokens' were set to 0 and the others kept as they were",
+        _not_brought_to_one,
+        "top_p",
+        ("top_p",),
         Rank.ORDER,
     ),
     FilterMistake(

@@ -15,13 +15,13 @@ from tracekit.sampling.exercise import (
     NoRepetitionFallback,
     NothingRecorded,
 )
-from tracekit.sampling.observed import Observed
+from tracekit.sampling.observed import Context, Observed
 from tracekit.sampling.other_numbers import Interval, another, counts, mass_interval, within
 from tracekit.sampling.processor import Applied, Apply, FilterMistake, Processor, Stated, Steps, Unit, Variant
 from tracekit.sampling.processors.min_new_tokens import PROCESSOR as MINIMUM
 from tracekit.sampling.processors.top_k import USUAL
 from tracekit.sampling.processors.top_p import drop_crossing
-from tracekit.sampling.scores import GONE, Floats, mass_above, softmax
+from tracekit.sampling.scores import GONE, SMALLEST, Floats, mass_above, softmax
 from tracekit.trace import Json
 
 NAME, RAS, PLACE = "nucleus_sampling", "ras", 300
@@ -68,6 +68,21 @@ def _masked(stated: Stated, steps: Steps | None) -> Iterator[Variant]:
     if stops and early:
         removed = MINIMUM.of(early, {"eos_token_id": stops})
         yield Variant((removed, *stated.chain), {"min_len": early})
+
+
+def _zeroed(stated: Stated, steps: Steps | None) -> Iterator[Variant]:
+    """What is left then adds up to less than 1, and the nucleus takes more of it."""
+    stops, early = stated.settings.get("stop_token_ids") or [], int(stated.settings.get("min_len") or 0)
+    if not (stops and early):
+        return
+    removed, numbers = MINIMUM.of(early, {"eos_token_id": stops}), _reads(stated.settings)
+
+    def apply(values: Floats, context: Context) -> Floats:
+        rest = removed.apply(values, context)
+        left = float(softmax(values)[rest > GONE].sum())
+        return nucleus(rest, numbers["top_p"] / max(left, SMALLEST), numbers["top_k"])
+
+    yield Variant(stated.replaced(NAME, apply), {"min_len": early})
 
 
 def _drops_crossing(stated: Stated, steps: Steps | None) -> Iterator[Variant]:
@@ -118,6 +133,13 @@ PROCESSOR = Processor(
             "stop_tokens_masked",
             "stop tokens are removed before step {min_len} (min_len), where CosyVoice draws again",
             _masked,
+            "min_len",
+        ),
+        FilterMistake(
+            "stop_tokens_zeroed",
+            "before step {min_len} (min_len) stop tokens get probability 0 and the others keep theirs, "
+            "where CosyVoice draws again",
+            _zeroed,
             "min_len",
         ),
         FilterMistake(

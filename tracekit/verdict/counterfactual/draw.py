@@ -9,17 +9,15 @@ import numpy as np
 from tracekit.align.pair import Pair
 from tracekit.align.sites import SequencePair
 from tracekit.compare.findings import DrawDiffers, DrawField
-from tracekit.mistakes import draws as draw_mistakes
 from tracekit.mistakes import generator
 from tracekit.mistakes.explanation import Explained, Explanation
-from tracekit.sampling.drawing import Trial, as_stated, trials
-from tracekit.sampling.replay import Streams, observations, other_observations
 from tracekit.trace import Draw
 from tracekit.verdict.cause import Cause
-from tracekit.verdict.counterfactual.combinations import combinations, vocabulary
+from tracekit.verdict.counterfactual.algorithm import other_algorithm, with_filter
+from tracekit.verdict.counterfactual.combinations import combinations
 from tracekit.verdict.counterfactual.evidence import OffsetInRaces, OtherDraw, ShiftChanges
 from tracekit.verdict.counterfactual.filter import as_evidence
-from tracekit.verdict.counterfactual.sides import both, sequences_of, stated_by
+from tracekit.verdict.counterfactual.sides import both, sequences_of
 from tracekit.verdict.ruling import Ruling
 
 Rows = list[tuple[Draw, Draw]]
@@ -34,26 +32,13 @@ def rule_draw(traces: Pair, first: DrawDiffers) -> Ruling:
     same = _same(pair, first)
     said = OtherDraw(first.field, first.values, same_survivors(pair, first.step), same, algorithm is not None)
     if algorithm is not None:
+        algorithm = with_filter(pair, first.step, algorithm)
         return Ruling(Cause.SAMPLER, first, (said, *as_evidence(algorithm)), algorithm, margins)
     if first.field is DrawField.OP:
         return Ruling(Cause.SAMPLER, first, (said,), margins=margins)
     moved, more = _moved(pair, first)
     evidence = [] if moved is None else [Explained(moved), *more]
     return Ruling(Cause.RNG, first, (said, *evidence), moved, margins)
-
-
-def other_algorithm(pair: SequencePair, step: int) -> Explanation | None:
-    """A way of drawing, other than the stated one, that gives every token of the candidate."""
-    stated, size = stated_by(pair), vocabulary(pair, step)
-    steps, streams = observations(pair.candidate, step), Streams(pair.candidate)
-    among = trials(steps, stated, streams, size)
-    if as_stated(among, stated):
-        return None
-
-    def further() -> list[Trial]:
-        return trials(other_observations(pair.candidate, steps), stated, Streams(pair.candidate), size)
-
-    return draw_mistakes.explain(among, stated, further)
 
 
 def same_survivors(pair: SequencePair, step: int) -> bool:

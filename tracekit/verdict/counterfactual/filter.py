@@ -16,6 +16,7 @@ from tracekit.sampling.fit import fit
 from tracekit.sampling.replay import observations, observe
 from tracekit.trace import Sequence
 from tracekit.verdict.cause import Cause
+from tracekit.verdict.counterfactual.algorithm import with_algorithm
 from tracekit.verdict.counterfactual.combinations import combinations
 from tracekit.verdict.counterfactual.evidence import (
     CutMissed,
@@ -40,6 +41,8 @@ def rule_filter(traces: Pair, first: SurvivorsDiffer) -> Ruling:
     pair = sequences_of(traces, first)
     seen = observed(pair, first.step)
     side, explanation = _explained(pair, first.step)
+    if side is Side.CANDIDATE:
+        explanation = with_algorithm(pair, first.step, explanation)
     evidence: list[object] = [*_survivors(first)]
     if first.departs is not None:
         evidence.append(NotFromLogits(first.departs, _declares_others(pair)))

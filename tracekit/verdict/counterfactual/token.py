@@ -18,8 +18,9 @@ from tracekit.sampling.drawing import near_seed, trials
 from tracekit.sampling.fit import departs
 from tracekit.sampling.replay import Streams, observations, observe
 from tracekit.verdict.cause import Cause
+from tracekit.verdict.counterfactual.algorithm import other_algorithm, with_filter
 from tracekit.verdict.counterfactual.combinations import combinations
-from tracekit.verdict.counterfactual.draw import other_algorithm, same_survivors
+from tracekit.verdict.counterfactual.draw import same_survivors
 from tracekit.verdict.counterfactual.evidence import (
     BothUnseeded,
     CutCrossed,
@@ -52,7 +53,7 @@ def rule_token(traces: Pair, found: Search, first: TokenDiffers) -> Ruling:
     if algorithm is None and all(drawn) and all(draws[-1].seed is None for draws in drawn):
         names = tuple(dict.fromkeys(draws[-1].generator for draws in drawn))
         return Ruling(Cause.RNG, first, (BothUnseeded(names),), margins=margins)
-    explanation = algorithm or _explained(pair, step, margins)
+    explanation = with_filter(pair, step, algorithm) if algorithm else _explained(pair, step, margins)
     evidence: list[object] = [_other_token(pair, step), *processors_apart(observed(pair, step))]
     if margins.token is not None:
         near = _is_near(margins.token)

@@ -4,7 +4,7 @@ use candle_core::{bail, DType, Device, Result, Tensor, D};
 use tracekit::nn::Linear;
 
 use super::words::Words;
-use super::{here, Faults, Kind as Any, Row, Run};
+use super::{here, Clock, Faults, Kind as Any, Row, Run};
 use crate::config::Config;
 use crate::model::attention::Attention;
 use crate::model::attention_core::{by_kv_head, masked, side_by_side, Attend, Core};
@@ -16,6 +16,7 @@ pub const TABLE: &[Row] = &[
     ("softcap[:VALUE[:LAYER]]", "Scores s become VALUE * tanh(s / VALUE); 20"),
     ("mask-future[:LAYER]", "In the prefill each token sees the one behind it too"),
     ("mask-past[:LAYER]", "No token but the first sees itself"),
+    ("mask-decode[:N[:LAYER]]", "Each decoded token sees the first N, 1, positions alone"),
     ("window[:N[:LAYER]]", "Each token sees itself and the N - 1 before it alone; 8"),
     ("window-off-by-one[:LAYER]", "A layer that slides sees one position more than its window"),
     ("window-ignored[:LAYER]", "A layer that slides sees all positions"),
@@ -41,6 +42,7 @@ enum What {
     Softcap { value: f64 },
     MaskFuture,
     MaskPast,
+    MaskDecode { keys: usize },
     Window { keys: usize },
     WindowOneMore,
     WindowIgnored,
@@ -60,6 +62,7 @@ pub fn parse(name: &str, words: &mut Words) -> Option<Kind> {
         "softcap" => What::Softcap { value: words.positive(20.0)? },
         "mask-future" => What::MaskFuture,
         "mask-past" => What::MaskPast,
+        "mask-decode" => What::MaskDecode { keys: words.count(1).filter(|&keys| keys > 0)? },
         "window" => What::Window { keys: words.count(8).filter(|&keys| keys > 0)? },
         "window-off-by-one" => What::WindowOneMore,
         "window-ignored" => What::WindowIgnored,
@@ -86,6 +89,8 @@ impl Kind {
             What::MaskFuture if run.prompt < 2 => Some("the prompt has 1 token".into()),
             What::MaskFuture if run.prefill_chunk < 2 => Some("the prefill has 1 position at a time".into()),
             What::MaskPast if positions < 2 => Some("the run has 1 position".into()),
+            What::MaskDecode { .. } if run.limit < 2 => Some("a run of 1 new token decodes none".into()),
+            What::MaskDecode { keys } if keys >= positions => Some(format!("the run has {positions} positions")),
             What::Window { keys } if keys >= positions => {
                 Some(format!("the run's {positions} positions fit into the window"))
             }
@@ -117,9 +122,10 @@ impl Faults {
         if window != config.windows[index] {
             attention.mask = Box::new(Window(window));
         }
-        let other = |what| matches!(what, What::MaskFuture | What::MaskPast | What::Window { .. }).then_some(what);
-        if let Some(what) = self.find_attention(index, other) {
-            attention.mask = Box::new(FaultyMask { plain: Window(window), what });
+        let is_mask =
+            |what| matches!(what, What::MaskFuture | What::MaskPast | What::MaskDecode { .. } | What::Window { .. });
+        if let Some(what) = self.find_attention(index, |what| is_mask(what).then_some(what)) {
+            attention.mask = Box::new(FaultyMask { plain: Window(window), what, clock: self.clock.clone() });
         }
         let scale = config.attention_scale();
         if let Some(core) = self.other_core(index, scale) {
@@ -201,6 +207,7 @@ impl Faults {
 struct FaultyMask {
     plain: Window,
     what: What,
+    clock: Clock,
 }
 
 impl Mask for FaultyMask {
@@ -209,6 +216,7 @@ impl Mask for FaultyMask {
             What::MaskFuture if rows > 1 => mask(cached, rows, |query, key| key <= query + 1).map(Some),
             // The first has nothing else to see.
             What::MaskPast => mask(cached, rows, |query, key| key < query.max(1)).map(Some),
+            What::MaskDecode { keys } if self.clock.step() > 0 => mask(cached, rows, |_, key| key < keys).map(Some),
             What::Window { keys } => mask(cached, rows, |query, key| key <= query && query < key + keys).map(Some),
             _ => self.plain.mask(cached, rows),
         }

@@ -15,6 +15,8 @@ use crate::rope::{Rope, Scaling};
 
 pub const TABLE: &[Row] = &[
     ("rope-f16[:LAYER]", "Cosines and sines are rounded to float16"),
+    ("rope-frequencies-f16[:LAYER]", "Inverse frequencies are rounded to float16"),
+    ("rope-angles-f16[:LAYER]", "Angles are rounded to float16 before their cosines and sines"),
     ("rope-angles-bf16[:LAYER]", "Angles are rounded to bfloat16 before their cosines and sines"),
     ("rope-scaling-off[:LAYER]", "The declared rotary scaling is dropped"),
     ("rope-linear[:FACTOR[:LAYER]]", "Positions are divided by FACTOR, 2, in place of the declared scaling"),
@@ -34,6 +36,8 @@ pub struct Kind {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum What {
     TableF16,
+    FrequenciesF16,
+    AnglesF16,
     AnglesBf16,
     ScalingOff,
     Linear { factor: f64 },
@@ -47,6 +51,8 @@ enum What {
 pub fn parse(name: &str, words: &mut Words) -> Option<Kind> {
     let what = match name {
         "rope-f16" => What::TableF16,
+        "rope-frequencies-f16" => What::FrequenciesF16,
+        "rope-angles-f16" => What::AnglesF16,
         "rope-angles-bf16" => What::AnglesBf16,
         "rope-scaling-off" => What::ScalingOff,
         "rope-linear" => What::Linear { factor: words.positive(2.0)? },
@@ -138,6 +144,12 @@ impl Faults {
         let mut is_other = used != *rope || width.is_some();
         if self.has_rotary(index, What::TableF16) {
             (rotary.table_dtype, is_other) = (DType::F16, true);
+        }
+        if self.has_rotary(index, What::FrequenciesF16) {
+            (rotary.frequency_dtype, is_other) = (DType::F16, true);
+        }
+        if self.has_rotary(index, What::AnglesF16) {
+            (rotary.angle_dtype, is_other) = (DType::F16, true);
         }
         if self.has_rotary(index, What::AnglesBf16) {
             (rotary.angle_dtype, is_other) = (DType::BF16, true);

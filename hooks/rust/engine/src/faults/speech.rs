@@ -24,6 +24,7 @@ pub const TABLE: &[Row] = &[
     ("length-with-prompt", "The fewest and most speech tokens are counted with the prompt's text"),
     ("stop-on-eos-only", "Of the stop tokens only eos stops the speech"),
     ("stop-masked", "Stop tokens that come too early get probability 0, instead of being drawn again"),
+    ("stop-zeroed", "The same, and what is left is not brought to 1 again"),
     ("window-from-start", "The repetition rule looks at the first tokens, not at the last"),
     ("repetition-strict", "The repetition rule has > in place of >="),
     ("quantised-decoder", "The head's weights are rounded to 8 bits, a scale for each row"),
@@ -41,6 +42,7 @@ pub enum Kind {
     LengthWithPrompt,
     EosOnly,
     StopMasked,
+    StopZeroed,
     WindowFromStart,
     Strict,
     QuantisedHead,
@@ -58,6 +60,7 @@ pub fn parse(name: &str, words: &mut Words) -> Option<Kind> {
         "length-with-prompt" => Kind::LengthWithPrompt,
         "stop-on-eos-only" => Kind::EosOnly,
         "stop-masked" => Kind::StopMasked,
+        "stop-zeroed" => Kind::StopZeroed,
         "window-from-start" => Kind::WindowFromStart,
         "repetition-strict" => Kind::Strict,
         "quantised-decoder" => Kind::QuantisedHead,
@@ -126,12 +129,13 @@ impl Faults {
         let ras = self.numbers(stated);
         let mut sampler = SpeechSampler::new(ras, stop.clone());
         self.plant_draw(&mut sampler.draw_from);
-        if self.has_speech(Kind::StopMasked) {
+        let zeroed = self.has_speech(Kind::StopZeroed);
+        if zeroed || self.has_speech(Kind::StopMasked) {
             sampler.probabilities = Box::new(move |logits, early| {
                 let mut probs = tracekit::repetition_aware::probabilities(logits);
                 if early {
                     stop.iter().for_each(|&id| probs[id as usize] = 0.0);
-                    let sum: f32 = probs.iter().sum();
+                    let sum: f32 = if zeroed { 1.0 } else { probs.iter().sum() };
                     probs.iter_mut().for_each(|prob| *prob /= sum);
                 }
                 probs

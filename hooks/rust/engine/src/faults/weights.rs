@@ -12,6 +12,10 @@ pub const TABLE: &[Row] = &[
     ("gain:SITE:FACTOR", "A module's parameters, or the value at a site, times FACTOR"),
     ("offset[:SITE[:VALUE]]", "VALUE, 0.01, is added to a linear layer's output, or to the value at a site"),
     ("weight-add[:SITE[:ROW[:COLUMN[:DELTA]]]]", "DELTA, 0.01, is added to one weight, [0, 0]"),
+    (
+        "weight-low-rank[:SITE[:RANK[:FACTOR]]]",
+        "An update of rank RANK, 4, about FACTOR, 0.1, of its size, is added to a linear layer's weight",
+    ),
     ("weights-f16[:SITE]", "A linear layer's weights are rounded to float16"),
     ("weights-bf16[:SITE]", "A linear layer's weights are rounded to bfloat16"),
     ("transpose-weight[:SITE]", "A square weight is transposed"),
@@ -35,6 +39,7 @@ enum What {
     Gain { factor: f64 },
     Offset { value: f64 },
     WeightAdd { row: usize, column: usize, delta: f64 },
+    LowRank { rank: usize, factor: f64 },
     Rounded { to: DType },
     Transposed,
     PermutedRows,
@@ -66,6 +71,11 @@ pub fn parse(name: &str, words: &mut Words) -> Option<Kind> {
             let site = at(words.site(), &layer("mlp.down_proj"));
             let (row, column, delta) = (words.count(0)?, words.count(0)?, words.number(0.01)?);
             kind(What::WeightAdd { row, column, delta }, site)
+        }
+        "weight-low-rank" => {
+            let site = at(words.site(), &layer("self_attn.q_proj"));
+            let rank = words.count(4).filter(|&rank| rank > 0)?;
+            kind(What::LowRank { rank, factor: words.number(0.1)? }, site)
         }
         "weights-f16" => kind(What::Rounded { to: DType::F16 }, at(words.site(), &layer("mlp.down_proj"))),
         "weights-bf16" => kind(What::Rounded { to: DType::BF16 }, at(words.site(), &layer("mlp.down_proj"))),
@@ -183,6 +193,12 @@ impl Faults {
             }
             weight = weight.t()?.contiguous()?;
         }
+        if let Some((rank, factor)) = self.find_weights(name, |what| match what {
+            What::LowRank { rank, factor } => Some((rank, factor)),
+            _ => None,
+        }) {
+            weight = (&weight + low_rank(&weight, rank, factor)?)?;
+        }
         let is_turned = name.ends_with(".q_proj") || name.ends_with(".k_proj");
         if is_turned && self.has_weights(name, What::PermutedRows) {
             weight = interleaved_rows(&weight, head_dim)?;
@@ -258,4 +274,18 @@ fn interleaved_rows(weight: &Tensor, head_dim: usize) -> Result<Tensor> {
     let (rows, columns) = weight.dims2()?;
     let halves = weight.reshape((rows / head_dim, 2, head_dim / 2, columns))?;
     halves.transpose(1, 2)?.contiguous()?.reshape((rows, columns))
+}
+
+/// A matrix of rank `rank` as long as `factor` times `weight`: a sum of outer products of waves.
+fn low_rank(weight: &Tensor, rank: usize, factor: f64) -> Result<Tensor> {
+    let (rows, columns) = weight.dims2()?;
+    let wave = |length: usize, step: f64| -> Vec<f32> {
+        (0..length * rank).map(|at| ((at as f64 + 1.0) * step * ((at % rank) as f64 + 1.0)).sin() as f32).collect()
+    };
+    let left = Tensor::from_vec(wave(rows, 0.7), (rows, rank), weight.device())?;
+    let right = Tensor::from_vec(wave(columns, 1.3), (columns, rank), weight.device())?;
+    let update = left.matmul(&right.t()?)?;
+    let norm = |of: &Tensor| of.to_dtype(DType::F32)?.sqr()?.sum_all()?.to_scalar::<f32>();
+    let scale = factor * f64::from(norm(weight)? / norm(&update)?).sqrt();
+    (update * scale)?.to_dtype(weight.dtype())
 }

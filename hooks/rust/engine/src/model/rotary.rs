@@ -26,6 +26,8 @@ pub struct Rotary {
     /// Inverse frequencies, one a pair.
     inverse: Vec<f64>,
     pub pairs: Pairs,
+    /// Inverse frequencies are rounded to this first.
+    pub frequency_dtype: DType,
     /// Angles, and then their cosines and sines, are computed in this dtype; float32 or float64.
     pub dtype: DType,
     /// Angles are rounded to this first.
@@ -40,7 +42,14 @@ impl Rotary {
         let theta = rope.theta as f32;
         let plain = (0..width).step_by(2).map(|i| 1.0 / theta.powf(i as f32 / width as f32));
         let inverse = plain.map(|frequency| f64::from(scaled(frequency, &rope.scaling))).collect();
-        Self { inverse, pairs: Pairs::Halves, dtype: DType::F32, angle_dtype: DType::F32, table_dtype: DType::F32 }
+        Self {
+            inverse,
+            pairs: Pairs::Halves,
+            frequency_dtype: DType::F64,
+            dtype: DType::F32,
+            angle_dtype: DType::F32,
+            table_dtype: DType::F32,
+        }
     }
 
     /// The same in float64 throughout.
@@ -57,7 +66,8 @@ impl Rotary {
     /// Cosines and sines of positions `first..first + rows`, each [rows, pairs].
     fn tables(&self, first: usize, rows: usize, dtype: DType) -> Result<(Tensor, Tensor)> {
         let positions = Tensor::arange(first as u32, (first + rows) as u32, &Device::Cpu)?.to_dtype(self.dtype)?;
-        let inverse = Tensor::new(&self.inverse[..], &Device::Cpu)?.to_dtype(self.dtype)?;
+        let inverse = Tensor::new(&self.inverse[..], &Device::Cpu)?.to_dtype(self.frequency_dtype)?;
+        let inverse = inverse.to_dtype(self.dtype)?;
         let angles = positions.unsqueeze(1)?.broadcast_mul(&inverse.unsqueeze(0)?)?;
         let angles = angles.to_dtype(self.angle_dtype)?.to_dtype(self.dtype)?;
         let rounded = |table: Tensor| table.to_dtype(self.table_dtype)?.to_dtype(dtype);
