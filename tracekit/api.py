@@ -23,6 +23,7 @@ from tracekit.formats.opening import open_trace
 from tracekit.inspection.sanity import unseen
 from tracekit.interactive import Browsable, html_table
 from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
+from tracekit.mistakes.ranking import by_consequence
 from tracekit.report.audit import audit_json, audit_text
 from tracekit.report.json import verdict_json
 from tracekit.report.text import verdict_text
@@ -159,7 +160,7 @@ def audit(
         found = by(run, checkpoint)
         if not (found.clean or found.culprits):
             raise TraceError(f"{run.path}: holds no site that can be audited against {path}{_why(found.unknown)}")
-        found = replace(explained_audit(run, checkpoint, found), notes=(*notes, *unseen(run)))
+        found = replace(by_consequence(explained_audit(run, checkpoint, found)), notes=(*notes, *unseen(run)))
         told = audit_json(found, run, checkpoint)
         return Audit(**_fields(found), text=audit_text(found, run, checkpoint), told=told)
 

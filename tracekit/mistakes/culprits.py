@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracekit.auditing.audit import Audit, Culprit, audit
+from tracekit.auditing.consequence import Consequences
 from tracekit.auditing.drawn_error import Segment
 from tracekit.auditing.recipe import recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
@@ -41,6 +42,8 @@ class ExplainedAudit(Audit):
 
     culprits: tuple[ExplainedCulprit, ...]
     """Choices of precision after all others."""
+    consequences: Consequences | None = None
+    """What the culprits do to the logits; only a reference program tells."""
 
     @property
     def precise(self) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from tracekit.auditing.consequence import Consequence, Consequences
 from tracekit.auditing.own_error import FALSE_ALARMS
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.inspection.settings import Difference
-from tracekit.mistakes.culprits import ExplainedAudit, ExplainedCulprit, same_mistake
+from tracekit.mistakes.culprits import ExplainedAudit, ExplainedCulprit
 from tracekit.mistakes.explanation import Explained
+from tracekit.mistakes.ranking import grouped
 from tracekit.report.coverage import coverage_json, left_out, shares
 from tracekit.report.text import counted_values
 from tracekit.report.words import fields_and_text, sentence
+from tracekit.report.words.consequence import consequences_json, share_text, token_lines
 from tracekit.report.words.culprits import culprit_json
 from tracekit.trace import Json, Trace
 from tracekit.verdict.coverage import audited_coverage
@@ -39,11 +42,12 @@ def audit_text(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> s
     if found.weights:
         more = f" and {len(found.weights) - 1} more" if len(found.weights) > 1 else ""
         lines.append(f"  parameter {found.weights[0]}{more}: bytes differ from the checkpoint")
-    groups = _alike(found.culprits)
+    groups = grouped(found.culprits)
     for group in groups[:SHOWN]:
-        lines += _mistake(group)
+        lines += _mistake(group, found.consequences)
     if len(groups) > SHOWN:
         lines.append(f"  and {sum(map(len, groups[SHOWN:]))} more culprits")
+    lines += [] if found.consequences is None else _consequences(found.consequences)
     coverage = audited_coverage(found, trace)
     lines.append(f"  audited: {shares(coverage)}, {counted_values(found.values)}")
     lines += _not_audited(found)
@@ -58,19 +62,14 @@ def _headline(found: ExplainedAudit) -> str:
     return PRECISE if found.precise and found.exit_code == 0 else HEADLINES[found.exit_code]
 
 
-def _alike(culprits: tuple[ExplainedCulprit, ...]) -> list[list[ExplainedCulprit]]:
-    """Culprits with the same mistake together; what is not explained stands alone."""
-    groups: list[list[ExplainedCulprit]] = []
-    for culprit in culprits:
-        mine = next((group for group in groups if same_mistake(group[0], culprit)), None)
-        if mine is None:
-            groups.append([culprit])
-        else:
-            mine.append(culprit)
-    return groups
+def _consequences(found: Consequences) -> list[str]:
+    lines = [f"  {sentence(found)}"]
+    if found.repaired is not None:
+        lines += [f"  {sentence(found.repaired)}", *(f"    {line}" for line in token_lines(found.repaired))]
+    return lines
 
 
-def _mistake(group: list[ExplainedCulprit]) -> list[str]:
+def _mistake(group: list[ExplainedCulprit], consequences: Consequences | None) -> list[str]:
     first, explanation = group[0], group[0].explanation
     place = f"sequence {first.sequence}, " if first.sequence else ""
     lines = [
@@ -79,10 +78,19 @@ def _mistake(group: list[ExplainedCulprit]) -> list[str]:
     ]
     if explanation is not None:
         lines.append(f"    {sentence(Explained(explanation))}")
+    share = None if consequences is None else consequences.of(first.site)
+    if share is not None and consequences is not None:
+        lines.append(f"    {share_text(share, consequences)}{_with(group, share)}")
     if len(group) > 1:
         more = f" and {len(group) - 3} more" if len(group) > 3 else ""
         lines.append(f"    the same at {', '.join(culprit.site for culprit in group[1:3])}{more}")
     return lines
+
+
+def _with(group: list[ExplainedCulprit], share: Consequence) -> str:
+    """Of a group that was weighed together with others."""
+    others = len(share.sites) - len(group)
+    return f", with {others} other culprit{'s' if others > 1 else ''}" if others else ""
 
 
 def _stated(difference: Difference) -> str:
@@ -109,6 +117,7 @@ def audit_json(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> J
         "trace": trace.path,
         "checkpoint": checkpoint.path,
         "culprits": [culprit_json(culprit) for culprit in found.culprits],
+        "consequences": consequences_json(found.consequences),
         "weights": list(found.weights),
         "differences": [vars(difference) for difference in found.differences],
         "sites": len(found.clean) + len(found.culprits),

@@ -17,3 +17,10 @@ def number(value: float, digits: int = 3) -> str:
         return f"{float(plain):g}" if math.isfinite(value) else plain
     mantissa, _, exponent = f"{value:.1e}".partition("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def percent(share: float) -> str:
+    """A share: `98 %`, `0.3 %`, `-2 %`; `< 0.1 %` where it is less to either side."""
+    if abs(share) < 0.001:
+        return "< 0.1 %"
+    return f"{share * 100.0:.1f} %" if abs(share) < 0.01 else f"{share * 100.0:.0f} %"

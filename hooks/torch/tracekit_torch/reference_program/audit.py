@@ -14,6 +14,7 @@ from tracekit.inspection.non_finite import first_non_finite
 from tracekit.inspection.sanity import losses
 from tracekit.inspection.settings import declared_differences
 from tracekit.trace import Sequence, Trace, TraceError
+from tracekit_torch.reference_program.consequence import weigher
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 from tracekit_torch.reference_program.loading import inputs_of
 from tracekit_torch.reference_program.replay import Replay, Replayed
@@ -61,6 +62,7 @@ def audit_by(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
         tests=tests,
         peak=peak,
         lost=tuple(losses(trace)),
+        weigh=weigher(model, trace),
     )
 
 
