@@ -134,10 +134,12 @@ def test_an_operation_in_place_rounds_as_well() -> None:
     from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 
     one, other = torch.full((64,), 1.5, dtype=torch.float64), torch.full((64,), 0.5, dtype=torch.float64)
-    with DrawnRounding(2.0**-24, 2.0**-24, 0):
+    with DrawnRounding(2.0**-24, 2.0**-24, 0) as drawn:
         one += other
         one.mul_(1.0)
-    off = (one - 2.0).abs()
+    off = drawn.off(one)
+    assert off is not None and bool((one == 2.0).all())
+    off = off.abs()
     assert 0.0 < float(off.max()) <= 2.0 * 2.0**-23 and float(off.min()) > 0.0
 
 
@@ -149,10 +151,10 @@ def test_a_scaled_product_is_off_by_its_rounding_alone(given: dict[str, float], 
 
     made = torch.Generator().manual_seed(0)
     start, one, other = (torch.randn(4, 16, 16, generator=made, dtype=torch.float64) for _ in range(3))
-    exact = torch.baddbmm(start, one, other, **given)
-    with DrawnRounding(2.0**-24, 2.0**-24, 0):
-        drawn = start.clone().baddbmm_(one, other, **given) if in_place else torch.baddbmm(start, one, other, **given)
-    assert 0.0 < float((drawn - exact).abs().max()) < 1e-5
+    with DrawnRounding(2.0**-24, 2.0**-24, 0) as drawn:
+        out = start.clone().baddbmm_(one, other, **given) if in_place else torch.baddbmm(start, one, other, **given)
+    off = drawn.off(out)
+    assert off is not None and 0.0 < float(off[0].abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["sum", "mean", "var_mean"])
@@ -166,9 +168,10 @@ def test_a_sum_that_cancels_is_off_by_what_its_terms_round(name: str) -> None:
         out = getattr(torch, name)(given, -1)
         return out[1] if name == "var_mean" else out
 
-    exact = compute()
-    with DrawnRounding(2.0**-24, 2.0**-24, 0):
-        off = float((compute() - exact).square().mean().sqrt()) * 2.0**24
+    with DrawnRounding(2.0**-24, 2.0**-24, 0) as drawn:
+        errors = drawn.off(compute())
+    assert errors is not None
+    off = float(errors.square().mean().sqrt()) * 2.0**24
     # Added up in turn: a walk of 64 roundings, the k-th of sqrt(k) terms.
     walk = (64.0 if name == "sum" else 1.0) / 6.0**0.5
     assert 0.7 * walk < off < 1.4 * walk
@@ -184,9 +187,10 @@ def test_a_fused_kernel_of_torch_is_off_by_no_more_than_its_drawn_rounding(name:
         given, compute = drawn * 0.3 - 3.3, torch.nn.functional.gelu
     else:
         given, compute = drawn + 30.0, lambda x: torch.nn.functional.layer_norm(x, (32,))
-    exact = compute(given.double())
-    with DrawnRounding(2.0**-24, 2.0**-24, 0):
-        bound = compute(given.double()) - exact
+    with DrawnRounding(2.0**-24, 2.0**-24, 0) as drawn:
+        exact = compute(given.double())
+        bound = drawn.off(exact)
+    assert bound is not None
     error = compute(given).double() - exact
     assert 0.2 < float(error.square().mean().sqrt() / bound.square().mean().sqrt()) < 1.0
 

@@ -8,7 +8,6 @@ much wider than independent errors the statistics spread is measured on the runs
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,22 +38,25 @@ class Segment(Operation):
         return True
 
 
-def drawn_result(values: Floats, draws: Seq[NDArray[np.floating]], unit: float) -> Result:
+def drawn_result(values: Floats, draws: NDArray[np.float32], unit: float) -> Result:
     """What a site should hold, [rows, width], with the variance of its rounding errors.
 
     Args:
         values: what exact arithmetic gives, [rows, width].
-        draws: errors of runs with drawn roundings, [rows, width] each.
+        draws: errors of runs with drawn roundings, [runs, rows, width].
         unit: unit roundoff of the format that the site is stored in.
     """
-    squares = np.mean([np.square(draw, dtype=np.float64) for draw in draws], axis=0)
+    squares = np.zeros(values.shape)
+    for draw in draws:
+        squares += np.square(draw, dtype=np.float64)
+    squares /= max(len(draws), 1)
     rows, columns = squares.mean(axis=1), squares.mean(axis=0)
     shape = rows[:, None] * (columns / max(float(rows.mean()), SMALLEST))[None, :]
     # Where a function cancels, single values are off by more than their row and column say.
     variance = (PRIOR * shape + len(draws) * squares) / (PRIOR + len(draws))
     stored = np.square(values * unit) / 3.0
-    errors = tuple(np.asarray(draw, dtype=np.float64) for draw in draws)
-    return Result(values, np.maximum(variance, stored) + SMALLEST, draws=errors, drawn_rows=np.arange(len(values)))
+    variance = np.maximum(variance, stored) + SMALLEST
+    return Result(values, variance, draws=tuple(draws), drawn_rows=np.arange(len(values)))
 
 
 def judged(site: str, rows: NDArray[np.int64], recorded: Floats, result: Result, level: float) -> Own:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from tracekit.auditing.audit import Audit, Culprit, changed_weights, culprit_of
 from tracekit.auditing.drawn_error import drawn_result, judged
 from tracekit.auditing.own_error import FALSE_ALARMS, Own, tests_of
 from tracekit.checkpoints.checkpoint import Checkpoint
-from tracekit.dtypes import UNIT_ROUNDOFF
+from tracekit.dtypes import UNIT_ROUNDOFF, is_float
 from tracekit.inspection.non_finite import first_non_finite
 from tracekit.inspection.sanity import losses
 from tracekit.inspection.settings import declared_differences
+from tracekit.inspection.site_rows import logits_width
 from tracekit.trace import Sequence, Trace, TraceError
 from tracekit_torch.reference_program.consequence import weigher
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
@@ -21,6 +25,8 @@ from tracekit_torch.reference_program.replay import Replay, Replayed
 
 DRAWS = 8
 """Runs with drawn roundings."""
+MOST_DRAWN = 1 << 28
+"""Numbers kept of a site in all runs."""
 CLOSE_DRAWS = 64
 """The same where a site looks wrong and may not be: of a few samples the spread is not known well enough."""
 CLOSE = 4.0
@@ -35,13 +41,11 @@ def audit_by(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
     culprits: dict[str, Culprit] = {}
     clean: set[str] = set()
     unknown: dict[str, str] = {}
-    values = tests = 0
-    peak = 0.0
+    values, peak = 0, 0.0
+    tests = sum(_tests(sequence) for sequence in trace.sequences)
     for sequence in trace.sequences:
-        replay = _replayed(model, trace, sequence, unit)
-        made = sum(tests_of(*site.values.shape) for site in replay.sites.values())
-        tests += made
-        for own in _judged(replay, sequence, unit, FALSE_ALARMS / max(made * len(trace.sequences), 1)):
+        judge = Judge(model, trace, sequence, unit, FALSE_ALARMS / max(tests, 1))
+        for own in judge.owns():
             site = own.recipe.site
             values += own.statistics.rows.size * own.statistics.columns.size
             peak = max(peak, *own.over.values())
@@ -49,7 +53,7 @@ def audit_by(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
                 clean.add(site)
             elif site not in culprits:
                 culprits[site] = culprit_of(trace, sequence, own)
-        unknown |= replay.missed
+        unknown |= judge.replay.missed
     ranked = sorted(culprits.values(), key=lambda one: (one.sequence, one.step, one.order))
     return Audit(
         tuple(ranked),
@@ -66,41 +70,85 @@ def audit_by(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
     )
 
 
-def _replayed(model: nn.Module, trace: Trace, sequence: Sequence, unit: float) -> Replay:
-    given = inputs_of(model, trace, sequence)
-    replay = Replay(model, sequence, lambda: model(**given, use_cache=False))
-    try:
-        replay.run()
-        for seed in range(DRAWS):
-            replay.draw(_rounding(unit, seed))
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TraceError(
-            f"{trace.path}: sequence {sequence.index}: the reference does not run on its tokens: {said}"
-        ) from error
-    return replay
+def _tests(sequence: Sequence) -> int:
+    """How many tests are made of what a sequence holds."""
+    count = sum(tests_of(data.rows, data.width) for data in sequence.sites.values() if is_float(data.dtype))
+    width = logits_width(sequence) if sequence.step_count else None
+    return count + (0 if width is None else tests_of(sequence.step_count, width))
 
 
-def _rounding(unit: float, seed: int) -> DrawnRounding:
-    return DrawnRounding(unit, UNIT_ROUNDOFF["float32"], seed)
+class Judge:
+    """Judges the sites of one sequence, each where the replay comes to it: no values are kept."""
 
+    def __init__(self, model: nn.Module, trace: Trace, sequence: Sequence, unit: float, level: float) -> None:
+        given = inputs_of(model, trace, sequence)
+        self.replay = Replay(model, sequence, lambda: model(**given, use_cache=False))
+        self._trace, self._sequence, self._unit, self._level = trace, sequence, unit, level
 
-def _judged(replay: Replay, sequence: Sequence, unit: float, level: float) -> list[Own]:
-    """Every site, those near their limits by more samples."""
-    owns = {name: _own(site, sequence, unit, level) for name, site in replay.sites.items()}
-    near = {name for name, own in owns.items() if own is not None and 1.0 < max(own.over.values()) <= CLOSE}
-    for seed in range(DRAWS, CLOSE_DRAWS if near else 0):
-        replay.draw(_rounding(unit, seed), near)
-    owns |= {name: _own(replay.sites[name], sequence, unit, level) for name in near}
-    return [own for own in owns.values() if own is not None]
+    def owns(self) -> list[Own]:
+        """The own error of every site, of those near their limits by more draws."""
+        owns: dict[str, Own] = {}
+        since: dict[str, int] = {}
+        elements = 1
 
+        def judge(site: Replayed) -> None:
+            nonlocal elements
+            own = self._own(site, site.draws)
+            if own is not None:
+                owns[site.site] = own
+                if 1.0 < max(own.over.values()) <= CLOSE:
+                    since[site.site] = site.since
+                    elements = max(elements, site.values.size)
 
-def _own(site: Replayed, sequence: Sequence, unit: float, level: float) -> Own | None:
-    """The own error of the rows whose values are finite; None where no row is."""
-    finite = np.isfinite(site.recorded).all(axis=1) & np.isfinite(site.values).all(axis=1)
-    if not finite.any():
-        return None
-    data = sequence.sites.get(site.site)
-    stored = data.dtype if data is not None else sequence.logits_dtype or "float32"
-    result = drawn_result(site.values[finite], [draw[finite] for draw in site.draws], UNIT_ROUNDOFF.get(stored, unit))
-    return judged(site.site, site.rows[finite], site.recorded[finite], result, level)
+        self._run(judge, 0, DRAWS)
+        if since:
+            owns |= self._closely(since, elements)
+        return list(owns.values())
+
+    def _closely(self, since: dict[str, int], elements: int) -> dict[str, Own]:
+        """Sites by more draws, of those operations alone whose roundings reach them."""
+        only = 0
+        for operations in since.values():
+            only |= operations
+        sites: dict[str, Replayed] = {}
+        draws: dict[str, list[NDArray[np.float32]]] = {name: [] for name in since}
+
+        def keep(site: Replayed) -> None:
+            sites[site.site] = site
+            draws[site.site].append(site.draws)
+
+        runs = max(DRAWS, min(CLOSE_DRAWS, MOST_DRAWN // elements))
+        for first in range(0, CLOSE_DRAWS, runs):
+            self._run(keep, first + 1, min(runs, CLOSE_DRAWS - first), only, since.keys())
+        owns = {name: self._own(site, np.concatenate(draws[name])) for name, site in sites.items()}
+        return {name: own for name, own in owns.items() if own is not None}
+
+    def _run(
+        self,
+        met: Callable[[Replayed], None],
+        seed: int,
+        runs: int,
+        operations: int | None = None,
+        sites: Collection[str] | None = None,
+    ) -> None:
+        drawn = DrawnRounding(self._unit, UNIT_ROUNDOFF["float32"], seed, runs, operations)
+        try:
+            self.replay.run(drawn, met, sites)
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise TraceError(
+                f"{self._trace.path}: sequence {self._sequence.index}: the reference does not run on its tokens: {said}"
+            ) from error
+
+    def _own(self, site: Replayed, draws: NDArray[np.float32]) -> Own | None:
+        """The own error of the rows whose values are finite; None where no row is."""
+        finite = np.isfinite(site.recorded).all(axis=1) & np.isfinite(site.values).all(axis=1)
+        if not finite.any():
+            return None
+        values, recorded, rows = site.values, site.recorded, site.rows
+        if not finite.all():
+            values, recorded, rows, draws = values[finite], recorded[finite], rows[finite], draws[:, finite]
+        data = self._sequence.sites.get(site.site)
+        stored = data.dtype if data is not None else self._sequence.logits_dtype or "float32"
+        result = drawn_result(values, draws, UNIT_ROUNDOFF.get(stored, self._unit))
+        return judged(site.site, rows, recorded, result, self._level)

@@ -1,4 +1,4 @@
-"""Monte Carlo arithmetic: a run of a torch program in which every operation's result is off by a drawn rounding error.
+"""Monte Carlo arithmetic: runs of a torch program in which every operation's result is off by a drawn rounding error.
 
 Parker 1997, "Monte Carlo Arithmetic"; Denis et al. 2016, Verificarlo. A result y becomes y * (1 + u * z), z uniform in
 [-1, 1] and u the unit roundoff of the dtype that the judged program computes in. Sums get what their accumulation may
@@ -11,8 +11,10 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._decomp import decomposition_table
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from tracekit_torch.reference_program.lockstep import Lockstep
 
 EXACT = {
     "neg", "abs", "clone", "where", "maximum", "minimum", "relu", "masked_fill", "copy", "clamp", "clamp_min",
@@ -69,92 +71,106 @@ GELU_UNITS, GELU_FROM, GELU_TO = 6.0, 2.0, 5.0
 argument, where that lies between these."""
 
 
-class DrawnRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Every floating-point result is off by a drawn rounding error while this mode is on. `unit`: unit roundoff of what
-    is stored between operations, `sums`: of accumulators."""
+class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
+    """While this mode is on, every floating-point result is off by a drawn rounding error in each of `runs` runs beside
+    the exact one. `unit`: unit roundoff of what is stored between operations, `sums`: of accumulators; `only`: the
+    operations, by their number in the program, that are off, as bits; all of them by default."""
 
-    def __init__(self, unit: float, sums: float, seed: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._unit, self._sums = unit, sums
+    def __init__(self, unit: float, sums: float, seed: int, runs: int = 8, only: int | None = None) -> None:
+        super().__init__(runs)
+        self._unit, self._sums, self._only = unit, sums, only
         self._draws = torch.Generator().manual_seed(seed)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name in TAKEN_APART and func in decomposition_table:
-            with self:
-                out = decomposition_table[func](*args, **(kwargs or {}))
-            return self._kernel(name, args, kwargs or {}, out)
-        out = func(*args, **(kwargs or {}))
-        plain = name.rstrip("_") if not name.startswith("_") else name
-        if plain in EXACT:
-            return out
-        if plain in PRODUCTS or plain in SUMS or torch.Tag.pointwise in func.tags:
-            off = self._off(plain, args, out, kwargs or {})
-            # What an operation in place returns is dropped: torch goes on with the tensor that it was given.
-            return out.copy_(off) if func._schema.is_mutable and isinstance(out, torch.Tensor) else off
+    def taken_apart(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if name not in TAKEN_APART or func not in decomposition_table:
+            return NotImplemented
+        with self:
+            out = decomposition_table[func](*args, **kwargs)
+        if self._draws_here():
+            self._kernel(name, args, kwargs, out)
         return out
 
-    def _kernel(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    def own_errors(
+        self, func: Any, args: tuple[Any, ...], out: Any, kwargs: dict[str, Any]
+    ) -> tuple[Tensor | None, ...]:
+        name = func.overloadpacket.__name__
+        plain = name.rstrip("_") if not name.startswith("_") else name
+        if plain in EXACT or not self._draws_here():
+            return ()
+        if plain not in PRODUCTS and plain not in SUMS and torch.Tag.pointwise not in func.tags:
+            return ()
+        if isinstance(out, tuple | list):
+            first = self._off(plain, args, out[0], kwargs)
+            if name == "var_mean" and first is not None:
+                return first, self._cancelled(out[1], (out[0] + out[1].square()).sqrt_())
+            return (first,)
+        return (self._off(plain, args, out, kwargs),)
+
+    def _draws_here(self) -> bool:
+        return self._only is None or bool(self._only >> self.operations & 1)
+
+    def _kernel(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """What the fused kernels of torch are off besides, which compute otherwise than step by step."""
         if name == "gelu" and kwargs.get("approximate", "none") == "none":
             size = args[0].abs()
             loose = torch.where((size > GELU_FROM) & (size < GELU_TO), size * (GELU_UNITS * self._sums), 0.0)
-            return out + self._drawn(out).mul_(loose)
+            self.add(out, self._times(loose))
         if name == "native_layer_norm":
             # x * scale - mean * scale, where the steps have (x - mean) * scale: rows far from zero cancel.
             value, (result, mean, scale) = args[0], out
-            off = self._drawn(value).mul_(value).add_(self._drawn(mean).mul_(mean)).mul_(scale).mul_(self._sums)
-            return result + (off if args[2] is None else off.mul_(args[2])), mean, scale
-        return out
+            weight = scale * self._sums if args[2] is None else scale * self._sums * args[2]
+            off = self._times(value * weight)
+            # The mean is off by one amount in all of a row.
+            self.add(result, off.add_(self._drawn(mean) * (mean * weight).to(torch.float32)))
 
-    def _off(self, name: str, args: tuple[Any, ...], out: Any, kwargs: dict[str, Any]) -> Any:
-        if isinstance(out, tuple | list):
-            if name == "var_mean":
-                size = (out[0] + out[1].square()).sqrt_()
-                return self._off(name, args, out[0], kwargs), out[1] + self._cancelled(out[1], size)
-            return type(out)([self._off(name, args, out[0], kwargs), *out[1:]])
-        if not isinstance(out, torch.Tensor) or not out.is_floating_point() or not out.numel():
-            return out
+    def _off(self, name: str, args: tuple[Any, ...], out: Any, kwargs: dict[str, Any]) -> Tensor | None:
+        if not isinstance(out, Tensor) or not out.is_floating_point() or not out.numel():
+            return None
         unit = self._unit * (LIBRARY_UNITS if name in LIBRARY else 1.0)
-        off = self._drawn(out).mul_(out).mul_(unit)
+        off = self._times(out * unit)
         if name in PRODUCTS:
-            off += self._product(name, args, out, kwargs)
-        elif name in SUMS and args and isinstance(args[0], torch.Tensor):
+            self._product(name, args, out, kwargs, off)
+        elif name in SUMS and args and isinstance(args[0], Tensor):
             length = max(args[0].numel() / max(out.numel(), 1), args[0].shape[-1] if args[0].dim() else 1, 1)
-            off += self._drawn(out).mul_(out).mul_(self._sums * math.sqrt(length / 6.0))
+            off += self._times(out * (self._sums * math.sqrt(length / 6.0)))
             if name in SIGNED and args[0].is_floating_point():
                 size = getattr(torch, name)(args[0].square(), *args[1:], **kwargs).sqrt_()
                 off += self._cancelled(out, size if name == "mean" else size.mul_(math.sqrt(length)))
-        return out + off.nan_to_num_(0.0, 0.0, 0.0)  # minus infinity of a mask is exact
+        return off.nan_to_num_(0.0, 0.0, 0.0)  # minus infinity of a mask is exact
 
-    def _cancelled(self, out: torch.Tensor, size: torch.Tensor) -> Any:
+    def _cancelled(self, out: Tensor, size: Tensor) -> Tensor:
         """The error of a sum whose terms have both signs: its partial sums do not cancel as the whole does. `size`: the
         terms' root mean square, times their number for a sum that is no mean."""
-        return self._drawn(out).mul_(size).mul_(self._sums / math.sqrt(2.0))
+        return self._times(size.mul_(self._sums / math.sqrt(2.0)))
 
-    def _product(self, name: str, args: tuple[Any, ...], out: torch.Tensor, kwargs: dict[str, Any]) -> Any:
-        tensors = [value for value in args if isinstance(value, torch.Tensor)]
+    def _product(self, name: str, args: tuple[Any, ...], out: Tensor, kwargs: dict[str, Any], into: Tensor) -> None:
+        """Add what a product of matrices is off by the order of its sums to `into`, [runs, *out.shape]."""
+        tensors = [value for value in args if isinstance(value, Tensor)]
         one, two = tensors[-2:] if name in ("addmm", "baddbmm") else tensors[:2]
         if name == "convolution":
             length = two[0].numel()
-            return self._drawn(out).mul_(out.abs().max()).mul_(self._sums * math.sqrt(length / 6.0))
+            into += self._drawn(out).mul_(float(out.abs().max()) * self._sums * math.sqrt(length / 6.0))
+            return
         # Added up in float32 in another order: rows that are alike are rounded alike, which independent draws would not
         # show. An engine that adds one product after the other is off by more than a blocked sum: a random walk, from
         # the bias where there is one, whose partial sums have half of the last one's mean square.
-        order = torch.randperm(one.shape[-1], generator=self._draws)
         bias = tensors[0] if len(tensors) == 3 else None
         alpha, beta = float(kwargs.get("alpha", 1.0)), float(kwargs.get("beta", 1.0))
-        again = torch.matmul(one[..., order].float(), two[..., order, :].float()).to(out.dtype)
-        if (alpha, beta) == (1.0, 1.0) and bias is not out:
-            off = (again if bias is None else again + bias).sub_(out)
-        else:  # what the sum began with is scaled, or was overwritten by it
-            off = again.sub_(torch.matmul(one, two)).mul_(alpha)
-        squares = float(torch.matmul(one.square().mean(-2, keepdim=True), two.square()).mean()) / 2.0 * alpha**2
+        product = out if bias is None or not alpha else (out - beta * bias).div_(alpha)
+        left, right = one.to(torch.float32), two.to(torch.float32)
+        squares = float(torch.matmul(left.square().mean(-2, keepdim=True), right.square()).mean()) / 2.0 * alpha**2
         squares += 0.0 if bias is None or not beta else float(bias.square().mean()) * beta**2
         walk = self._sums * math.sqrt(one.shape[-1] * squares / 3.0)
-        measured = float(off.square().mean()) ** 0.5
-        return off.mul_(max(1.0, walk / measured) if measured > 0.0 else 1.0)
+        for run in into:
+            order = torch.randperm(one.shape[-1], generator=self._draws)
+            off = torch.matmul(left[..., order], right[..., order, :]).to(product.dtype).sub_(product).mul_(alpha)
+            measured = float(off.square().mean()) ** 0.5
+            run += off.mul_(max(1.0, walk / measured) if measured > 0.0 else 1.0)
 
-    def _drawn(self, like: torch.Tensor) -> torch.Tensor:
-        drawn = torch.rand(like.shape, generator=self._draws, dtype=torch.float32)
-        return drawn.mul_(2.0).sub_(1.0).to(like.dtype)
+    def _times(self, size: Tensor) -> Tensor:
+        """`size` times a number drawn from [-1, 1], in each run."""
+        return self._drawn(size).mul_(size.to(torch.float32))
+
+    def _drawn(self, like: Tensor) -> Tensor:
+        drawn = torch.rand((self.runs, *like.shape), generator=self._draws, dtype=torch.float32)
+        return drawn.mul_(2.0).sub_(1.0)

@@ -8,26 +8,27 @@ last recorded sites, whatever the model does in between, without a line for its 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tracekit.dtypes import to_float
-from tracekit.trace import INPUT_SUFFIX, Sequence
+from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence
 from tracekit_torch.eager import plain_name
+from tracekit_torch.reference_program.lockstep import Lockstep
 from tracekit_torch.rows import Axis, arranged
 from tracekit_torch.taps import first_tensor, repeated
 
 Floats = NDArray[np.float64]
-LOGITS = "logits"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Replayed:
     """One site of one sequence: what was recorded, and what the reference computes from what was recorded before it,
     [rows, width] each. `rows`: positions, or steps of the logits."""
@@ -36,8 +37,10 @@ class Replayed:
     rows: NDArray[np.int64]
     recorded: Floats
     values: Floats
-    draws: list[NDArray[np.float32]] = field(default_factory=list)
-    """Errors of runs with drawn roundings, [rows, width] each."""
+    draws: NDArray[np.float32]
+    """Errors of runs with drawn roundings, [runs, rows, width]; of no run where none were drawn."""
+    since: int = 0
+    """The operations whose roundings reach it, by their number in the program, as bits."""
 
 
 class Replay:
@@ -51,51 +54,39 @@ class Replay:
 
     def __init__(self, model: nn.Module, sequence: Sequence, forward: Callable[[], Any]) -> None:
         self.sites: dict[str, Replayed] = {}
-        """By name; `logits` among them."""
+        """By name; `logits` among them. Empty where `run` was told what to do with them."""
         self.missed: dict[str, str] = {}
         """Sites that are recorded and were not met with the same shape, and why."""
         self._model, self._sequence, self._forward = model, sequence, forward
-        self._meet: Callable[[str, NDArray[np.int64], Floats, torch.Tensor], None] = self._first
+        self._met: Callable[[Replayed], None] = self._keep
+        self._drawn: Lockstep | None = None
+        self._only: Collection[str] | None = None
         self._fired: dict[str, int] = {}
-        self._wanted: Collection[str] | None = None
+        self._seen: set[str] = set()
 
-    def run(self) -> None:
-        """Run the model exactly: fills `sites` and `missed`."""
-        self._meet, self._wanted = self._first, None
-        self._pass()
+    def run(
+        self,
+        drawn: Lockstep | None = None,
+        met: Callable[[Replayed], None] | None = None,
+        only: Collection[str] | None = None,
+    ) -> None:
+        """Run the model once: fills `missed`, and `sites`, or hands each site to `met` where it is computed.
+
+        Args:
+            drawn: runs with drawn roundings that go beside it.
+            met: what is to be done with a site; its values are not kept then.
+            only: the sites to compare; values are put in at all of them.
+        """
+        self._met, self._drawn, self._only = met or self._keep, drawn, only
+        self._fired, self._seen = {}, set()
+        with torch.no_grad(), self._hooks(), drawn or nullcontext():
+            self._logits(self._forward())
         for name in self._sequence.sites:
-            if name not in self.sites:
+            if name not in self._seen:
                 self.missed.setdefault(name, "the reference has no module of that name that runs")
 
-    def draw(self, rounding: AbstractContextManager[Any], only: Collection[str] | None = None) -> None:
-        """Run it once more under `rounding`, and keep the errors of all sites, or of `only` these."""
-        self._meet, self._wanted = self._drawn, only
-        with rounding:
-            self._pass()
-
-    def _pass(self) -> None:
-        self._fired = {}
-        with torch.no_grad(), self._hooks():
-            self._logits(self._forward())
-
-    def _first(self, name: str, rows: NDArray[np.int64], recorded: Floats, values: torch.Tensor) -> None:
-        computed = values.to(torch.float64, copy=True).numpy()
-        known = self.sites.get(name)
-        if known is None:
-            self.sites[name] = Replayed(name, rows, recorded, computed)
-            return
-        known.rows = np.concatenate([known.rows, rows])
-        known.recorded = np.concatenate([known.recorded, recorded])
-        known.values = np.concatenate([known.values, computed])
-
-    def _drawn(self, name: str, rows: NDArray[np.int64], recorded: Floats, values: torch.Tensor) -> None:
-        known = self.sites.get(name)
-        if known is None or (self._wanted is not None and name not in self._wanted):
-            return
-        place = np.searchsorted(known.rows, rows)
-        if rows[0] == known.rows[0]:
-            known.draws.append(np.zeros(known.values.shape, np.float32))
-        known.draws[-1][place] = values.numpy() - known.values[place]
+    def _keep(self, site: Replayed) -> None:
+        self.sites[site.site] = site
 
     @contextmanager
     def _hooks(self) -> Iterator[None]:
@@ -132,29 +123,72 @@ class Replay:
         """The reference is at a site: compare, and put the recorded rows in, in place: whoever reads the same tensor
         later reads them, too."""
         data = self._sequence.sites.get(name)
-        if data is None or value is None or not value.is_floating_point():
+        if data is None or value is None or not value.is_floating_point() or name in self._seen:
             return
-        length = self._sequence.positions if data.axis is None else max(stop for _, stop in data.ranges)
-        rows = arranged(Axis(1, length, length), value, data.width)
-        if rows is None or rows.numel() != data.width * length:
-            self.missed[name] = f"the reference gives {list(value.shape)} there"
-            return
-        rows = rows[0] if rows.shape[0] == 1 and rows.shape[0] != length else rows
-        for first, stop in data.ranges:
-            recorded = to_float(self._sequence.read(name, first, stop), data.dtype).astype(np.float64)
-            part = rows[first:stop]
-            self._meet(name, np.arange(first, stop), recorded, part.reshape(stop - first, -1))
-            # Those that are not finite, too: what the candidate computed from them is not judged.
-            part.copy_(torch.from_numpy(recorded).reshape(part.shape))
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            length = self._sequence.positions if data.axis is None else max(stop for _, stop in data.ranges)
+            rows = arranged(Axis(1, length, length), value, data.width)
+            if rows is None or rows.numel() != data.width * length:
+                self.missed[name] = f"the reference gives {list(value.shape)} there"
+                return
+            rows = rows[0] if rows.shape[0] == 1 and rows.shape[0] != length else rows
+            self._seen.add(name)
+            parts = [rows[first:stop] for first, stop in data.ranges]
+            read = [to_float(self._sequence.read(name, *window), data.dtype) for window in data.ranges]
+            if self._only is None or name in self._only:
+                places = np.concatenate([np.arange(*window) for window in data.ranges])
+                self._compare(name, places, np.concatenate(read).astype(np.float64), parts)
+            for part, recorded in zip(parts, read, strict=True):
+                # Those that are not finite, too: what the candidate computed from them is not judged.
+                self._put(part, torch.tensor(recorded).reshape(part.shape))
+
+    def _put(self, into: torch.Tensor, value: torch.Tensor) -> None:
+        if self._drawn is None:
+            into.copy_(value)
+        else:
+            self._drawn.put(into, value)
+
+    def _compare(self, name: str, places: NDArray[np.int64], recorded: Floats, parts: list[torch.Tensor]) -> None:
+        values = [part.reshape(len(part), -1).to(torch.float64, copy=True) for part in parts]
+        off = np.zeros((0, *recorded.shape), np.float32)
+        since = 0
+        if self._drawn is not None:
+            drawn = [self._drawn.off(part) for part in parts]
+            runs = self._drawn.runs
+            off = np.zeros((runs, *recorded.shape), np.float32)
+            first = 0
+            for part, error in zip(parts, drawn, strict=True):
+                if error is not None:
+                    off[:, first : first + len(part)] = error.reshape(runs, len(part), -1).numpy()
+                first += len(part)
+            since = self._drawn.since(parts[0])
+        exact = values[0] if len(values) == 1 else torch.cat(values)
+        self._met(Replayed(name, places, recorded, exact.numpy(), off, since))
 
     def _logits(self, output: Any) -> None:
         """The logits of the steps, as the model gives them."""
         sequence, value = self._sequence, getattr(output, "logits", None)
-        if not sequence.step_count or not isinstance(value, torch.Tensor) or value.dim() != 3:
+        if not sequence.step_count or sequence.logits_dtype is None:
+            return
+        if self._only is not None and LOGITS not in self._only:
             return
         logits = sequence.logits(0, sequence.step_count)
-        positions = [sequence.step(index).position for index in range(sequence.step_count)]
-        if logits is None or logits.shape[1] != value.shape[2] or positions[-1] >= value.shape[1]:
+        if logits is None:
             return
-        recorded = to_float(logits, sequence.logits_dtype or "float32").astype(np.float64)
-        self._meet(LOGITS, np.arange(len(positions)), recorded, value[0, positions])
+        positions = [sequence.step(index).position for index in range(sequence.step_count)]
+        if not isinstance(value, torch.Tensor) or value.dim() != 3:
+            self.missed[LOGITS] = "the reference gives no logits [batch, time, vocabulary]"
+        elif logits.shape[1] != value.shape[2]:
+            self.missed[LOGITS] = f"the reference's are of {value.shape[2]} tokens, the recorded of {logits.shape[1]}"
+        elif positions[-1] >= value.shape[1]:
+            self.missed[LOGITS] = f"the reference gives those of {value.shape[1]} positions"
+        else:
+            recorded = to_float(logits, sequence.logits_dtype).astype(np.float64)
+            with _disable_current_modes():
+                self._compare(LOGITS, np.arange(len(positions)), recorded, _rows(value[0], positions))
+
+
+def _rows(value: torch.Tensor, rows: list[int]) -> list[torch.Tensor]:
+    """Views of the rows of `value`, of as many at a time as follow each other."""
+    runs = np.split(np.array(rows), np.flatnonzero(np.diff(rows) != 1) + 1)
+    return [value[int(run[0]) : int(run[-1]) + 1] for run in runs]
