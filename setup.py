@@ -1,8 +1,13 @@
-"""What setup.cfg cannot say: packages found in three roots, where its `find:` knows one. The rest stands there."""
+"""What setup.cfg cannot say: packages found in four roots, where its `find:` knows one. The rest stands there."""
 
 from setuptools import find_packages, setup
 
-ROOTS = {"tracekit": ".", "tracekit_torch": "hooks/torch", "tracekit_cli": "cli"}
+ROOTS = {
+    "tracekit": ".",
+    "tracekit_torch": "hooks/torch",
+    "tracekit_llama_cpp": "hooks/llama_cpp",
+    "tracekit_cli": "cli",
+}
 
 setup(
     packages=[

@@ -23,7 +23,12 @@ from tests.test_readme import shown
 # One worker builds and installs, for all of them.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("install")]
 
-PACKAGES = {"tracekit": ".", "tracekit_torch": "hooks/torch", "tracekit_cli": "cli"}
+PACKAGES = {
+    "tracekit": ".",
+    "tracekit_torch": "hooks/torch",
+    "tracekit_llama_cpp": "hooks/llama_cpp",
+    "tracekit_cli": "cli",
+}
 IMPORT_ALL = """
 import importlib, pkgutil
 package = importlib.import_module({package!r})

@@ -14,11 +14,17 @@ MODULE = "\0module"
 """Stand in for `--` and `-m` while click parses: what follows them is the program's, whatever it looks like."""
 
 
+ENGINE_OPTION = "--engine"
+
+
 class RecordCommand(click.Command):
-    """Options end at the program: a script, `-m module`, or `-- program`."""
+    """Options end at the program: a script, `-m module`, or `-- program`. With `--engine` first, all that follows is
+    the engine's."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Mark where the program begins, so that its own options are not taken for ours."""
+        if args and args[0].split("=")[0] == ENGINE_OPTION:
+            ctx.exit(_run_engine(args))
         marked = list(args)
         for index, word in enumerate(args):
             if word in ("--", "-m"):
@@ -31,6 +37,12 @@ class RecordCommand(click.Command):
     cls=RecordCommand,
     context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False},
     options_metavar="[OPTIONS]",
+)
+@click.option(
+    ENGINE_OPTION,
+    metavar="NAME",
+    help="Record an engine that tracekit runs itself (llama.cpp); comes first, and the rest of the line is that "
+    "engine's: --engine NAME --help.",
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Archive to make. Default: traces/<program>.h5")
 @click.option("--seed", type=int, help="Seed torch, numpy and random before the program runs.")
@@ -52,12 +64,14 @@ class RecordCommand(click.Command):
 @click.option("--dtype", metavar="DTYPE", help="Run the model in float64, float32, bfloat16 or float16.")
 @click.option("--keep-log", is_flag=True, help="Keep the log (.tklog) beside the archive.")
 @click.argument("program", nargs=-1, type=click.UNPROCESSED, metavar="(SCRIPT.PY | -m MODULE | -- PROGRAM) [ARGS]...")
-def command(program: tuple[str, ...], out: Path | None, strict: bool, **options: Any) -> None:
+def command(program: tuple[str, ...], out: Path | None, strict: bool, engine: str | None, **options: Any) -> None:
     """Run a program and record what its model does.
 
     A Python script runs in this process, unedited; a native program, after `--`, is told where to write its log. Either
     keeps its output and its exit code. With no model call to record, the exit code is 2.
     """
+    if engine is not None:
+        raise click.UsageError("--engine NAME comes first: tracekit record --engine NAME MODEL ...")
     if not program:
         raise click.UsageError("give a script, `-m module`, or `-- program`")
     _check_follow(options)
@@ -89,6 +103,21 @@ def command(program: tuple[str, ...], out: Path | None, strict: bool, **options:
 def default_out(name: str) -> Path:
     """Where a program's trace goes unless it is said."""
     return Path("traces") / f"{name}.h5"
+
+
+def _run_engine(args: list[str]) -> int:
+    """Run the engine that leads a command line, with the rest of it."""
+    from tracekit_cli.engines import engine_of
+
+    _, given, name = args[0].partition("=")
+    rest = args[1:]
+    if not given:
+        if not rest:
+            raise click.UsageError("--engine needs a name")
+        name, rest = rest[0], rest[1:]
+    called = engine_of(name)
+    code = called.command.main(rest, prog_name=f"tracekit record --engine {name}", standalone_mode=False)
+    return code if isinstance(code, int) else 0
 
 
 def _check_follow(options: dict[str, Any]) -> None:

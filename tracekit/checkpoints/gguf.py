@@ -49,6 +49,11 @@ class GgufParameters:
     def names(self) -> list[str]:
         return list(self._tensors)
 
+    @property
+    def file_names(self) -> list[str]:
+        """The tensors by their names in the file."""
+        return [str(tensor.name) for tensor in self._tensors.values()]
+
     def dtype(self, name: str) -> str:
         kind: str = self._tensors[name].tensor_type.name
         return PLAIN.get(kind, kind)

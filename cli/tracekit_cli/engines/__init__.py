@@ -1,0 +1,49 @@
+"""Engines that `tracekit record --engine NAME` runs and records by itself: one file an engine, with `ENGINE` in it.
+
+Another package declares its own by an entry point of the group `tracekit.engines`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tracekit.errors import TraceError
+from tracekit.plugins import loaded
+
+GROUP = "tracekit.engines"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine by its name. `command` takes what follows `--engine NAME` on the command line: the model and options of
+    its own; it records, and raises TraceError where it cannot."""
+
+    name: str
+    command: click.Command
+
+
+def engines() -> dict[str, Engine]:
+    """The engines by name, those of installed packages before tracekit's own."""
+    found: dict[str, Engine] = {}
+    for engine in loaded(GROUP, __name__, "ENGINE")[0]:
+        found.setdefault(engine.name, engine)
+    return found
+
+
+def engine_of(name: str) -> Engine:
+    """The engine of a name. Raises TraceError where there is none."""
+    found = engines()
+    if name not in found:
+        raise TraceError(f"--engine {name}: there is no such engine; give one of {', '.join(sorted(found))}")
+    return found[name]
+
+
+def out_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`-o`, as every engine has it."""
+    said = "Archive to make. Default: traces/<model>.h5"
+    return click.option("-o", "--out", type=click.Path(path_type=Path), help=said)(function)

@@ -1,0 +1,332 @@
+"""A generation of llama.cpp, recorded."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import tracekit
+from tracekit.checkpoints.gguf import GgufParameters
+from tracekit.formats.archive import write_archive
+from tracekit.formats.log import LogWriter
+from tracekit.formats.log_trace import LogTrace
+from tracekit.trace import Json, TraceError
+from tracekit_llama_cpp.library import library
+from tracekit_llama_cpp.nodes import Nodes
+from tracekit_llama_cpp.options import CACHE_TYPES, FLASH, Options
+from tracekit_llama_cpp.sampler import Chain
+from tracekit_llama_cpp.taps import Taps
+
+IMPLEMENTATION = "llama.cpp"
+FEW_BYTES = 64
+"""Room for the text of a token; llama.cpp says where it needs more."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a generation gave: the prompt's ids, the tokens and their text, and why it ended (`stop` or `length`)."""
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    text: str
+    reason: str
+
+
+class Model:
+    """A GGUF file that llama.cpp loaded. Raises TraceError where it cannot."""
+
+    def __init__(self, path: str | os.PathLike[str], options: Options) -> None:
+        self.path, self._library = os.fspath(path), library()
+        self.parameters = GgufParameters(self.path)
+        self._lib, self._ffi = self._library.lib, self._library.ffi
+        params = self._lib.llama_model_default_params()
+        params.n_gpu_layers, params.use_extra_bufts = 0, options.repack
+        self._library.errors.clear()
+        self.pointer = self._lib.llama_model_load_from_file(os.fsencode(self.path), params)
+        if self.pointer == self._ffi.NULL:
+            raise TraceError(f"{self.path}: llama.cpp does not load it: {self._why()}")
+        if self._lib.llama_model_has_encoder(self.pointer):
+            self.close()
+            raise TraceError(f"{self.path}: has an encoder; only decoders are recorded")
+        self._vocabulary = self._lib.llama_model_get_vocab(self.pointer)
+        self.tokens = int(self._lib.llama_vocab_n_tokens(self._vocabulary))
+
+    def _why(self) -> str:
+        return (self._library.errors or ["it does not say why"])[0]
+
+    def close(self) -> None:
+        """Free it."""
+        self._lib.llama_model_free(self.pointer)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, special tokens in it read as such. Raises TraceError where it has none."""
+        raw = text.encode()
+        room = len(raw) + 16
+        buffer = self._ffi.new("llama_token[]", room)
+        count = self._lib.llama_tokenize(self._vocabulary, raw, len(raw), buffer, room, True, True)
+        if count <= 0:
+            raise TraceError(f"{self.path}: makes no token of the prompt; give a longer one")
+        return [int(token) for token in buffer[0:count]]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, special ones as they are written."""
+        return b"".join(map(self._piece, tokens)).decode(errors="replace")
+
+    def _piece(self, token: int) -> bytes:
+        """The bytes of a token, which need be no whole characters."""
+        room = FEW_BYTES
+        while True:
+            buffer = self._ffi.new("char[]", room)
+            count = self._lib.llama_token_to_piece(self._vocabulary, token, buffer, room, 0, True)
+            if count >= 0:
+                return bytes(self._ffi.buffer(buffer, count)[:])
+            room = -count
+
+    def stops(self, token: int) -> bool:
+        """Whether a token ends a generation."""
+        return bool(self._lib.llama_vocab_is_eog(self._vocabulary, token))
+
+    @contextmanager
+    def context(self, options: Options, positions: int, taps: Taps | None) -> Iterator[Any]:
+        """llama.cpp's context for so many positions. Raises TraceError where it cannot be made."""
+        params = self._lib.llama_context_default_params()
+        params.n_ctx = options.context or positions
+        params.n_batch, params.n_ubatch = options.batch, min(options.batch, options.micro_batch)
+        params.n_threads = params.n_threads_batch = options.threads
+        params.flash_attn_type = FLASH[options.flash_attention]
+        params.type_k = params.type_v = CACHE_TYPES[options.cache_type]
+        if taps is not None:
+            params.cb_eval = taps.callback
+        self._library.errors.clear()
+        pointer = self._lib.llama_init_from_model(self.pointer, params)
+        if pointer == self._ffi.NULL:
+            raise TraceError(f"{self.path}: llama.cpp makes no context: {self._why()}")
+        try:
+            yield pointer
+        finally:
+            self._lib.llama_free(pointer)
+
+    def decode(self, context: Any, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """One call of `llama_decode`, and the logits of its last token, f32 [vocabulary], a copy."""
+        held = self._ffi.new("llama_token[]", list(tokens))
+        batch = self._ffi.new("struct llama_batch *")
+        batch.n_tokens, batch.token = len(tokens), held
+        self._library.errors.clear()
+        code = self._lib.llama_decode(context, batch[0])
+        if code:
+            raise TraceError(f"{self.path}: llama.cpp ends the computation with {code}: {self._why()}")
+        logits = self._ffi.buffer(self._lib.llama_get_logits_ith(context, -1), self.tokens * 4)
+        return np.frombuffer(logits, np.float32).copy()
+
+
+def record(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    prompt: str | Sequence[int],
+    options: Options | None = None,
+    **settings: Any,
+) -> Generated:
+    """Generate with llama.cpp from a GGUF file and record it into the archive `out`.
+
+    `prompt` is a text or token ids; `settings` are the fields of `Options` where none are given. Raises TraceError
+    where the library is missing or of an unknown build, the model cannot be loaded, or the archive cannot be written.
+    """
+    options = options or Options(**settings)
+    target = Path(out)
+    log = target if target.suffix == ".tklog" else target.with_suffix(".tklog")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
+    except OSError as error:
+        raise TraceError(f"{target}: cannot be written: {error.strerror}") from None
+    followed = None if options.follow is None else _tokens_of(options.follow)
+    loaded = Model(model, options)
+    try:
+        ids = loaded.ids(prompt) if isinstance(prompt, str) else _checked(loaded, prompt)
+        with LogWriter(log) as writer:
+            _open(writer, loaded, options)
+            done = _generate(loaded, writer, ids, prompt, options, followed)
+    finally:
+        loaded.close()
+    if log != target:
+        with LogTrace(log) as trace:
+            write_archive(trace, target)
+        log.unlink()
+    return done
+
+
+def generate(
+    model: str | os.PathLike[str], *, prompt: str | Sequence[int], options: Options | None = None, **settings: Any
+) -> Generated:
+    """The same generation without recording it."""
+    options = options or Options(**settings)
+    loaded = Model(model, options)
+    try:
+        ids = loaded.ids(prompt) if isinstance(prompt, str) else _checked(loaded, prompt)
+        return _generate(loaded, None, ids, prompt, options, None)
+    finally:
+        loaded.close()
+
+
+def _checked(model: Model, ids: Sequence[int]) -> list[int]:
+    """Token ids that the model has. Raises TraceError where one of them is none, or there is none."""
+    out = [int(token) for token in ids]
+    wrong = next((token for token in out if not 0 <= token < model.tokens), None)
+    if wrong is not None or not out:
+        said = "the prompt is empty" if wrong is None else f"{wrong} is no token id of its {model.tokens}"
+        raise TraceError(f"{model.path}: {said}; give ids of this model's vocabulary")
+    return out
+
+
+def _tokens_of(path: str) -> list[int]:
+    with tracekit.open(path) as trace:
+        return [int(token) for token in trace.sequences[0].tokens] if trace.sequences else []
+
+
+def _open(writer: LogWriter, model: Model, options: Options) -> None:
+    """The first frame: what runs, and what of."""
+    rows = [
+        {"name": name, "dtype": model.parameters.dtype(name), "shape": list(model.parameters.shape(name))}
+        for name in model.parameters.names
+    ]
+    writer.open(
+        IMPLEMENTATION,
+        versions=library().versions,
+        device="cpu",
+        dtype="float32",
+        model=model.parameters.config,
+        checkpoint=str(Path(model.path).resolve()),
+        command={"argv": sys.argv, "cwd": str(Path.cwd())},
+        seed=options.seed,
+        recorder=options.as_json(),
+        weights=rows,
+        follow=None if options.follow is None else _follows(options.follow),
+    )
+
+
+def _follows(path: str) -> Json:
+    return {"trace": path, "tokens": True, "draws": False, "inputs": False, "follower": "tracekit_llama_cpp"}
+
+
+def _generate(
+    model: Model,
+    writer: LogWriter | None,
+    ids: list[int],
+    prompt: str | Sequence[int],
+    options: Options,
+    followed: list[int] | None,
+) -> Generated:
+    """The tokens of a generation; with a writer, recorded."""
+    used = library()
+    taps = None
+    if writer is not None and options.level in ("layers", "all"):
+        nodes = Nodes(used, model.parameters.architecture, model.parameters.file_names)
+        taps = Taps(used, nodes, writer, options)
+    chain = Chain(used, options)
+    try:
+        with model.context(options, len(ids) + options.max_new_tokens, taps) as context:
+            steps = _Steps(model, writer, chain, options, followed)
+            steps.begin(ids, prompt)
+            return steps.run(context, ids, taps)
+    finally:
+        chain.close()
+
+
+class _Steps:
+    """The loop of a generation."""
+
+    def __init__(
+        self, model: Model, writer: LogWriter | None, chain: Chain, options: Options, followed: list[int] | None
+    ) -> None:
+        self._model, self._writer, self._chain = model, writer, chain
+        self._options, self._followed = options, followed
+
+    def begin(self, ids: list[int], prompt: str | Sequence[int]) -> None:
+        if self._writer is None:
+            return
+        stops = [token for token in range(self._model.tokens) if self._model.stops(token)]
+        text = prompt if isinstance(prompt, str) else None
+        self._writer.sequence(
+            0,
+            {"prompt/token_ids": np.array(ids, dtype=np.int64)},
+            prompt_text=text,
+            sampling=self._options.sampling(stops),
+            seed=self._options.seed,
+        )
+
+    def run(self, context: Any, ids: list[int], taps: Taps | None) -> Generated:
+        logits = None
+        for first in range(0, len(ids), self._options.batch):
+            logits = self._decode(context, ids[first : first + self._options.batch], first, taps)
+        tokens: list[int] = []
+        reason, forced = "length", 0
+        while True:
+            assert logits is not None
+            step, position = len(tokens), len(ids) + len(tokens) - 1
+            choice = self._chain.choose(logits)
+            token, told = choice.token, self._forced(step)
+            events = list(choice.events)
+            if told is not None:
+                forced += 1
+                if told != token:
+                    events.append({"kind": "forced", "detail": {"instead_of": token}})
+                token = told
+            self._chain.accept(token)
+            tokens.append(token)
+            self._write(step, position, token, logits, choice, events)
+            if self._model.stops(token):
+                reason = "stop"
+                break
+            if len(tokens) >= self._limit:
+                break
+            logits = self._decode(context, [token], position + 1, taps)
+        if self._writer is not None:
+            followed = None if self._followed is None else {"tokens": forced}
+            self._writer.end_sequence(0, len(tokens), reason, followed=followed)
+        return Generated(tuple(ids), tuple(tokens), self._model.text(tokens), reason)
+
+    @property
+    def _limit(self) -> int:
+        most = self._options.max_new_tokens
+        return most if self._followed is None else min(most, len(self._followed)) or most
+
+    def _forced(self, step: int) -> int | None:
+        given = self._followed
+        return given[step] if given is not None and step < len(given) else None
+
+    def _decode(self, context: Any, tokens: Sequence[int], position: int, taps: Taps | None) -> NDArray[np.float32]:
+        if taps is not None:
+            taps.batch(position)
+        logits = self._model.decode(context, tokens)
+        if taps is not None:
+            taps.done()
+        return logits
+
+    def _write(
+        self, step: int, position: int, token: int, logits: NDArray[np.float32], choice: Any, events: list[Json]
+    ) -> None:
+        if self._writer is None:
+            return
+        tensors: dict[str, NDArray[Any]] = {} if self._options.level == "tokens" else {"logits": logits}
+        if choice.ids is not None:
+            tensors |= {"survivors/id": choice.ids, "survivors/prob": choice.probs}
+            tensors["draw/value"] = np.array(choice.values, dtype=np.float64)
+        self._writer.step(
+            0,
+            step,
+            position,
+            token,
+            tensors,
+            text=self._model.text([token]),
+            draws=choice.draws or None,
+            events=events or None,
+        )

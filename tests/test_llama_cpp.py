@@ -1,0 +1,166 @@
+"""llama.cpp recorded out of a wheel: the run that records is the run, and everything it did is in the trace."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tracekit_llama_cpp as llama_cpp
+from tracekit_llama_cpp.library import check_build, check_layout, library
+from tracekit_llama_cpp.taps import dense
+
+import tracekit
+from tests import tiny_gguf
+from tracekit.checkpoints.gguf import GgufCheckpoint
+from tracekit.trace import TraceError
+
+PROMPT = "Hello, world. How are"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gguf.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gguf.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf", kind="Q4_1", bias=True)
+
+
+WAYS = {
+    "greedy": {},
+    "sampled": {"temperature": 0.9, "seed": 7, "top_k": 40, "top_p": 0.9},
+    "all tokens": {"temperature": 1.3, "seed": 11},
+    "min-p": {"temperature": 0.7, "seed": 1, "min_p": 0.05},
+    "micro-batches": {"micro_batch": 5},
+    "batches": {"batch": 8, "micro_batch": 3},
+    "no flash attention": {"flash_attention": "off"},
+    "cache in float32": {"cache_type": "f32", "flash_attention": "off"},
+    "not repacked": {"repack": False},
+    "threads": {"threads": 2},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_run_that_records_is_the_run(way: str, quantised: Path, tmp_path: Path) -> None:
+    settings = {"prompt": PROMPT, "max_new_tokens": 12, **WAYS[way]}
+    free = llama_cpp.generate(quantised, **settings)
+    assert llama_cpp.record(quantised, tmp_path / "all.h5", **settings) == free
+    assert llama_cpp.record(quantised, tmp_path / "logits.h5", level="logits", **settings) == free
+    with tracekit.open(tmp_path / "all.h5") as everything, tracekit.open(tmp_path / "logits.h5") as few:
+        one, other = everything.sequences[0], few.sequences[0]
+        assert tuple(one.tokens) == free.tokens
+        assert np.array_equal(one.logits(0, 12), other.logits(0, 12))
+        assert everything.status == "complete" and not other.sites
+        positions = len(free.prompt) + len(free.tokens) - 1
+        assert one.sites["model.layers.0.mlp.gate_proj"].ranges == ((0, positions),)
+
+
+def test_every_module_and_every_input_between_them_is_recorded(quantised: Path, tmp_path: Path) -> None:
+    llama_cpp.record(quantised, tmp_path / "t.h5", prompt=PROMPT, max_new_tokens=4)
+    with tracekit.open(tmp_path / "t.h5") as trace:
+        sites = trace.sequences[0].sites
+        modules = {name.rpartition(".")[0] for name in GgufCheckpoint(quantised).names}
+        assert modules <= set(sites)
+        between = ("self_attn.o_proj:in", "mlp.down_proj:in", "post_attention_layernorm:in")
+        assert all(f"model.layers.{layer}.{name}" in sites for layer in (0, 1) for name in between)
+        table = trace.sites
+        assert table["model.layers.1.input_layernorm"].input == "model.layers.0"
+        assert table["model.layers.0.self_attn.q_proj"].parameters.keys() == {"weight", "bias"}
+        assert table["model.norm"].attributes["eps"] == 1e-5
+        assert table["lm_head"].recorded_as == "logits"
+        assert sites["model.layers.0.self_attn.k_proj"].width == 32
+
+
+@pytest.mark.parametrize("way", ["sampled", "all tokens", "min-p"])
+def test_draws_are_replayed_bit_for_bit(way: str, plain: Path, tmp_path: Path) -> None:
+    llama_cpp.record(plain, tmp_path / "t.h5", prompt=PROMPT, max_new_tokens=40, **WAYS[way])
+    seed = WAYS[way]["seed"]
+    words = np.random.RandomState(seed)._bit_generator.random_raw(80).astype(np.uint64)
+    with tracekit.open(tmp_path / "t.h5") as trace:
+        sequence = trace.sequences[0]
+        for index in range(sequence.step_count):
+            step = sequence.step(index)
+            low, high = (int(word) for word in words[2 * index : 2 * index + 2])
+            value = (low + high * 2**32) / 2**64
+            assert step.draws[0].offset == 2 * index and step.draws[0].seed == seed
+            (told,) = (event.detail for event in step.events if event.kind == "order")
+            assert told == ("probability" if way == "sampled" else "id")
+            order = np.argsort(step.survivors_id) if told == "id" else np.arange(len(step.survivors_id))
+            sums = np.cumsum(step.survivors_prob[order].astype(np.float64))
+            assert step.survivors_id[order][np.searchsorted(sums, value * sums[-1])] == step.token
+
+
+def test_filters_are_recorded_one_by_one(plain: Path, tmp_path: Path) -> None:
+    llama_cpp.record(plain, tmp_path / "t.h5", prompt=PROMPT, max_new_tokens=3, **WAYS["sampled"])
+    with tracekit.open(tmp_path / "t.h5") as trace:
+        events = [event.detail for event in trace.sequences[0].step(0).events]
+    assert [event["class"] for event in events[:-1]] == [
+        "TopKLogitsWarper",
+        "TopPLogitsWarper",
+        "TemperatureLogitsWarper",
+    ]
+    assert events[0]["survivors"] == 40 and events[1]["survivors"] == events[2]["survivors"]
+
+
+def test_follows_another_trace(plain: Path, tmp_path: Path) -> None:
+    llama_cpp.record(plain, tmp_path / "a.h5", prompt=PROMPT, max_new_tokens=8, temperature=1.5, seed=3)
+    done = llama_cpp.record(plain, tmp_path / "b.h5", prompt=PROMPT, max_new_tokens=8, follow=str(tmp_path / "a.h5"))
+    with tracekit.open(tmp_path / "a.h5") as one, tracekit.open(tmp_path / "b.h5") as other:
+        assert tuple(one.sequences[0].tokens) == done.tokens == tuple(other.sequences[0].tokens)
+        assert any(event.kind == "forced" for index in range(8) for event in other.sequences[0].step(index).events)
+
+
+def test_strides_are_followed() -> None:
+    values = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
+    turned = values.transpose(1, 0, 2)
+    bytes_ = dense(values.reshape(-1).view(np.uint8), [4, 2, 3, 1], [4, 48, 16, 96], 4)
+    assert np.array_equal(bytes_.view(np.float32).reshape(3, 2, 4), turned)
+
+
+def test_unknown_builds_and_other_layouts_are_refused() -> None:
+    with pytest.raises(TraceError, match=r"2020\.1\.1: its interface is not known here"):
+        check_build("2020.1.1")
+    used = library()
+
+    class Another:
+        def __getattr__(self, name: str) -> object:
+            if name != "llama_context_default_params":
+                return getattr(used.lib, name)
+            return lambda: used.ffi.new("struct llama_context_params *", {"n_ctx": 1})[0]
+
+    with pytest.raises(TraceError, match="does not lay out n_ctx"):
+        check_layout(used.ffi, Another(), Path("a.so"))
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "tracekit_cli", *words], capture_output=True, text=True, check=False)
+
+
+def test_the_command_line(plain: Path, tmp_path: Path) -> None:
+    target = str(tmp_path / "out.h5")
+    done = run("record", "--engine", "llama.cpp", str(plain), "--prompt", PROMPT, "--max-new-tokens", "4", "-o", target)
+    assert done.returncode == 0, done.stderr
+    with tracekit.open(target) as trace:
+        assert trace.sequences[0].step_count == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--engine", "llama", "m.gguf"), "there is no such engine"),
+        (("--engine", "llama.cpp", "missing.gguf", "--prompt", "x"), "missing.gguf"),
+        (("--engine", "llama.cpp", "{bad}", "--prompt", "x"), "no sound GGUF"),
+        (("--engine", "llama.cpp", "{good}", "--prompt-ids", "1,999"), "999 is no token id"),
+        (("--engine", "llama.cpp", "{good}", "--prompt", "x", "--cache-type", "f8"), "--cache-type f8"),
+        (("--engine", "llama.cpp", "{good}"), "give --prompt TEXT"),
+    ],
+)
+def test_bad_input_is_one_line(words: tuple[str, ...], said: str, plain: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"GGUF" + bytes(64))
+    done = run("record", *(word.format(bad=bad, good=plain) for word in words))
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

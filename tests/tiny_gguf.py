@@ -1,0 +1,101 @@
+"""Small GGUF files with random weights, as llama.cpp's converter writes them, for any seed and format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.checkpoints.rotary_pairs import interleaved
+
+VOCABULARY = 320
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a small decoder."""
+
+    layers: int = 2
+    hidden: int = 64
+    heads: int = 4
+    kv_heads: int = 2
+    inner: int = 128
+    theta: float = 10000.0
+
+
+def byte_tokens() -> list[str]:
+    """The 256 bytes as GPT-2 writes them, and special tokens up to the vocabulary's size."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    letters = [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
+    return [*letters, *(f"<s{index}>" for index in range(VOCABULARY - 256))]
+
+
+def tensors(sizes: Sizes, seed: int = 0, bias: bool = False) -> dict[str, NDArray[np.float32]]:
+    """Weights by their names in the file, rows of queries and keys in rotary pairs."""
+    random = np.random.default_rng(seed)
+    head = sizes.hidden // sizes.heads
+
+    def matrix(rows: int, columns: int) -> NDArray[np.float32]:
+        return (random.standard_normal((rows, columns)) * columns**-0.5).astype(np.float32)
+
+    def norm() -> NDArray[np.float32]:
+        return (1.0 + 0.1 * random.standard_normal(sizes.hidden)).astype(np.float32)
+
+    out = {"token_embd.weight": matrix(VOCABULARY, sizes.hidden) * 4, "output_norm.weight": norm()}
+    for layer in range(sizes.layers):
+        block = {
+            "attn_norm": norm(),
+            "attn_q": interleaved(matrix(sizes.heads * head, sizes.hidden), sizes.heads),
+            "attn_k": interleaved(matrix(sizes.kv_heads * head, sizes.hidden), sizes.kv_heads),
+            "attn_v": matrix(sizes.kv_heads * head, sizes.hidden),
+            "attn_output": matrix(sizes.hidden, sizes.heads * head),
+            "ffn_norm": norm(),
+            "ffn_gate": matrix(sizes.inner, sizes.hidden),
+            "ffn_up": matrix(sizes.inner, sizes.hidden),
+            "ffn_down": matrix(sizes.hidden, sizes.inner),
+        }
+        out |= {f"blk.{layer}.{name}.weight": value for name, value in block.items()}
+        if bias:
+            out[f"blk.{layer}.attn_q.bias"] = matrix(1, sizes.heads * head)[0]
+    return out
+
+
+def write(
+    path: Path, sizes: Sizes | None = None, *, seed: int = 0, kind: str = "F32", bias: bool = False, eps: float = 1e-5
+) -> Path:
+    """A file of architecture `llama`; `kind`: the format of its matrices."""
+    sizes = sizes or Sizes()
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(sizes.hidden)
+    writer.add_block_count(sizes.layers)
+    writer.add_feed_forward_length(sizes.inner)
+    writer.add_head_count(sizes.heads)
+    writer.add_head_count_kv(sizes.kv_heads)
+    writer.add_rope_dimension_count(sizes.hidden // sizes.heads)
+    writer.add_rope_freq_base(sizes.theta)
+    writer.add_layer_norm_rms_eps(eps)
+    writer.add_vocab_size(VOCABULARY)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(byte_tokens())
+    writer.add_token_types([1] * 256 + [3] * (VOCABULARY - 256))
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(257)
+    writer.add_add_bos_token(False)
+    held = gguf.GGMLQuantizationType[kind]
+    for name, value in tensors(sizes, seed, bias).items():
+        if value.ndim == 1 or kind == "F32":
+            writer.add_tensor(name, value)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(value, held), raw_dtype=held)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
