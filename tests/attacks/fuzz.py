@@ -31,6 +31,7 @@ from click.testing import CliRunner
 from tracekit_cli.main import group
 
 from tests.attacks.damage import damaged
+from tests.attacks.small_dumps import damaged_dump, write_dumps
 from tests.small_run import write_run
 from tests.speech_traces import Run
 from tracekit.formats.archive import write_archive
@@ -40,7 +41,7 @@ from tracekit.programs.native import write_tokens
 from tracekit.trace import TraceError
 
 ROOT = Path(__file__).parent.parent.parent
-FORMATS = ("archive", "log", "checkpoint")
+FORMATS = ("archive", "log", "checkpoint", "dump")
 MEMORY = 1 << 30
 """Bytes of address space that a worker may take beyond what it has when it begins."""
 CONFIG = '{"hidden_size": 32, "rope_theta": 10000.0, "num_attention_heads": 4, "eos_token_id": 2}'
@@ -74,6 +75,7 @@ def make_bases(folder: Path) -> Bases:
     bases.files["log"] = sorted(folder.glob("*.tklog"))
     bases.files["archive"] = [*sorted(folder.glob("*.h5")), ROOT / "traces/rng.h5", ROOT / "traces/native.h5"]
     bases.files["checkpoint"] = [ROOT / "traces/model/model.safetensors", write_gguf(folder / "small.gguf")]
+    bases.files["dump"] = write_dumps(folder / "dumps")
     (folder / "config.json").write_text(CONFIG)
     return bases
 
@@ -150,11 +152,26 @@ def case(seed: int, form: str, bases: Bases, scratch: Path) -> Outcome:
     """Damage a file as the seed says and run one command on it."""
     rng = random.Random(f"{form} {seed}")
     known = bases.files[form]
+    if form == "dump":
+        return dump_case(seed, rng, rng.choice(known), scratch)
     base = rng.choices(known, weights=[1 if one.parent != bases.folder else 4 for one in known])[0]
     bad = scratch / f"damaged{base.suffix}"
     bad.write_bytes(damaged(rng, base.read_bytes(), base.suffix, scratch / "edited.h5"))
     words = commands(rng, bases, base, bad, scratch)
     fault, detail = run(words, bad)
+    return Outcome(seed, words, fault, detail, peak_memory())
+
+
+def dump_case(seed: int, rng: random.Random, base: Path, scratch: Path) -> Outcome:
+    """Import a damaged dump; what is imported is then read."""
+    bad, made = scratch / f"damaged{base.suffix}", scratch / "imported.h5"
+    made.unlink(missing_ok=True)
+    damaged_dump(rng, base, bad)
+    words = ["import", str(bad), "-o", str(made)]
+    fault, detail = run(words, bad)
+    if fault is None and made.exists():
+        words = rng.choice([["diff", str(made), str(made)], ["show", str(made), "--site", "a"], ["summary", str(made)]])
+        fault, detail = run(words, made)
     return Outcome(seed, words, fault, detail, peak_memory())
 
 

@@ -255,6 +255,8 @@ def _compare_sites(result: Search, pair: SequencePair, yardstick: Yardstick, sto
     result.compared = replace(done, values=done.values + values, sites=len(result.compared_sites))
 
 
+DONE = "done"
+"""End of a call without steps, or of a dump: how the generation ended is not known."""
 PASSED_ON_UNITS = 16.0
 """Roundoff units that two sites of the reference must be apart to be two values, not one in two roundings."""
 
@@ -440,11 +442,12 @@ DRAW_FIELDS = (DrawField.GENERATOR, DrawField.SEED, DrawField.OFFSET, DrawField.
 
 
 def _stopped_apart(one: Sequence, other: Sequence) -> bool:
-    """One side stopped where the other went on; a side that was cut short (no end) proves nothing."""
+    """One side stopped where the other went on; a side that was cut short (no end), or is a call or a dump that says
+    nothing of an end, proves nothing."""
     if one.step_count == other.step_count:
         return False
     shorter = one if one.step_count < other.step_count else other
-    return shorter.end_reason is not None
+    return shorter.end_reason not in (None, DONE)
 
 
 def _stop_finding(pair: SequencePair, step: int) -> StopDiffers:

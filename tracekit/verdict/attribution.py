@@ -255,12 +255,15 @@ def _at_fault(culprit: ExplainedCulprit, called: Mapping[str, str], traces: Pair
     """A culprit as something the search might have found."""
     by_candidate = {pair.candidate.index: pair.index for pair in traces.sequences}
     sequence = culprit.sequence
+    site = called.get(culprit.site, culprit.site)
+    row = traces.reference.sites.get(site)
     return SiteAtFault(
         sequence=by_candidate.get(sequence, sequence) if side is Side.CANDIDATE else sequence,
         step=culprit.step,
         position=culprit.position,
-        site=called.get(culprit.site, culprit.site),
-        order=culprit.order,
+        site=site,
+        # As other findings count: a dump of files has its sites in the order of their names.
+        order=culprit.order if row is None else row.order,
         side=side,
         culprit=culprit,
     )

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from tracekit.align.pair import Pair, Side
+from tracekit.align.printed import as_printed
 from tracekit.align.renamed import in_one_language
 from tracekit.align.rotary_order import in_one_order, in_order_of
 from tracekit.align.sites import check_yardstick
@@ -85,6 +86,12 @@ def verdict_of(
     if problems:
         return Verdict(Decision.WITHHELD, Cause.CAPTURE, None, tuple(problems), yardstick.calibration)
     pair, known = in_one_order(pair)
+    printed = as_printed(pair)
+    if printed is not None:
+        # A recipe needs whole rows: what is printed of them is compared, and not recomputed.
+        pair, known, audited = printed.pair, [*known, printed.note], False
+        oracle = None if oracle is None else printed.beside(oracle)
+        yardstick = yardstick_of(pair.reference, oracle, [printed.beside(each) for each in noise], recipes=False)
     found = search(pair, yardstick)
     examination, no_audit = None, None
     if audited and found.differs:
@@ -144,14 +151,15 @@ def _in_order_of_checkpoint(pair: Pair, checkpoint: Checkpoint) -> tuple[Pair, l
     return pair.seen_as(first, second), [*ours, *theirs]
 
 
-def yardstick_of(reference: Trace, oracle: Trace | None, noise: Seq[Trace]) -> Yardstick:
-    """The best there is. Raises TraceError where it measures another run."""
+def yardstick_of(reference: Trace, oracle: Trace | None, noise: Seq[Trace], *, recipes: bool = True) -> Yardstick:
+    """The best there is; with `recipes`, what is beyond its limit is judged by what the site adds. Raises TraceError
+    where it measures another run."""
     for trace, mend in (
         *((trace, f"record it with --follow {reference.path}") for trace in noise),
         *([(oracle, f"make it with `tracekit oracle {reference.path}`")] if oracle else []),
     ):
         check_yardstick(reference, trace, mend)
-    own = OwnDifferences(reference)
+    own = OwnDifferences(reference) if recipes else None
     return Oracle(oracle, own) if oracle else Noise(list(noise), own) if noise else Uncalibrated(own)
 
 

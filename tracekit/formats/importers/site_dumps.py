@@ -10,18 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, deserialize
 
-from tracekit.dtypes import FROM_SAFETENSORS, STORAGE
+from tracekit.dtypes import STORAGE
 from tracekit.errors import TraceError
-from tracekit.formats.log import LogWriter, Tensor, TensorLike
+from tracekit.formats.dumped import Dump, DumpedSequence, integers_of, rows_of, safetensors_of
+from tracekit.formats.log import Tensor
 
+DAMAGED = (OSError, ValueError, EOFError, SyntaxError, TokenError, TypeError, OverflowError)
+"""What numpy raises of a file that is none: it reads the header as a line of Python's literals."""
 PROMPT = ("token_ids", "input_ids")
-CLASS = "dumped"
-"""Class of a site of which nothing is known but its values."""
 
 
 class SiteDumps:
@@ -33,24 +33,16 @@ class SiteDumps:
         return path.is_dir() and next(_files(path), None) is not None
 
     def log(self, path: Path, scratch: Path) -> Path:
-        prompt: dict[str, TensorLike] = {}
-        sites: dict[str, Tensor] = {}
+        sequence = DumpedSequence()
         for file in sorted(_files(path), key=_natural):
             for name, tensor in _tensors(file):
-                if name in sites:
+                if name in sequence.rows:
                     raise TraceError(f"{file}: {name} is dumped twice in {path}; keep one of them")
                 if name in PROMPT:
-                    prompt["prompt/token_ids"] = _ids(file, name, tensor)
+                    sequence.prompt = integers_of(file, name, tensor)
                 else:
-                    sites[name] = _rows(file, name, tensor)
-        with LogWriter(scratch / "dumps.tklog") as log:
-            log.open("dumps", recorder={"imported_from": path.name})
-            log.sites([{"name": name, "class": CLASS, "order": order} for order, name in enumerate(sites)])
-            log.sequence(0, prompt)
-            for name, tensor in sites.items():
-                log.call(0, 0, tensor.shape[0], {name: tensor})
-            log.end_sequence(0, 0, "done")
-        return scratch / "dumps.tklog"
+                    sequence.add(name, 0, rows_of(file, name, tensor))
+        return Dump("dumps", [sequence]).write(path, scratch)
 
 
 IMPORTER = SiteDumps()
@@ -66,29 +58,13 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    if path.suffix == ".safetensors":
+        yield from safetensors_of(path).items()
+        return
     try:
-        if path.suffix == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: its length is checked against the file
-            word = next((name for name, kind in STORAGE.items() if kind == array.dtype), str(array.dtype))
-            yield path.stem, Tensor(word, array.shape, np.ascontiguousarray(array).tobytes())
-            return
-        for name, entry in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
-            word = FROM_SAFETENSORS.get(entry["dtype"], entry["dtype"])
-            yield name, Tensor(word, tuple(entry["shape"]), bytes(entry["data"]))
-    except (OSError, ValueError, EOFError, SafetensorError) as error:
-        raise TraceError(f"{path}: cannot be read as tensors ({error}); dump it again") from None
-
-
-def _rows(path: Path, name: str, tensor: Tensor) -> Tensor:
-    shape = tensor.shape[1:] if len(tensor.shape) == 3 and tensor.shape[0] == 1 else tensor.shape
-    shape = (1, *shape) if len(shape) == 1 else shape
-    if len(shape) != 2 or tensor.dtype not in STORAGE:
-        said = f"{name} is {tensor.dtype} {list(tensor.shape)}"
-        raise TraceError(f"{path}: {said}, where a site is numbers [rows, width]; dump one sequence at a time")
-    return Tensor(tensor.dtype, shape, tensor.data)
-
-
-def _ids(path: Path, name: str, tensor: Tensor) -> NDArray[np.int64]:
-    if tensor.dtype not in ("int32", "int64"):
-        raise TraceError(f"{path}: {name} is {tensor.dtype}, where token ids are integers; dump them as int64")
-    return np.frombuffer(tensor.data, STORAGE[tensor.dtype]).astype(np.int64)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: its length is checked against the file
+    except DAMAGED as error:
+        why = " ".join(str(error).split())
+        raise TraceError(f"{path}: cannot be read as tensors ({why}); dump it again") from None
+    word = next((name for name, kind in STORAGE.items() if kind == array.dtype), str(array.dtype))
+    yield path.stem, Tensor(word, array.shape, np.ascontiguousarray(array).tobytes())

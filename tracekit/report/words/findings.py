@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from tracekit.align.pair import Side
+from tracekit.align.printed import PrintedOnly
 from tracekit.align.renamed import Origin
 from tracekit.align.rotary_order import RowsInPairs
 from tracekit.compare.drift import Drift, Trend
@@ -258,6 +259,15 @@ def _no_audit(found: NoAudit) -> str:
 def _uncalibrated(found: evidence.Uncalibrated) -> str:
     others = f" and {found.more} more" if found.more else ""
     return f"{found.site}{others}: not in the {found.calibration} trace, judged without calibration"
+
+
+@words(PrintedOnly)
+def _printed_only(found: PrintedOnly) -> str:
+    sites = "1 site" if found.sites == 1 else f"{found.sites} sites"
+    return (
+        f"partial: {found.path} holds {sites} as they were printed, {found.columns} of {found.of} columns to "
+        f"{found.decimals} decimals in the first; nothing else of them is compared"
+    )
 
 
 @words(RowsInPairs)
