@@ -26,9 +26,9 @@ def command(log: Path, output: Path | None, keep_log: bool, as_json: bool) -> No
 
     Every step that was complete is kept; the log is removed once the archive is on disk.
 
-    LOG may also be what another importer reads, which then stays as it is: dumps of SGLang, transformers' model debugger,
-    TensorRT Edge-LLM or llama.cpp's eval-callback, folders of .npy or .safetensors, the text log of a CosyVoice program,
-    of which the archive holds the counts, or what an installed package brings an importer for.
+    LOG may also be what another importer reads, which then stays as it is: dumps of SGLang, transformers' model
+    debugger, TensorRT Edge-LLM or llama.cpp's eval-callback, folders of .npy or .safetensors, the text log of a
+    CosyVoice program, of which the archive holds the counts, or what an installed package brings an importer for.
     """
     target = output or log.with_suffix(".h5")
     if not log.exists():
