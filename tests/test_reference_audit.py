@@ -177,6 +177,20 @@ def test_a_sum_that_cancels_is_off_by_what_its_terms_round(name: str) -> None:
     assert 0.7 * walk < off < 1.4 * walk
 
 
+@pytest.mark.parametrize(("scale", "shared"), [(32**0.5, True), (5.5, False)])
+def test_a_scalar_is_rounded_once_for_all_values(scale: float, shared: bool) -> None:
+    """An embedding times the root of its width: in float32 all values are off by the root's own rounding."""
+    from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
+
+    given = torch.randn(400, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with DrawnRounding(2.0**-24, 2.0**-24, 0, runs=32) as drawn:
+        out = given * scale
+    off = drawn.off(out)
+    assert off is not None
+    spread = float((off / out).mean((1, 2)).square().mean().sqrt()) * 2.0**24
+    assert 0.3 < spread < 0.9 if shared else spread < 0.02
+
+
 @pytest.mark.parametrize("name", ["gelu", "layer norm far from zero"])
 def test_a_fused_kernel_of_torch_is_off_by_no_more_than_its_drawn_rounding(name: str) -> None:
     """Both are off by more than their steps are one after the other, each rounded."""

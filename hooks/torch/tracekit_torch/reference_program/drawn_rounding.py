@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
@@ -61,6 +62,8 @@ SUMS = {
 }
 
 
+SCALED = {"mul", "div"}
+"""Operations whose scalar operand is rounded to the accumulators' dtype first: one error that all results share."""
 SIGNED = {"sum", "mean"}
 """Sums of which the terms may have both signs."""
 TAKEN_APART = {"gelu", "silu", "mish", "softplus", "native_layer_norm", "native_group_norm", "_softmax", "_log_softmax"}
@@ -69,6 +72,11 @@ unit of the result."""
 GELU_UNITS, GELU_FROM, GELU_TO = 6.0, 2.0, 5.0
 """torch's vectorised GELU takes the error function from a polynomial that is off by as many roundoff units of its
 argument, where that lies between these."""
+
+
+def inexact(value: Any) -> bool:
+    """Whether a scalar operand of a program is no float32."""
+    return isinstance(value, float) and math.isfinite(value) and float(np.float32(value)) != value
 
 
 class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
@@ -128,6 +136,9 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
             return None
         unit = self._unit * (LIBRARY_UNITS if name in LIBRARY else 1.0)
         off = self._times(out * unit)
+        if name in SCALED and any(inexact(value) for value in args[1:]):
+            once = self._drawn(out.new_empty([1] * out.dim()))
+            off += once * (out * self._sums).to(torch.float32)
         if name in PRODUCTS:
             self._product(name, args, out, kwargs, off)
         elif name in SUMS and args and isinstance(args[0], Tensor):
