@@ -48,8 +48,44 @@ class Case:
 
 CORE = "llm.model.model.layers.0.self_attn.o_proj:in"
 IDS = "prompt/token_ids"
+ROTARY = {
+    "frequencies": ("rope-frequencies-f16",),
+    "angles": ("rope-angles-f16",),
+    "table": ("rope-f16",),
+    "frequencies and angles": ("rope-frequencies-f16", "rope-angles-f16"),
+    "frequencies and table": ("rope-frequencies-f16", "rope-f16"),
+    "angles and table": ("rope-angles-f16", "rope-f16"),
+    "frequencies, angles and table": ("rope-frequencies-f16", "rope-angles-f16", "rope-f16"),
+}
 CASES = (
-    Case("rotary table in float16", ("rope-f16",), ("layer",), CORE, ("explained: rotary table rounded to float16",)),
+    *(
+        Case(f"rotary {what} in float16", faults, ("layer",), CORE, (f"explained: rotary {what} rounded to float16 (",))
+        for what, faults in ROTARY.items()
+    ),
+    Case(
+        "decoding sees position 0 alone",
+        ("mask-decode",),
+        ("layer",),
+        CORE,
+        ("explained: in decoding only positions below 1 are seen (",),
+    ),
+    *(
+        Case(
+            f"rotary {what} in float16, decoding sees position 0 alone",
+            (*ROTARY[what], "mask-decode"),
+            ("layer",),
+            CORE,
+            (f"explained: rotary {what} rounded to float16; and in decoding only positions below 1 are seen (",),
+        )
+        for what in ("table", "frequencies, angles and table")
+    ),
+    Case(
+        "rotary wholly in float16, mask one ahead",
+        (*ROTARY["frequencies, angles and table"], "mask-future"),
+        ("layer",),
+        CORE,
+        ("the mask lets one key too many through; and rotary frequencies, angles and table rounded to float16 (",),
+    ),
     Case("inverse CDF, unseeded", ("inverse-cdf", "unseeded"), ("sampler", "rng"), "draws", ("cumulative sum",)),
     Case("inverse CDF", ("inverse-cdf",), ("sampler",), "draws", ("cumulative sum",)),
     Case("unseeded", ("unseeded",), ("rng",), "draws", ("seeded with ",)),

@@ -115,7 +115,7 @@ def rotary_layout(dice: Dice) -> Fault:
 
 @kind("native: rotary table in short formats", "native", *FLOAT32)
 def rotary_table(dice: Dice) -> Fault:
-    return at_core(dice, dice.rng.choice(["rope-f16", "rope-angles-bf16"]))
+    return at_core(dice, dice.rng.choice(["rope-f16", "rope-frequencies-f16", "rope-angles-f16", "rope-angles-bf16"]))
 
 
 @kind("native: rotary offset", "native", *DECODERS)
@@ -146,6 +146,17 @@ def softcap(dice: Dice) -> Fault:
 @kind("native: mask", "native", *DECODERS)
 def mask(dice: Dice) -> Fault:
     return at_core(dice, dice.rng.choice(["mask-future", "mask-past"]))
+
+
+@kind("native: mask of decoding", "native", *DECODERS)
+def decoding_mask(dice: Dice) -> Fault:
+    return at_core(dice, "mask-decode", dice.rng.choice([1, 2, 4]), step=1, at_position=True)
+
+
+@kind("native: low-rank update", "native", *FLOAT32)
+def low_rank(dice: Dice) -> Fault:
+    site = dice.linear()
+    return planted(dice, layer(site), "weight-low-rank", site, dice.rng.choice([1, 2, 4]), dice.rng.choice([0.1, 0.01]))
 
 
 @kind("native: window", "native", *DECODERS)

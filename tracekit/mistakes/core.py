@@ -30,8 +30,13 @@ def core_of(case: Case) -> Core:
 def changed(case: Case, values: Mapping[str, Value] | None = None, **changes: Any) -> Hypothesis:
     """The core with other fields; `values`: what the mistake's words name."""
     core = replace(core_of(case), **changes)
-    flips = bool(core.scores or core.weights or core.softmax or core.table or core.angles)
-    return replace(plainly(attended, case, core, **(values or {})), flips=flips)
+    return replace(plainly(attended, case, core, **(values or {})), flips=rounds(core), core=core)
+
+
+def rounds(core: Core) -> bool:
+    """Whether something on the way is rounded to a narrower format: what lies next to a tie may fall to either side."""
+    parts = (core.scores, core.weights, core.softmax, core.table, core.angles, core.frequencies, core.places)
+    return any(part is not None for part in parts)
 
 
 def fitted(case: Case, change: Callable[[float], Core], grid: list[float], name: str, **values: Value) -> Hypothesis:
@@ -43,7 +48,8 @@ def fitted(case: Case, change: Callable[[float], Core], grid: list[float], name:
         number = best_on_grid(lambda at: case.distance(exactly(case, change(at), rows), rows), grid)
         return attended(case, change(number)), {name: number}
 
-    return Hypothesis(make, values, at=lambda number: attended(case, change(number)))
+    flips = rounds(core_of(case))
+    return Hypothesis(make, values, at=lambda number: attended(case, change(number)), flips=flips, core_at=change)
 
 
 def exactly(case: Case, core: Core, rows: NDArray[np.int64]) -> Floats:

@@ -80,7 +80,8 @@ def explained(
         if isinstance(culprit.own.recipe.operation, Segment):
             out.append(ExplainedCulprit.of(culprit, None))
             continue
-        explanation = explain(Case.of(culprit, run, book), known, others) if known or others else None
+        together = not any(one.own.recipe.kind == culprit.own.recipe.kind and one.explanation is None for one in out)
+        explanation = explain(Case.of(culprit, run, book), known, others, together) if known or others else None
         out.append(ExplainedCulprit.of(culprit, explanation))
     return out
 
@@ -96,7 +97,7 @@ def alike(trace: Trace, checkpoint: Checkpoint, found: Audit, wiring: Trace | No
         for site in group:
             run = Recomputation(trace.sequences[site.sequence], parameters)
             known = [one.explanation for one in tried[-1:] if one.explanation is not None]
-            tried.append(ExplainedCulprit.of(site, explain(Case.of(site, run, book), known)))
+            tried.append(ExplainedCulprit.of(site, explain(Case.of(site, run, book), known, together=False)))
             if tried[-1].explanation is None and len(tried) <= SILENT:
                 break  # another arithmetic
         out += [one for one in tried if one.explanation is not None and not is_precise(one)]

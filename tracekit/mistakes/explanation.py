@@ -44,6 +44,8 @@ class Where:
 
 
 EVERYWHERE = Where()
+MANY_ALSO = 2
+"""Other explanations that are shown."""
 DIGITS = 5e-6
 """Relative distance below which two fitted numbers are one."""
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from tracekit.auditing import operations
 from tracekit.auditing.audit import Culprit
 from tracekit.auditing.evidence import Statistic
-from tracekit.auditing.operations import Floats, Result
+from tracekit.auditing.operations import Core, Floats, Result
 from tracekit.auditing.own_error import Statistics, Tally, spread_width
 from tracekit.auditing.recipe import Recipe, Recipes
 from tracekit.auditing.recompute import Recomputation, Window, joined
@@ -36,6 +37,9 @@ MOST_LEFT = 0.3
 BLOCK_LIMIT = 8.0
 """Error over its bound up to which a head at one position counts as accounted for by a mistake of rounding: one value
 that fell to the other side of a tie moves it by some units, one that was not rounded at all by thousands."""
+FLIPPED = 2.0
+"""Times the most that a mistake of rounding moves any head at one position, up to which a value that fell to the other
+side of a tie may move one. More is the work of another mistake."""
 NICE_DIGITS = (1, 2, 3, 4)
 """A fitted number is rounded to the fewest digits with which it still holds."""
 
@@ -59,6 +63,12 @@ class Hypothesis:
     """Of rounding errors that come with the change."""
     flips: bool = False
     """It rounds on the way: what lies next to a tie may fall to the other side."""
+    core: Core | None = None
+    """The attention core with the change, where it is one of a core without a number to fit."""
+    core_at: Callable[[Any], Core] | None = None
+    """The same with a number: the core at it."""
+    changes: int = 1
+    """Things that are changed: of hypotheses that fit alike, the one that changes fewest is the simplest."""
 
 
 def plainly(make: Callable[..., Values | None], *arguments: object, **values: Value) -> Hypothesis:
@@ -110,6 +120,7 @@ class Fit:
     residual: float  # root mean square of what is left, over the rounding bound
     holds: bool
     where: Where = EVERYWHERE
+    changes: int = 1
 
     @property
     def partial(self) -> bool:
@@ -227,7 +238,7 @@ class Case:
         wide = operations.unit(self.dtype) <= operations.ACCUMULATOR
         if wide and not holds and hypothesis.flips:
             holds, residual = self._mostly(values.values if isinstance(values, Result) else values)
-        return Fit(found, residual, holds)
+        return Fit(found, residual, holds, changes=hypothesis.changes)
 
     def _precise(self, values: Values, found: Mapping[str, Value]) -> Fit:
         """A choice of precision holds where it gives the recorded bits, but for what lay next to a tie: more may be the
@@ -243,11 +254,16 @@ class Case:
         """Whether nearly all blocks of columns hold (a head each, in the attention core), and their median residual:
         a value next to a tie is rounded the other way now and then, and moves its whole row of that head. Only rows
         that were wrong count: the others hold without any mistake."""
-        wide = self.recipe.operation.block
-        error = (np.square(self.recorded - values) / self.right.variance)[self.wrong]
-        blocks = np.sqrt(error.reshape(len(error), -1, wide).mean(axis=2))
+        blocks = self._blocks(self.recorded - values)
         median = float(np.median(blocks))
-        return median <= 2.0 and float(np.mean(blocks <= BLOCK_LIMIT)) >= MOSTLY, median
+        most = max(BLOCK_LIMIT, FLIPPED * float(self._blocks(values - self.right.values).max()))
+        nearly = float(np.mean(blocks <= BLOCK_LIMIT)) >= MOSTLY and bool(np.all(blocks <= most))
+        return median <= 2.0 and nearly, median
+
+    def _blocks(self, apart: Floats) -> Floats:
+        """Root mean square of each block of columns of the wrong rows, over the rounding bound, [rows, blocks]."""
+        squares = (np.square(apart) / self.right.variance)[self.wrong]
+        return np.asarray(np.sqrt(squares.reshape(len(squares), -1, self.recipe.operation.block).mean(axis=2)))
 
     def _rounded(self, name: str | None, hypothesis: Hypothesis, fit: Fit) -> Fit:
         """The same with the number rounded, if that holds as well: of 16-bit values a number is fitted to some three

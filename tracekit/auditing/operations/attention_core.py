@@ -42,6 +42,8 @@ class Core:
     interleaved: bool = False  # pairs (0, 1), (2, 3) ... instead of the two halves
     table: str | None = None  # cos and sin rounded to this format
     angles: str | None = None  # positions times frequencies rounded to this format
+    frequencies: str | None = None  # inverse frequencies rounded to this format
+    places: str | None = None  # positions rounded to this format
     query_offset: int = 0
     late_from: int | None = None  # the first position that is not where it should be ...
     late_by: int | None = None  # ... but this much further; None: at position 0
@@ -49,7 +51,8 @@ class Core:
     rotate_keys: bool = True
     backwards: bool = False  # sin with the other sign on queries alone
     mask: str = "causal"  # or: open (the whole prompt), past (own key unseen), future (one key too many)
-    prompt: int = 0  # positions of the prompt, which a mask that is open shows to all of them
+    prompt: int = 0  # positions of the prompt: a mask that is open shows them to all of them
+    decoding_sees: int | None = None  # positions that queries after the prompt see, from 0 on
     head_map: str = "group"  # or: modulo
     prompt_keys_unrotated: bool = False  # while the prompt is read, though the cache gets rotated ones
     lost_row: int | None = None  # a cache row that is not there, for queries from `since`
@@ -179,6 +182,8 @@ def _visible(core: Core, rows: NDArray[np.int64], positions: int) -> NDArray[np.
         seen |= (rows[:, None] == 0) & (behind == 0)
     if core.mask in ("open", "future"):
         seen |= reading & (behind >= (-1 if core.mask == "future" else -positions))
+    if core.decoding_sees is not None:
+        seen = np.where(rows[:, None] < core.prompt, seen, at < core.decoding_sees)
     if core.lost_row is not None:
         seen &= (at != core.lost_row) | (rows[:, None] < core.since)
     return seen if core.window is None else seen & (behind < core.window)
@@ -187,6 +192,10 @@ def _visible(core: Core, rows: NDArray[np.int64], positions: int) -> NDArray[np.
 def _rotate(core: Core, heads: Floats, places: Floats, how: Arithmetic, backwards: bool) -> Floats:
     """Rotates [heads, rows, head_dim] by position."""
     frequencies, factor = core.rotary.frequencies()
+    if core.frequencies is not None:
+        frequencies = as_stored(frequencies, core.frequencies)
+    if core.places is not None:
+        places = as_stored(places, core.places)
     angles = how.angles(places, frequencies)
     if core.angles is not None:
         angles = as_stored(angles, core.angles)

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from tracekit.mistakes.core import ATTENTION, attended, changed, core_of, exactly
+from tracekit.auditing.operations import Core
+from tracekit.mistakes.core import ATTENTION, attended, changed, core_of, exactly, rounds
 from tracekit.mistakes.registry import Complexity, SiteMistake
 from tracekit.mistakes.suspect import Case, Hypothesis, Made
 
@@ -34,7 +35,28 @@ def _window(case: Case) -> Iterator[Hypothesis]:
         best = min(options, key=lambda window: case.distance(exactly(case, replace(core, window=window), last), last))
         return attended(case, replace(core, window=best)), {"found": best}
 
-    yield Hypothesis(make, {"stated": "no window" if core.window is None else core.window})
+    values = {"stated": "no window" if core.window is None else core.window}
+    yield Hypothesis(make, values, flips=rounds(core), core_at=lambda window: replace(core, window=window))
+
+
+def _decoding(case: Case) -> Iterator[Hypothesis]:
+    """A mask of decoding that is shorter than the cache: what lies beyond it is not seen."""
+    core = core_of(case)
+    decoding = np.flatnonzero(case.window.rows >= case.prompt)[-1:]
+
+    def make() -> Made | None:
+        longest = int(case.window.rows[decoding[0]])
+        if longest > LONGEST:
+            return None
+        options = range(1, longest + 1)
+        best = min(options, key=lambda seen: case.distance(exactly(case, change(seen), decoding), decoding))
+        return attended(case, change(best)), {"found": best}
+
+    def change(seen: int) -> Core:
+        return replace(core, decoding_sees=seen, prompt=case.prompt)
+
+    if decoding.size and case.wrong[decoding].all():
+        yield Hypothesis(make, flips=rounds(core), core_at=change)
 
 
 MISSING = SiteMistake(
@@ -65,4 +87,12 @@ WINDOW = SiteMistake(
     at=ATTENTION,
     complexity=Complexity.NUMBER,
     hypotheses=_window,
+)
+DECODING = SiteMistake(
+    "decoding_mask_length",
+    "in decoding only positions below {found} are seen",
+    main="found",
+    at=ATTENTION,
+    complexity=Complexity.NUMBER,
+    hypotheses=_decoding,
 )

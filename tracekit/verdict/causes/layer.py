@@ -5,7 +5,7 @@ from __future__ import annotations
 from tracekit.align.pair import Side
 from tracekit.align.renamed import recorded_as
 from tracekit.compare.findings import Finding, LogitsWrong, PassedOn, SiteWrong
-from tracekit.mistakes.explanation import Explained, Explanation
+from tracekit.mistakes.explanation import MANY_ALSO, Explained, Explanation, FitsAsWell
 from tracekit.mistakes.sites import residuals
 from tracekit.trace import Trace, resolve
 from tracekit.verdict.attribution import SiteAtFault
@@ -35,7 +35,7 @@ def _culprit(case: Case, first: SiteAtFault) -> Ruling:
     evidence += [first, *_called(case, first), *_inputs(case, first)]
     explanation = first.culprit.explanation
     if explanation is not None:
-        evidence.append(Explained(explanation))
+        evidence += [Explained(explanation), *map(FitsAsWell, explanation.also[:MANY_ALSO])]
     return Ruling(Cause.LAYER, first, (*evidence, *_not_covered(case, first)), explanation)
 
 

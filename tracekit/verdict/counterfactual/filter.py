@@ -9,7 +9,7 @@ from tracekit.align.pair import Pair, Side
 from tracekit.align.sites import SequencePair
 from tracekit.compare.findings import SurvivorsDiffer
 from tracekit.compare.search import first_token_difference
-from tracekit.mistakes.explanation import Explained, Explanation, FitsAsWell
+from tracekit.mistakes.explanation import MANY_ALSO, Explained, Explanation, FitsAsWell
 from tracekit.mistakes.filters import AS_STATED, explain
 from tracekit.sampling.chain import RAS, chain
 from tracekit.sampling.fit import fit
@@ -31,9 +31,6 @@ from tracekit.verdict.counterfactual.evidence import (
 from tracekit.verdict.counterfactual.processors_apart import not_recomputed, processors_apart
 from tracekit.verdict.counterfactual.sides import both, observed, of, sequences_of
 from tracekit.verdict.ruling import Ruling
-
-MANY_ALSO = 2
-"""Other explanations that are shown."""
 
 
 def rule_filter(traces: Pair, first: SurvivorsDiffer) -> Ruling:
