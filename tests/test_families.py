@@ -74,6 +74,29 @@ def test_a_clean_run_of_any_family_is_within_its_bounds(name: str, folder, tmp_p
         assert "what experts and their router compute is not recomputed" in found.unknown.values()
 
 
+@pytest.mark.parametrize("held", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_model_cast_to_float64_is_within_its_bounds(name: str, held: str, folder, tmp_path: Path) -> None:
+    """Norms, rotary tables and softmax stay in float32 in it; Gemma's factor of the embeddings, in the file's dtype."""
+    stored = folder(name)
+    if held != "float32":
+        tiny.load(stored, dtype=held).save_pretrained(tmp_path / "model")
+        stored = tmp_path / "model"
+    found = audited(tiny.run(tiny.load(stored, dtype=held).double(), tmp_path / "run.h5"), stored)
+    assert said(found) == {} and (found.exit_code, dict(found.unknown)) == (0, {})
+
+
+@pytest.mark.parametrize(
+    ("site", "factor"),
+    [("model.layers.1.input_layernorm", 1.0 + 1e-6), ("model.layers.0.mlp.up_proj", 1.0 + 1e-12)],
+)
+def test_a_gain_in_a_model_cast_to_float64_is_found(site: str, factor: float, folder, tmp_path: Path) -> None:
+    model = tiny.load(folder("llama")).double()
+    model.get_submodule(site).register_forward_hook(lambda *given: given[-1] * factor)
+    found = audited(tiny.run(model, tmp_path / "run.h5"), folder("llama"))
+    assert [culprit.site for culprit in found.culprits] == [site]
+
+
 @pytest.mark.parametrize("name", ["gemma2", "granite"])
 def test_a_head_whose_output_is_not_the_logits_is_a_site_of_its_own(name: str, folder, tmp_path: Path) -> None:
     trace = tiny.run(tiny.load(folder(name)), tmp_path / "run.h5")

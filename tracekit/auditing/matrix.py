@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,17 +76,19 @@ ORDERS = 8
 
 
 def _reordered(matrix: Matrix, x: Floats, values: Floats, dtype: str) -> tuple[Floats, ...]:
-    """Errors of x W' + b whose products are added up in float32 in `ORDERS` drawn orders, and one after the other with
-    each product rounded first, [rows, width] each. A multiplication that is fused into the sum rounds no product; one
-    that is not rounds those of the largest input all to one side, where weights have few digits."""
+    """Errors of x W' + b whose products are added up in float32, of float64 in that, in `ORDERS` drawn orders, and one
+    after the other with each product rounded first, [rows, width] each. A multiplication that is fused into the sum
+    rounds no product; one that is not rounds those of the largest input all to one side, where weights have few
+    digits."""
     generator, errors = np.random.default_rng(0), []
-    narrow, weight = x.astype(np.float32), matrix.weight.astype(np.float32)
+    kind: type[np.floating[Any]] = np.float64 if dtype == "float64" else np.float32
+    narrow, weight = x.astype(kind), matrix.weight.astype(kind)
     with np.errstate(over="ignore", invalid="ignore"):
         for drawn in range(ORDERS + 1):
             order = generator.permutation(x.shape[1])
             total = narrow[:, order] @ weight[:, order].T if drawn else sums.in_turn(narrow, weight.T)
             if matrix.bias is not None:
-                total += matrix.bias.astype(np.float32)
+                total += matrix.bias.astype(kind)
             errors.append(as_stored(total.astype(np.float64), dtype) - values)
     return tuple(np.where(np.isfinite(error), error, 0.0) for error in errors)
 

@@ -128,6 +128,10 @@ class ModuleWeights:
     def table(self) -> NDArray[np.floating]:
         return self.parameters.table(self.recipe)
 
+    def stored(self) -> str:
+        found = self.parameters.find(self.recipe.parameters["weight"])
+        return "" if found is None else self.parameters.checkpoint.dtype(found)
+
     def matrix(self) -> Matrix:
         return self.parameters.matrix(self.recipe)
 
@@ -289,7 +293,11 @@ class Recomputation:
 
     def computed_in(self, recipe: Recipe) -> str:
         """The coarser format of a site and its inputs: 16-bit logits are often handed over in float32."""
-        dtypes = [self.parameters.finest, *(self.dtype(name) for name in (recipe.stored, *recipe.inputs))]
+        dtypes = [
+            self.parameters.finest,
+            recipe.operation.finest,
+            *(self.dtype(name) for name in (recipe.stored, *recipe.inputs)),
+        ]
         return max(dtypes, key=unit)
 
 

@@ -59,9 +59,10 @@ def product(x: Floats, y: Floats, order: NDArray[np.int64] | slice) -> Floats:
         return np.asarray(x[:, order].astype(np.float32) @ y[order].astype(np.float32), dtype=np.float64)
 
 
-def in_turn(x: F32, y: F32) -> F32:
-    """x [rows, terms] times y [terms, columns]: products rounded to float32, then added up one after the other."""
-    out = np.zeros((len(x), y.shape[1]), np.float32)
+def in_turn(x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.floating]:
+    """x [rows, terms] times y [terms, columns]: products rounded to their own format, then added up one after the
+    other in it."""
+    out = np.zeros((len(x), y.shape[1]), x.dtype)
     for column, row in zip(np.ascontiguousarray(x.T), np.ascontiguousarray(y), strict=True):
         out += column[:, None] * row
     return out

@@ -77,6 +77,7 @@ class Attention(Operation):
     [positions, kv_heads * head_dim] of every position from 0 on."""
 
     kind = "attention"
+    finest = "float32"  # rotary tables and softmax, in whatever dtype a model runs
 
     core: Core
 

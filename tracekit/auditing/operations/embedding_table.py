@@ -10,15 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.auditing.operations.operation import Given, Operation, Shape
-from tracekit.auditing.rounding import SMALLEST, Floats, Result, times
+from tracekit.auditing.rounding import SMALLEST, Floats, Result, as_stored, times
 
 
-def embedding(table: NDArray[Any], ids: NDArray[np.int64], dtype: str, factor: float = 1.0) -> Result:
+def embedding(
+    table: NDArray[Any], ids: NDArray[np.int64], dtype: str, factor: float = 1.0, stored: str | None = None
+) -> Result:
     """Rows of the table; exact where the engine holds the table in the dtype that it records. `factor`: what they are
-    multiplied by, which engines round to the dtype first or do not."""
+    multiplied by, which engines round to the dtype first or do not. `stored`: the table's format in the file, which a
+    program in float64 may have been loaded in, with its factor, before it was cast."""
     values = table[ids].astype(np.float64)
     plain = Result(values, np.full_like(values, SMALLEST.get(dtype, 0.0) ** 2 + 1e-290))
-    return plain if factor == 1.0 else times(values, factor, dtype)
+    if factor == 1.0:
+        return plain
+    result = times(values, factor, dtype)
+    if dtype != "float64" or stored not in ("float32", "bfloat16", "float16"):
+        return result
+    loaded = float(as_stored(np.array([factor]), stored)[0])
+    return replace(result, others=(*result.others, times(values, loaded, dtype)))
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Embedding(Operation):
 
     def result(self, given: Given) -> Result:
         table = given.weights.table()
-        result = embedding(table, given.tokens, given.dtype, self.factor)
+        result = embedding(table, given.tokens, given.dtype, self.factor, given.weights.stored())
         if not self.either:
             return result
         return replace(result, others=(*result.others, embedding(table, given.tokens, given.dtype)))

@@ -93,6 +93,8 @@ def _scaled(normal: Floats, weight: Floats | None, bias: Floats | None, dtype: s
 class Norm(Operation):
     """A norm of each row, or of each head where the weight is as long as one head."""
 
+    finest = "float32"  # transformers' norms convert to float32 in whatever dtype a model runs
+
     eps: float = 0.0
     plus_one: bool = False
     """Whether it multiplies by 1 + weight."""

@@ -26,6 +26,9 @@ class Weights(Protocol):
     def table(self) -> NDArray[np.floating]:
         """The weight in the dtype of the file, [rows, width]."""
 
+    def stored(self) -> str:
+        """The format of the weight in the file: a program that loads it so may have been cast to a wider one later."""
+
     def matrix(self) -> Matrix:
         """The weight [outputs, inputs] and the bias [outputs], as float64."""
 
@@ -68,6 +71,8 @@ class Operation(ABC):
     """Classes of torch's modules, and of candle's of the same name, that compute it."""
     reads_tokens: ClassVar[bool] = False
     """Whether it looks up token ids."""
+    finest: ClassVar[str] = "float64"
+    """The precision that programs compute it in where their own is finer."""
 
     @abstractmethod
     def result(self, given: Given) -> Result:
