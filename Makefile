@@ -71,11 +71,12 @@ docs: $(VENV)/.ready ## The documentation site, out/site: guides, API reference,
 notebook: $(VENV)/.ready ## Run docs/notebook.ipynb again and keep what it shows
 	$(BIN)/python scripts/run_notebook.py
 
-fuzz: setup ## 20,000 damaged archives, logs, checkpoints and dumps each against every reading command; SEEDS=first:stop (an hour)
+fuzz: setup ## 20,000 damaged archives, logs, checkpoints, dumps and exported models each against every reading command; SEEDS=first:stop (an hour)
 	$(BIN)/python -m tests.attacks.fuzz --format archive --seeds $(or $(SEEDS),0:20000)
 	$(BIN)/python -m tests.attacks.fuzz --format log --seeds $(or $(SEEDS),0:20000)
 	$(BIN)/python -m tests.attacks.fuzz --format checkpoint --seeds $(or $(SEEDS),0:20000)
 	$(BIN)/python -m tests.attacks.fuzz --format dump --seeds $(or $(SEEDS),0:20000)
+	$(BIN)/python -m tests.attacks.fuzz --format exported --seeds $(or $(SEEDS),0:20000)
 
 parity: setup model ## Tokens of transformers and of the native engine, 20 seeds x 100 tokens and greedy
 	$(BIN)/python scripts/parity.py --model $(MODEL) --native $(NATIVE)

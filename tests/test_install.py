@@ -176,8 +176,9 @@ def needing(folder: Path) -> dict[str, list[str]]:
     writer.add_tensor("token_embd.weight", np.ones((8, 32), np.float32))
     writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
     (folder / "cosyvoice3.yaml").write_text(DECLARED)
-    torch = pytest.importorskip("torch")
-    torch.save({"weight": torch.ones(3)}, folder / "w.pt")
+    onnx = pytest.importorskip("onnx")
+    held = [onnx.helper.make_tensor("weight", 1, [3], [1.0] * 3)]
+    onnx.save_model(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], held)), folder / "w.onnx")
     pair = folder / "pair"
     pair.mkdir()
     for name in ("python.h5", "rng.h5"):
@@ -186,7 +187,7 @@ def needing(folder: Path) -> dict[str, list[str]]:
     programs = ["--seeds", "0:1", "--ref", "true {seed}", "--cand", "true {seed}"]
     return {
         "torch record": ["record", "-o", "recorded.h5", "recorded.py"],
-        "torch weights": ["weights", "w.pt", "w.pt"],
+        "onnx": ["weights", "w.onnx", "w.onnx"],
         "audio": ["audio", "sound.wav"],
         "cosyvoice": ["config", "cosyvoice3.yaml", both[0]],
         "gguf": ["weights", "w.gguf", "w.gguf"],

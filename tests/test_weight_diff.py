@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.speech_traces import golden, tracekit
-from tracekit.checkpoints.compare import SafetensorsParameters, diff_weights
+from tracekit.checkpoints.compare import diff_weights
+from tracekit.checkpoints.kinds.safetensors import SafetensorsParameters
 
 torch = pytest.importorskip("torch")
 Tensors = dict[str, np.ndarray]
@@ -268,7 +269,7 @@ def damaged(name: str) -> None:
         ("cut.gguf", "is no sound GGUF file ("),
         ("list.pt", "holds a list, not a state dict; save model.state_dict()"),
         ("empty_dict.pt", "holds no tensors; give a checkpoint that holds a state dict"),
-        ("folder", "holds no .safetensors file; give the checkpoint's folder"),
+        ("folder", "is no checkpoint that tracekit reads: GGUF (*.gguf); ONNX (*.onnx); safetensors (*.safetensors,"),
         ("missing.pt", "cannot be read: No such file or directory"),
     ],
 )
@@ -282,9 +283,9 @@ def test_a_bad_checkpoint_gets_one_line_and_runs_nothing(name: str, said: str):
 
 
 def test_without_the_libraries_it_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch):
-    save_pt(checkpoint(""), "a.pt")
     gguf_file("a.gguf", "qwen2", quantised=False)
-    monkeypatch.setitem(sys.modules, "tracekit_torch.checkpoint_file", None)
+    Path("a.onnx").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    assert tracekit("weights", "a.pt", "a.pt")[1] == "a.pt: reading it needs torch; pip install 'tracekit[torch]'"
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert tracekit("weights", "a.onnx", "a.onnx")[1].endswith("pip install 'tracekit[onnx]'")
     assert tracekit("weights", "a.gguf", "a.gguf")[1].endswith("pip install 'tracekit[gguf]'")

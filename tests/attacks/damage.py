@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -416,14 +418,61 @@ def safetensors_header(rng: random.Random, data: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header + data[8 + length :]
 
 
+def zip_member(rng: random.Random, data: bytes) -> bytes:
+    """One entry of torch's archive is damaged; the archive around it is sound."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = {info.filename: archive.read(info) for info in archive.infolist()}
+    name = rng.choice([name for name in entries if name.endswith(".pkl") or rng.random() < 0.1])
+    entries[name] = rng.choice(BYTES)(rng, entries[name]) if entries[name] else b"\x80"
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for member, held in entries.items():
+            archive.writestr(member, held)
+    return out.getvalue()
+
+
+def onnx_field(rng: random.Random, data: bytes) -> bytes:
+    """One field of a tensor says something else."""
+    import onnx
+
+    model = onnx.ModelProto.FromString(data)
+    tensor = rng.choice(model.graph.initializer)
+    kind = rng.randrange(5)
+    if kind == 0:
+        tensor.dims.append(rng.choice([0, -1, 2, 2**31, 2**62, -(2**63)]))
+    elif kind == 1:
+        tensor.data_type = rng.choice([0, 1, 7, 8, 10, 16, 21, 22, 23, 99, -1])
+    elif kind == 2:
+        tensor.raw_data = rng.choice(BYTES)(rng, tensor.raw_data or b"x")
+    elif kind == 3:
+        tensor.data_location = 1
+        said = {"location": rng.choice(["", "..", "/etc/passwd", "a/../../b", "\0", "damaged.onnx", "nowhere.bin"])}
+        said |= {
+            "offset": rng.choice(["0", "-1", "x", str(2**62)]),
+            "length": rng.choice(["0", "-1", str(2**62), "16"]),
+        }
+        for key, value in said.items():
+            if rng.random() < 0.8:
+                tensor.external_data.add(key=key, value=value)
+    else:
+        tensor.name = rng.choice(["", "../" * 20, "a\nb", "x" * 5000, model.graph.initializer[0].name])
+    written: bytes = model.SerializeToString()
+    return written
+
+
 def damaged(rng: random.Random, data: bytes, suffix: str, scratch: Path) -> bytes:
-    """A log (`.tklog`), an archive (`.h5`) or a checkpoint (`.safetensors`, `.gguf`), damaged."""
+    """A log (`.tklog`), an archive (`.h5`) or a checkpoint (any other), damaged."""
     if suffix == ".tklog":
         return rng.choice(LOGS)(rng, data)
     if suffix == ".safetensors":
         return rng.choice([*BYTES[:4], *[safetensors_header] * 6])(rng, data)
     if suffix == ".gguf":
         return rng.choice(BYTES)(rng, data)
+    if suffix == ".onnx":
+        return rng.choice([*BYTES, *[onnx_field] * 8])(rng, data)
+    if suffix in (".pt", ".jit"):
+        zipped = [zip_member] * 8 if data[:2] == b"PK" else []
+        return rng.choice([*BYTES, *zipped])(rng, data)
     if rng.random() < 0.6:
         return edited(rng, data, scratch)
     return rng.choice(BYTES)(rng, data)

@@ -41,7 +41,7 @@ from tracekit.programs.native import write_tokens
 from tracekit.trace import TraceError
 
 ROOT = Path(__file__).parent.parent.parent
-FORMATS = ("archive", "log", "checkpoint", "dump")
+FORMATS = ("archive", "log", "checkpoint", "dump", "exported")
 MEMORY = 1 << 30
 """Bytes of address space that a worker may take beyond what it has when it begins."""
 CONFIG = '{"hidden_size": 32, "rope_theta": 10000.0, "num_attention_heads": 4, "eos_token_id": 2}'
@@ -76,6 +76,7 @@ def make_bases(folder: Path) -> Bases:
     bases.files["archive"] = [*sorted(folder.glob("*.h5")), ROOT / "traces/rng.h5", ROOT / "traces/native.h5"]
     bases.files["checkpoint"] = [ROOT / "traces/model/model.safetensors", write_gguf(folder / "small.gguf")]
     bases.files["dump"] = write_dumps(folder / "dumps")
+    bases.files["exported"] = write_exported(folder)
     (folder / "config.json").write_text(CONFIG)
     return bases
 
@@ -90,6 +91,26 @@ def write_gguf(path: Path) -> Path:
     writer.add_tensor("blk.0.attn_q.weight", np.ones((32, 32), np.float16))
     writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
     return path
+
+
+def write_exported(folder: Path) -> list[Path]:
+    """What PyTorch saves, in its zip format and before it, TorchScript, ONNX."""
+    import onnx
+    import torch
+
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.LayerNorm(4))
+    torch.save(module.state_dict(), folder / "zip.pt")
+    torch.save(module.state_dict(), folder / "old.pt", _use_new_zipfile_serialization=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(module).save(folder / "script.jit")
+    held = [onnx.numpy_helper.from_array(value.numpy(), name) for name, value in module.state_dict().items()]
+    held.append(onnx.helper.make_tensor("half", onnx.TensorProto.FLOAT16, [4], np.arange(4.0)))
+    constant = onnx.helper.make_node("Constant", [], ["eps"], value_float=1e-5)
+    graph = onnx.helper.make_graph([constant], "g", [], [], held)
+    onnx.save_model(onnx.helper.make_model(graph), folder / "small.onnx")
+    return [folder / name for name in ("zip.pt", "old.pt", "script.jit", "small.onnx")]
 
 
 def checkpoint_commands(rng: random.Random, bases: Bases, bad: Path) -> list[str]:

@@ -7,62 +7,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.checkpoints.pairing import BLOCK, Order, PairedBy, TensorPair, Transposed, content_of, pair_tensors
+from tracekit.checkpoints.parameters import Parameters
 from tracekit.dtypes import round_to, to_float
 from tracekit.trace import Json
 
-BLOCK = 1 << 20
-"""Elements compared at a time; a multiple of every quantised block."""
 NARROW = ("bfloat16", "float16")
 """Formats that a checkpoint may have gone through on its way."""
 GAIN_RESIDUAL = 0.01
 """Largest part of a difference that a gain may leave unexplained and still be named."""
 HEADS = ("lm_head.weight", "embed_tokens.weight")
 """Two names of one tensor where embeddings are tied; a checkpoint may leave the first out."""
+PARTS = 12
+"""Parts of a model that are told apart, at most."""
+REARRANGED = "the same numbers in another order"
 KNOWN_EXTRAS = {
     "spk_embed_affine_layer": "projects a speaker's embedding, which CosyVoice3's language model does not take",
 }
 """Last but one part of a parameter's name -> what it is for."""
-
-
-class Parameters(Protocol):
-    """A checkpoint of any kind. `dtype` is torch's word or a quantisation's name."""
-
-    path: str
-
-    @property
-    def names(self) -> list[str]: ...
-    def dtype(self, name: str) -> str: ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
-    def values(self, name: str, first: int, stop: int) -> NDArray[Any]:
-        """Elements [first, stop) of the flattened tensor as floats. `first` is a multiple of `BLOCK`."""
-
-
-class SafetensorsParameters:
-    """Safetensors files, one or a folder's; raises TraceError as `Checkpoint` does."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._checkpoint = Checkpoint(path)
-
-    @property
-    def names(self) -> list[str]:
-        return self._checkpoint.names
-
-    def dtype(self, name: str) -> str:
-        return self._checkpoint.dtype(name)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._checkpoint.shape(name)
-
-    def values(self, name: str, first: int, stop: int) -> NDArray[Any]:
-        return to_float(self._checkpoint.bits(name).reshape(-1)[first:stop], self.dtype(name))
 
 
 @dataclass(frozen=True)
@@ -78,10 +47,24 @@ class ValueDifference:
     differing: int  # elements
     elements: int
     note: str | None  # a simple relation that explains all of it
+    unrelated: bool = False  # no nearer to each other than to zero
+    held_as: str | None = None  # where the second has these very numbers under another name
 
     def to_json(self) -> Json:
         numbers = ("relative", "max_abs", "one", "other")
         return vars(self) | {name: _finite(getattr(self, name)) for name in numbers} | {"index": list(self.index)}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tensors of the first whose names begin alike."""
+
+    name: str
+    tensors: int
+    differing: int
+    missing: int
+    unrelated: int
+    largest: ValueDifference | None  # of those whose values differ
 
 
 @dataclass(frozen=True)
@@ -94,6 +77,10 @@ class WeightDiff:
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
     dtypes: Mapping[str, tuple[str, str]]
     values: tuple[ValueDifference, ...]  # largest first
+    pairs: tuple[TensorPair, ...] = ()
+    alike: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()  # names on both sides that hold the same numbers
+    settings: tuple[int, int] = (0, 0)  # of a side's graph, without a partner: axes, shapes, single numbers
+    parts: tuple[Part, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -110,24 +97,109 @@ class WeightDiff:
             "shapes": {name: [list(one), list(other)] for name, (one, other) in self.shapes.items()},
             "dtypes": {name: list(pair) for name, pair in self.dtypes.items()},
             "values": [difference.to_json() for difference in self.values],
+            "renamed": [
+                {"first": pair.one, "second": pair.other, "by": pair.by.value, "order": pair.order.value}
+                for pair in self.pairs
+                if pair.by is not PairedBy.NAME
+            ],
+            "alike": [[list(ours), list(theirs)] for ours, theirs in self.alike],
+            "settings": list(self.settings),
             "notes": list(self.notes),
         }
 
 
 def diff_weights(one: Parameters, other: Parameters) -> WeightDiff:
-    """Compare every tensor that both have; a common prefix on one side is stripped, a tied head may be left out."""
-    partner, notes = _partners(one, other)
-    missing = [name for name in one.names if name not in partner]
-    extra = [name for name in other.names if name not in set(partner.values())]
-    for side, left in ((one, missing), (other, extra)):
-        notes += _drop_tied(side, left)
+    """Compare every tensor that both have, paired by name or by content (`tracekit.checkpoints.pairing`); a tied head
+    may be left out."""
+    pairing = pair_tensors(one, other)
+    notes = [f"{path}: names are compared without their prefix {head!r}" for path, head in pairing.prefixes]
+    paired = ({pair.one for pair in pairing.pairs}, {pair.other for pair in pairing.pairs})
+    for at in (0, 1):
+        paired[at].update(name for group in pairing.alike for name in group[at])
+    left = [
+        [name for name in side.names if name not in taken] for side, taken in zip((one, other), paired, strict=True)
+    ]
+    for side, names in zip((one, other), left, strict=True):
+        notes += _drop_tied(side, names)
+    settings = [_drop_settings(side, names) for side, names in zip((one, other), left, strict=True)]
+    missing, extra = left
     notes += _known(missing + extra)
-    shapes = {a: (one.shape(a), other.shape(b)) for a, b in partner.items() if one.shape(a) != other.shape(b)}
+    turned = Transposed(other, (pair.other for pair in pairing.pairs if pair.order is Order.TRANSPOSED))
+    partner = {pair.one: pair.other for pair in pairing.pairs}
+    shapes = {a: (one.shape(a), other.shape(b)) for a, b in partner.items() if one.shape(a) != turned.shape(b)}
     dtypes = {a: (one.dtype(a), other.dtype(b)) for a, b in partner.items() if one.dtype(a) != other.dtype(b)}
-    alike = {a: b for a, b in partner.items() if a not in shapes}
-    found = [difference for a, b in alike.items() if (difference := _compare(one, a, other, b))]
+    arranged = {pair.one for pair in pairing.pairs if pair.order is Order.OTHER}
+    found = [
+        replace(difference, note=difference.note or (REARRANGED if a in arranged else None))
+        for a, b in partner.items()
+        if a not in shapes and (difference := _compare(one, a, turned, b))
+    ]
+    found = _moved(one, other, partner, found)
     found.sort(key=lambda difference: -_rank(difference))
-    return WeightDiff(len(partner), tuple(missing), tuple(extra), shapes, dtypes, tuple(found), tuple(notes))
+    notes += [f"{name}: {REARRANGED}" for name in shapes if name in arranged]
+    return WeightDiff(
+        len(partner) + sum(len(ours) for ours, _ in pairing.alike),
+        tuple(missing),
+        tuple(extra),
+        shapes,
+        dtypes,
+        tuple(found),
+        pairing.pairs,
+        pairing.alike,
+        (settings[0], settings[1]),
+        _parts(one, missing, {difference.name: difference for difference in found}, set(shapes)),
+        tuple(notes),
+    )
+
+
+def _moved(
+    one: Parameters, other: Parameters, partner: Mapping[str, str], found: list[ValueDifference]
+) -> list[ValueDifference]:
+    """Says of tensors that differ where the second holds their numbers under the name of another that differs."""
+    places: dict[int, list[str]] = {}
+    for difference in found:
+        content = content_of(other, partner[difference.name])
+        if content.telling:
+            places.setdefault(content.ordered, []).append(partner[difference.name])
+    if len(found) < 2:
+        return found
+    held = [places.get(content_of(one, difference.name).ordered, []) for difference in found]
+    return [
+        replace(difference, held_as=names[0]) if len(names) == 1 else difference
+        for difference, names in zip(found, held, strict=True)
+    ]
+
+
+def _drop_settings(side: Parameters, left: list[str]) -> int:
+    """Takes out of `left` what a file says to be the graph's own; how many."""
+    settings = getattr(side, "settings", None)
+    of_graph = [] if settings is None else [name for name in left if settings(name)]
+    left[:] = [name for name in left if name not in set(of_graph)]
+    return len(of_graph)
+
+
+def _parts(
+    side: Parameters, missing: list[str], differing: Mapping[str, ValueDifference], shapes: set[str]
+) -> tuple[Part, ...]:
+    """The first words of the names after what all begin with; none where that tells no part from another."""
+    split = [name.split(".") for name in side.names]
+    alike = takewhile(lambda words: len(set(words)) == 1, zip(*split, strict=False))
+    common = sum(1 for _ in alike)
+    groups: dict[str, list[str]] = {}
+    for name, words in zip(side.names, split, strict=True):
+        groups.setdefault(".".join(words[: common + 1]), []).append(name)
+    parts = []
+    for head, names in groups.items():
+        apart = [differing[name] for name in names if name in differing]
+        gone = sum(name in missing for name in names)
+        wrong = len(apart) + sum(name in shapes for name in names)
+        unrelated = sum(each.unrelated for each in apart)
+        parts.append(
+            Part(head, len(names), wrong, gone, unrelated, max(apart, key=lambda each: each.max_abs, default=None))
+        )
+    states = {(part.differing == 0, part.missing == 0) for part in parts}
+    shown = len(states) > 1 and 1 < len(parts) <= PARTS and all(part.tensors > 1 for part in parts)
+    return tuple(parts) if shown else ()
 
 
 def _rank(difference: ValueDifference) -> float:
@@ -140,39 +212,6 @@ def _finite(value: float) -> float | str:
 
 
 # -------------------------------------------------------------------- names
-
-
-def _partners(one: Parameters, other: Parameters) -> tuple[dict[str, str], list[str]]:
-    """Names of the first -> names of the second, and what was said of prefixes."""
-    equal = set(one.names) & set(other.names)
-    rest, others = ([name for name in side.names if name not in equal] for side in (one, other))
-    ours, theirs = _prefix(rest, others), _prefix(others, rest)
-    known = {name.removeprefix(theirs): name for name in others} | {name: name for name in equal}
-    shorter = {name: name if name in equal else name.removeprefix(ours) for name in one.names}
-    pairs = {
-        name: known[short]
-        for name, short in shorter.items()
-        if short in known and (name in equal or short not in equal)
-    }
-    notes = [
-        f"{side.path}: names are compared without their prefix {head!r}"
-        for side, head in ((one, ours), (other, theirs))
-        if head and len(pairs) > len(equal)
-    ]
-    return pairs, notes
-
-
-def _prefix(names: list[str], others: list[str]) -> str:
-    """The dotted beginning whose removal makes most of `names` names of the others."""
-    wanted = set(others)
-    tails = {name.split(".", 1)[-1] for name in others[:3]} | set(others[:3])
-    heads = {name.removesuffix(tail) for name in names for tail in tails if name.endswith("." + tail)}
-
-    def matches(head: str) -> int:
-        return sum(name.removeprefix(head) in wanted for name in names)
-
-    best = max(sorted(heads), key=matches, default="")
-    return best if best and matches(best) else ""
 
 
 def _drop_tied(side: Parameters, left: list[str]) -> list[str]:
@@ -215,13 +254,13 @@ class _Relations:
             if not np.array_equal(to_float(round_to(source, dtype), dtype), result):
                 self.roundings.discard((dtype, side))
 
-    def note(self, squared: float) -> str | None:
+    def note(self, squared: float, elements: int) -> str | None:
         """The simplest relation that explains the difference."""
         for dtype, side in sorted(self.roundings):
             return f"the {'second' if side == 'other' else 'first'} is the other, rounded to {dtype}"
         gain = self.cross / self.own if self.own else math.nan
         left = self.theirs - gain * self.cross
-        if math.isfinite(gain) and left <= GAIN_RESIDUAL**2 * squared:
+        if elements > 1 and math.isfinite(gain) and left <= GAIN_RESIDUAL**2 * squared:
             return f"the second is {gain:.6g} times the first"
         return None
 
@@ -246,8 +285,9 @@ def _compare(one: Parameters, name: str, other: Parameters, called: str) -> Valu
         return None
     relative = math.sqrt(squared / relations.own) if relations.own else math.inf
     index = tuple(int(side) for side in np.unravel_index(at, shape)) if shape else ()
-    note = relations.note(squared)
-    return ValueDifference(name, relative, worst, index, *pair, differing, math.prod(shape), note)
+    note = relations.note(squared, math.prod(shape))
+    unrelated = math.isfinite(squared) and squared >= max(relations.own, relations.theirs)
+    return ValueDifference(name, relative, worst, index, *pair, differing, math.prod(shape), note, unrelated)
 
 
 def _distances(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tracekit.checkpoints.compare import Parameters, ValueDifference, WeightDiff
+from tracekit.checkpoints.compare import Part, ValueDifference, WeightDiff
+from tracekit.checkpoints.pairing import Order, PairedBy
+from tracekit.checkpoints.parameters import Parameters
 from tracekit.report.summary_text import aligned
 
 SHOWN = 20
 """Rows of a table before the rest is only counted."""
+UNRELATED = "unrelated: no nearer to each other than to zero"
 NAMED = 4
 """Names of a list before the rest is only counted."""
 
@@ -17,12 +20,13 @@ def weight_text(found: WeightDiff, one: Parameters, other: Parameters) -> str:
     """Heads, the verdict, then names, shapes, dtypes and values; the largest value difference first."""
     lines = _heads(one, other)
     lines.append(f"{'SAME' if found.same else 'DIFFERENT'}  {found.compared} tensors compared")
+    lines += _parts(found.parts)
     lines += _listed("only in the first", found.missing, one)
     lines += _listed("only in the second", found.extra, other)
     shapes = [f"{name} {list(a)} | {list(b)}" for name, (a, b) in found.shapes.items()]
     lines += [f"  shapes differ: {line}" for line in shapes[:SHOWN]] + _more(len(shapes))
     lines += _dtypes(found)
-    lines += [f"  note: {note}" for note in found.notes]
+    lines += [f"  note: {note}" for note in (*_paired(found), *found.notes)]
     if found.values:
         lines += ["", f"values differ in {len(found.values)} tensors, the largest difference first"]
         lines += [_table(found.values[:SHOWN]), *_more(len(found.values))]
@@ -52,6 +56,56 @@ def _listed(said: str, names: tuple[str, ...], side: Parameters) -> list[str]:
     return [f"  {said}: {shown}{more}"]
 
 
+def _parts(parts: tuple[Part, ...]) -> list[str]:
+    """A line a part of the model, where parts fare differently."""
+    rows = []
+    for part in parts:
+        held = part.tensors - part.missing
+        if not held:
+            said = "only in the first"
+        elif not part.differing:
+            said = "all equal" if held == part.tensors else f"{held} equal, {part.missing} only in the first"
+        else:
+            said = f"{part.differing} of {held} differ"
+            said += f" ({part.unrelated} unrelated)" if part.unrelated else ""
+            if part.largest is not None:
+                said += f", by up to {part.largest.max_abs:.3g} ({part.largest.name})"
+        rows.append((f"{part.name}.*", f"{part.tensors} tensors", said))
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
+    return [f"  {name:<{widths[0]}}  {count:<{widths[1]}}  {said}" for name, count, said in rows]
+
+
+WHY = {
+    PairedBy.SPELLING: "by the words of their names",
+    PairedBy.CONTENT: "by content: they hold the same numbers",
+    PairedBy.MODULE: "by their module, of which another tensor is paired",
+    PairedBy.NEAREST: "by nearest values",
+}
+
+
+def _paired(found: WeightDiff) -> list[str]:
+    """How tensors of different names were paired, and which of them are arranged otherwise."""
+    lines = []
+    for why, words in WHY.items():
+        pairs = [pair for pair in found.pairs if pair.by is why]
+        if pairs:
+            lines.append(f"{len(pairs)} paired {words}, such as {pairs[0].one} | {pairs[0].other}")
+    turned = [pair for pair in found.pairs if pair.order is Order.TRANSPOSED]
+    if turned:
+        lines.append(f"{len(turned)} are transposed in the second, such as {turned[0].other}")
+    if found.alike:
+        ours, theirs = (sum(len(group[at]) for group in found.alike) for at in (0, 1))
+        first = found.alike[0]
+        lines.append(
+            f"{ours} of the first and {theirs} of the second hold the same numbers, and which is which cannot be told, "
+            f"such as {first[0][0]} | {first[1][0]}"
+        )
+    for side, count in zip(("first", "second"), found.settings, strict=True):
+        if count:
+            lines.append(f"{count} constants of the {side}'s graph have no partner (axes, shapes, single numbers)")
+    return lines
+
+
 def _dtypes(found: WeightDiff) -> list[str]:
     """A line a pair of dtypes."""
     pairs: dict[tuple[str, str], list[str]] = {}
@@ -73,11 +127,17 @@ def _table(differences: tuple[ValueDifference, ...]) -> str:
             f"{one.one:.6g}",
             f"{one.other:.6g}",
             f"{one.differing} of {one.elements}",
-            one.note or "",
+            _note(one),
         ]
         for one in differences
     ]
     return aligned(rows, ["tensor", "relative", "largest", "at", "first", "second", "elements", "note"])
+
+
+def _note(difference: ValueDifference) -> str:
+    if difference.held_as is not None:
+        return f"the second holds it as {difference.held_as}"
+    return difference.note or (UNRELATED if difference.unrelated else "")
 
 
 def _more(count: int) -> list[str]:

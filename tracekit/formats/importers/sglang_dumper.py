@@ -20,7 +20,7 @@ from tracekit.dtypes import is_float
 from tracekit.errors import TraceError
 from tracekit.formats.dumped import Dump, DumpedSequence, DumpedStep, integers_of
 from tracekit.formats.log import Tensor
-from tracekit.formats.torch_file import torch_file
+from tracekit.formats.torch_file import StoredTensor, read_torch_file
 from tracekit.trace import INPUT_SUFFIX
 
 NAME = re.compile(r"(?=.*(^|___)name=)(?=.*(^|___)dump_index=\d)(\w+=.*___)*\w+=.*\.pt")
@@ -82,13 +82,15 @@ class _Dumped:
 
 
 def _dumped(file: Path) -> _Dumped:
-    held = torch_file(file)
+    held = read_torch_file(file).root
     tags: dict[str, Any] = dict(pair.split("=", 1) for pair in PAIRS.split(file.stem) if "=" in pair)
     value = held
     if isinstance(held, dict) and "value" in held:
         value = held["value"]
         meta = held.get("meta")
         tags |= meta if isinstance(meta, dict) else {}
+    if isinstance(value, StoredTensor):
+        value = Tensor(value.dtype, value.shape, np.ascontiguousarray(value.bits).tobytes())
     step = tags.get("step", tags.get("forward_pass_id", 0))
     layer = tags.get("layer_id")
     try:

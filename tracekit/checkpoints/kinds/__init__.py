@@ -1,0 +1,1 @@
+"""Formats of checkpoints, one file a format, each with its `KIND`."""
