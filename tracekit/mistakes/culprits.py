@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def explained(
         known = [explanation for explanation in same if explanation is not None][-1:]
         others = index < EXPLAINED
         if isinstance(culprit.own.recipe.operation, Segment):
-            out.append(ExplainedCulprit.of(culprit, None))
+            out.append(culprit if isinstance(culprit, ExplainedCulprit) else ExplainedCulprit.of(culprit, None))
             continue
         together = not any(one.own.recipe.kind == culprit.own.recipe.kind and one.explanation is None for one in out)
         explanation = explain(Case.of(culprit, run, book), known, others, together) if known or others else None
@@ -106,12 +106,24 @@ def alike(trace: Trace, checkpoint: Checkpoint, found: Audit, wiring: Trace | No
 
 def explained_audit(trace: Trace, checkpoint: Checkpoint, found: Audit) -> ExplainedAudit:
     """The audit of one trace with its culprits explained."""
+    edits = {one.site: one.explanation for one in found.culprits if isinstance(one, ExplainedCulprit)}
     culprits = explained(trace, checkpoint, _with_recipes(trace, checkpoint, found), None)
+    culprits = [_with_edit(culprit, edits.get(culprit.site)) for culprit in culprits]
     if all(map(is_precise, culprits)):
         culprits += alike(trace, checkpoint, found, None)
     culprits.sort(key=is_precise)
     guilty = {culprit.site for culprit in culprits}
     return ExplainedAudit(**{**vars(found), "culprits": tuple(culprits), "clean": found.clean - guilty})
+
+
+def _with_edit(culprit: ExplainedCulprit, edit: Explanation | None) -> ExplainedCulprit:
+    """A culprit with the edit of the reference's source that explains it: a recipe names the mistake, an edit its line.
+    The declared formula in another arithmetic has no wrong line."""
+    named = culprit.explanation
+    if edit is None or named is edit or is_precise(culprit):
+        return culprit
+    both = edit if named is None else replace(named, also=(*named.also, edit))
+    return replace(culprit, explanation=both)
 
 
 def _with_recipes(trace: Trace, checkpoint: Checkpoint, found: Audit) -> list[Culprit]:

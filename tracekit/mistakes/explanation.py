@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeAlias
+
+from tracekit.mistakes.edited_line import EditedLine
 
 Value: TypeAlias = "int | float | str | bool | tuple[Value, ...] | None"
 
@@ -61,6 +63,14 @@ class Explanation:
     also: tuple[Explanation, ...] = ()  # others that fit as well
     parts: tuple[Explanation, ...] = ()  # two mistakes at once
     where: Where = EVERYWHERE
+    edit: EditedLine | None = None  # of the reference's source
+
+    @property
+    def lines(self) -> tuple[EditedLine, ...]:
+        """Lines of the reference's source that were got wrong: its own edit, those of its parts, and those that cannot
+        be told from it."""
+        own = () if self.edit is None else (self.edit,)
+        return own + tuple(line for other in (*self.parts, *self.also) for line in other.lines)
 
     @property
     def value(self) -> Value:
@@ -81,9 +91,16 @@ class Explanation:
             and self.values.keys() == other.values.keys()
             and all(_alike(value, other.values[name]) for name, value in self.values.items())
             and self.where == other.where
+            and _same_edit(self.edit, other.edit)
             and len(self.parts) == len(other.parts)
             and all(one.same(part) for one, part in zip(self.parts, other.parts, strict=True))
         )
+
+
+def _same_edit(one: EditedLine | None, other: EditedLine | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return replace(one, number=None) == replace(other, number=None) and _alike(one.number, other.number)
 
 
 def _alike(one: Value, other: Value) -> bool:
@@ -91,6 +108,12 @@ def _alike(one: Value, other: Value) -> bool:
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=DIGITS)
     return one == other
+
+
+EDITED_LINE = Mistake("edited_line", "{edit}")
+"""The reference's program with one operation changed."""
+TWO_EDITS = Mistake("two_edits", "{parts[0]}; and {parts[1]}")
+"""Two of them at once."""
 
 
 @dataclass(frozen=True)
@@ -105,3 +128,26 @@ class FitsAsWell:
     """As evidence: another explanation that cannot be told from the first."""
 
     explanation: Explanation
+
+
+@dataclass(frozen=True)
+class InTheSource:
+    """As evidence: the line of the reference's source that a named mistake is in."""
+
+    edit: EditedLine
+
+
+@dataclass(frozen=True)
+class NotToldApart:
+    """As evidence: other lines of the reference's source whose edits leave as little."""
+
+    edits: tuple[EditedLine, ...]
+
+
+def in_the_source(explanation: Explanation) -> tuple[InTheSource | NotToldApart, ...]:
+    """What is to be said of an explanation's lines, after the explanation itself."""
+    named, others = explanation.lines[:1], explanation.lines[1:]
+    if explanation.parts:
+        return ()
+    first = tuple(InTheSource(line) for line in named if explanation.edit is None)
+    return (*first, NotToldApart(others)) if others else first

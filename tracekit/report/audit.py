@@ -7,7 +7,7 @@ from tracekit.auditing.own_error import FALSE_ALARMS
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.inspection.settings import Difference
 from tracekit.mistakes.culprits import ExplainedAudit, ExplainedCulprit
-from tracekit.mistakes.explanation import Explained
+from tracekit.mistakes.explanation import Explained, in_the_source
 from tracekit.mistakes.ranking import grouped
 from tracekit.report.coverage import coverage_json, left_out, shares
 from tracekit.report.text import counted_values
@@ -78,6 +78,7 @@ def _mistake(group: list[ExplainedCulprit], consequences: Consequences | None) -
     ]
     if explanation is not None:
         lines.append(f"    {sentence(Explained(explanation))}")
+        lines += [f"    {sentence(said)}" for said in in_the_source(explanation)]
     share = None if consequences is None else consequences.of(first.site)
     if share is not None and consequences is not None:
         lines.append(f"    {share_text(share, consequences)}{_with(group, share)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tracekit.mistakes.explanation import Explained, Explanation, Extent, FitsAsWell, Value, Where
-from tracekit.report.words import sentence, words
+from tracekit.report.words import fields_and_text, sentence, words
 from tracekit.trace import Json
 
 WHERE = {
@@ -20,7 +20,8 @@ WHERE = {
 def _explanation(one: Explanation) -> str:
     shown: Mapping[str, object] = {name: _shown(value) for name, value in one.values.items()}
     parts = tuple(sentence(part) for part in one.parts)
-    return one.mistake.words.format_map({**shown, "parts": parts}) + sentence(one.where)
+    edit = "" if one.edit is None else sentence(one.edit)
+    return one.mistake.words.format_map({**shown, "parts": parts, "edit": edit}) + sentence(one.where)
 
 
 @words(Where)
@@ -45,7 +46,8 @@ def _as_well(said: FitsAsWell) -> str:
 def explanation_json(one: Explanation | None) -> Json | None:
     """`kind`, the mistake's id; `value`, its one number; `values`, all; `residual`, over the rounding bound at a site,
     nats of probability at a filter; `steps`; `also`, ids of others that fit; `parts` of two mistakes at once;
-    `precision`, whether it is a choice of precision and no wrong formula; `where`, `text`."""
+    `precision`, whether it is a choice of precision and no wrong formula; `lines`, edits of the reference's source, the
+    first of which is named, the others cannot be told from it; `where`, `text`."""
     if one is None:
         return None
     return {
@@ -57,6 +59,7 @@ def explanation_json(one: Explanation | None) -> Json | None:
         "also": [other.mistake.id for other in one.also],
         "parts": [explanation_json(part) for part in one.parts],
         "precision": one.precision,
+        "lines": [fields_and_text(line) for line in one.lines],
         "where": {"extent": one.where.extent.value, "first": one.where.first},
         "text": sentence(one),
     }

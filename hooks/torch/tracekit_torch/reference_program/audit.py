@@ -17,9 +17,11 @@ from tracekit.inspection.non_finite import first_non_finite
 from tracekit.inspection.sanity import losses
 from tracekit.inspection.settings import declared_differences
 from tracekit.inspection.site_rows import logits_width
+from tracekit.mistakes.culprits import ExplainedCulprit
 from tracekit.trace import Sequence, Trace, TraceError
 from tracekit_torch.reference_program.consequence import weigher
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
+from tracekit_torch.reference_program.explaining import explanations
 from tracekit_torch.reference_program.loading import inputs_of
 from tracekit_torch.reference_program.replay import Replay, Replayed
 
@@ -45,14 +47,16 @@ def audit_by(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
     tests = sum(_tests(sequence) for sequence in trace.sequences)
     for sequence in trace.sequences:
         judge = Judge(model, trace, sequence, unit, FALSE_ALARMS / max(tests, 1))
-        for own in judge.owns():
+        owns = judge.owns()
+        why = explanations(model, trace, sequence, [own for own in owns if own.wrong], unit)
+        for own in owns:
             site = own.recipe.site
             values += own.statistics.rows.size * own.statistics.columns.size
             peak = max(peak, *own.over.values())
             if not own.wrong:
                 clean.add(site)
             elif site not in culprits:
-                culprits[site] = culprit_of(trace, sequence, own)
+                culprits[site] = ExplainedCulprit.of(culprit_of(trace, sequence, own), why.get(site))
         unknown |= judge.replay.missed
     ranked = sorted(culprits.values(), key=lambda one: (one.sequence, one.step, one.order))
     return Audit(

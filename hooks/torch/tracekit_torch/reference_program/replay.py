@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from tracekit.dtypes import to_float
-from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence
+from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, SiteData
 from tracekit_torch.eager import plain_name
 from tracekit_torch.reference_program.lockstep import Lockstep
 from tracekit_torch.rows import Axis, arranged
@@ -126,14 +126,11 @@ class Replay:
         if data is None or value is None or not value.is_floating_point() or name in self._seen:
             return
         with _disable_current_modes(), torch._C.DisableTorchFunction():
-            length = self._sequence.positions if data.axis is None else max(stop for _, stop in data.ranges)
-            rows = arranged(Axis(1, length, length), value, data.width)
-            if rows is None or rows.numel() != data.width * length:
+            parts = recorded_parts(self._sequence, data, value)
+            if parts is None:
                 self.missed[name] = f"the reference gives {list(value.shape)} there"
                 return
-            rows = rows[0] if rows.shape[0] == 1 and rows.shape[0] != length else rows
             self._seen.add(name)
-            parts = [rows[first:stop] for first, stop in data.ranges]
             read = [to_float(self._sequence.read(name, *window), data.dtype) for window in data.ranges]
             if self._only is None or name in self._only:
                 places = np.concatenate([np.arange(*window) for window in data.ranges])
@@ -185,10 +182,21 @@ class Replay:
         else:
             recorded = to_float(logits, sequence.logits_dtype).astype(np.float64)
             with _disable_current_modes():
-                self._compare(LOGITS, np.arange(len(positions)), recorded, _rows(value[0], positions))
+                self._compare(LOGITS, np.arange(len(positions)), recorded, rows_of(value[0], positions))
 
 
-def _rows(value: torch.Tensor, rows: list[int]) -> list[torch.Tensor]:
+def recorded_parts(sequence: Sequence, data: SiteData, value: torch.Tensor) -> list[torch.Tensor] | None:
+    """Views of the rows of a site's `value` that are recorded, [rows, ...] for each of its ranges; None where its shape
+    is not that of what was recorded."""
+    length = sequence.positions if data.axis is None else max(stop for _, stop in data.ranges)
+    rows = arranged(Axis(1, length, length), value, data.width)
+    if rows is None or rows.numel() != data.width * length:
+        return None
+    rows = rows[0] if rows.shape[0] == 1 and rows.shape[0] != length else rows
+    return [rows[first:stop] for first, stop in data.ranges]
+
+
+def rows_of(value: torch.Tensor, rows: list[int]) -> list[torch.Tensor]:
     """Views of the rows of `value`, of as many at a time as follow each other."""
     runs = np.split(np.array(rows), np.flatnonzero(np.diff(rows) != 1) + 1)
     return [value[int(run[0]) : int(run[-1]) + 1] for run in runs]

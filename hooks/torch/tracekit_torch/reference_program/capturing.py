@@ -1,0 +1,44 @@
+"""One pass of the replay in which the operations before each site are written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from tracekit.trace import LOGITS, Sequence
+from tracekit_torch.reference_program.replay import Replay, Replayed, recorded_parts, rows_of
+from tracekit_torch.reference_program.segment import Capture, Segment
+
+
+class Capturing(Replay):
+    """A replay that knows, after it was run, what feeds a site."""
+
+    def __init__(self, model: nn.Module, sequence: Sequence, forward: Callable[[], Any]) -> None:
+        super().__init__(model, sequence, forward)
+        self._capture = Capture()
+
+    def sites_with_segments(self, names: list[str]) -> dict[str, tuple[Replayed, Segment]]:
+        """Run it: these sites, as far as they are met, with what feeds each."""
+        with self._capture:
+            self.run(only=names)
+        found = {name: self._capture.segment(name) for name in self.sites}
+        return {name: (self.sites[name], segment) for name, segment in found.items() if segment is not None}
+
+    def _at(self, name: str, value: torch.Tensor | None) -> None:
+        if value is None or name in self._seen or name not in self._sequence.sites:
+            return
+        before, data = self._capture.of(value), self._sequence.sites[name]
+        super()._at(name, value)
+        if name in self._seen:
+            self._capture.met(name, before, lambda tensor: recorded_parts(self._sequence, data, tensor) or [])
+            self._capture.put(value, before)
+
+    def _logits(self, output: Any) -> None:
+        super()._logits(output)
+        if LOGITS in self.sites:
+            positions = [self._sequence.step(index).position for index in range(self._sequence.step_count)]
+            value = self._capture.of(output.logits)
+            self._capture.met(LOGITS, value, lambda tensor: rows_of(tensor[0], positions))

@@ -1,0 +1,19 @@
+"""Ways to get a line of the reference wrong, one file each: `EDIT`. They are found by walking this package."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+
+from tracekit_torch.reference_program.edits.edit import Change, Edit, Freedom
+
+__all__ = ["Change", "Edit", "Freedom", "all_edits"]
+
+
+@cache
+def all_edits() -> tuple[Edit, ...]:
+    """All of them, those that are free to choose least first."""
+    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    found = [edit for module in modules if isinstance(edit := getattr(module, "EDIT", None), Edit)]
+    return tuple(sorted(found, key=lambda edit: edit.freedom))

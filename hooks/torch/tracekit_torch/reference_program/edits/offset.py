@@ -1,0 +1,24 @@
+"""A result plus a number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tracekit.mistakes.edited_line import EditKind
+from tracekit_torch.reference_program.edits.edit import Change, Edit, Freedom
+from tracekit_torch.reference_program.edits.scaled import SHAPES_ONLY
+from tracekit_torch.reference_program.segment import Given, Result, Segment
+
+
+def _changes(segment: Segment, place: int) -> Iterator[Change]:
+    node = segment.nodes[place]
+    out = segment.clean[node.outputs[0]] if len(node.outputs) == 1 else None
+    if out is not None and out.is_floating_point() and node.name not in SHAPES_ONLY:
+        yield Change("added", _added, neutral=0.0, starts=(1.0, -1.0))
+
+
+def _added(given: Given, number: float) -> Result:
+    return given.result() + number
+
+
+EDIT = Edit(EditKind.OFFSET, Freedom.NUMBER, _changes)

@@ -1,0 +1,39 @@
+"""A result rounded to a narrower format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from tracekit.mistakes.edited_line import EditKind
+from tracekit_torch.reference_program.edits.edit import Change, Edit, Freedom
+from tracekit_torch.reference_program.edits.scaled import SHAPES_ONLY
+from tracekit_torch.reference_program.segment import Given, Result, Segment
+
+FORMATS = ("bfloat16", "float16")
+
+
+def _changes(segment: Segment, place: int) -> Iterator[Change]:
+    node = segment.nodes[place]
+    out = segment.clean[node.outputs[0]] if len(node.outputs) == 1 else None
+    if out is None or not out.is_floating_point() or node.name in SHAPES_ONLY:
+        return
+    for name in FORMATS:
+        yield Change(("rounded", name), _rounded(getattr(torch, name)), other=name)
+        made = _rounded(getattr(torch, name))
+        yield Change(("onwards", name), made, other=name, onwards=True, kind=EditKind.ROUNDED_ONWARDS)
+
+
+def _rounded(dtype: torch.dtype) -> Any:
+    def rounded(given: Given, number: float) -> Result:
+        out = given.result()
+        if not isinstance(out, torch.Tensor) or not out.is_floating_point():
+            return out
+        return out.to(dtype).to(out.dtype)
+
+    return rounded
+
+
+EDIT = Edit(EditKind.ROUNDED, Freedom.AMONG_FEW, _changes)

@@ -1,0 +1,290 @@
+"""Which line of the reference the candidate got wrong: edits of the operations before a culprit, tried one by one.
+
+An edit explains a culprit where the reference with it gives what was recorded, judged as the audit judges the reference
+itself: by runs of the edited operations with drawn roundings. Edits of other lines that leave as little are named with
+it, since these values do not tell them apart.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from tracekit.auditing.drawn_error import drawn_result, judged
+from tracekit.auditing.operations import Result as Drawn
+from tracekit.auditing.own_error import Own
+from tracekit.dtypes import UNIT_ROUNDOFF
+from tracekit.mistakes.edited_line import EditedLine
+from tracekit.mistakes.explanation import EDITED_LINE, Explanation
+from tracekit.trace import Sequence, Trace
+from tracekit_torch.reference_program.capturing import Capturing
+from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
+from tracekit_torch.reference_program.edits import Change, Edit, all_edits
+from tracekit_torch.reference_program.fitting import fitted
+from tracekit_torch.reference_program.loading import inputs_of
+from tracekit_torch.reference_program.replay import Replayed
+from tracekit_torch.reference_program.segment import Changed, Given, Result, Segment
+from tracekit_torch.reference_program.source_lines import lines_of
+
+Floats = NDArray[np.float64]
+SECONDS = 10.0
+"""For one culprit that no known edit explains."""
+ALL_SECONDS = 30.0
+"""For all culprits of a sequence together."""
+DRAWS, CLOSE_DRAWS = 8, 32
+CLOSE = 4.0
+"""Times its limit up to which a statistic is judged by more draws."""
+NEAR = 30.0
+"""Standard deviations of the reference's rounding up to which an edit is judged by its own."""
+FINALISTS = 24
+"""Edits that are judged by their own rounding, those that leave least."""
+NEARLY = 1.3
+"""Times the least residual up to which an edit holds as well."""
+ROUNDED_AWAY = 0.05
+"""Residuals below this are the same: next to nothing."""
+MEANT = 4.0
+"""Standard deviations of a fitted number within which one with fewer digits is taken as meant."""
+ROUNDED_TWICE = 4.0
+"""Roundoffs that a constant and what it goes into may be off by."""
+DIGITS = (1, 2, 3, 4, 5, 6)
+"""A number may be meant to so many."""
+
+
+def explanations(
+    model: nn.Module, trace: Trace, sequence: Sequence, wrong: list[Own], unit: float
+) -> dict[str, Explanation]:
+    """By site, for those culprits of a sequence that an edit of the reference explains. `unit`: unit roundoff of the
+    dtype that the candidate computes in."""
+    if not wrong:
+        return {}
+    given = inputs_of(model, trace, sequence)
+    replay = Capturing(model, sequence, lambda: model(**given, use_cache=False))
+    sites = replay.sites_with_segments([own.recipe.site for own in wrong])
+    found: dict[str, Explanation] = {}
+    known: list[Held] = []
+    end = time.monotonic() + ALL_SECONDS
+    for own in wrong:
+        name = own.recipe.site
+        if name not in sites or time.monotonic() > end:
+            continue
+        site, segment = sites[name]
+        data = sequence.sites.get(name)
+        stored = data.dtype if data is not None else sequence.logits_dtype or "float32"
+        units = unit, UNIT_ROUNDOFF.get(stored, unit)
+        suspect = Suspect(site, own, segment, units, min(end, time.monotonic() + SECONDS))
+        held = suspect.held(known) if suspect.faithful else []
+        if held:
+            known = held
+            found[name] = suspect.explanation(held)
+    return found
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An edit at a node of a segment."""
+
+    edit: Edit
+    place: int
+    change: Change
+
+    @property
+    def freedom(self) -> int:
+        return self.edit.freedom
+
+
+@dataclass(frozen=True)
+class Try:
+    """What an edit gives with one number."""
+
+    left: float
+    """What it leaves, in standard deviations of the reference's rounding."""
+    number: float | None
+    values: Floats
+
+
+@dataclass(frozen=True)
+class Held:
+    """A trial that leaves no more than rounding."""
+
+    trial: Trial
+    segment: Segment
+    number: float | None
+    values: Floats
+    residual: float
+
+    @property
+    def key(self) -> Hashable:
+        """The same for the same edit of the same line in another layer."""
+        node = self.segment.nodes[self.trial.place]
+        return self.trial.edit.kind, node.place[-1:], node.name, self.trial.change.label
+
+
+class Suspect:
+    """A culprit with its segment, on which edits are tried."""
+
+    def __init__(self, site: Replayed, own: Own, segment: Segment, units: tuple[float, float], end: float) -> None:
+        self._site, self._own, self._segment, self._end = site, own, segment, end
+        self._unit, self._stored = units
+        self._rows = np.isfinite(site.recorded).all(axis=1) & np.isfinite(site.values).all(axis=1)
+        self._recorded = site.recorded[self._rows]
+        self._right = self._drawn(site.values, self._off({}, 0, DRAWS))
+        self._scale = 1.0 / np.sqrt(self._right.variance)
+        self._signal = float(np.abs(site.values[self._rows] * self._scale).max())
+
+    @cached_property
+    def faithful(self) -> bool:
+        """Whether the segment computes what the replay did."""
+        values = self._segment.run({})
+        return values is not None and np.allclose(values, self._site.values, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+    def held(self, known: list[Held]) -> list[Held]:
+        """Edits that leave no more than rounding, of which the first is to be named; `known`, which explained another
+        culprit, are tried first."""
+        keys = {one.key: one.number for one in known}
+        again = [
+            (trial, keys[key])
+            for trial in self._trials({key[0] for key in keys})  # type: ignore[index]
+            if (key := self._key(trial)) in keys
+        ]
+        return self._judged(again) or self._judged((trial, None) for trial in self._trials())
+
+    def explanation(self, held: list[Held]) -> Explanation:
+        """The first of them, the others of other lines as alternatives."""
+        made: list[Explanation] = []
+        seen: set[tuple[str, int, int]] = set()
+        for one in held:
+            for line in self._lines(one):
+                if (line.file, line.line, line.last) not in seen:
+                    seen.add((line.file, line.line, line.last))
+                    made.append(Explanation(EDITED_LINE, residual=one.residual, edit=line))
+        return replace(made[0], also=tuple(made[1:]))
+
+    def _key(self, trial: Trial) -> Hashable:
+        return Held(trial, self._segment, None, self._recorded, 0.0).key
+
+    def _lines(self, held: Held) -> list[EditedLine]:
+        change, node = held.trial.change, self._segment.nodes[held.trial.place]
+        return [
+            EditedLine(
+                lines.name,
+                lines.line,
+                lines.last,
+                lines.text,
+                change.kind or held.trial.edit.kind,
+                node.name,
+                held.number if held.number is not None else change.number,
+                change.stated,
+                change.other,
+            )
+            for lines in lines_of(self._segment, held.trial.place, change.source)
+        ]
+
+    def _trials(self, kinds: set[object] | None = None) -> Iterator[Trial]:
+        for edit in all_edits():
+            if kinds is not None and edit.kind not in kinds:
+                continue
+            for place in range(len(self._segment.nodes) - 1, -1, -1):
+                if self._segment.nodes[place].frames:
+                    yield from (Trial(edit, place, change) for change in edit.changes(self._segment, place))
+
+    def _judged(self, trials: Iterable[tuple[Trial, float | None]]) -> list[Held]:
+        tried: list[tuple[float, Trial, list[Try]]] = []
+        for trial, number in trials:
+            if time.monotonic() > self._end:
+                break
+            options = self._tried(trial, number)
+            if options and options[-1].left <= NEAR:
+                tried.append((options[-1].left, trial, options))
+        tried.sort(key=lambda each: each[0])
+        made = (self._first_that_holds(trial, options) for _, trial, options in tried[:FINALISTS])
+        held = [one for one in made if one is not None]
+        least = min((one.residual for one in held), default=0.0)
+        near = [one for one in held if one.residual <= max(NEARLY * least, ROUNDED_AWAY)]
+        return sorted(near, key=lambda one: (one.trial.freedom, one.residual))
+
+    def _first_that_holds(self, trial: Trial, options: list[Try]) -> Held | None:
+        for one in options:
+            own = self._own_of(trial, one.number, one.values)
+            if not own.wrong:
+                return Held(trial, self._segment, one.number, one.values, own.statistics.size)
+        return None
+
+    def _tried(self, trial: Trial, number: float | None) -> list[Try]:
+        """What comes of an edit; with a number that may be meant where there is one, before the one that fits best."""
+        change = trial.change
+        if change.neutral is None:
+            return self._with(trial, None)
+        if number is None:
+            number = fitted(partial(self._error, trial), change.neutral, change.starts, self._signal)
+        best = [] if number is None else self._with(trial, number)
+        if not best or number is None or best[0].left > NEAR:
+            return best
+        for digits in DIGITS:
+            nice = float(f"{number:.{digits}g}")
+            rounds_to = abs(nice - number) <= ROUNDED_TWICE * self._unit * abs(number)
+            for other in self._with(trial, nice) if nice not in (change.neutral, number) else ():
+                if rounds_to or self._as_good(other.left, best[0].left):
+                    return [other, *best]
+        return best
+
+    def _with(self, trial: Trial, number: float | None) -> list[Try]:
+        values = self._values(trial, 0.0 if number is None else number)
+        return [] if values is None else [Try(self._left(values), number, values)]
+
+    def _changed(self, trial: Trial, number: float) -> Changed:
+        make = partial(_made, trial.change, number)
+        if not trial.change.onwards:
+            return {trial.place: make}
+        return dict.fromkeys(sorted(self._segment.after(trial.place)), make)
+
+    def _values(self, trial: Trial, number: float) -> Floats | None:
+        values = self._segment.run(self._changed(trial, number))
+        return values if values is not None and values.shape == self._site.values.shape else None
+
+    def _error(self, trial: Trial, number: float) -> Floats | None:
+        values = self._values(trial, number)
+        if values is None:
+            return None
+        with np.errstate(all="ignore"):
+            return np.asarray((self._recorded - values[self._rows]) * self._scale).ravel()
+
+    def _left(self, values: Floats) -> float:
+        with np.errstate(all="ignore"):
+            error = (self._recorded - values[self._rows]) * self._scale
+            left = float(np.sqrt(np.mean(np.square(error))))
+        return left if math.isfinite(left) else math.inf
+
+    def _as_good(self, other: float, left: float) -> bool:
+        """Whether a number that leaves `other` is within what the fit of one that leaves `left` may be off."""
+        return self._recorded.size * (other**2 - left**2) <= MEANT**2 * left**2
+
+    def _own_of(self, trial: Trial, number: float | None, values: Floats) -> Own:
+        """What an edit leaves, judged by its own rounding."""
+        changed = self._changed(trial, 0.0 if number is None else number)
+        draws = self._off(changed, 0, DRAWS)
+        own = self._own_by(values, draws)
+        if 1.0 < max(own.over.values()) <= CLOSE:
+            own = self._own_by(values, np.concatenate([draws, self._off(changed, 1, CLOSE_DRAWS - DRAWS)]))
+        return own
+
+    def _own_by(self, values: Floats, draws: NDArray[np.float32]) -> Own:
+        rows = self._site.rows[self._rows]
+        return judged(self._site.site, rows, self._recorded, self._drawn(values, draws), self._own.level)
+
+    def _off(self, changed: Changed, seed: int, runs: int) -> NDArray[np.float32]:
+        made = self._segment.off(changed, DrawnRounding(self._unit, UNIT_ROUNDOFF["float32"], seed, runs))
+        return np.zeros((1, *self._site.values.shape), np.float32) if made is None else made
+
+    def _drawn(self, values: Floats, draws: NDArray[np.float32]) -> Drawn:
+        return drawn_result(values[self._rows], draws[:, self._rows], self._stored)
+
+
+def _made(change: Change, number: float, given: Given) -> Result:
+    return change.make(given, number)

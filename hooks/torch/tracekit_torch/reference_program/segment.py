@@ -1,0 +1,436 @@
+"""The operations between the last recorded sites and a site, run again in milliseconds, with some of them changed.
+
+`Capture` writes down, during one pass of the replay, every operation that torch dispatches, what it reads and the lines
+of the program that asked for it. A `Segment` is what of that feeds one site: its leaves are the recorded values,
+parameters and constants, so no other part of the model is needed to compute the site again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
+
+Floats = NDArray[np.float64]
+Result = Any
+"""What an operation returns: a tensor, or a tuple or list of them."""
+
+Arrange = Callable[[torch.Tensor], list[torch.Tensor]]
+"""Takes the recorded rows of a site's tensor, [rows, ...] each."""
+CANNOT = RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError, AttributeError
+"""What is raised where a changed program cannot go on."""
+
+LIBRARIES = (
+    "/torch/", "/tracekit_torch/", "/transformers/utils/", "/transformers/modeling_layers.py",
+    "/transformers/modeling_utils.py", "/contextlib.py", "/functools.py",
+)  # fmt: skip
+"""Files whose lines are no part of a model's definition."""
+HERE = str(Path(__file__).parent) + os.sep
+SHAPES_LATER = {"view": torch.reshape, "_unsafe_view": torch.reshape}
+"""Operations that want strides which a changed operand may not have."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor among the operands of an operation, by its number in the capture."""
+
+    id: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A place of the program that an operation was asked for from."""
+
+    code: CodeType
+    last: int
+    """Offset of the bytecode instruction: tells two calls on one line apart."""
+    line: int
+
+    @property
+    def file(self) -> str:
+        return self.code.co_filename
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation."""
+
+    index: int
+    """In the order of execution."""
+    func: Any
+    """The overload of aten."""
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    """Tensors are `Value`."""
+    outputs: tuple[int, ...]
+    """Of the tensors that it returns."""
+    mutated: tuple[int, ...]
+    """Of the tensors that it writes to."""
+    frames: tuple[Frame, ...]
+    """Of the model's program, outermost first."""
+
+    @property
+    def name(self) -> str:
+        return str(self.func.overloadpacket.__name__)
+
+    @cached_property
+    def inputs(self) -> tuple[int, ...]:
+        return tuple(value.id for value in _values([self.args, self.kwargs]))
+
+    @property
+    def copies(self) -> bool:
+        """Whether it writes to its first operand, which nothing else reads after it."""
+        return bool(self.func._schema.is_mutable) and not self.mutated
+
+    @property
+    def place(self) -> tuple[tuple[CodeType, int], ...]:
+        """Where in the program it stands: the calls that led to it."""
+        return tuple((frame.code, frame.last) for frame in self.frames)
+
+
+class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While this mode is on, every operation becomes a `Node`."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._nodes: list[Node] = []
+        self._leaves: dict[int, torch.Tensor] = {}
+        self._ids: dict[int, int] = {}
+        """By address: that of a tensor that is gone is given to another only through an operation, which is seen."""
+        self._groups: list[int] = []
+        """Of each value: those of one group share memory."""
+        self._sizes: dict[int, int] = {}
+        """Values of each group."""
+        self._put_in: dict[int, tuple[int, int]] = {}
+        """By group: number of values there were when a recorded value was put in, and its size."""
+        self._met: dict[str, tuple[int, Arrange]] = {}
+
+    def met(self, name: str, value: int, arrange: Arrange) -> None:
+        """A site is computed: `value` is what the program holds there, of which `arrange` takes the recorded rows."""
+        self._met[name] = value, arrange
+
+    def put(self, tensor: torch.Tensor, before: int) -> None:
+        """Recorded values took the place of `before` in a tensor: what comes before them feeds nothing later."""
+        self._put_in[self._groups[before]] = (len(self._groups), tensor.numel())
+        self._leaf(tensor)
+
+    def segment(self, name: str) -> Segment | None:
+        """All that feeds the site `name`; None where it was not met."""
+        if name not in self._met:
+            return None
+        target, arrange = self._met[name]
+        written = {self._groups[value] for node in self._nodes for value in node.mutated}
+        needed, groups = {target}, {self._groups[target]}
+        kept: list[Node] = []
+        for node in reversed(self._nodes):
+            writes = any(self._groups[value] in groups for value in node.mutated)
+            if writes or not needed.isdisjoint(node.outputs):
+                kept.append(node)
+                needed.update(node.inputs)
+                groups.update(self._groups[value] for value in node.inputs if self._groups[value] in written)
+        leaves = {value: self._leaves[value] for value in needed if value in self._leaves}
+        kept.reverse()
+        return Segment(name, tuple(kept), leaves, target, arrange, tuple(self._groups))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        lifted = func.overloadpacket.__name__.startswith("lift")
+        given = tuple(_mapped(each, self._leaf if lifted else self.of) for each in args)
+        named = {key: _mapped(each, self.of) for key, each in kwargs.items()}
+        mutated = self._written(func, args, kwargs)
+        alone = len(mutated) == 1 and self._sizes[self._groups[mutated[0]]] == 1
+        out = func(*args, **kwargs)
+        if alone:  # nothing else shares its memory: as good as another tensor
+            self._ids[out._cdata] = made = self._new()
+            frames = _frames(sys._getframe(1))
+            self._nodes.append(Node(len(self._nodes), func, given, named, (made,), (), frames))
+            return out
+        outputs = self._outputs(func, given, mutated, out)
+        self._nodes.append(Node(len(self._nodes), func, given, named, outputs, mutated, _frames(sys._getframe(1))))
+        return out
+
+    def _new(self, group: int | None = None) -> int:
+        self._groups.append(len(self._groups) if group is None else group)
+        self._sizes[self._groups[-1]] = self._sizes.get(self._groups[-1], 0) + 1
+        return len(self._groups) - 1
+
+    def _leaf(self, tensor: torch.Tensor) -> int:
+        value = self._new()
+        self._leaves[value] = tensor
+        self._ids[tensor._cdata] = value
+        return value
+
+    def of(self, tensor: torch.Tensor) -> int:
+        """Number of the value that a tensor holds now."""
+        value = self._ids.get(tensor._cdata)
+        if value is None:
+            return self._leaf(tensor)
+        count, size = self._put_in.get(self._groups[value], (0, 0))
+        # Another view of memory that recorded values were put into since.
+        return self._leaf(tensor.clone()) if value < count and tensor.numel() == size else value
+
+    def _written(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+        if not func._schema.is_mutable:
+            return ()
+        written = []
+        for place, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            tensor = args[place] if place < len(args) else kwargs.get(argument.name)
+            if isinstance(tensor, torch.Tensor):
+                value = self.of(tensor)
+                if value in self._leaves:
+                    self._leaves[value] = tensor.clone()
+                written.append(value)
+        return tuple(written)
+
+    def _outputs(self, func: Any, given: tuple[Any, ...], mutated: tuple[int, ...], out: Any) -> tuple[int, ...]:
+        returns = func._schema.returns
+        outputs: list[int] = []
+        source = next(_values(given), None)
+        for place, tensor in enumerate(out if isinstance(out, tuple | list) else (out,)):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            alias = returns[min(place, len(returns) - 1)].alias_info
+            if alias is not None and alias.is_write and mutated:
+                outputs.append(mutated[min(place, len(mutated) - 1)])
+                continue
+            shares = alias is not None and source is not None
+            value = self._new(self._groups[source.id] if shares and source is not None else None)
+            self._ids[tensor._cdata] = value
+            outputs.append(value)
+        return tuple(outputs)
+
+
+@dataclass(eq=False)
+class Segment:
+    """What feeds one site."""
+
+    site: str
+    nodes: tuple[Node, ...]
+    leaves: Mapping[int, torch.Tensor]
+    target: int
+    """The value that the site is."""
+    arrange: Arrange
+    groups: tuple[int, ...]
+    """Of every value of the capture: those of one group share memory."""
+    _clean: dict[int, torch.Tensor] = field(default_factory=dict)
+    _plans: dict[frozenset[int], tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._clean.update(self.leaves)
+
+    @cached_property
+    def clean(self) -> Mapping[int, torch.Tensor]:
+        """All values of the segment as the reference computes them."""
+        self._clean |= self._executed(range(len(self.nodes)), {})
+        return self._clean
+
+    @cached_property
+    def written(self) -> frozenset[int]:
+        """Groups of values that operations write to."""
+        return frozenset(self.groups[value] for node in self.nodes for value in node.mutated)
+
+    @cached_property
+    def producers(self) -> Mapping[int, int]:
+        """Position of the node that made each value."""
+        made: dict[int, int] = {}
+        for place, node in enumerate(self.nodes):
+            for value in node.outputs:
+                made.setdefault(value, place)
+        return made
+
+    @cached_property
+    def readers(self) -> Mapping[int, tuple[int, ...]]:
+        """Positions of the nodes that read each value."""
+        read: dict[int, list[int]] = {}
+        for place, node in enumerate(self.nodes):
+            for value in set(node.inputs):
+                read.setdefault(value, []).append(place)
+        return {value: tuple(places) for value, places in read.items()}
+
+    def steady(self, value: int) -> bool:
+        """Whether a value is the same at all times: no operation writes to its memory."""
+        return self.groups[value] not in self.written
+
+    def after(self, place: int) -> frozenset[int]:
+        """Positions of the nodes that what the node at `place` makes goes into, its own among them."""
+        reached = set(self.nodes[place].outputs)
+        found = {place}
+        for later in range(place + 1, len(self.nodes)):
+            if not reached.isdisjoint(self.nodes[later].inputs):
+                found.add(later)
+                reached.update(self.nodes[later].outputs)
+        return frozenset(found)
+
+    def run(self, changed: Changed) -> Floats | None:
+        """The site's values [rows, width] with the results of some nodes, by position, made by others; None where the
+        program cannot go on with those."""
+        clean = self.clean
+        try:
+            made = self._executed(self._plan(frozenset(changed)), changed)
+            return _rows(self.arrange(made.get(self.target, clean[self.target])))
+        except CANNOT:
+            return None
+
+    def off(self, changed: Changed, drawn: DrawnRounding) -> NDArray[np.float32] | None:
+        """What rounding may do to that, float32 [runs, rows, width]; None where it cannot go on."""
+        try:
+            with drawn:
+                made = self._executed(range(len(self.nodes)), changed)
+            parts = self.arrange(made[self.target])
+            offs = [drawn.off(part) for part in parts]
+        except CANNOT:
+            return None
+        runs = drawn.runs
+        return np.concatenate(
+            [
+                np.zeros((runs, len(part), part[0].numel()), np.float32)
+                if off is None
+                else off.reshape(runs, len(part), -1).numpy()
+                for part, off in zip(parts, offs, strict=True)
+            ],
+            axis=1,
+        )
+
+    def _executed(self, places: Iterable[int], changed: Changed) -> dict[int, torch.Tensor]:
+        made: dict[int, torch.Tensor] = {}
+
+        def value_of(value: int) -> torch.Tensor:
+            held = made.get(value)
+            if held is not None:
+                return held
+            tensor = self._clean[value]
+            if value in self.leaves and not self.steady(value):
+                tensor = made[value] = tensor.clone()
+            return tensor
+
+        with torch.no_grad():
+            for place in places:
+                node = self.nodes[place]
+                args = tuple(_mapped(each, value_of, Value) for each in node.args)
+                kwargs = {key: _mapped(each, value_of, Value) for key, each in node.kwargs.items()}
+                given = Given(node, args, kwargs, value_of)
+                change = changed.get(place)
+                out = given.result() if change is None else change(given)
+                tensors = [each for each in (out if isinstance(out, tuple | list) else (out,)) if _is_tensor(each)]
+                made.update(zip(node.outputs, tensors, strict=True))
+        return made
+
+    def _plan(self, changed: frozenset[int]) -> tuple[int, ...]:
+        """Positions of the nodes to run again: those that read what changes. What shares memory that is written to is
+        run again together, in its order."""
+        known = self._plans.get(changed)
+        if known is not None:
+            return known
+        again, size = set(changed), -1
+        while len(again) != size:
+            size = len(again)
+            for cluster in self._clusters:
+                if not again.isdisjoint(cluster):
+                    again |= cluster
+            moved = {value for place in again for value in self.nodes[place].outputs}
+            for place in range(min(again, default=0), len(self.nodes)):
+                node = self.nodes[place]
+                if place in again or not moved.isdisjoint(node.inputs):
+                    again.add(place)
+                    moved.update(node.outputs)
+        self._plans[changed] = tuple(sorted(again))
+        return self._plans[changed]
+
+    @cached_property
+    def _clusters(self) -> list[frozenset[int]]:
+        return [
+            frozenset(
+                place
+                for place, node in enumerate(self.nodes)
+                if any(self.groups[value] == group for value in (*node.inputs, *node.outputs))
+            )
+            for group in self.written
+        ]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A node with its operands at hand."""
+
+    node: Node
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    value: Callable[[int], torch.Tensor]
+    """Any earlier value of the segment."""
+
+    def result(self, *args: Any, **kwargs: Any) -> Result:
+        """What the node makes of its operands, or of `args`; `kwargs` in the place of its own of the same name."""
+        func, given = SHAPES_LATER.get(self.node.name, self.node.func), args or self.args
+        if self.node.copies:
+            given = (given[0].clone(), *given[1:])
+        return func(*given, **{**self.kwargs, **kwargs})
+
+
+Changed = Mapping[int, Callable[[Given], Result]]
+"""What nodes make in the place of their results, by position in the segment."""
+
+
+def _rows(parts: list[torch.Tensor]) -> Floats:
+    return np.concatenate([part.reshape(len(part), -1).to(torch.float64).numpy() for part in parts])
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _mapped(value: Any, change: Callable[[Any], Any], kind: type = torch.Tensor) -> Any:
+    """`value` with all of `kind` in it changed: tensors to `Value`, and back."""
+    if isinstance(value, kind):
+        return Value(change(value)) if kind is torch.Tensor else change(value.id)  # type: ignore[attr-defined]
+    if isinstance(value, tuple | list):
+        return type(value)([_mapped(each, change, kind) for each in value])
+    return value
+
+
+def _values(thing: Any) -> Iterator[Value]:
+    if isinstance(thing, Value):
+        yield thing
+    elif isinstance(thing, tuple | list):
+        for each in thing:
+            yield from _values(each)
+    elif isinstance(thing, Mapping):
+        yield from _values(list(thing.values()))
+
+
+def _frames(frame: FrameType | None) -> tuple[Frame, ...]:
+    """Places in the model's program, outermost first."""
+    found = []
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file.startswith(HERE) and file != __file__:
+            break  # the replay, which runs the model
+        if _of_the_model(file):
+            found.append(Frame(frame.f_code, frame.f_lasti, frame.f_lineno))
+        frame = frame.f_back
+    return tuple(reversed(found))
+
+
+_KNOWN: dict[str, bool] = {}
+
+
+def _of_the_model(file: str) -> bool:
+    known = _KNOWN.get(file)
+    if known is None:
+        known = _KNOWN[file] = not any(part in Path(file).as_posix() for part in LIBRARIES) and not file.startswith(
+            "<frozen"
+        )
+    return known
