@@ -1,8 +1,9 @@
-"""The audit of a long trace against the float64 forward pass over the same positions, side by side in one run.
+"""The audits of a long trace against the float64 forward pass over the same positions, side by side in one run.
 
     python benchmarks/audit_speed.py --model .cache/smollm2-135m --native hooks/rust/target/release/tracekit-native
 
-Both load the checkpoint anew; the forward pass is transformers', in float64, once over all positions.
+By recipes: both load the checkpoint anew; the forward pass is transformers', in float64, once over all positions.
+By the reference program, which is loaded already: the replay alone, and the whole audit with its drawn roundings.
 """
 
 from __future__ import annotations
@@ -13,13 +14,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
+from tracekit_torch.reference_program.audit import audit_by
+from tracekit_torch.reference_program.loading import inputs_of, load_reference
+from tracekit_torch.reference_program.replay import Replay
 
 import tracekit
 from tracekit.auditing.audit import audit
 from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.trace import Trace
 
 PROMPT = "The quick brown fox jumps over the lazy dog. Once upon a time"
 
@@ -32,13 +40,32 @@ def record(options: argparse.Namespace, archive: Path) -> None:
 
 def forward_seconds(model: str, ids: list[int]) -> float:
     """Seconds to load the model in float64 and run it once over all positions."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     begun = time.perf_counter()
     with torch.no_grad():
         AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)(torch.tensor([ids]))
     return time.perf_counter() - begun
+
+
+@cache
+def reference(model: str) -> nn.Module:
+    return load_reference(model, "float32")
+
+
+def reference_seconds(folder: str, trace: Trace) -> tuple[float, float, float]:
+    """Seconds of the float64 forward pass, of the replay, and of the whole audit by the reference program."""
+    model, sequence = reference(folder), trace.sequences[0]
+    given = inputs_of(model, trace, sequence)
+    replay = Replay(model, sequence, lambda: model(**given, use_cache=False))
+    begun = time.perf_counter()
+    with torch.no_grad():
+        model(**given, use_cache=False)
+    forward = time.perf_counter()
+    replay.run(met=lambda site: None)
+    replayed = time.perf_counter()
+    audit_by(model, trace, Checkpoint(folder))
+    return forward - begun, replayed - forward, time.perf_counter() - replayed
 
 
 def main() -> None:
@@ -56,16 +83,25 @@ def main() -> None:
             sequence = trace.sequences[0]
             assert sequence.prompt_ids is not None
             ids = [*sequence.prompt_ids.tolist(), *sequence.tokens.tolist()][: sequence.positions]
-            ratios = []
+            ratios: dict[str, list[float]] = {"audit": [], "replay": [], "audit by the reference program": []}
             for _ in range(options.rounds):
                 begun = time.perf_counter()
                 found = audit(trace, Checkpoint(options.model))
                 audited = time.perf_counter() - begun
                 forward = forward_seconds(options.model, ids)
-                ratios.append(audited / forward)
-                said = f"audit {audited:.2f} s, float64 forward pass {forward:.2f} s: {ratios[-1]:.2f}x"
+                ratios["audit"].append(audited / forward)
+                said = f"audit {audited:.2f} s, float64 forward pass {forward:.2f} s: {ratios['audit'][-1]:.2f}x"
                 print(f"  {len(ids)} positions, {len(found.clean)} sites: {said}", file=sys.stderr, flush=True)
-    print(f"audit / float64 forward pass: {np.median(ratios):.2f} (median of {options.rounds}; aim 2)")
+            for _ in range(options.rounds):
+                plain, replayed, audited = reference_seconds(options.model, trace)
+                ratios["replay"].append(replayed / plain)
+                ratios["audit by the reference program"].append(audited / plain)
+                said = f"forward pass {plain:.2f} s, replay {replayed:.2f} s, audit {audited:.2f} s"
+                print(f"  reference program: {said}", file=sys.stderr, flush=True)
+    aims = {"audit": "aim 2", "replay": "aim 3", "audit by the reference program": "no aim"}
+    for name, found_ratios in ratios.items():
+        median = np.median(found_ratios)
+        print(f"{name} / float64 forward pass: {median:.2f} (median of {options.rounds}; {aims[name]})")
 
 
 if __name__ == "__main__":

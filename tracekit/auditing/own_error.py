@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -313,10 +314,16 @@ def _judged(run: Recomputation, recipe: Recipe, windows: list[Window], level: fl
 
 def sketch(values: Floats) -> Floats:
     """Directions of the rows of `values` [rows, width] in `PROJECTED` random dimensions: [rows, PROJECTED]."""
-    drawn = np.random.default_rng(0).standard_normal((values.shape[1], PROJECTED)) / math.sqrt(PROJECTED)
+    drawn = _projection(values.shape[1])
     lengths = np.sqrt(np.einsum("ij,ij->i", values, values))
     directions = values / np.maximum(lengths, 1e-290)[:, None]
     return np.asarray(np.nan_to_num(directions) @ drawn)
+
+
+@lru_cache(maxsize=8)
+def _projection(width: int) -> Floats:
+    """Random directions, [width, PROJECTED]."""
+    return np.random.default_rng(0).standard_normal((width, PROJECTED)) / math.sqrt(PROJECTED)
 
 
 def rows_alike(sketches: Floats) -> float:

@@ -169,19 +169,22 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
         alpha, beta = float(kwargs.get("alpha", 1.0)), float(kwargs.get("beta", 1.0))
         product = out if bias is None or not alpha else (out - beta * bias).div_(alpha)
         left, right = one.to(torch.float32), two.to(torch.float32)
-        squares = float(torch.matmul(left.square().mean(-2, keepdim=True), right.square()).mean()) / 2.0 * alpha**2
+        strength = torch.linalg.vector_norm(right, dim=-1).square_().mul_(left.square().mean(-2)).mean()
+        squares = float(strength) * one.shape[-1] / right.shape[-1] / 2.0 * alpha**2
         squares += 0.0 if bias is None or not beta else float(bias.square().mean()) * beta**2
         walk = self._sums * math.sqrt(one.shape[-1] * squares / 3.0)
         for run in into:
             order = torch.randperm(one.shape[-1], generator=self._draws)
-            off = torch.matmul(left[..., order], right[..., order, :]).to(product.dtype).sub_(product).mul_(alpha)
-            measured = float(off.square().mean()) ** 0.5
-            run += off.mul_(max(1.0, walk / measured) if measured > 0.0 else 1.0)
+            # Of a weight matrix, which is stored transposed, columns are chosen: rows of the view lie far apart.
+            again = torch.matmul(left[..., order], right.mT.index_select(-1, order).mT)
+            off = (again - product).mul_(alpha)
+            measured = float(torch.linalg.vector_norm(off)) / off.numel() ** 0.5
+            run.add_(off, alpha=max(1.0, walk / measured) if measured > 0.0 else 1.0)
 
     def _times(self, size: Tensor) -> Tensor:
         """`size` times a number drawn from [-1, 1], in each run."""
         return self._drawn(size).mul_(size.to(torch.float32))
 
     def _drawn(self, like: Tensor) -> Tensor:
-        drawn = torch.rand((self.runs, *like.shape), generator=self._draws, dtype=torch.float32)
-        return drawn.mul_(2.0).sub_(1.0)
+        drawn = torch.empty((self.runs, *like.shape), dtype=torch.float32)
+        return drawn.uniform_(-1.0, 1.0, generator=self._draws)
