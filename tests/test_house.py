@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 STAGES = (
-    *("errors", "dtypes", "site_values", "trace", "plugins", "generations", "interactive", "formats", "programs"),
+    *("errors", "dtypes", "site_values", "trace", "plugins", "generations", "interactive", "trace_view"),
+    *("formats", "programs"),
     *("checkpoints", "inspection", "torch_rng", "sampling", "align", "compare", "auditing", "mistakes", "verdict"),
     *("extra", "report", "repro", "postmortem", "api"),
 )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import tracekit
+from tracekit.inspection.sanity import LooksAhead
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -231,3 +232,24 @@ def test_what_is_computed_from_values_that_are_not_finite_is_no_culprit(checkpoi
     found = tracekit.audit(tmp_path / "run.h5", folder, by=tracekit_torch.by_reference(folder))
     assert found.non_finite is not None
     assert {culprit.site for culprit in found.culprits} == {"model.layers.0.input_layernorm"}, found.text
+
+
+@pytest.mark.parametrize("faulty", [False, True])
+def test_a_model_that_looks_ahead_is_judged_by_its_prompts_call(tmp_path: Path, faulty: bool) -> None:
+    """An encoder that generates computes all positions anew at each step, and a trace holds the first of each."""
+    from transformers import BertConfig, BertLMHeadModel
+
+    torch.manual_seed(0)
+    sizes: Any = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=300)
+    BertLMHeadModel(BertConfig(**sizes, initializer_range=0.2)).save_pretrained(tmp_path / "bert")
+    model: Any = BertLMHeadModel.from_pretrained(tmp_path / "bert", attn_implementation="eager").eval()
+    if faulty:
+        model.bert.encoder.layer[1].intermediate.intermediate_act_fn = torch.nn.GELU(approximate="tanh")
+    prompt = torch.arange(5, 15)[None]
+    with tracekit_torch.record(model, tmp_path / "run.h5"):
+        model.generate(prompt, do_sample=False, max_new_tokens=4, eos_token_id=None, pad_token_id=0)
+    found = tracekit.audit(tmp_path / "run.h5", tmp_path / "bert", by=tracekit_torch.by_reference(tmp_path / "bert"))
+    assert [(each.judged, each.held) for each in found.lost if isinstance(each, LooksAhead)] == [(10, 13)]
+    wrong = {culprit.site for culprit in found.culprits}
+    assert wrong <= {f"bert.encoder.layer.1.{site}" for site in ("intermediate", "output.dense:in")}
+    assert bool(wrong) is faulty and found.exit_code == (1 if faulty else 2), found.text

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from typing import cast
 
 from tracekit.align.rotary_order import ReorderedTrace
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.formats.name_map import NameMap
-from tracekit.interactive import Browsable, BrowsableSequence
-from tracekit.trace import INPUT_SUFFIX, Array, Event, Json, Sequence, Site, SiteData, Step, Trace, TraceError, Weight
+from tracekit.trace import INPUT_SUFFIX, Array, Sequence, Site, SiteData, Trace, TraceError, Weight
+from tracekit.trace_view import SequenceView, TraceView
 
 
 class Elsewhere:
@@ -59,7 +59,7 @@ def named(trace: Trace, names: NameMap, elsewhere: Elsewhere) -> Trace:
     """The trace under the names that the map gives; itself where the map speaks of none of its sites. Raises TraceError
     where the parts of a fused site do not add up to it."""
     book = _Book(trace, names, elsewhere)
-    return _NamedTrace(trace, book) if book.parts else trace
+    return cast(Trace, _NamedTrace(trace, book)) if book.parts else trace
 
 
 def in_one_language(traces: tuple[Trace, Trace], names: NameMap, checkpoint: Checkpoint | None) -> tuple[Trace, Trace]:
@@ -162,153 +162,36 @@ def _moved(parameters: Mapping[str, str], owner: str, part: str) -> dict[str, st
     }
 
 
-class _NamedSequence(BrowsableSequence):
+class _NamedSequence(SequenceView):
     """A sequence whose sites have other names."""
 
     def __init__(self, sequence: Sequence, book: _Book, site_table: Mapping[str, Site]) -> None:
-        self._sequence, self._book, self.site_table = sequence, book, site_table
+        super().__init__(sequence)
+        self.site_table = site_table
         self._origins: dict[str, Origin] = {}
         taken = {origin.site for origin in book.origins.values()}
-        self._sites = {name: data for name, data in sequence.sites.items() if name not in taken}
+        self.sites: dict[str, SiteData] = {name: data for name, data in sequence.sites.items() if name not in taken}
         for name, origin in book.origins.items():
             data = sequence.sites.get(origin.site)
             if data is not None:
                 width = data.width if origin.stop is None else origin.stop - origin.first
-                self._sites[name] = replace(data, name=name, width=width)
+                self.sites[name] = replace(data, name=name, width=width)
                 self._origins[name] = origin
 
-    @property
-    def sites(self) -> Mapping[str, SiteData]:
-        return self._sites
-
     def read(self, site: str, first: int, stop: int) -> Array:
+        """As `tracekit.trace.Sequence`."""
         origin = self._origins.get(site)
         if origin is None:
-            return self._sequence.read(site, first, stop)
-        rows = self._sequence.read(origin.site, first, stop)
+            return self.inner.read(site, first, stop)
+        rows = self.inner.read(origin.site, first, stop)
         return rows if origin.stop is None else rows[:, origin.first : origin.stop]
 
-    @property
-    def path(self) -> str:
-        return self._sequence.path
 
-    @property
-    def index(self) -> int:
-        return self._sequence.index
-
-    @property
-    def prompt_ids(self) -> Array | None:
-        return self._sequence.prompt_ids
-
-    @property
-    def inputs(self) -> Mapping[str, Array]:
-        return self._sequence.inputs
-
-    @property
-    def prompt_text(self) -> str | None:
-        return self._sequence.prompt_text
-
-    @property
-    def texts(self) -> Seq[str] | None:
-        return self._sequence.texts
-
-    @property
-    def sampling(self) -> Json:
-        return self._sequence.sampling
-
-    @property
-    def seed(self) -> int | None:
-        return self._sequence.seed
-
-    @property
-    def info(self) -> Json:
-        return self._sequence.info
-
-    @property
-    def rng_state(self) -> bytes | None:
-        return self._sequence.rng_state
-
-    @property
-    def end_reason(self) -> str | None:
-        return self._sequence.end_reason
-
-    @property
-    def positions(self) -> int:
-        return self._sequence.positions
-
-    @property
-    def step_count(self) -> int:
-        return self._sequence.step_count
-
-    @property
-    def tokens(self) -> Array:
-        return self._sequence.tokens
-
-    def step(self, index: int) -> Step:
-        return self._sequence.step(index)
-
-    @property
-    def events(self) -> Seq[Event]:
-        return self._sequence.events
-
-    @property
-    def end_detail(self) -> str | None:
-        return self._sequence.end_detail
-
-    def logits(self, first: int, stop: int) -> Array | None:
-        return self._sequence.logits(first, stop)
-
-    @property
-    def logits_dtype(self) -> str | None:
-        return self._sequence.logits_dtype
-
-
-class _NamedTrace(Browsable):
+class _NamedTrace(TraceView):
     """A trace whose sites have other names."""
 
     def __init__(self, trace: Trace, book: _Book) -> None:
-        self._trace, self.book = trace, book
-        self._sites = {row.name: row for site in trace.sites.values() for row in book.rows(site)}
-        self._weights = {row.name: row for weight in trace.weights.values() for row in book.weights(weight)}
-        self._sequences = [_NamedSequence(sequence, book, self._sites) for sequence in trace.sequences]
-
-    @property
-    def sites(self) -> Mapping[str, Site]:
-        return self._sites
-
-    @property
-    def weights(self) -> Mapping[str, Weight]:
-        return self._weights
-
-    @property
-    def sequences(self) -> Seq[Sequence]:
-        return self._sequences
-
-    @property
-    def path(self) -> str:
-        return self._trace.path
-
-    @property
-    def implementation(self) -> str:
-        return self._trace.implementation
-
-    @property
-    def status(self) -> str:
-        return self._trace.status
-
-    @property
-    def status_detail(self) -> str | None:
-        return self._trace.status_detail
-
-    @property
-    def config(self) -> Json:
-        return self._trace.config
-
-    def close(self) -> None:
-        self._trace.close()
-
-    def __enter__(self) -> Trace:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+        self.book = book
+        self.sites = {row.name: row for site in trace.sites.values() for row in book.rows(site)}
+        self.weights = {row.name: row for weight in trace.weights.values() for row in book.weights(weight)}
+        super().__init__(trace, lambda sequence: _NamedSequence(sequence, book, self.sites))

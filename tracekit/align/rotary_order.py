@@ -20,8 +20,8 @@ from tracekit.align.pair import Pair
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.rotary_pairs import halves
 from tracekit.dtypes import to_float
-from tracekit.interactive import Browsable, BrowsableSequence
 from tracekit.trace import INPUT_SUFFIX, Array, Sequence, Trace, Weight, resolve
+from tracekit.trace_view import SequenceView, TraceView
 
 Floats = NDArray[np.float64]
 
@@ -154,33 +154,27 @@ def reordered(trace: Trace, sites: Mapping[str, int]) -> Trace:
     return cast(Trace, ReorderedTrace(trace, sites)) if sites else trace
 
 
-class _ReorderedSequence(BrowsableSequence):
-    """A sequence in which some sites' columns are read in the order of halves; all else is the sequence's own."""
+class _ReorderedSequence(SequenceView):
+    """A sequence in which some sites' columns are read in the order of halves."""
 
     def __init__(self, sequence: Sequence, sites: Mapping[str, int]) -> None:
-        self._sequence, self._heads = sequence, sites
+        super().__init__(sequence)
+        self._heads = sites
 
     def read(self, site: str, first: int, stop: int) -> Array:
         """As `tracekit.trace.Sequence`."""
-        rows = self._sequence.read(site, first, stop)
+        rows = self.inner.read(site, first, stop)
         heads = self._heads.get(site)
         return rows if heads is None else np.ascontiguousarray(halves(rows.T, heads).T)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sequence, name)
 
-
-class ReorderedTrace(Browsable):
+class ReorderedTrace(TraceView):
     """A trace whose queries and keys are read in the order of halves. Digests of their parameters are left out: they
     are of the rows as the engine holds them."""
 
     def __init__(self, trace: Trace, sites: Mapping[str, int]) -> None:
-        self.inner = trace
-        self.sequences = [cast(Sequence, _ReorderedSequence(sequence, sites)) for sequence in trace.sequences]
+        super().__init__(trace, lambda sequence: _ReorderedSequence(sequence, sites))
         self.weights: Mapping[str, Weight] = {
             name: replace(weight, digest=None) if name.rpartition(".")[0] in sites else weight
             for name, weight in trace.weights.items()
         }
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)

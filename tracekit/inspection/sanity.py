@@ -108,6 +108,16 @@ class PositionsMissing:
 
 
 @dataclass(frozen=True)
+class LooksAhead:
+    """A model whose positions see later ones: only those of the prompt's call can be computed again."""
+
+    path: str
+    sequence: int
+    judged: int
+    held: int
+
+
+@dataclass(frozen=True)
 class SitesNotFound:
     """A pattern that was to choose sites and chose none."""
 
@@ -115,7 +125,7 @@ class SitesNotFound:
 
 
 Unseen = DrawsUnseen | RecordingEnds
-Loss = CutOff | SitesEnded | PositionsMissing
+Loss = CutOff | SitesEnded | PositionsMissing | LooksAhead
 
 
 def capture_problems(trace: Trace) -> list[object]:

@@ -18,6 +18,7 @@ from tracekit.inspection.sanity import (
     CountsOnly,
     CutOff,
     DrawsUnseen,
+    LooksAhead,
     PositionsMissing,
     RecordingEnds,
     SharedValues,
@@ -82,6 +83,12 @@ def _sites_ended(found: SitesEnded) -> str:
 def _positions(found: PositionsMissing) -> str:
     held = f"{found.held} of {found.needed}"
     return f"{found.path}: sequence {found.sequence}: sites hold {held} positions; the others are not compared"
+
+
+@words(LooksAhead)
+def _looks_ahead(found: LooksAhead) -> str:
+    judged = f"{found.judged} of {found.held} positions are judged, those of the prompt"
+    return f"{found.path}: sequence {found.sequence}: a position sees later ones in this model: {judged}"
 
 
 @words(SitesNotFound)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from tracekit.auditing.own_error import FALSE_ALARMS, Own, tests_of
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.dtypes import UNIT_ROUNDOFF, is_float
 from tracekit.inspection.non_finite import first_non_finite
-from tracekit.inspection.sanity import losses
+from tracekit.inspection.sanity import LooksAhead, losses
 from tracekit.inspection.settings import declared_differences
 from tracekit.inspection.site_rows import logits_width
 from tracekit.mistakes.culprits import ExplainedCulprit
@@ -22,6 +23,7 @@ from tracekit.trace import Sequence, Trace, TraceError
 from tracekit_torch.reference_program.consequence import weigher
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 from tracekit_torch.reference_program.explaining import explanations
+from tracekit_torch.reference_program.first_calls import first_calls, looks_ahead
 from tracekit_torch.reference_program.loading import inputs_of
 from tracekit_torch.reference_program.replay import Replay, Replayed
 
@@ -38,6 +40,20 @@ CLOSE = 4.0
 def audit_by(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
     """Run `model` (float64, `reference.load_reference`) over the trace's tokens with the recorded values put in, and
     judge every site by what rounding may do. Raises TraceError where the model cannot run on them."""
+    found = _audit(model, trace, checkpoint)
+    if not found.culprits or not looks_ahead(model, trace):
+        return found
+    seen = first_calls(trace)
+    left = [
+        LooksAhead(trace.path, whole.index, first.positions, whole.positions)
+        for whole, first in zip(trace.sequences, seen.sequences, strict=True)
+        if first.positions < whole.positions
+    ]
+    found = _audit(model, seen, checkpoint)
+    return replace(found, lost=(*found.lost, *left))
+
+
+def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
     dtype = str(trace.config.get("dtype") or "float32")
     unit = UNIT_ROUNDOFF.get(dtype, UNIT_ROUNDOFF["float32"])
     culprits: dict[str, Culprit] = {}

@@ -1,0 +1,64 @@
+"""A model that looks ahead, an encoder that is made to generate: every token changes all positions before it.
+
+A trace holds each position as it was when it was first computed. One prefill of everything gives other values, and the
+later calls' own values at earlier positions are not recorded. So such a trace is judged by its prompt's call alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from tracekit.trace import Array, Sequence, SiteData, Trace
+from tracekit.trace_view import SequenceView, TraceView
+from tracekit_torch.reference_program.loading import inputs_of
+
+AHEAD = 1e-6
+"""Relative difference, in float64, from which what comes later is part of a position's value."""
+
+
+def looks_ahead(model: nn.Module, trace: Trace) -> bool:
+    """Whether the model, in float64, gives a prompt other logits with the sampled tokens behind it than without."""
+    for whole, first in zip(trace.sequences, first_calls(trace).sequences, strict=True):
+        if not 0 < first.positions < whole.positions:
+            continue
+        with torch.no_grad():
+            alone, within = (model(**inputs_of(model, trace, each), use_cache=False)[0] for each in (first, whole))
+        apart = (within[:, : alone.shape[1]] - alone).norm() / alone.norm()
+        return bool(apart > AHEAD)
+    return False
+
+
+def first_calls(trace: Trace) -> Trace:
+    """Of each sequence, the positions and the step of its prompt's call."""
+    return cast(Trace, TraceView(trace, _FirstCall))
+
+
+class _FirstCall(SequenceView):
+    """What the call of the prompt computed."""
+
+    def __init__(self, inner: Sequence) -> None:
+        super().__init__(inner)
+        self.step_count = min(inner.step_count, 1)
+        self.positions = inner.step(0).position + 1 if inner.step_count else inner.positions
+        cut = {name: self._first(data) for name, data in inner.sites.items()}
+        self.sites = {name: data for name, data in cut.items() if data.ranges}
+
+    @property
+    def tokens(self) -> Array:
+        """i64 [steps]"""
+        return self.inner.tokens[: self.step_count]
+
+    def logits(self, first: int, stop: int) -> Array | None:
+        """As `tracekit.trace.Sequence`."""
+        return self.inner.logits(first, min(stop, self.step_count))
+
+    def _first(self, data: SiteData) -> SiteData:
+        if data.axis is not None:  # an encoder's, which is called once
+            return data
+        windows = np.minimum(data.ranges, self.positions)
+        return replace(data, ranges=tuple((int(a), int(b)) for a, b in windows if a < b))
