@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tracekit_torch
 
 import tracekit
 from scripts import candle_models
@@ -125,6 +126,34 @@ def test_a_wrong_formula_beside_it_leads(runs: Runs, fault: str, dtype: str) -> 
     assert sum(one.culprit is not None and is_precise(one.culprit) for one in verdict.culprits) == 7
     audited = tracekit.audit(native, checkpoint)
     assert audited.exit_code == 1 and not is_precise(audited.culprits[0]) and is_precise(audited.culprits[-1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_reference_program_allows_candle_s_own_rounding(runs: Runs, dtype: str) -> None:
+    _, native, checkpoint = runs("llama", dtype)
+    found = tracekit.audit(native, checkpoint, by=tracekit_torch.by_reference(checkpoint))
+    assert found.exit_code == 0 and found.consequences is None, found.text
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fault", ["theta", "gain", "residual"])
+def test_a_wrong_formula_leads_with_its_share_of_the_logits_error(runs: Runs, fault: str, dtype: str) -> None:
+    """Its own program mends it: with the right values in its place, the reference's tokens come out, but for ties."""
+    _, native, checkpoint = runs("llama", dtype, fault)
+    found = tracekit.audit(native, checkpoint, by=tracekit_torch.by_reference(checkpoint))
+    first, told = found.culprits[0], found.consequences
+    mistakes = {"theta": rotary.THETA, "gain": residuals.TIMES, "residual": residuals.DROPPED}
+    assert first.explanation is not None and first.explanation.mistake is mistakes[fault]
+    assert told is not None and told.repaired is not None and told.at == "logits"
+    # A gain of 1.02 in one layer of three is as much as bfloat16's own rounding.
+    least = 0.3 if (fault, dtype) == ("gain", "bfloat16") else 0.95
+    assert told.share(first.site) > least and told.others.share < 1.05 - least and abs(told.gap) < 0.05
+    assert f"{told.share(first.site) * 100:.0f} % of the logits' error" in found.text
+    assert told.repaired.after >= told.repaired.steps - 1
+    if fault != "gain":
+        assert told.repaired.before < told.repaired.steps - 5
+        *_, last = told.repaired.shown
+        assert last.mended == last.reference != last.candidate
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

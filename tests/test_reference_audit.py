@@ -131,6 +131,28 @@ def test_two_faults_at_once_are_two_culprits(checkpoints: Any, tmp_path: Path) -
     }
 
 
+def test_an_input_that_is_another_module_s_output_is_compared_where_the_reference_gives_another(
+    checkpoints: Any, tmp_path: Path
+) -> None:
+    """A dropped residual is one at the norm's input, which the candidate stores as the output that it is: not at the
+    norm, whose own rounding would pass for it."""
+    folder = checkpoints("llama")
+    model = tiny_families.load(folder)
+    layer = model.model.layers[1]
+
+    def without_residual(hidden_states: Any, **settings: Any) -> Any:
+        hidden_states, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **settings)
+        return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
+
+    layer.forward = without_residual
+    with tiny_families.run(model, tmp_path / "run.h5") as trace:
+        site = "model.layers.1.post_attention_layernorm:in"
+        assert trace.sites[site.removesuffix(":in")].input == "model.layers.1.self_attn.o_proj"
+        assert site not in trace.sequences[0].sites
+        found = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
+    assert [culprit.site for culprit in found.culprits] == [site], found.text
+
+
 def test_an_operation_in_place_rounds_as_well() -> None:
     from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 

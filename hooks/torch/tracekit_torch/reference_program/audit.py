@@ -19,7 +19,7 @@ from tracekit.inspection.sanity import LooksAhead, losses
 from tracekit.inspection.settings import declared_differences
 from tracekit.inspection.site_rows import logits_width
 from tracekit.mistakes.culprits import ExplainedCulprit
-from tracekit.trace import Sequence, Trace, TraceError
+from tracekit.trace import INPUT_SUFFIX, Sequence, Trace, TraceError
 from tracekit_torch.reference_program.consequence import weigher
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 from tracekit_torch.reference_program.explaining import explanations
@@ -91,8 +91,12 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
 
 
 def _tests(sequence: Sequence) -> int:
-    """How many tests are made of what a sequence holds."""
-    count = sum(tests_of(data.rows, data.width) for data in sequence.sites.values() if is_float(data.dtype))
+    """How many tests are made of what a sequence holds, at most: an input that is another module's output is tested
+    where the reference gives that module another one."""
+    sites, table = sequence.sites, sequence.site_table.values()
+    read = [row.input for row in table if row.input is not None and row.name + INPUT_SUFFIX not in sites]
+    held = [data for name in (*sites, *read) if (data := sites.get(name)) is not None]
+    count = sum(tests_of(data.rows, data.width) for data in held if is_float(data.dtype))
     width = logits_width(sequence) if sequence.step_count else None
     return count + (0 if width is None else tests_of(sequence.step_count, width))
 
@@ -168,7 +172,7 @@ class Judge:
         values, recorded, rows = site.values, site.recorded, site.rows
         if not finite.all():
             values, recorded, rows, draws = values[finite], recorded[finite], rows[finite], draws[:, finite]
-        data = self._sequence.sites.get(site.site)
+        data = self._sequence.sites.get(site.stored)
         stored = data.dtype if data is not None else self._sequence.logits_dtype or "float32"
         result = drawn_result(values, draws, UNIT_ROUNDOFF.get(stored, self._unit))
         return judged(site.site, rows, recorded, result, self._level)

@@ -28,9 +28,10 @@ class Capturing(Replay):
         return {name: (self.sites[name], segment) for name, segment in found.items() if segment is not None}
 
     def _at(self, name: str, value: torch.Tensor | None) -> None:
-        if value is None or name in self._seen or name not in self._sequence.sites:
+        stored = self._stored(name)
+        if value is None or name in self._seen or stored is None:
             return
-        before, data = self._capture.of(value), self._sequence.sites[name]
+        before, data = self._capture.of(value), self._sequence.sites[stored]
         super()._at(name, value)
         if name in self._seen:
             self._capture.met(name, before, lambda tensor: recorded_parts(self._sequence, data, tensor) or [])

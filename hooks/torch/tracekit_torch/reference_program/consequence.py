@@ -23,7 +23,6 @@ from tracekit.sampling.replay import Streams, observe
 from tracekit.trace import LOGITS, NO_TOKEN, Sequence, Trace
 from tracekit_torch.reference_program.loading import inputs_of
 from tracekit_torch.reference_program.replay import Floats, Replay
-from tracekit_torch.rows import Axis, arranged
 
 SHOWN = 8
 """Steps whose tokens are shown."""
@@ -58,24 +57,14 @@ class Disturbed(Replay):
         self.run()
         return np.concatenate([self._kept[first] for first in sorted(self._kept)])
 
-    def _at(self, name: str, value: torch.Tensor | None) -> None:
-        data = self._sequence.sites.get(name)
-        error = self._added.get(name)
-        if data is None or value is None or not value.is_floating_point() or (error is None and name != self._asked):
-            return
-        length = self._sequence.positions if data.axis is None else max(stop for _, stop in data.ranges)
-        rows = arranged(Axis(1, length, length), value, data.width)
-        if rows is None or rows.numel() != data.width * length:
-            return
-        rows = rows[0] if rows.shape[0] == 1 and rows.shape[0] != length else rows
-        place = 0
-        for first, stop in data.ranges:
-            part = rows[first:stop]
+    def _found(self, name: str, stored: str, parts: list[torch.Tensor]) -> None:
+        error, first = self._added.get(name), 0
+        for part, (start, _) in zip(parts, self._sequence.sites[stored].ranges, strict=True):
             if error is not None:
-                part.add_(torch.from_numpy(error[place : place + stop - first]).reshape(part.shape))
-            place += stop - first
+                part.add_(torch.from_numpy(error[first : first + len(part)]).reshape(part.shape))
+            first += len(part)
             if name == self._asked:
-                self._kept[first] = part.reshape(stop - first, -1).to(torch.float64, copy=True).numpy()
+                self._kept[start] = part.reshape(len(part), -1).to(torch.float64, copy=True).numpy()
 
     def _logits(self, output: Any) -> None:
         if self._asked == LOGITS:

@@ -75,7 +75,7 @@ def explanations(
         if name not in sites or time.monotonic() > end:
             continue
         site, segment = sites[name]
-        data = sequence.sites.get(name)
+        data = sequence.sites.get(site.stored)
         stored = data.dtype if data is not None else sequence.logits_dtype or "float32"
         units = unit, UNIT_ROUNDOFF.get(stored, unit)
         suspect = Suspect(site, own, segment, units, min(end, time.monotonic() + SECONDS))

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from tracekit.dtypes import to_float
-from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, SiteData
+from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, SiteData, resolve_in
 from tracekit_torch.eager import plain_name
 from tracekit_torch.reference_program.lockstep import Lockstep
 from tracekit_torch.rows import Axis, arranged
@@ -34,6 +34,8 @@ class Replayed:
     [rows, width] each. `rows`: positions, or steps of the logits."""
 
     site: str
+    stored: str
+    """The site that it is recorded as: of an input, that of the module whose output it is."""
     rows: NDArray[np.int64]
     recorded: Floats
     values: Floats
@@ -63,6 +65,8 @@ class Replay:
         self._only: Collection[str] | None = None
         self._fired: dict[str, int] = {}
         self._seen: set[str] = set()
+        self._held: dict[str, tuple[int, int]] = {}
+        """The tensor that a site's values were put in."""
 
     def run(
         self,
@@ -78,7 +82,7 @@ class Replay:
             only: the sites to compare; values are put in at all of them.
         """
         self._met, self._drawn, self._only = met or self._keep, drawn, only
-        self._fired, self._seen = {}, set()
+        self._fired, self._seen, self._held = {}, set(), {}
         with torch.no_grad(), self._hooks(), drawn or nullcontext():
             self._logits(self._forward())
         for name in self._sequence.sites:
@@ -122,22 +126,41 @@ class Replay:
     def _at(self, name: str, value: torch.Tensor | None) -> None:
         """The reference is at a site: compare, and put the recorded rows in, in place: whoever reads the same tensor
         later reads them, too."""
-        data = self._sequence.sites.get(name)
-        if data is None or value is None or not value.is_floating_point() or name in self._seen:
+        stored = self._stored(name)
+        if stored is None or value is None or not value.is_floating_point() or name in self._seen:
             return
         with _disable_current_modes(), torch._C.DisableTorchFunction():
-            parts = recorded_parts(self._sequence, data, value)
-            if parts is None:
-                self.missed[name] = f"the reference gives {list(value.shape)} there"
-                return
-            self._seen.add(name)
-            read = [to_float(self._sequence.read(name, *window), data.dtype) for window in data.ranges]
-            if self._only is None or name in self._only:
-                places = np.concatenate([np.arange(*window) for window in data.ranges])
-                self._compare(name, places, np.concatenate(read).astype(np.float64), parts)
-            for part, recorded in zip(parts, read, strict=True):
-                # Those that are not finite, too: what the candidate computed from them is not judged.
-                self._put(part, torch.tensor(recorded).reshape(part.shape))
+            if stored != name and self._held.get(stored) == _identity(value):
+                return  # the reference reads the very tensor, too
+            parts = self._parts(name, stored, value)
+            if parts is not None:
+                self._seen.add(name)
+                self._found(name, stored, parts)
+                self._held[name] = _identity(value)
+
+    def _stored(self, name: str) -> str | None:
+        """The site that a value is recorded as; of an input, that of the module whose output the candidate gave it."""
+        sites = self._sequence.sites
+        if name in sites or not name.endswith(INPUT_SUFFIX):
+            return name if name in sites else None
+        found = resolve_in(self._sequence.site_table, name, sites.__contains__)
+        return found if found in sites else None
+
+    def _parts(self, name: str, stored: str, value: torch.Tensor) -> list[torch.Tensor] | None:
+        parts = recorded_parts(self._sequence, self._sequence.sites[stored], value)
+        if parts is None and name == stored:
+            self.missed[name] = f"the reference gives {list(value.shape)} there"
+        return parts
+
+    def _found(self, name: str, stored: str, parts: list[torch.Tensor]) -> None:
+        data = self._sequence.sites[stored]
+        read = [to_float(self._sequence.read(stored, *window), data.dtype) for window in data.ranges]
+        if self._only is None or name in self._only:
+            places = np.concatenate([np.arange(*window) for window in data.ranges])
+            self._compare(name, stored, places, np.concatenate(read).astype(np.float64), parts)
+        for part, recorded in zip(parts, read, strict=True):
+            # Those that are not finite, too: what the candidate computed from them is not judged.
+            self._put(part, torch.tensor(recorded).reshape(part.shape))
 
     def _put(self, into: torch.Tensor, value: torch.Tensor) -> None:
         if self._drawn is None:
@@ -145,7 +168,9 @@ class Replay:
         else:
             self._drawn.put(into, value)
 
-    def _compare(self, name: str, places: NDArray[np.int64], recorded: Floats, parts: list[torch.Tensor]) -> None:
+    def _compare(
+        self, name: str, stored: str, places: NDArray[np.int64], recorded: Floats, parts: list[torch.Tensor]
+    ) -> None:
         values = [part.reshape(len(part), -1).to(torch.float64, copy=True) for part in parts]
         off = np.zeros((0, *recorded.shape), np.float32)
         since = 0
@@ -160,7 +185,7 @@ class Replay:
                 first += len(part)
             since = self._drawn.since(parts[0])
         exact = values[0] if len(values) == 1 else torch.cat(values)
-        self._met(Replayed(name, places, recorded, exact.numpy(), off, since))
+        self._met(Replayed(name, stored, places, recorded, exact.numpy(), off, since))
 
     def _logits(self, output: Any) -> None:
         """The logits of the steps, as the model gives them."""
@@ -182,7 +207,12 @@ class Replay:
         else:
             recorded = to_float(logits, sequence.logits_dtype).astype(np.float64)
             with _disable_current_modes():
-                self._compare(LOGITS, np.arange(len(positions)), recorded, rows_of(value[0], positions))
+                self._compare(LOGITS, LOGITS, np.arange(len(positions)), recorded, rows_of(value[0], positions))
+
+
+def _identity(value: torch.Tensor) -> tuple[int, int]:
+    """Equal for views of one tensor that nobody wrote to in between."""
+    return value.untyped_storage().data_ptr(), 0 if value.is_inference() else value._version
 
 
 def recorded_parts(sequence: Sequence, data: SiteData, value: torch.Tensor) -> list[torch.Tensor] | None:
