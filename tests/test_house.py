@@ -16,7 +16,7 @@ STAGES = (
     *("errors", "dtypes", "site_values", "trace", "plugins", "generations", "interactive", "trace_view"),
     *("formats", "programs"),
     *("checkpoints", "inspection", "torch_rng", "sampling", "align", "compare", "auditing", "mistakes", "verdict"),
-    *("extra", "report", "repro", "postmortem", "api"),
+    *("selfcheck", "bisect", "extra", "report", "repro", "postmortem", "api"),
 )
 """Folders and modules of `tracekit/`, in the order in which the data passes them."""
 PAIRS = ("align", "compare")

@@ -17,6 +17,7 @@ COMMANDS = {
     "show": "Show what a trace (a log or an archive) holds.",
     "diff": "Compare a candidate with a reference, and name the first divergence.",
     "audit": "Recompute every site of one trace, and name those that are wrong.",
+    "check": "Compare an engine with itself: the same request computed in other ways.",
     "report": "Write one self-contained page of one trace, or of several compared.",
     "names": "Propose a map of a candidate's names to a reference's.",
     "summary": "Lengths, stop steps and seconds, a row a sequence.",

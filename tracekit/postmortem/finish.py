@@ -12,9 +12,10 @@ from tracekit.align.pair import Pair
 from tracekit.formats.opening import open_trace
 from tracekit.postmortem.conduct import remove_traces
 from tracekit.postmortem.examine import trace_name
-from tracekit.postmortem.plan import Plan, Side, interpreter_and_program, is_python
+from tracekit.postmortem.plan import Plan, Side
 from tracekit.postmortem.program import scratch_folder
 from tracekit.postmortem.store import Store, read_json, write_json
+from tracekit.programs.python import interpreter_and_program, is_python
 from tracekit.report.page import Compared, write_page
 from tracekit.repro import Case, Command, write_repro
 from tracekit.trace import Json, Trace, TraceError

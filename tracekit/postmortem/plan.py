@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
-import sys
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
 import xxhash
 
+from tracekit.programs.python import interpreter_and_program, is_python
 from tracekit.trace import Json, TraceError
 
 SEED = "{seed}"
@@ -19,7 +18,6 @@ LEVELS = ("logits", "layers", "all")
 """Levels at which a failing seed may be recorded again."""
 SPARSE = "tokens"
 """Level at which every seed is recorded: tokens, survivors, draws."""
-PYTHON = re.compile(r"python(3(\.\d+)?)?(\.exe)?$")
 MOST_SEEDS = 1_000_000
 HASHED_BYTES = 1 << 30
 """Bytes of a program that tell it from another build of it."""
@@ -68,22 +66,6 @@ class Plan:
             "fail": self.fail,
             "programs": {side: _digest(self, side) for side in Side},
         }
-
-
-def is_python(words: list[str]) -> bool:
-    """Whether a command is a Python program, which is recorded from within."""
-    return bool(PYTHON.match(Path(words[0]).name)) or words[0].endswith(".py")
-
-
-def interpreter_and_program(words: list[str]) -> tuple[str, list[str]]:
-    """A Python command's interpreter, and its script or `-m module` with the arguments.
-
-    Without a path, `python` is the interpreter that runs tracekit: it has what recording needs.
-    """
-    if words[0].endswith(".py"):
-        return sys.executable, words
-    bare = Path(words[0]).name == words[0]
-    return sys.executable if bare else words[0], words[1:]
 
 
 def checked(plan: Plan) -> Plan:

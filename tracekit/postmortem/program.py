@@ -17,9 +17,10 @@ from pathlib import Path
 from tracekit.formats.opening import open_trace
 from tracekit.generations import generated_count
 from tracekit.inspection.summary import sequence_summary
-from tracekit.postmortem.plan import Plan, Side, interpreter_and_program, is_python
+from tracekit.postmortem.plan import Plan, Side
 from tracekit.programs.child import end, start
 from tracekit.programs.native import NativeOptions, environment
+from tracekit.programs.python import interpreter_and_program, is_python
 from tracekit.trace import Trace, TraceError
 from tracekit.verdict.outcome import Run
 

@@ -14,7 +14,7 @@ from tracekit.verdict.verdict import AuditShare, Unmatched, Verdict
 def verdict_text(verdict: Verdict, reference: Trace, candidate: Trace, oracle: Trace | None = None) -> str:
     """A dozen lines at most."""
     lines = _heads([("reference", reference), ("candidate", candidate), *([("oracle", oracle)] if oracle else [])])
-    lines.append(_headline(verdict))
+    lines.append(headline(verdict))
     lines += [f"  {sentence(each)}" for each in verdict.evidence]
     lines += [f"  {line}" for line in _more_culprits(verdict)]
     if verdict.token is not None:
@@ -54,7 +54,8 @@ def _about(trace: Trace) -> list[str]:
     return [trace.implementation, engine, str(trace.config.get("dtype") or ""), f"seed {seed}", counted]
 
 
-def _headline(verdict: Verdict) -> str:
+def headline(verdict: Verdict) -> str:
+    """The verdict, its cause and its place, in a line."""
     if verdict.decision is Decision.PARITY and verdict.cause is None:
         return "PARITY"
     if verdict.decision is Decision.WITHHELD:

@@ -14,6 +14,7 @@ import click
 
 from tracekit.errors import TraceError
 from tracekit.plugins import loaded
+from tracekit.selfcheck.variation import Varied
 
 GROUP = "tracekit.engines"
 
@@ -21,10 +22,12 @@ GROUP = "tracekit.engines"
 @dataclass(frozen=True)
 class Engine:
     """An engine by its name. `command` takes what follows `--engine NAME` on the command line: the model and options of
-    its own; it records, and raises TraceError where it cannot."""
+    its own; it records, and raises TraceError where it cannot. `varied` takes the words that `tracekit check --engine
+    NAME` is given, and computes their request in the engine's ways; None of an engine whose ways are not known."""
 
     name: str
     command: click.Command
+    varied: Callable[[tuple[str, ...]], Varied] | None = None
 
 
 def engines() -> dict[str, Engine]:

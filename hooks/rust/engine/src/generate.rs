@@ -37,6 +37,8 @@ pub struct Generation<'a> {
     pub prompt_ids: &'a [u32],
     pub limit: usize,
     pub prefill_chunk: usize,
+    /// Positions of the prompt that the cache holds already.
+    pub kept: usize,
     pub seed: u64,
     pub sampler: &'a dyn Choose,
     pub ends: &'a dyn Ends,
@@ -92,7 +94,7 @@ impl Generation<'_> {
 
     fn prefill(&self, model: &mut dyn CausalModel) -> Result<Vec<f32>> {
         let mut logits = Vec::new();
-        for chunk in self.prompt_ids.chunks(self.prefill_chunk) {
+        for chunk in self.prompt_ids[self.kept..].chunks(self.prefill_chunk) {
             logits = model.forward(chunk)?;
         }
         Ok(logits)

@@ -71,19 +71,27 @@ fn run(options: &Options) -> Result<()> {
     let mut model = load(options, &config, &faults, prompt_ids.len().div_ceil(prefill_chunk))?;
     let seed = options.seed()?;
     describe(options, &config, &settings, &defaults, seed)?;
-    let generation = generate::Generation {
+    let sampler = faults.sampler(&settings, &defaults.eos_token_ids);
+    let ends = faults.ends(faults.stop_tokens(&defaults.eos_token_ids));
+    let generation = |kept| generate::Generation {
         prompt_text: options.prompt.as_deref(),
         prompt_ids: &prompt_ids,
         limit: faults.limit(options.max_new_tokens),
         prefill_chunk,
+        kept,
         seed: faults.seed(seed),
-        sampler: &*faults.sampler(&settings, &defaults.eos_token_ids),
-        ends: &*faults.ends(faults.stop_tokens(&defaults.eos_token_ids)),
+        sampler: &*sampler,
+        ends: &*ends,
         follow: follow.as_ref(),
     };
-    let tokens = generation.run(&mut *model, &tokenizer)?;
+    let mut tokens = vec![generation(0).run(&mut *model, &tokenizer)?];
+    for _ in 1..options.requests {
+        let kept = options.keep_prefix.min(prompt_ids.len() - 1);
+        model.keep(kept)?;
+        tokens.push(generation(kept).run(&mut *model, &tokenizer)?);
+    }
     tracekit::close()?;
-    print_result(options, &tokenizer, &tokens)
+    tokens.iter().try_for_each(|tokens| print_result(options, &tokenizer, tokens))
 }
 
 /// The model, and the parts that variants and faults exchange in it.

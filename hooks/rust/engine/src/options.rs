@@ -57,6 +57,12 @@ pub struct Options {
     /// Prefill in chunks of this many positions
     #[arg(long)]
     pub prefill_chunk: Option<usize>,
+    /// Generate this many times in one process, one after the other
+    #[arg(long, default_value_t = 1)]
+    pub requests: usize,
+    /// Later requests keep this many positions of the cache, the last of the prompt's excepted
+    #[arg(long, default_value_t = 0)]
+    pub keep_prefix: usize,
     /// Print the new token ids instead of the text
     #[arg(long)]
     pub show_ids: bool,
@@ -109,6 +115,7 @@ impl Options {
     fn check(&self) -> Result<()> {
         let counts = [
             ("--max-new-tokens", Some(self.max_new_tokens)),
+            ("--requests", Some(self.requests)),
             ("--threads", self.threads),
             ("--prefill-chunk", self.prefill_chunk),
         ];

@@ -89,7 +89,7 @@ impl Voice<'_> {
 
     fn decode(&self, model: &mut SpeechModel, rng: &mut TorchRng, index: usize, segment: &Segment) -> Result<Vec<u32>> {
         let (fewest, most) = segment.limits;
-        model.clear();
+        model.clear()?;
         let mut tokens = Vec::new();
         let mut reason = "length";
         let mut rows = segment.input(self.settings, model.width());

@@ -44,8 +44,8 @@ impl SpeechModel {
     }
 
     /// Forgets the segment.
-    pub fn clear(&mut self) {
-        self.decoder.clear();
+    pub fn clear(&mut self) -> Result<()> {
+        self.decoder.keep(0)
     }
 
     /// Width of a row.

@@ -213,9 +213,9 @@ impl Block for FaultyLayer {
         Ok(out)
     }
 
-    fn clear(&mut self) {
+    fn keep(&mut self, rows: usize) -> Result<()> {
         self.clock.iter().for_each(Clock::reset);
-        self.inner.clear();
+        self.inner.keep(rows)
     }
 
     fn layer(&mut self) -> &mut Layer {
@@ -245,5 +245,9 @@ impl CausalModel for FaultyLogits {
             logits = logits.to_dtype(DType::F16)?.to_dtype(DType::F32)?;
         }
         logits.to_vec1()
+    }
+
+    fn keep(&mut self, rows: usize) -> Result<()> {
+        self.model.keep(rows)
     }
 }

@@ -7,8 +7,8 @@ pub trait Cache {
     /// Appends those of a call; gives all.
     fn append(&mut self, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)>;
 
-    /// Forgets all positions.
-    fn clear(&mut self);
+    /// Forgets all positions but the first `rows`.
+    fn keep(&mut self, rows: usize) -> Result<()>;
 }
 
 /// Grows with each call.
@@ -25,7 +25,11 @@ impl Cache for KvCache {
         Ok(all)
     }
 
-    fn clear(&mut self) {
-        self.0 = None;
+    fn keep(&mut self, rows: usize) -> Result<()> {
+        self.0 = match self.0.take() {
+            Some((k, v)) if rows > 0 => Some((k.narrow(2, 0, rows)?, v.narrow(2, 0, rows)?)),
+            _ => None,
+        };
+        Ok(())
     }
 }

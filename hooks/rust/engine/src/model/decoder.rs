@@ -13,8 +13,8 @@ pub trait Block {
     /// Hidden states [1, rows, width] of the positions after the `cached` ones; gives the same shape.
     fn forward(&mut self, hidden: &Tensor, cached: usize) -> Result<Tensor>;
 
-    /// Forgets all positions.
-    fn clear(&mut self);
+    /// Forgets all positions but the first `rows`.
+    fn keep(&mut self, rows: usize) -> Result<()>;
 
     /// The layer, to exchange parts of it.
     fn layer(&mut self) -> &mut Layer;
@@ -42,10 +42,11 @@ impl Decoder {
         self.cached
     }
 
-    /// Forgets all positions.
-    pub fn clear(&mut self) {
-        self.layers.iter_mut().for_each(|layer| layer.clear());
-        self.cached = 0;
+    /// Forgets all positions but the first `rows`, which must be there.
+    pub fn keep(&mut self, rows: usize) -> Result<()> {
+        self.layers.iter_mut().try_for_each(|layer| layer.keep(rows))?;
+        self.cached = rows;
+        Ok(())
     }
 
     /// `hidden` [1, rows, width] comes after the positions in the cache, which grows by them.
@@ -90,8 +91,8 @@ impl Block for Layer {
         Ok(out)
     }
 
-    fn clear(&mut self) {
-        self.self_attn.cache.clear();
+    fn keep(&mut self, rows: usize) -> Result<()> {
+        self.self_attn.cache.keep(rows)
     }
 
     fn layer(&mut self) -> &mut Layer {

@@ -30,6 +30,9 @@ use decoder::Decoder;
 pub trait CausalModel {
     /// Logits of the last of `ids`, `[vocabulary]` in float32; the cache grows by all of them.
     fn forward(&mut self, ids: &[u32]) -> Result<Vec<f32>>;
+
+    /// Forgets all positions but the first `rows`, which must be there.
+    fn keep(&mut self, rows: usize) -> Result<()>;
 }
 
 /// Embedding table, decoder and logits head.
@@ -65,5 +68,9 @@ impl CausalModel for Model {
         // Rounded to the model's dtype, also where the head is computed in a wider one.
         let logits = self.lm_head.forward(&last)?.to_dtype(hidden.dtype())?;
         logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1()
+    }
+
+    fn keep(&mut self, rows: usize) -> Result<()> {
+        self.decoder.keep(rows)
     }
 }

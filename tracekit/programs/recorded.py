@@ -1,0 +1,81 @@
+"""A program run once and recorded: what it prints goes to a file, what it computes into a trace."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from tracekit.errors import TraceError
+from tracekit.formats.opening import open_trace
+from tracekit.programs.child import end, start
+from tracekit.programs.native import NativeOptions, environment
+from tracekit.programs.python import interpreter_and_program, is_python
+
+RECORDER = ("-m", "tracekit_cli")
+"""How an interpreter is asked for tracekit's command."""
+LAST_LINE = 300
+"""Characters of a failed program's last line that are kept."""
+
+
+def recorded(
+    words: list[str],
+    folder: Path,
+    *,
+    cwd: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> Path:
+    """Run `words` with recording on, and return the trace, a file in `folder`, which is made. `variables` are added to
+    the environment; `timeout` is in seconds.
+
+    Raises TraceError, in one line, where the program cannot be started, fails, is not done in time, or records nothing.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TraceError(f"{folder}: cannot be written: {error.strerror}") from None
+    python = is_python(words)
+    out = folder / ("run.h5" if python else "run.tklog")
+    out.unlink(missing_ok=True)
+    if python:
+        interpreter, program = interpreter_and_program(words)
+        words = [interpreter, *RECORDER, "record", "-o", str(out), *program]
+        told: Mapping[str, str] = os.environ
+    else:
+        told = environment(out, NativeOptions(), folder)
+    code = _run(words, folder / "output.txt", str(cwd or Path.cwd()), {**told, **(variables or {})}, timeout)
+    if code != 0:
+        raise TraceError(f"{words[0]}: ended with exit code {code}: {_last_line(folder / 'output.txt')}")
+    if not out.exists() or not out.stat().st_size:
+        raise TraceError(f"{words[0]}: recorded nothing; build it with tracekit's crate, or give an --engine")
+    with open_trace(out) as trace:
+        if not trace.sequences:
+            raise TraceError(f"{words[0]}: recorded no sequence; let it generate something")
+    return out
+
+
+def _run(words: list[str], output: Path, cwd: str, variables: Mapping[str, str], timeout: float | None) -> int:
+    try:
+        with output.open("wb") as sink:
+            process = start(words, cwd, variables, sink)
+    except OSError as error:
+        raise TraceError(f"{words[0]}: cannot be started: {error.strerror}") from None
+    try:
+        code = process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        end(process)
+        raise TraceError(f"{words[0]}: was not done after {timeout:g} seconds") from None
+    except BaseException:
+        end(process)
+        raise
+    return code if code >= 0 else 128 - code
+
+
+def _last_line(output: Path) -> str:
+    with output.open("rb") as file:
+        file.seek(max(0, output.stat().st_size - 8192))
+        lines = file.read().decode(errors="replace").split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1][-LAST_LINE:] if said else "it printed nothing"

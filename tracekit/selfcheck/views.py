@@ -1,0 +1,65 @@
+"""A run seen as another one: one sequence of several, or generated tokens that were read as a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from tracekit.interactive import Browsable, BrowsableSequence
+from tracekit.trace import Array, Event, Sequence, Trace
+
+
+def only(trace: Trace, index: int) -> Trace:
+    """A trace with one of its sequences, which is then its first."""
+    return cast(Trace, _View(trace, [_First(trace.sequences[index])]))
+
+
+def as_generated(trace: Trace, base: Sequence) -> Trace:
+    """A run that was given prompt and generated tokens of `base` as its prompt, seen as a run of that prompt: its sites
+    are compared position by position, and it says nothing of steps."""
+    return cast(Trace, _View(trace, [_AsPrompt(trace.sequences[0], base)]))
+
+
+class _View(Browsable):
+    """A trace with other sequences; all else is its own."""
+
+    def __init__(self, trace: Trace, sequences: list[Any]) -> None:
+        self._trace, self.sequences = trace, sequences
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trace, name)
+
+
+class _First(BrowsableSequence):
+    """A sequence counted from 0."""
+
+    index = 0
+
+    def __init__(self, sequence: Sequence) -> None:
+        self._sequence = sequence
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sequence, name)
+
+
+class _AsPrompt(BrowsableSequence):
+    """A sequence of another's prompt, without steps."""
+
+    step_count = 0
+    end_reason = "done"
+    events: tuple[Event, ...] = ()
+    logits_dtype = None
+
+    def __init__(self, sequence: Sequence, base: Sequence) -> None:
+        self._sequence = sequence
+        self.prompt_ids = base.prompt_ids
+        self.inputs: Mapping[str, Array] = base.inputs
+        self.tokens: Array = np.empty(0, np.int64)
+
+    def logits(self, first: int, stop: int) -> None:
+        """None of a step."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sequence, name)
