@@ -57,6 +57,8 @@ def test_every_command_prints_what_the_guide_shows(tmp_path: Path, monkeypatch: 
 def test_a_line_that_differs_is_seen() -> None:
     assert same("own error 382× (residual 0.6×)", "own  error 385× (residual 0.61×)")
     assert not same("own error 382×", "own error 882×")
+    assert same("(residual 0.4×)", "(residual 0.9×)") and not same("(residual 0.9×)", "(residual 1.2×)")
+    assert not same("(residual 2.2×)", "(residual 3.2×)")
     assert not same("at 91 of 92 positions", "at 92 of 92 positions")
     assert not same("top_p 0.7 in place of 0.8", "top_p 0.4 in place of 0.8")
     assert not same("explained: a", "explained: b")

@@ -74,7 +74,7 @@ class Culprit:
             case Statistic.ROW:
                 return ErrorTooLarge(float(statistics.rows.max()), wrong, rows)
             case Statistic.COLUMN:
-                column = int(statistics.columns.argmax())
+                column = statistics.worst_column
                 return ColumnTooLarge(column, float(statistics.columns[column]))
             case Statistic.GAIN:
                 return GainOff(1.0 + statistics.gain, abs(statistics.gain_deviations))

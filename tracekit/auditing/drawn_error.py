@@ -14,9 +14,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tracekit.auditing.alike import Shares, common_of_values, rows_alike, sketch
 from tracekit.auditing.operations import Floats, Operation, Result
 from tracekit.auditing.operations.operation import Given, Shape
-from tracekit.auditing.own_error import Own, Tally, repeated_width, rows_alike, sketch, spread_width
+from tracekit.auditing.own_error import Own, Tally, shared_by, spread_width
 from tracekit.auditing.recipe import Recipe
 from tracekit.auditing.recompute import Window
 
@@ -59,15 +60,26 @@ def drawn_result(values: Floats, draws: NDArray[np.float32], unit: float) -> Res
     return Result(values, variance, draws=tuple(draws), drawn_rows=np.arange(len(values)))
 
 
-def judged(site: str, rows: NDArray[np.int64], recorded: Floats, result: Result, level: float) -> Own:
+def _common_of_draws(result: Result) -> Shares:
+    """What any two rows' errors have in common, [width], by how far the columns of drawn errors are off to one side."""
+    inverse = (1.0 / np.sqrt(result.variance)).astype(np.float32)
+    offsets = [np.einsum("rc,rc->c", error, inverse) for error in result.draws]
+    squares = np.mean(np.square(offsets), axis=0) / len(inverse)
+    # Of a few samples a single column's is not known well.
+    moments = (PRIOR * squares.mean() + len(offsets) * squares) / (PRIOR + len(offsets))
+    return np.asarray(np.maximum(moments - 1.0, 0.0) / max(len(result.values) - 1.0, 1.0))
+
+
+def judged(site: str, rows: NDArray[np.int64], recorded: Floats, result: Result, level: float, unit: float) -> Own:
     """The own error of a site. `rows`: positions, or steps of the logits; `level`: the probability of a false alarm of
-    one test."""
+    one test; `unit`: unit roundoff of the format that the site is stored in."""
     tally = Tally()
     tally.add(recorded, result)
-    statistics = tally.statistics()
-    width = spread_width(result)
-    for kind, factor in repeated_width(statistics, rows_alike(sketch(result.values)), level).items():
-        width[kind] = max(1.0, width.get(kind, 1.0)) * factor
+    alike = rows_alike(sketch(result.values))
+    common = np.maximum(common_of_values(result.values, unit), _common_of_draws(result))
+    common = shared_by([common], [len(recorded)], alike)
+    statistics = tally.statistics(common)
+    width = spread_width(result, common)
     windows = tuple(_windows(rows))
     return Own(Recipe(site, site, Segment()), windows, statistics, statistics.limits(level, width), width, level)
 

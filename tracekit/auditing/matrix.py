@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.auditing import sums
+from tracekit.auditing.alike import Shares, common_of_product, common_of_values
 from tracekit.auditing.rounding import (
     ACCUMULATOR,
     Floats,
@@ -62,13 +63,17 @@ def linear(matrix: Matrix, x: Floats, dtype: str, closely: bool = False) -> Resu
     def reordered() -> tuple[Floats, ...]:
         return _reordered(matrix, x, values, dtype)
 
-    orders = reordered if closely else tuple
+    def common() -> Shares:
+        summed = common_of_product(x, matrix.weight, variance, accumulator(dtype))
+        return summed + common_of_values(values, unit(dtype)) if unit(dtype) > ACCUMULATOR else summed
+
+    orders, shares = (reordered, common) if closely else (tuple, None)
     bias = matrix.bias
-    if bias is None:
-        rounded = in_16_bits(dtype, lambda: [as_stored(values, dtype)])
-        return Result(values, variance, rounded=rounded, excess=excess, reordered=orders)
-    rounded = in_16_bits(dtype, lambda: [as_stored(values, dtype), as_stored(as_stored(product, dtype) + bias, dtype)])
-    return Result(values, variance + rounding(product, dtype), rounded=rounded, excess=excess, reordered=orders)
+    rounded = in_16_bits(dtype, lambda: [as_stored(values, dtype)])
+    if bias is not None:
+        variance = variance + rounding(product, dtype)
+        rounded += in_16_bits(dtype, lambda: [as_stored(as_stored(product, dtype) + bias, dtype)])
+    return Result(values, variance, rounded=rounded, excess=excess, reordered=orders, common=shares)
 
 
 ORDERS = 8

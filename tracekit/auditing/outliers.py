@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.auditing import operations
+from tracekit.auditing.alike import alike_to, copies, sketch
 from tracekit.auditing.evidence import Outlier, OutlierBySize, OutlierColumns
-from tracekit.auditing.own_error import ODD, Own, alike_to, sketch
+from tracekit.auditing.own_error import ODD, Own
 from tracekit.auditing.recompute import Recomputation
 from tracekit.auditing.rounding import Floats
 
@@ -83,7 +84,7 @@ def _outlier(peer: Peer, usual: float, others: list[Own]) -> Outlier | None:
     return None
 
 
-def _odd_columns(own: Own, rows: float, share: Floats, others: list[Own]) -> NDArray[np.int64]:
+def _odd_columns(own: Own, rows: Floats | float, share: Floats, others: list[Own]) -> NDArray[np.int64]:
     """Columns that differ from the emulated value in more rows than ties account for, by the `share` of so many rows.
     How many rows those of a column are is read off the other layers: on average, and how much more than a binomial
     count they scatter."""
@@ -100,15 +101,18 @@ def _odd_columns(own: Own, rows: float, share: Floats, others: list[Own]) -> NDA
     return np.flatnonzero(beyond > -math.log(own.level))
 
 
-def _of_distinct_rows(run: Recomputation, own: Own, columns: NDArray[np.int64]) -> tuple[float, Floats]:
-    """How many distinct rows there are, and the share of them in which each column differs from the emulated value. A
-    token that comes again is computed again: one tie, not as many as there are rows."""
-    recipe, sketches, odd = own.recipe, [], []
+def _of_distinct_rows(run: Recomputation, own: Own, columns: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """How many distinct rows there are in each column, and the share of them in which it differs from the emulated
+    value. A token that comes again is computed again, and so is a column that is the same for all tokens: one tie, not
+    as many as there are rows."""
+    recipe, sketches, odd, values = own.recipe, [], [], []
     for window in own.windows:
         recorded = run.recorded(recipe.stored, window)
         result = run.result(recipe, window, run.inputs(recipe, window)).closest(recorded)
-        gap = min((recorded - values for values in (result.values, *result.rounded)), key=operations.typical)
+        gap = min((recorded - each for each in (result.values, *result.rounded)), key=operations.typical)
         odd.append(np.abs(gap[:, columns]) > ODD * np.sqrt(result.variance[:, columns]))
         sketches.append(sketch(result.values))
-    weights = 1.0 / alike_to(np.concatenate(sketches))
-    return float(weights.sum()), np.asarray(weights @ np.concatenate(odd) / weights.sum())
+        values.append(result.values[:, columns])
+    weights = 1.0 / np.maximum(alike_to(np.concatenate(sketches))[:, None], copies(np.concatenate(values)))
+    distinct = weights.sum(axis=0)
+    return distinct, np.asarray((weights * np.concatenate(odd)).sum(axis=0) / distinct)

@@ -6,22 +6,23 @@ column.
 
 Each statistic is judged against its own spread: what rounding makes of it on the site's own numbers. The error of a
 value is taken as an independent Gaussian one of the variance that `operations` gives; errors of sums spread as much
-more as they do where they are added up in float32 on the same rows (`sums`), those of the attention core as drawn ones.
+more as they do where they are added up in float32 on the same rows (`sums`), those of the attention core as drawn ones;
+what rows have in common is rounded alike in all of them, and no average takes it away (`alike`).
 All tests of a trace together raise a false alarm with the probability `FALSE_ALARMS` (Bonferroni).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.auditing import operations
+from tracekit.auditing.alike import Shares, common_of_values, rows_alike, sketch
 from tracekit.auditing.evidence import Outlier, Statistic
 from tracekit.auditing.operations import Floats, Result
 from tracekit.auditing.recipe import Recipe
@@ -32,10 +33,6 @@ BLOCK_ROWS, FEWEST_ROWS, BLOCK_VALUES = 1024, 64, 1 << 20
 without asking the system for it."""
 CACHED = 64 << 10
 """Elements whose statistics are taken at a time: their dozen arrays stay in the cache."""
-ALIKE = 2.0**-12
-"""Relative distance below which two rows have half of float32's bits in common: then they are rounded alike."""
-PROJECTED = 64
-"""Dimensions that rows are projected to before their distances are taken (Johnson and Lindenstrauss 1984)."""
 LARGEST = np.float32(1e15)
 """Error over its bound that stands for all larger ones, and for what is not finite; its square fits float32."""
 
@@ -120,8 +117,9 @@ class Tally:
         self.columns = block if not self.count else self.columns + block
         self.count += len(error)
 
-    def statistics(self) -> Statistics:
-        """What was collected, as numbers of standard deviations and ratios. A bias of unknown sign is no deviation."""
+    def statistics(self, common: Shares | float = 0.0) -> Statistics:
+        """What was collected, as numbers of standard deviations and ratios. A bias of unknown sign is no deviation.
+        `common`: the share of the variance of a column's error that any two rows have in common."""
         rows, freedoms = np.sqrt(np.concatenate(self.rows)), np.concatenate(self.freedoms)
         gains, variances = np.concatenate(self.row_gains), np.concatenate(self.row_variances)
         biases = np.concatenate(self.biases)
@@ -129,17 +127,21 @@ class Tally:
         gain, bias = float((gains * weights).sum() / weights.sum()), float(biases.max())
         squares, offsets, products, powers, loose, odd = self.columns
         safe = np.maximum(powers, 1e-290)
+        spread = 1.0 + (self.count - 1.0) * np.broadcast_to(common, powers.shape)
+        over_all = float((safe * spread).sum() / safe.sum())
         return Statistics(
             size=float(np.sqrt(np.mean(np.square(rows)))),
             rows=rows,
             gain=gain,
-            gain_deviations=float(_beyond(gain, bias) * np.sqrt(weights.sum())),
+            gain_deviations=float(_beyond(gain, bias) * np.sqrt(weights.sum() / over_all)),
             row_gains=_beyond(gains, biases) / np.sqrt(variances),
             columns=np.sqrt(squares / self.count),
-            column_offsets=_beyond(offsets, bias * np.sqrt(powers * self.count)) / np.sqrt(np.maximum(loose, 1e-290)),
-            column_gains=_beyond(products, bias * powers) / np.sqrt(safe),
+            column_offsets=_beyond(offsets, bias * np.sqrt(powers * self.count))
+            / np.sqrt(np.maximum(loose, 1e-290) * spread),
+            column_gains=_beyond(products, bias * powers) / np.sqrt(safe * spread),
             odd=odd / self.count,
             freedoms=freedoms,
+            repeats=spread,
         )
 
 
@@ -172,18 +174,36 @@ class Statistics:
     column_gains: Floats  # [width]
     odd: Floats  # [width], share of rows that are not the emulated value
     freedoms: Floats  # [rows], independent errors in each row's size
+    repeats: Floats  # [width], rows that are rounded as one: 1 where they have nothing in common
 
     def peaks(self) -> dict[Statistic, float]:
         """The largest of each kind."""
         return {
             Statistic.SIZE: self.size,
             Statistic.ROW: float(self.rows.max(initial=0.0)),
-            Statistic.COLUMN: float(self.columns.max(initial=0.0)),
+            Statistic.COLUMN: float(self.columns[self.worst_column]) if self.columns.size else 0.0,
             Statistic.GAIN: abs(self.gain_deviations),
             Statistic.ROW_GAIN: float(np.abs(self.row_gains).max(initial=0.0)),
             Statistic.COLUMN_OFFSET: float(np.abs(self.column_offsets).max(initial=0.0)),
             Statistic.COLUMN_GAIN: float(np.abs(self.column_gains).max(initial=0.0)),
         }
+
+    @property
+    def column_freedom(self) -> Floats:
+        """Independent errors in each column's size, [width]."""
+        return np.asarray(np.maximum(len(self.rows) / self.repeats, 1.0))
+
+    @cached_property
+    def worst_column(self) -> int:
+        """The column whose size is furthest beyond what so many errors exceed."""
+        distinct, which = np.unique(self.column_freedom, return_inverse=True)
+        usual = np.array([root_mean_square(each, ONE_SITE) for each in distinct])
+        return int((self.columns / usual[which]).argmax())
+
+    @property
+    def freedom(self) -> float:
+        """Independent errors in the size of the site."""
+        return len(self.rows) ** 2 / float(np.sum(1.0 / self.freedoms)) / float(self.repeats.mean())
 
     def counts(self) -> dict[Statistic, int]:
         """How many there are of each kind: so many tests are made."""
@@ -204,11 +224,11 @@ class Statistics:
             return level if isinstance(level, float) else level[kind]
 
         plain = {
-            Statistic.SIZE: root_mean_square(
-                len(self.rows) ** 2 / float(np.sum(1.0 / self.freedoms)), of(Statistic.SIZE)
-            ),
+            Statistic.SIZE: root_mean_square(self.freedom, of(Statistic.SIZE)),
             Statistic.ROW: root_mean_square(float(self.freedoms.min()), of(Statistic.ROW)),
-            Statistic.COLUMN: root_mean_square(len(self.rows), of(Statistic.COLUMN)),
+            Statistic.COLUMN: root_mean_square(
+                float(self.column_freedom[self.worst_column]) if self.columns.size else 1.0, of(Statistic.COLUMN)
+            ),
             **{
                 kind: deviations(of(kind))
                 for kind in (Statistic.GAIN, Statistic.ROW_GAIN, Statistic.COLUMN_OFFSET, Statistic.COLUMN_GAIN)
@@ -296,61 +316,29 @@ def _blocks(window: Window, width: int) -> list[Window]:
 def _judged(run: Recomputation, recipe: Recipe, windows: list[Window], level: float, closely: bool) -> Own:
     tally = Tally()
     width: dict[Statistic, float] = {}
-    sketches = []
+    sketches, rows, shares = [], [], []
     for window in windows:
-        recorded = run.recorded(recipe.stored, window)
+        recorded, dtype = run.recorded(recipe.stored, window), run.dtype(recipe.stored)
         result = run.result(recipe, window, run.inputs(recipe, window), closely).closest(recorded)
-        tally.add(_overflowed(recorded, result.values, run.dtype(recipe.stored)), result)
-        for kind, factor in (*spread_width(result).items(), *common_width(result, level).items()):
-            width[kind] = max(width.get(kind, 1.0), factor)
+        tally.add(_overflowed(recorded, result.values, dtype), result)
+        common: Shares | float = 0.0
         if closely:
             sketches.append(sketch(result.values))
-    statistics = tally.statistics()
-    if sketches:
-        for kind, factor in repeated_width(statistics, rows_alike(np.concatenate(sketches)), level).items():
-            width[kind] = max(1.0, width.get(kind, 1.0)) * factor
+            common = (
+                common_of_values(result.values, operations.unit(dtype)) if result.common is None else result.common()
+            )
+            rows.append(len(recorded))
+            shares.append(common)
+        for kind, factor in (*spread_width(result).items(), *common_width(result, level, common).items()):
+            width[kind] = max(width.get(kind, 1.0), factor)
+    alike = rows_alike(np.concatenate(sketches)) if sketches else 1.0
+    statistics = tally.statistics(shared_by(shares, rows, alike) if shares else 0.0)
     return Own(recipe, tuple(windows), statistics, statistics.limits(level, width), width, level)
 
 
-def sketch(values: Floats) -> Floats:
-    """Directions of the rows of `values` [rows, width] in `PROJECTED` random dimensions: [rows, PROJECTED]."""
-    drawn = _projection(values.shape[1])
-    lengths = np.sqrt(np.einsum("ij,ij->i", values, values))
-    directions = values / np.maximum(lengths, 1e-290)[:, None]
-    return np.asarray(np.nan_to_num(directions) @ drawn)
-
-
-@lru_cache(maxsize=8)
-def _projection(width: int) -> Floats:
-    """Random directions, [width, PROJECTED]."""
-    return np.random.default_rng(0).standard_normal((width, PROJECTED)) / math.sqrt(PROJECTED)
-
-
-def rows_alike(sketches: Floats) -> float:
-    """How many rows, itself included, a row is alike to on average."""
-    return float(alike_to(sketches).mean())
-
-
-def alike_to(sketches: Floats) -> Floats:
-    """How many rows, itself included, each row is alike to, [rows]."""
-    powers = np.einsum("ij,ij->i", sketches, sketches)
-    alike = np.ones(len(sketches))
-    for first in range(0, len(sketches), BLOCK_ROWS):
-        part = slice(first, first + BLOCK_ROWS)
-        apart = powers[part, None] + powers[None] - 2.0 * sketches[part] @ sketches.T
-        alike[part] = np.maximum(np.count_nonzero(apart <= ALIKE**2, axis=1), 1)
-    return alike
-
-
-def repeated_width(statistics: Statistics, alike: float, level: float) -> dict[Statistic, float]:
-    """How much wider than of independent rows statistics over rows spread where each row comes `alike` times."""
-    rows = len(statistics.rows)
-    freedom = rows**2 / float(np.sum(1.0 / statistics.freedoms))
-    return {
-        Statistic.SIZE: _wider(freedom / alike, freedom, level),
-        Statistic.COLUMN: _wider(rows / alike, rows, level),
-        **dict.fromkeys((Statistic.GAIN, Statistic.COLUMN_GAIN, Statistic.COLUMN_OFFSET), alike**0.5),
-    }
+def shared_by(shares: list[Shares], rows: list[int], alike: float) -> Shares:
+    """What any two rows have in common over all blocks of so many rows, of which each row is alike to `alike`."""
+    return np.asarray(np.maximum(np.average(shares, axis=0, weights=rows), (alike - 1.0) / max(sum(rows) - 1.0, 1.0)))
 
 
 def _overflowed(recorded: Floats, values: Floats, dtype: str) -> Floats:
@@ -363,9 +351,10 @@ def _overflowed(recorded: Floats, values: Floats, dtype: str) -> Floats:
     return np.where(right, values, recorded)
 
 
-def spread_width(result: Result) -> dict[Statistic, float]:
+def spread_width(result: Result, common: Shares | float = 0.0) -> dict[Statistic, float]:
     """How much wider than independent errors those of a site spread, by statistic: of products as their sums show, of
-    the attention core as the largest of the drawn errors over what as many independent ones exceed once."""
+    the attention core as the largest of the drawn errors over what as many independent ones exceed once. `common`: as
+    `Tally.statistics` takes it."""
     made: list[Statistics] = []
     for error in result.draws:
         rows = result.drawn_rows
@@ -373,7 +362,7 @@ def spread_width(result: Result) -> dict[Statistic, float]:
         part = Result(result.values[rows], result.variance[rows], result.shared)
         tally = Tally()
         tally.add(part.values + error, part)
-        made.append(tally.statistics())
+        made.append(tally.statistics(common))
     if not made:
         return dict.fromkeys(
             (Statistic.SIZE, Statistic.ROW, *COLUMN_KINDS, Statistic.GAIN, Statistic.ROW_GAIN), result.excess
@@ -381,24 +370,24 @@ def spread_width(result: Result) -> dict[Statistic, float]:
     return _peaked(made)
 
 
-def common_width(result: Result, level: float) -> dict[Statistic, float]:
+def common_width(result: Result, level: float, common: Shares | float = 0.0) -> dict[Statistic, float]:
     """How much wider than independent errors those of a product spread because its rows have much in common, by
     statistic: from the second moments of errors in other orders. A mean square of errors that varies as one of fewer
-    would has that many degrees of freedom (Satterthwaite 1946)."""
+    would has that many degrees of freedom (Satterthwaite 1946). `common`: as `Tally.statistics` takes it."""
     made: list[Statistics] = []
     for error in result.reordered():
         tally = Tally()
         tally.add(result.values + error, Result(result.values, result.variance, result.shared, result.rounded))
-        made.append(tally.statistics())
+        made.append(tally.statistics(common))
     if not made:
         return {}
     columns = np.square(np.concatenate([one.columns for one in made]))
     rows = np.square(np.concatenate([one.rows for one in made]))
-    count, width, freedom = len(made[0].rows), len(made[0].columns), float(made[0].freedoms.min())
+    count, width, freedom = float(made[0].column_freedom.mean()), len(made[0].columns), float(made[0].freedoms.min())
     column, row = _freedom(columns, count), _freedom(rows, freedom)
     gains = _moment([one.column_gains for one in made])
     moments = {
-        Statistic.SIZE: _wider(column * width, float(made[0].freedoms.sum()), level)
+        Statistic.SIZE: _wider(min(column * width, made[0].freedom), made[0].freedom, level)
         * max(1.0, float(columns.mean())) ** 0.5,
         Statistic.COLUMN: _wider(column, count, level) * max(1.0, float(columns.mean())) ** 0.5,
         Statistic.ROW: _wider(row, freedom, level) * max(1.0, float(rows.mean())) ** 0.5,

@@ -58,6 +58,9 @@ class Result:
     reordered: Callable[[], tuple[Floats, ...]] = tuple
     """Makes errors of the same products added up in float32 in other orders, all rows: how they spread over rows and
     columns together. Rows that are alike are rounded alike, and an average over them takes nothing away."""
+    common: Callable[[], NDArray[np.float64]] | None = None
+    """Gives the share of the variance of a column's error that any two rows have in common, [width] (`alike`); None
+    where each value is rounded by itself."""
     hows: tuple[Emulated, ...] = ()
     """The arithmetics that an attention core is emulated in, where it is."""
     others: tuple[Result, ...] = ()

@@ -54,9 +54,11 @@ def walked(total: Floats, squares: Floats, terms: int, unit: float, bias: Floats
 
 
 def product(x: Floats, y: Floats, order: NDArray[np.int64] | slice) -> Floats:
-    """x [rows, terms] times y [terms, columns], added up in float32 with the terms in this order."""
+    """x [rows, terms] times y [terms, columns], added up in float32 with the terms in this order, one after the other:
+    terms that are alike are rounded alike, and their errors add up further than those of partial sums side by side. The
+    same on every processor, whose own kernels may even sum equal rows of one product in different orders."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(x[:, order].astype(np.float32) @ y[order].astype(np.float32), dtype=np.float64)
+        return in_turn(x[:, order].astype(np.float32), y[order].astype(np.float32)).astype(np.float64)
 
 
 def in_turn(x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.floating]:

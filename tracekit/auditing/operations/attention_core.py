@@ -282,12 +282,14 @@ def _spread(core: Core, given: Given, values: Floats, wide: bool) -> Result:
 
 def _drawn_variance(core: Core, dtype: str, values: Floats, draws: list[Floats], picked: NDArray[np.int64]) -> Floats:
     """Variance of each element: one number a row and head, relative to that head's size, between the drawn rows
-    interpolated."""
+    interpolated. Half of it is taken as that of the partial sums, which are as large as the element is: where all rows
+    are alike, all are off by this much in the column that is the largest."""
     heads = (len(picked), core.heads, core.head_dim)
     spread = np.mean([np.square(error).reshape(heads).mean(axis=2) for error in draws], axis=0)
     size = np.square(values).reshape(len(values), core.heads, core.head_dim).mean(axis=2)
     relative = np.sqrt(spread / np.maximum(size[picked], 1e-290))
     at = np.arange(len(values))
     everywhere = np.stack([np.interp(at, picked, relative[:, head]) for head in range(core.heads)], axis=1)
-    variance = np.repeat(np.square(everywhere) * size, core.head_dim, axis=1)
+    alike, own = np.repeat(size, core.head_dim, axis=1), np.square(values)
+    variance = np.repeat(np.square(everywhere), core.head_dim, axis=1) * (alike + own) / 2.0
     return np.asarray(variance + rounding(values, dtype))

@@ -174,5 +174,5 @@ class Judge:
             values, recorded, rows, draws = values[finite], recorded[finite], rows[finite], draws[:, finite]
         data = self._sequence.sites.get(site.stored)
         stored = data.dtype if data is not None else self._sequence.logits_dtype or "float32"
-        result = drawn_result(values, draws, UNIT_ROUNDOFF.get(stored, self._unit))
-        return judged(site.site, rows, recorded, result, self._level)
+        unit = UNIT_ROUNDOFF.get(stored, self._unit)
+        return judged(site.site, rows, recorded, drawn_result(values, draws, unit), self._level, unit)

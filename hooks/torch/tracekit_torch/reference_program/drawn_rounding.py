@@ -162,9 +162,11 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
             length = two[0].numel()
             into += self._drawn(out).mul_(float(out.abs().max()) * self._sums * math.sqrt(length / 6.0))
             return
-        # Added up in float32 in another order: rows that are alike are rounded alike, which independent draws would not
-        # show. An engine that adds one product after the other is off by more than a blocked sum: a random walk, from
-        # the bias where there is one, whose partial sums have half of the last one's mean square.
+        # Added up in float32, in another order or on another grid: rows that are alike, and those that have terms in
+        # common, are rounded alike, which independent draws would not show. Engines take the terms in their order,
+        # which matters where those in common come last. An engine that adds one product after the other is off by more
+        # than a blocked sum: a random walk, from the bias where there is one, whose partial sums have half of the last
+        # one's mean square.
         bias = tensors[0] if len(tensors) == 3 else None
         alpha, beta = float(kwargs.get("alpha", 1.0)), float(kwargs.get("beta", 1.0))
         product = out if bias is None or not alpha else (out - beta * bias).div_(alpha)
@@ -174,10 +176,13 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
         squares += 0.0 if bias is None or not beta else float(bias.square().mean()) * beta**2
         walk = self._sums * math.sqrt(one.shape[-1] * squares / 3.0)
         for run in into:
-            order = torch.randperm(one.shape[-1], generator=self._draws)
-            # Of a weight matrix, which is stored transposed, columns are chosen: rows of the view lie far apart.
-            again = torch.matmul(left[..., order], right.mT.index_select(-1, order).mT)
-            off = (again - product).mul_(alpha)
+            in_turn, grid = (torch.rand(2, generator=self._draws) + 0.5).tolist()
+            rows, weight = left.mul(grid), right
+            if in_turn < 1.0:
+                order = torch.randperm(one.shape[-1], generator=self._draws)
+                # Of a weight matrix, which is stored transposed, columns are chosen: rows of the view lie far apart.
+                rows, weight = rows[..., order], right.mT.index_select(-1, order).mT
+            off = (torch.matmul(rows, weight).to(product.dtype).div_(grid) - product).mul_(alpha)
             measured = float(torch.linalg.vector_norm(off)) / off.numel() ** 0.5
             run.add_(off, alpha=max(1.0, walk / measured) if measured > 0.0 else 1.0)
 

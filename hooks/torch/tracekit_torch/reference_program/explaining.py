@@ -276,7 +276,8 @@ class Suspect:
 
     def _own_by(self, values: Floats, draws: NDArray[np.float32]) -> Own:
         rows = self._site.rows[self._rows]
-        return judged(self._site.site, rows, self._recorded, self._drawn(values, draws), self._own.level)
+        drawn = self._drawn(values, draws)
+        return judged(self._site.site, rows, self._recorded, drawn, self._own.level, self._stored)
 
     def _off(self, changed: Changed, seed: int, runs: int) -> NDArray[np.float32]:
         made = self._segment.off(changed, DrawnRounding(self._unit, UNIT_ROUNDOFF["float32"], seed, runs))
