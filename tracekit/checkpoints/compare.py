@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.checkpoints.pairing import BLOCK, Order, PairedBy, TensorPair, Transposed, content_of, pair_tensors
-from tracekit.checkpoints.parameters import Parameters
-from tracekit.dtypes import round_to, to_float
-from tracekit.trace import Json
+from tracekit.checkpoints import relations
+from tracekit.checkpoints.adapter import Adapter
+from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.checkpoints.pairing import BLOCK, Order, TensorPair, Transposed, content_of, pair_tensors
+from tracekit.checkpoints.parameters import Parameters, open_parameters
+from tracekit.checkpoints.relations import Energies, Relation, Scalars
 
-NARROW = ("bfloat16", "float16")
-"""Formats that a checkpoint may have gone through on its way."""
-GAIN_RESIDUAL = 0.01
-"""Largest part of a difference that a gain may leave unexplained and still be named."""
 HEADS = ("lm_head.weight", "embed_tokens.weight")
 """Two names of one tensor where embeddings are tied; a checkpoint may leave the first out."""
 PARTS = 12
@@ -46,13 +44,9 @@ class ValueDifference:
     other: float
     differing: int  # elements
     elements: int
-    note: str | None  # a simple relation that explains all of it
+    relation: Relation | None  # how the second came from the first, where that explains all of it
     unrelated: bool = False  # no nearer to each other than to zero
     held_as: str | None = None  # where the second has these very numbers under another name
-
-    def to_json(self) -> Json:
-        numbers = ("relative", "max_abs", "one", "other")
-        return vars(self) | {name: _finite(getattr(self, name)) for name in numbers} | {"index": list(self.index)}
 
 
 @dataclass(frozen=True)
@@ -82,35 +76,16 @@ class WeightDiff:
     settings: tuple[int, int] = (0, 0)  # of a side's graph, without a partner: axes, shapes, single numbers
     parts: tuple[Part, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    transposed: frozenset[str] = frozenset()  # of other shape, with the first's values transposed
 
     @property
     def same(self) -> bool:
         return not (self.missing or self.extra or self.shapes or self.dtypes or self.values)
 
-    def to_json(self) -> Json:
-        return {
-            "format": 1,
-            "verdict": "same" if self.same else "different",
-            "compared": self.compared,
-            "missing": list(self.missing),
-            "extra": list(self.extra),
-            "shapes": {name: [list(one), list(other)] for name, (one, other) in self.shapes.items()},
-            "dtypes": {name: list(pair) for name, pair in self.dtypes.items()},
-            "values": [difference.to_json() for difference in self.values],
-            "renamed": [
-                {"first": pair.one, "second": pair.other, "by": pair.by.value, "order": pair.order.value}
-                for pair in self.pairs
-                if pair.by is not PairedBy.NAME
-            ],
-            "alike": [[list(ours), list(theirs)] for ours, theirs in self.alike],
-            "settings": list(self.settings),
-            "notes": list(self.notes),
-        }
 
-
-def diff_weights(one: Parameters, other: Parameters) -> WeightDiff:
+def diff_weights(one: Parameters, other: Parameters, adapter: Adapter | None = None) -> WeightDiff:
     """Compare every tensor that both have, paired by name or by content (`tracekit.checkpoints.pairing`); a tied head
-    may be left out."""
+    may be left out. `adapter`: what may have been added to either, to say how many times."""
     pairing = pair_tensors(one, other)
     notes = [f"{path}: names are compared without their prefix {head!r}" for path, head in pairing.prefixes]
     paired = ({pair.one for pair in pairing.pairs}, {pair.other for pair in pairing.pairs})
@@ -130,9 +105,9 @@ def diff_weights(one: Parameters, other: Parameters) -> WeightDiff:
     dtypes = {a: (one.dtype(a), other.dtype(b)) for a, b in partner.items() if one.dtype(a) != other.dtype(b)}
     arranged = {pair.one for pair in pairing.pairs if pair.order is Order.OTHER}
     found = [
-        replace(difference, note=difference.note or (REARRANGED if a in arranged else None))
+        replace(difference, relation=difference.relation or (relations.Rearranged() if a in arranged else None))
         for a, b in partner.items()
-        if a not in shapes and (difference := _compare(one, a, turned, b))
+        if a not in shapes and (difference := _compare(one, a, turned, b, adapter))
     ]
     found = _moved(one, other, partner, found)
     found.sort(key=lambda difference: -_rank(difference))
@@ -149,6 +124,7 @@ def diff_weights(one: Parameters, other: Parameters) -> WeightDiff:
         (settings[0], settings[1]),
         _parts(one, missing, {difference.name: difference for difference in found}, set(shapes)),
         tuple(notes),
+        frozenset(name for name in shapes if _is_transposed(one, name, other, partner[name])),
     )
 
 
@@ -202,13 +178,18 @@ def _parts(
     return tuple(parts) if shown else ()
 
 
+def relation_of(one: Checkpoint, other: Checkpoint, parameter: str) -> Relation | None:
+    """How a parameter of the second came from the first's; None where there is no such relation, or no such parameter
+    of one shape."""
+    names = one.find(parameter), other.find(parameter)
+    if names[0] is None or names[1] is None or one.shape(names[0]) != other.shape(names[1]):
+        return None
+    found = _compare(open_parameters(one.path), names[0], open_parameters(other.path), names[1])
+    return None if found is None else found.relation
+
+
 def _rank(difference: ValueDifference) -> float:
     return difference.relative if math.isfinite(difference.relative) else math.inf
-
-
-def _finite(value: float) -> float | str:
-    """JSON has no word for what is not finite."""
-    return value if math.isfinite(value) else str(value)
 
 
 # -------------------------------------------------------------------- names
@@ -233,47 +214,17 @@ def _known(left: list[str]) -> list[str]:
 # -------------------------------------------------------------------- values
 
 
-@dataclass
-class _Relations:
-    """Sums over the blocks of a tensor that tell how the second side came from the first."""
-
-    own: float = 0.0
-    cross: float = 0.0
-    theirs: float = 0.0
-    roundings: set[tuple[str, str]] = field(
-        default_factory=lambda: {(dtype, side) for dtype in NARROW for side in ("one", "other")}
-    )
-
-    def add(self, one: NDArray[Any], other: NDArray[Any]) -> None:
-        a, b = one.astype(np.float64), other.astype(np.float64)
-        self.own += float(a @ a)
-        self.cross += float(a @ b)
-        self.theirs += float(b @ b)
-        for dtype, side in tuple(self.roundings):
-            source, result = (one, other) if side == "other" else (other, one)
-            if not np.array_equal(to_float(round_to(source, dtype), dtype), result):
-                self.roundings.discard((dtype, side))
-
-    def note(self, squared: float, elements: int) -> str | None:
-        """The simplest relation that explains the difference."""
-        for dtype, side in sorted(self.roundings):
-            return f"the {'second' if side == 'other' else 'first'} is the other, rounded to {dtype}"
-        gain = self.cross / self.own if self.own else math.nan
-        left = self.theirs - gain * self.cross
-        if elements > 1 and math.isfinite(gain) and left <= GAIN_RESIDUAL**2 * squared:
-            return f"the second is {gain:.6g} times the first"
-        return None
-
-
-def _compare(one: Parameters, name: str, other: Parameters, called: str) -> ValueDifference | None:
+def _compare(
+    one: Parameters, name: str, other: Parameters, called: str, adapter: Adapter | None = None
+) -> ValueDifference | None:
     """None where all values are the same (NaN is the same as NaN)."""
     worst, at, pair = -1.0, 0, (0.0, 0.0)
-    differing, squared, relations = 0, 0.0, _Relations()
+    differing, squared, scalars = 0, 0.0, Scalars()
     shape = one.shape(name)
     with np.errstate(all="ignore"):
         for first, a, b in _blocks(one, name, other, called):
             apart = _distances(a, b)
-            relations.add(a, b)
+            scalars.add(a, b)
             if not apart.any():
                 continue
             differing += int(np.count_nonzero(apart))
@@ -283,11 +234,32 @@ def _compare(one: Parameters, name: str, other: Parameters, called: str) -> Valu
                 worst, at, pair = float(apart[largest]), first + largest, (float(a[largest]), float(b[largest]))
     if not differing:
         return None
-    relative = math.sqrt(squared / relations.own) if relations.own else math.inf
+    relative = math.sqrt(squared / scalars.own) if scalars.own else math.inf
     index = tuple(int(side) for side in np.unravel_index(at, shape)) if shape else ()
-    note = relations.note(squared, math.prod(shape))
-    unrelated = math.isfinite(squared) and squared >= max(relations.own, relations.theirs)
-    return ValueDifference(name, relative, worst, index, *pair, differing, math.prod(shape), note, unrelated)
+    relation: Relation | None = scalars.relation(squared, math.prod(shape))
+    if relation is None:
+        update = None if adapter is None else adapter.update(name)
+        energies = Energies(scalars.own, scalars.theirs, squared)
+        dtypes = (one.dtype(name), other.dtype(called))
+        relation = relations.between(
+            (shape, other.shape(called)), dtypes, energies, lambda: _blocks(one, name, other, called), update
+        )
+    unrelated = math.isfinite(squared) and squared >= max(scalars.own, scalars.theirs)
+    return ValueDifference(name, relative, worst, index, *pair, differing, math.prod(shape), relation, unrelated)
+
+
+def _is_transposed(one: Parameters, name: str, other: Parameters, called: str) -> bool:
+    """Whether a tensor of other shape holds the first's values transposed."""
+    shapes = (one.shape(name), other.shape(called))
+    if len(shapes[0]) != 2 or shapes[0] != shapes[1][::-1]:
+        return False
+    scalars = Scalars()
+    for _, a, b in _blocks(one, name, other, called):
+        scalars.add(a, b)
+    energies = Energies(scalars.own, scalars.theirs, math.inf)
+    dtypes = (one.dtype(name), other.dtype(called))
+    found = relations.between(shapes, dtypes, energies, lambda: _blocks(one, name, other, called))
+    return isinstance(found, relations.Transposed)
 
 
 def _distances(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:

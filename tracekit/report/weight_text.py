@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from tracekit.checkpoints.compare import Part, ValueDifference, WeightDiff
 from tracekit.checkpoints.pairing import Order, PairedBy
 from tracekit.checkpoints.parameters import Parameters
 from tracekit.report.summary_text import aligned
+from tracekit.report.words import fields_of, sentence
+from tracekit.trace import Json
 
 SHOWN = 20
 """Rows of a table before the rest is only counted."""
@@ -23,7 +26,8 @@ def weight_text(found: WeightDiff, one: Parameters, other: Parameters) -> str:
     lines += _parts(found.parts)
     lines += _listed("only in the first", found.missing, one)
     lines += _listed("only in the second", found.extra, other)
-    shapes = [f"{name} {list(a)} | {list(b)}" for name, (a, b) in found.shapes.items()]
+    turned = {name: ", transposed" for name in found.transposed}
+    shapes = [f"{name} {list(a)} | {list(b)}{turned.get(name, '')}" for name, (a, b) in found.shapes.items()]
     lines += [f"  shapes differ: {line}" for line in shapes[:SHOWN]] + _more(len(shapes))
     lines += _dtypes(found)
     lines += [f"  note: {note}" for note in (*_paired(found), *found.notes)]
@@ -137,8 +141,45 @@ def _table(differences: tuple[ValueDifference, ...]) -> str:
 def _note(difference: ValueDifference) -> str:
     if difference.held_as is not None:
         return f"the second holds it as {difference.held_as}"
-    return difference.note or (UNRELATED if difference.unrelated else "")
+    if difference.relation is not None:
+        return sentence(difference.relation)
+    return UNRELATED if difference.unrelated else ""
 
 
 def _more(count: int) -> list[str]:
     return [f"  and {count - SHOWN} more"] if count > SHOWN else []
+
+
+def weight_json(found: WeightDiff) -> Json:
+    """The same as an object. `relation` has the type of a relation and its numbers, `note` is its sentence."""
+    return {
+        "format": 1,
+        "verdict": "same" if found.same else "different",
+        "compared": found.compared,
+        "missing": list(found.missing),
+        "extra": list(found.extra),
+        "shapes": {name: [list(one), list(other)] for name, (one, other) in found.shapes.items()},
+        "dtypes": {name: list(pair) for name, pair in found.dtypes.items()},
+        "values": [_difference_json(difference) for difference in found.values],
+        "transposed": sorted(found.transposed),
+        "renamed": [
+            {"first": pair.one, "second": pair.other, "by": pair.by.value, "order": pair.order.value}
+            for pair in found.pairs
+            if pair.by is not PairedBy.NAME
+        ],
+        "alike": [[list(ours), list(theirs)] for ours, theirs in found.alike],
+        "settings": list(found.settings),
+        "notes": list(found.notes),
+    }
+
+
+def _difference_json(one: ValueDifference) -> Json:
+    numbers = {name: _finite(getattr(one, name)) for name in ("relative", "max_abs", "one", "other")}
+    relation = None if one.relation is None else fields_of(one.relation)
+    note = None if one.relation is None else sentence(one.relation)
+    return vars(one) | numbers | {"index": list(one.index), "relation": relation, "note": note}
+
+
+def _finite(value: float) -> float | str:
+    """JSON has no word for what is not finite."""
+    return value if math.isfinite(value) else str(value)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tracekit.align.pair import Side
 from tracekit.align.renamed import Origin
+from tracekit.checkpoints.relations import Relation
 from tracekit.compare.search import Search
 from tracekit.verdict.ruling import TokenMargin
 
@@ -18,6 +19,13 @@ class ParameterDiffers:
 
     name: str
     more: int  # how many other parameters, too
+
+
+@dataclass(frozen=True)
+class ParameterRelated:
+    """How the candidate's parameter came from the reference's, in the checkpoints that the two sides state."""
+
+    relation: Relation
 
 
 @dataclass(frozen=True)

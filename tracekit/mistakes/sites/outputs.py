@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracekit.auditing.operations import Floats
 from tracekit.mistakes.engine_steps import steps_of
+from tracekit.mistakes.explanation import Value
 from tracekit.mistakes.fitting import best_on_grid, logarithmic
 from tracekit.mistakes.registry import Complexity, SiteMistake
 from tracekit.mistakes.suspect import Case, Hypothesis, Made, narrowed, narrower, plainly
@@ -79,17 +81,27 @@ def _offset(case: Case) -> Made | None:
 
 
 def _permuted(case: Case) -> Made | None:
-    """Each recorded column next to the right one that it is most like; only where that is one to one."""
+    order = column_order(case)
+    return None if order is None else (case.right.values[:, order], moved_columns(order))
+
+
+def moved_columns(order: NDArray[np.int64]) -> dict[str, Value]:
+    """How many of how many are not in their place."""
+    return {"moved": int(np.sum(order != np.arange(len(order)))), "columns": len(order)}
+
+
+def column_order(case: Case, offset: Floats | float = 0.0) -> NDArray[np.int64] | None:
+    """Each recorded column next to the right one that it is most like, without an offset; only where that is one to
+    one."""
     rows, width = int(case.region.sum()), case.right.values.shape[1]
     if rows < CONSTANT_ROWS or width > WIDEST:
         return None
-    one, other = case.recorded[case.region], case.right.values[case.region]
+    one, other = case.recorded[case.region] - offset, case.right.values[case.region] - offset
     distances = np.square(one).sum(axis=0)[:, None] + np.square(other).sum(axis=0)[None, :] - 2.0 * one.T @ other
-    order = distances.argmin(axis=1)
+    order: NDArray[np.int64] = distances.argmin(axis=1)
     if len(np.unique(order)) < len(order):
         return None
-    moved = int(np.sum(order != np.arange(len(order))))
-    return case.right.values[:, order], {"moved": moved, "columns": width}
+    return order
 
 
 ROUNDED = SiteMistake("output_rounded", "output rounded to {dtype}", main="dtype", hypotheses=_rounded)

@@ -91,6 +91,11 @@ def _parameter(found: evidence.ParameterDiffers) -> str:
     return f"parameter {found.name}{more}: bytes differ from the reference's"
 
 
+@words(evidence.ParameterRelated)
+def _related(found: evidence.ParameterRelated) -> str:
+    return f"in the checkpoints, the reference's first and the candidate's second, {sentence(found.relation)}"
+
+
 @words(evidence.SettingDiffers)
 def _setting(found: evidence.SettingDiffers) -> str:
     return f"{found.name}: {_shown(found.reference)} in the reference, {_shown(found.candidate)} in the candidate"

@@ -1,0 +1,43 @@
+"""A linear layer whose weight differs by an update of low rank: an adapter that is merged, or not, or with another
+scale."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tracekit.mistakes.registry import Complexity, SiteMistake
+from tracekit.mistakes.suspect import Case, Hypothesis, Made
+
+LOW = 4
+"""Times its rank that the error must have of rows and of columns: any matrix has a rank."""
+EDGE = 1.5
+"""Times the largest singular value of rounding alone, sqrt(rows) + sqrt(columns) of its spread (Marchenko and Pastur
+1967), from which on one counts."""
+
+
+def _fitted(case: Case) -> Made | None:
+    """The error as the sum of its largest singular parts: inputs times an update of that rank."""
+    region = np.flatnonzero(case.region)
+    error = (case.recorded - case.right.values)[region]
+    scale = np.sqrt(np.maximum(case.right.variance[region].mean(axis=1, keepdims=True), 1e-290))
+    left, values, right = np.linalg.svd(error / scale, full_matrices=False)
+    rank = int(np.sum(values > EDGE * (np.sqrt(error.shape[0]) + np.sqrt(error.shape[1]))))
+    if not 0 < rank <= min(error.shape) // LOW:
+        return None
+    low = (left[:, :rank] * values[:rank]) @ right[:rank] * scale
+    beyond = np.abs(low) > 4.0 * np.sqrt(case.right.variance[region])
+    if beyond.any(axis=0).sum() < LOW * rank:
+        return None  # columns of their own
+    made = case.right.values.copy()
+    made[region] += low
+    return made, {"rank": rank}
+
+
+LOW_RANK = SiteMistake(
+    "weight_low_rank",
+    "the weight differs by an update of rank {rank}",
+    main="rank",
+    at=("linear",),
+    complexity=Complexity.VECTOR,
+    hypotheses=lambda case: [Hypothesis(lambda: _fitted(case))],
+)
