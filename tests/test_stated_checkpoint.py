@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import tracekit_torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 from tracekit_cli.main import group
 from transformers import AutoModelForCausalLM
 
@@ -95,3 +98,22 @@ def test_python_states_a_path_that_is_found_from_anywhere(
     monkeypatch.chdir("/")
     where = find_checkpoint(tracekit.open(tmp_path / "elsewhere.h5"))
     assert where is not None and Path(where).resolve() == tmp_path / "there/model"
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_parameters_under_another_prefix_are_known_by_their_content(
+    tmp_path: Path, tiny_llama: Path, changed: bool
+) -> None:
+    """As transformers saves `model.language_model.layers.0` as `language_model.model.layers.0`."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "renamed")
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    if changed:
+        with torch.no_grad():
+            model.model.layers[1].mlp.down_proj.weight.mul_(1.01)
+    with tracekit_torch.record(model, tmp_path / "run.h5"):
+        model.generate(torch.tensor([[5, 6, 7, 8]]), do_sample=False, max_new_tokens=3)
+    file = folder / "model.safetensors"
+    save_file({f"lm.{name.replace('layers.', 'blocks.')}": value for name, value in load_file(file).items()}, file)
+    found = tracekit.audit(tmp_path / "run.h5", folder)
+    assert found.weights == (("model.layers.1.mlp.down_proj.weight",) if changed else ()), found.text
+    assert found.exit_code == int(changed) and len(found.clean) > 20

@@ -152,7 +152,7 @@ def audit(
         path = find_checkpoint(run) if weights is None else os.fspath(weights)
         if path is None:
             raise TraceError(f"{run.path}: {why_no_checkpoint(run)}")
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, run)
         called = gguf_names(run) if names is None else _map_of(names)
         if called is not None:
             run = named(run, called, Elsewhere(checkpoint=checkpoint))

@@ -9,6 +9,7 @@ import json
 import math
 import mmap
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ class Checkpoint:
         for file in _files(Path(path)):
             self._entries |= _read_header(file)
         self.config = _read_config(Path(path))
+        self.other_names: Mapping[str, str] = {}
+        """Names that a trace gives parameters, and what they are called here (`other_names`)."""
 
     @property
     def one_added(self) -> bool:
@@ -80,6 +83,7 @@ class Checkpoint:
         return next((found for option in options if (found := self._named(option)) is not None), None)
 
     def _named(self, name: str) -> str | None:
+        name = self.other_names.get(name, name)
         for prefix in PREFIXES:
             for option in (prefix + name, name.removeprefix(prefix)):
                 if option in self._entries:

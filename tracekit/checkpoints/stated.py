@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.checkpoints.other_names import other_names
 from tracekit.trace import Trace
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -37,8 +38,15 @@ def find_checkpoint(trace: Trace) -> str | None:
     return None
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """A checkpoint of any kind: a folder, a .safetensors file or a GGUF file. Raises TraceError where it is none."""
+def open_checkpoint(path: str | os.PathLike[str], *traces: Trace) -> Checkpoint:
+    """A checkpoint of any kind: a folder, a .safetensors file or a GGUF file, which knows its parameters by the names
+    of these traces, too. Raises TraceError where it is none."""
+    found = _opened(path)
+    found.other_names = {ours: theirs for trace in traces for ours, theirs in other_names(trace, found).items()}
+    return found
+
+
+def _opened(path: str | os.PathLike[str]) -> Checkpoint:
     if _is_gguf(Path(path)):
         from tracekit.checkpoints.gguf import GgufCheckpoint
 

@@ -208,7 +208,7 @@ def alone_section(alone: Alone) -> Section:
     """What is in a trace, and its audit where there is a checkpoint. Raises TraceError where `weights` holds none."""
     trace = alone.trace
     path = alone.weights or find_checkpoint(trace)
-    checkpoint = None if path is None else open_checkpoint(path)
+    checkpoint = None if path is None else open_checkpoint(path, trace)
     if checkpoint is not None:
         trace, _ = in_order_of(checkpoint, trace)
     sequence = trace.sequences[0] if trace.sequences else None

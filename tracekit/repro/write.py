@@ -100,7 +100,7 @@ def _layer_fault(case: Case, traces: Pair, pair: SequencePair) -> Fault:
     said = case.weights or (verdict.get("audit") or {}).get("checkpoint")
     if not ours or said is None:
         return _compared(case, traces, pair)
-    first, checkpoint = ours[0], open_checkpoint(said)
+    first, checkpoint = ours[0], open_checkpoint(said, traces.reference, traces.candidate)
     site, mechanism = str(first["site"]), (first.get("explanation") or {}).get("kind")
     found = [each for each in recipes(traces.candidate, checkpoint, traces.reference).known if each.site == site]
     if not all(each.plain for each in found):

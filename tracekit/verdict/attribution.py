@@ -109,7 +109,7 @@ def checkpoint_of(reference: Trace, candidate: Trace, weights: str | None) -> tu
     """The checkpoint to audit against, and why there is none. One that was not asked for must be, by its digests, what
     the reference ran with. Raises TraceError where `weights` holds none."""
     if weights is not None:
-        return open_checkpoint(weights), None
+        return open_checkpoint(weights, reference, candidate), None
     path = find_checkpoint(candidate) or find_checkpoint(reference)
     if path is None:
         stating = next((trace for trace in (candidate, reference) if stated_checkpoint(trace) is not None), None)
@@ -117,7 +117,7 @@ def checkpoint_of(reference: Trace, candidate: Trace, weights: str | None) -> tu
             return None, None
         return None, NoAudit(WhyNoAudit.NOT_FOUND, stating.path, why_no_checkpoint(stating))
     try:
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, reference, candidate)
     except TraceError as error:
         return None, NoAudit(WhyNoAudit.UNREADABLE, path, str(error))
     if other_model(reference, checkpoint) is not None or changed_weights(reference, checkpoint):
