@@ -18,6 +18,7 @@ COMMANDS = {
     "diff": "Compare a candidate with a reference, and name the first divergence.",
     "audit": "Recompute every site of one trace, and name those that are wrong.",
     "check": "Compare an engine with itself: the same request computed in other ways.",
+    "bisect": "Find the first build that computes something else than the good one.",
     "report": "Write one self-contained page of one trace, or of several compared.",
     "names": "Propose a map of a candidate's names to a reference's.",
     "summary": "Lengths, stop steps and seconds, a row a sequence.",
