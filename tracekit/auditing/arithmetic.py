@@ -54,6 +54,14 @@ class Rounding:
         variance = sums.walked(values, np.square(x) @ np.square(y), len(y), self.sums)
         return np.asarray(values + self._random.standard_normal(values.shape) * np.sqrt(variance))
 
+    def cached(self, values: Floats) -> Floats:
+        """Rotated queries or keys as they are multiplied."""
+        return values
+
+    def mixed(self, weights: Floats, values: Floats) -> Floats:
+        """The output of a head, [rows, head_dim], from weights [rows, positions]."""
+        return self.product(weights, values)
+
     def total(self, x: Floats) -> Floats:
         """The sum of each row, [rows, 1]."""
         if self.sums == sums.UNIT:
@@ -73,6 +81,26 @@ class Rounding:
         out *= 2.0 * roundoff
         out += values
         return np.asarray(out)
+
+
+class Cached(Rounding):
+    """The same of an engine that keeps keys and values in a narrow format (`cache`) and adds values up in another
+    (`added`), whatever the format of its activations: llama.cpp's float16 cache."""
+
+    def __init__(self, dtype: str, seed: int, cache: str, added: str) -> None:
+        super().__init__(dtype, seed)
+        self.cache, self.added = cache, added
+
+    def cached(self, values: Floats) -> Floats:
+        return self._times(values, unit(self.cache))
+
+    def mixed(self, weights: Floats, values: Floats) -> Floats:
+        if unit(self.added) <= ACCUMULATOR:
+            return self.product(self._times(weights, unit(self.cache)), values)
+        out = weights @ values
+        terms = np.count_nonzero(weights, axis=1)[:, None]
+        variance = sums.walked(out, np.square(weights) @ np.square(values), 1, unit(self.added)) * terms
+        return np.asarray(out + self._random.standard_normal(out.shape) * np.sqrt(variance))
 
 
 class Emulated:
@@ -106,6 +134,9 @@ class Emulated:
     def float32(self, values: Floats) -> Floats:
         return values
 
+    def cached(self, values: Floats) -> Floats:
+        return values
+
     def product(self, x: Floats, y: Floats) -> Floats:
         return np.asarray(x @ y)
 
@@ -124,7 +155,16 @@ class Emulated:
 
 
 class Exact:
-    """The same without rounding."""
+    """The same without rounding, but for that of a cache of a stated format."""
+
+    def __init__(self, cache: str | None = None) -> None:
+        self.cache = cache
+
+    def cached(self, values: Floats) -> Floats:
+        return values if self.cache is None else as_stored(values, self.cache)
+
+    def mixed(self, weights: Floats, values: Floats) -> Floats:
+        return np.asarray(weights @ values)
 
     def constant(self, number: float) -> float:
         return number

@@ -76,6 +76,23 @@ def linear(matrix: Matrix, x: Floats, dtype: str, closely: bool = False) -> Resu
     return Result(values, variance, rounded=rounded, excess=excess, reordered=orders, common=shares)
 
 
+def in_two_sums(matrix: Matrix, x: Floats, width: int, dtype: str, closely: bool = False) -> Result:
+    """The same where an engine adds up the first `width` products and the others apart: each sum is rounded as it goes,
+    and they may be larger than what is left of them."""
+    parts = slice(width), slice(width, None)
+    one, other = (linear(Matrix(matrix.weight[:, part], None), x[:, part], dtype, closely) for part in parts)
+    values = one.values + other.values
+    variance = one.variance + other.variance + rounding(values, dtype)
+    if matrix.bias is not None:
+        values = values + matrix.bias
+        variance += rounding(values, dtype)
+
+    def reordered() -> tuple[Floats, ...]:
+        return tuple(first + second for first, second in zip(one.reordered(), other.reordered(), strict=True))
+
+    return Result(values, variance, excess=max(one.excess, other.excess), reordered=reordered if closely else tuple)
+
+
 ORDERS = 8
 """Orders in which a product is added up again: with a site's columns, some hundred errors to take a variance of."""
 

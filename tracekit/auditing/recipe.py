@@ -12,12 +12,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from tracekit.auditing.block_formats import WITH_MINIMA, is_known
 from tracekit.auditing.families import family_of
 from tracekit.auditing.families.family import stated_embedding_factor, token_table
 from tracekit.auditing.operations import operation_of_class
+from tracekit.auditing.operations.linear_layer import Linear
 from tracekit.auditing.operations.operation import Operation
 from tracekit.auditing.operations.passed_on import PassedOn
 from tracekit.auditing.operations.unmeasured import Unmeasured
+from tracekit.auditing.stated_arithmetic import Stated
 from tracekit.checkpoints.checkpoint import PREFIXES, Checkpoint
 from tracekit.trace import INPUT_SUFFIX, Site, Trace, resolve
 
@@ -88,6 +91,7 @@ class Book:
         self.positions = max((sequence.positions for sequence in trace.sequences), default=0)
         self.blocks = {name.rpartition(".")[0].removesuffix(INPUT_SUFFIX) for name in self._named()}
         self.family = family_of(self.declared)
+        self.arithmetic = Stated.of(trace)
         self._inside: dict[str, set[str]] = {}
 
     def _named(self) -> set[str]:
@@ -191,7 +195,17 @@ class Book:
             return None if operation is None or isinstance(operation, Unmeasured) else "its input is not recorded"
         if not isinstance(operation, Operation):
             return operation
+        if isinstance(operation, Linear):
+            operation = self._as_stated(operation, site)
         return Recipe(site.name, stored, operation, (source,), site.parameters)
+
+    def _as_stated(self, operation: Linear, site: Site) -> Linear:
+        """A product with its inputs in the format that the engine states for the weight's."""
+        held = self.trace.weights.get(site.parameters.get("weight", ""))
+        read_as = None if held is None else self.arithmetic.products.get(held.dtype)
+        if held is None or read_as is None or not is_known(read_as, held.shape[-1]):
+            return operation
+        return replace(operation, inputs_as=read_as, minima=held.dtype in WITH_MINIMA)
 
     def _operation(self, site: Site, known: type[Operation] | None) -> Operation | str | None:
         """The operation of a module with its numbers, why there is none, or None where its class says nothing."""

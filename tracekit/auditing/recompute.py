@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from tracekit.auditing.block_formats import BLOCK
 from tracekit.auditing.matrix import Matrix
 from tracekit.auditing.operations.embedding_table import Embedding
 from tracekit.auditing.operations.operation import Given, Shape
@@ -96,13 +97,25 @@ class Parameters:
     def matrix(self, recipe: Recipe) -> Matrix:
         """A weight as [outputs, inputs], with its bias; `recipe.operation` says how the checkpoint stores it."""
         transposed = recipe.operation.transposed
-        key = (*sorted(recipe.parameters.values()), transposed)
+        key = (*sorted(recipe.parameters.values()), transposed, recipe.operation.reads_minima)
         if getattr(self._last, "key", None) != key:
             weight = self._values(recipe.parameters["weight"]).astype(np.float64)
             weight = np.ascontiguousarray(weight.T) if transposed else weight
+            if recipe.operation.reads_minima:
+                minima = self._minima(recipe.parameters["weight"], weight)
+                weight = np.hstack([weight - np.repeat(minima, BLOCK, axis=1), minima])
             self._last.key, self._last.matrix = key, Matrix(weight, self.vector(recipe, "bias"))
         matrix: Matrix = self._last.matrix
         return matrix
+
+    def _minima(self, name: str, weight: Floats) -> Floats:
+        """The smallest value of each block of a weight, [outputs, blocks]: as the file has them, else, of a file that
+        holds no blocks, the smallest of each."""
+        found = self.find(name)
+        held = None if found is None else self.checkpoint.block_minima(found)
+        if held is not None:
+            return held.astype(np.float64)
+        return np.asarray(weight.reshape(len(weight), -1, BLOCK).min(axis=2))
 
     def _values(self, name: str) -> NDArray[np.floating]:
         found = self.find(name)
@@ -257,7 +270,8 @@ class Recomputation:
         from_start = recipe.operation.from_start
         rows = [self.recorded(name, whole if from_start(at) else window) for at, name in enumerate(recipe.inputs)]
         cut = zip(rows, recipe.columns, strict=True) if recipe.columns else ()
-        return [values if part is None else values[:, slice(*part)] for values, part in cut] or rows
+        parts = [values if part is None else values[:, slice(*part)] for values, part in cut] or rows
+        return recipe.operation.prepared(parts)
 
     def _check_ids(self, recipe: Recipe, ids: NDArray[np.int64], rows: int, first: int) -> None:
         """Raise TraceError where a token id has no row in the embedding's table."""

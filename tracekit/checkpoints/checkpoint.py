@@ -144,6 +144,11 @@ class Checkpoint:
         """What blocks a tensor is stored in; None of plain numbers, as all of safetensors are."""
         return None
 
+    def block_minima(self, name: str) -> NDArray[np.float32] | None:
+        """The smallest value that each block of a quantised tensor can hold, [rows, blocks], where its blocks state
+        one; None of others."""
+        return None
+
     def digest(self, name: str, held_as: str) -> int:
         """XXH3-64 of the parameter's bytes in the dtype that an engine holds it in."""
         bits = self.bits(name)

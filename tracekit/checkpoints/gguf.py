@@ -92,6 +92,21 @@ class GgufParameters:
         numbers = self._numbers(name, 0, int(np.prod(shape, dtype=object))).reshape(shape)
         return halves(numbers, self.heads_of(name) or 1)
 
+    def block_minima(self, name: str) -> NDArray[np.float32] | None:
+        """What steps of zero stand for in each 32 values of Q4_1, Q5_1, Q4_K and Q5_K, [rows, width / 32], rows in
+        Hugging Face's order; None of other tensors."""
+        tensor, shape = self._tensors[name], self.shape(name)
+        kind = tensor.tensor_type.name
+        if kind not in ("Q4_1", "Q5_1", "Q4_K", "Q5_K") or len(shape) != 2:
+            return None
+        _, size = self._gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+        blocks = np.ascontiguousarray(tensor.data).reshape(-1, size)
+        minima = np.ascontiguousarray(blocks[:, 2:4]).view("<f2").astype(np.float32)
+        if kind.endswith("K"):  # a scale of eight smallest values, which have six bits each and are subtracted
+            minima = -minima * self._gguf.quants.Q4_K.get_scale_min(blocks[:, 4:16])[1].astype(np.float32)
+        minima = minima.reshape(shape[0], -1)
+        return halves(minima, self.heads_of(name) or 1) if self._rotated(name) else minima
+
     def heads_of(self, name: str) -> int | None:
         """Heads of a projection whose rows the file holds in rotary pairs; None of any other tensor."""
         return self._heads[0 if "q_proj" in name else 1] if self._rotated(name) else None
@@ -142,6 +157,9 @@ class GgufCheckpoint(Checkpoint):
             return True
         heads = self._file.heads_of(name)
         return heads is not None and digest == _digest(round_to(interleaved(self.bits(name), heads), held_as))
+
+    def block_minima(self, name: str) -> NDArray[np.float32] | None:
+        return self._file.block_minima(name)
 
     def quantisation(self, name: str) -> str | None:
         """GGML's name of the blocks that a tensor is stored in; None of plain numbers."""

@@ -87,7 +87,7 @@ def _is_texts(value: Any) -> bool:
 Kind = Callable[[Any], bool]
 
 CONFIG: dict[str, Kind] = {
-    **dict.fromkeys(("versions", "model", "sampling", "recorder", "command", "follow"), _is_object),
+    **dict.fromkeys(("versions", "model", "sampling", "recorder", "command", "follow", "arithmetic"), _is_object),
     **dict.fromkeys(("device", "dtype", "checkpoint"), _is_text),
     "seed": _is_seed,
     "lost": _is_texts,

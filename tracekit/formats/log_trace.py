@@ -53,6 +53,7 @@ CONFIG_KEYS = (
     "command",
     "checkpoint",
     "recorder",
+    "arithmetic",
     "follow",
 )
 

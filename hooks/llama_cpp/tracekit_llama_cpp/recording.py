@@ -19,6 +19,7 @@ from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter
 from tracekit.formats.log_trace import LogTrace
 from tracekit.trace import Json, TraceError
+from tracekit_llama_cpp.arithmetic import stated
 from tracekit_llama_cpp.library import library
 from tracekit_llama_cpp.nodes import Nodes
 from tracekit_llama_cpp.options import CACHE_TYPES, FLASH, Options
@@ -208,6 +209,7 @@ def _open(writer: LogWriter, model: Model, options: Options) -> None:
         command={"argv": sys.argv, "cwd": str(Path.cwd())},
         seed=options.seed,
         recorder=options.as_json(),
+        arithmetic=stated(model.parameters, options),
         weights=rows,
         follow=None if options.follow is None else _follows(options.follow),
     )

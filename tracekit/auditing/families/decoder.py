@@ -303,6 +303,8 @@ class DecoderLayer:
         core = self.family.core(book.declared, self.index, book.positions)
         if found is not None:
             book.why[name] = f"the block has {found}, which no recipe reckons with"
+        elif book.arithmetic.unknown_cache is not None:
+            book.why[name] = f"the cache holds {book.arithmetic.unknown_cache}, which no recipe reckons with"
         elif core is None:
             book.why[name] = "the checkpoint declares a rotary embedding or a window that is not known"
         else:
@@ -313,4 +315,5 @@ class DecoderLayer:
                 parts = ("q_norm", "k_norm", "v_proj")
                 for norm, part in (("q_norm", "q_proj"), ("k_norm", "k_proj")):
                     book.add_passing(f"{self.attention}.{norm}{INPUT_SUFFIX}", f"{self.attention}.{part}")
-            book.add((name,), Attention(core), *(f"{self.attention}.{part}" for part in parts), columns=columns)
+            attention = Attention(core, book.arithmetic.cache, book.arithmetic.attention_sums or "float32")
+            book.add((name,), attention, *(f"{self.attention}.{part}" for part in parts), columns=columns)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.auditing.arithmetic import Arithmetic, Emulated, Exact, Rounding
+from tracekit.auditing.arithmetic import Arithmetic, Cached, Emulated, Exact, Rounding
 from tracekit.auditing.operations.operation import Given, Operation, Shape
 from tracekit.auditing.rotary import Rotary
 from tracekit.auditing.rounding import LIBRARY, Floats, Result, as_stored, rounding
@@ -80,10 +80,20 @@ class Attention(Operation):
     finest = "float32"  # rotary tables and softmax, in whatever dtype a model runs
 
     core: Core
+    cache: str | None = None
+    """The format of cached keys and values, where the engine states one."""
+    added: str = "float32"
+    """The format in which the engine adds values up, where it states its cache's."""
+
+    def prepared(self, inputs: list[Floats]) -> list[Floats]:
+        if self.cache is None:
+            return inputs
+        q, k, v = inputs
+        return [q, k, as_stored(v, self.cache)]
 
     @property
     def in_repro(self) -> bool:
-        return self.core.softcap is None and self.core.rotate_queries
+        return self.core.softcap is None and self.core.rotate_queries and self.cache is None
 
     @property
     def block(self) -> int:
@@ -101,7 +111,7 @@ class Attention(Operation):
         return index > 0
 
     def result(self, given: Given) -> Result:
-        return _core_result(self.core, given)
+        return _core_result(self, given)
 
     def values(self, given: Given) -> Floats:
         q, k, v = given.inputs
@@ -133,6 +143,7 @@ def attend(
     plain = keys
     if core.rotate_keys:
         keys = _rotate(core, keys, _places(core, at), how, False)
+    queries, keys = how.cached(queries), how.cached(keys)
     visible = _visible(core, rows, positions)
     out = np.empty((len(rows), core.heads, width))
     for part, seen_keys, seen_values in _caches(core, rows, plain, keys, values):
@@ -237,7 +248,7 @@ def _one_head(
     weights = how.store(how.float32(weights / np.maximum(total, 1e-290)))
     if core.weights is not None:
         weights = as_stored(weights, core.weights)
-    return how.weighted(weights, v) if isinstance(how, Emulated) else how.store(how.product(weights, v))
+    return how.weighted(weights, v) if isinstance(how, Emulated) else how.store(how.mixed(weights, v))
 
 
 def _narrow_softmax(scores: Floats, dtype: str) -> Floats:
@@ -250,32 +261,39 @@ def _narrow_softmax(scores: Floats, dtype: str) -> Floats:
     return as_stored(weights / total[:, None], dtype)
 
 
-def _core_result(core: Core, given: Given) -> Result:
+def _core_result(attention: Attention, given: Given) -> Result:
     """The attention core, and its spread from drawn rounding errors, per row and head. In 16 bits also as fused kernels
     compute it, with scores in float32, and as eager ones do, each emulated and with its own spread. Judged
     closely, errors are drawn at every position."""
+    core = attention.core
     q, k, v = given.inputs
-    values = attend(core, q, k, v, given.rows)
+    values = attend(core, q, k, v, given.rows, Exact(attention.cache))
     if given.dtype not in ("bfloat16", "float16"):
-        return _spread(core, given, values, False)
+        return _spread(attention, given, values, False)
     hows = tuple(Emulated(given.dtype, scores) for scores in (0, 1, 2))
     options = []
-    spreads = {wide: _spread(core, given, values, wide) for wide in (True, False)}
+    spreads = {wide: _spread(attention, given, values, wide) for wide in (True, False)}
     for how in hows:
         emulated = attend(core, q, k, v, given.rows, how)
         options.append(replace(spreads[how.scores == 0], rounded=(emulated,), hows=hows))
     return replace(options[0], others=tuple(options[1:]))
 
 
-def _spread(core: Core, given: Given, values: Floats, wide: bool) -> Result:
+def _spread(attention: Attention, given: Given, values: Floats, wide: bool) -> Result:
     """The exact values with the spread of one kind of arithmetic."""
+    core = attention.core
     q, k, v = given.inputs
+    exact = values if attention.cache is None else attend(core, q, k, v, given.rows)
     drawn = len(values) if given.closely else min(DRAWN_ROWS, len(values))
     picked = np.unique(np.linspace(0, len(values) - 1, drawn).astype(np.int64))
     draws = []
     for seed in range(CLOSE_ROUNDINGS if given.closely else DRAWN_ROUNDINGS):
-        how = Rounding(given.dtype, seed, wide)
-        draws.append(attend(core, q[picked], k, v, given.rows[picked], how) - values[picked])
+        how = (
+            Rounding(given.dtype, seed, wide)
+            if attention.cache is None
+            else Cached(given.dtype, seed, attention.cache, attention.added)
+        )
+        draws.append(attend(core, q[picked], k, v, given.rows[picked], how) - exact[picked])
     variance = _drawn_variance(core, given.dtype, values, draws, picked)
     return Result(values, variance, draws=tuple(draws), drawn_rows=picked, bias=LIBRARY)
 

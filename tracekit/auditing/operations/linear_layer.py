@@ -1,11 +1,14 @@
-"""A linear layer: x W' + b."""
+"""A linear layer: x W' + b, its inputs as they are or rounded to an engine's blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from tracekit.auditing.matrix import linear
+import numpy as np
+
+from tracekit.auditing.block_formats import BLOCK, FORMATS, is_known
+from tracekit.auditing.matrix import in_two_sums, linear
 from tracekit.auditing.operations.operation import Given, Module, Operation, Shape
 from tracekit.auditing.rounding import Floats, Result
 
@@ -18,6 +21,10 @@ class Linear(Operation):
     classes = frozenset({"Linear"})
 
     inputs_first: bool = False
+    inputs_as: str | None = None
+    """The format that the engine rounds the inputs to (`block_formats`)."""
+    minima: bool = False
+    """Whether the smallest values of the weight's blocks are multiplied apart."""
 
     @property
     def transposed(self) -> bool:
@@ -25,10 +32,23 @@ class Linear(Operation):
 
     @property
     def in_repro(self) -> bool:
-        return not self.inputs_first
+        return not self.inputs_first and self.inputs_as is None
+
+    def prepared(self, inputs: list[Floats]) -> list[Floats]:
+        if self.inputs_as is None or not is_known(self.inputs_as, inputs[0].shape[1]):
+            return inputs
+        read = FORMATS[self.inputs_as][0](inputs[0])
+        return [np.hstack([read.values, read.sums]) if self.minima else read.values, *inputs[1:]]
+
+    @property
+    def reads_minima(self) -> bool:
+        return self.minima
 
     def result(self, given: Given) -> Result:
-        return linear(given.weights.matrix(), given.inputs[0], given.dtype, given.closely)
+        if not self.minima:
+            return linear(given.weights.matrix(), given.inputs[0], given.dtype, given.closely)
+        width = given.inputs[0].shape[1] * BLOCK // (BLOCK + 1)
+        return in_two_sums(given.weights.matrix(), given.inputs[0], width, given.dtype, given.closely)
 
     def values(self, given: Given) -> Floats:
         matrix = given.weights.matrix()

@@ -86,6 +86,16 @@ class Operation(ABC):
         """The values [rows, width] alone."""
         return self.result(given).values
 
+    def prepared(self, inputs: list[Floats]) -> list[Floats]:
+        """The inputs as it reads them: an engine may round them first, and say so (`stated_arithmetic`)."""
+        return inputs
+
+    @property
+    def reads_minima(self) -> bool:
+        """Whether it multiplies the smallest values of its weight's blocks with sums of its inputs, apart from the rest
+        (`block_formats`)."""
+        return False
+
     def from_start(self, index: int) -> bool:
         """Whether a row depends on all rows up to it of the input of this index, not on the same row alone."""
         return False

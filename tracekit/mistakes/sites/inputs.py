@@ -26,7 +26,8 @@ def _another(case: Case) -> Iterator[Hypothesis]:
 
 def _from_other(case: Case, source: str) -> Floats:
     matrix = case.run.parameters.matrix(case.recipe)
-    return product(case.run.recorded(source, case.window), matrix.weight, matrix.bias)
+    (read,) = case.recipe.operation.prepared([case.run.recorded(source, case.window)])
+    return product(read, matrix.weight, matrix.bias)
 
 
 def _rounded(case: Case) -> Iterator[Hypothesis]:

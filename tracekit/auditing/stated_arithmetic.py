@@ -1,0 +1,42 @@
+"""The arithmetic that an engine states in its trace, where it is another one than the checkpoint's formula in float32.
+
+`arithmetic` of a trace's config (docs/format.md): `products`, the format that the inputs of a product are rounded to,
+by the format of the weight; `cache`, the dtype of cached keys and values; `attention_sums`, the dtype in which
+attention adds up values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tracekit.dtypes import UNIT_ROUNDOFF
+from tracekit.trace import Trace
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a trace says; nothing where it says nothing."""
+
+    products: Mapping[str, str] = field(default_factory=dict)
+    cache: str | None = None
+    attention_sums: str | None = None
+    unknown_cache: str | None = None
+    """A cache of a format whose rounding nobody here reckons with."""
+
+    @classmethod
+    def of(cls, trace: Trace) -> Stated:
+        """The arithmetic that a trace's config states."""
+        said = trace.config.get("arithmetic")
+        if not isinstance(said, dict):
+            return cls()
+        products = said.get("products")
+        rows = products.items() if isinstance(products, dict) else ()
+        cache, sums = said.get("cache"), said.get("attention_sums")
+        known = isinstance(cache, str) and cache in UNIT_ROUNDOFF
+        return cls(
+            {str(held): str(read) for held, read in rows},
+            cache if known else None,
+            sums if isinstance(sums, str) and sums in UNIT_ROUNDOFF else None,
+            None if known or cache is None else str(cache),
+        )
