@@ -84,23 +84,18 @@ class Rounding:
 
 
 class Cached(Rounding):
-    """The same of an engine that keeps keys and values in a narrow format (`cache`) and adds values up in another
-    (`added`), whatever the format of its activations: llama.cpp's float16 cache."""
+    """The same of an engine that keeps keys and values in a narrow format, whatever the format of its activations:
+    llama.cpp's float16 cache. `weights`: attention's are rounded to it, too."""
 
-    def __init__(self, dtype: str, seed: int, cache: str, added: str) -> None:
+    def __init__(self, dtype: str, seed: int, cache: str, weights: bool) -> None:
         super().__init__(dtype, seed)
-        self.cache, self.added = cache, added
+        self.cache, self.weights = cache, weights
 
     def cached(self, values: Floats) -> Floats:
         return self._times(values, unit(self.cache))
 
     def mixed(self, weights: Floats, values: Floats) -> Floats:
-        if unit(self.added) <= ACCUMULATOR:
-            return self.product(self._times(weights, unit(self.cache)), values)
-        out = weights @ values
-        terms = np.count_nonzero(weights, axis=1)[:, None]
-        variance = sums.walked(out, np.square(weights) @ np.square(values), 1, unit(self.added)) * terms
-        return np.asarray(out + self._random.standard_normal(out.shape) * np.sqrt(variance))
+        return self.product(self._times(weights, unit(self.cache)) if self.weights else weights, values)
 
 
 class Emulated:
@@ -186,6 +181,20 @@ class Exact:
 
     def total(self, x: Floats) -> Floats:
         return np.asarray(x.sum(axis=1, keepdims=True))
+
+
+class AddedUp(Exact):
+    """In the place of a head's output the variance of what is lost where it is added up, one position after the other,
+    in a narrow format."""
+
+    def __init__(self, cache: str | None, added: str) -> None:
+        super().__init__(cache)
+        self.added = added
+
+    def mixed(self, weights: Floats, values: Floats) -> Floats:
+        terms = np.count_nonzero(weights, axis=1)[:, None]
+        squares = np.square(weights) @ np.square(values)
+        return np.asarray(sums.walked(weights @ values, squares, 1, unit(self.added)) * terms)
 
 
 Arithmetic = Rounding | Emulated | Exact

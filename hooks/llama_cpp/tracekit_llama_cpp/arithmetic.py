@@ -29,5 +29,7 @@ def stated(parameters: GgufParameters, options: Options) -> Json:
     held = {parameters.dtype(name) for name in parameters.names}
     products = {name: READ_AS[name] for name in sorted(held) if name in READ_AS}
     cache = CACHES.get(options.cache_type, options.cache_type)
+    if cache == "float32" and options.flash_attention != "off":
+        cache = "float16"  # flash attention reads no other (`build_attn_mha` of src/llama-graph.cpp)
     in_half = cache == "float16" and options.flash_attention != "off"
     return {"products": products, "cache": cache, "attention_sums": "float16" if in_half else "float32"}

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.auditing.arithmetic import Arithmetic, Cached, Emulated, Exact, Rounding
+from tracekit.auditing.arithmetic import AddedUp, Arithmetic, Cached, Emulated, Exact, Rounding
 from tracekit.auditing.operations.operation import Given, Operation, Shape
 from tracekit.auditing.rotary import Rotary
-from tracekit.auditing.rounding import LIBRARY, Floats, Result, as_stored, rounding
+from tracekit.auditing.rounding import ACCUMULATOR, LIBRARY, Floats, Result, as_stored, rounding, unit
 from tracekit.trace import Json
 
 DRAWN_ROUNDINGS = 3
@@ -84,6 +84,17 @@ class Attention(Operation):
     """The format of cached keys and values, where the engine states one."""
     added: str = "float32"
     """The format in which the engine adds values up, where it states its cache's."""
+
+    @property
+    def in_narrow_sums(self) -> bool:
+        """Whether values are added up in 16 bits."""
+        return unit(self.added) > ACCUMULATOR
+
+    def drawn(self, dtype: str, seed: int, wide: bool) -> Arithmetic:
+        """One drawn run of the engine's arithmetic, without what adding up in 16 bits loses."""
+        if self.cache is None or unit(self.cache) <= unit(dtype):
+            return Rounding(dtype, seed, wide)
+        return Cached(dtype, seed, self.cache, weights=not self.in_narrow_sums)
 
     def prepared(self, inputs: list[Floats]) -> list[Floats]:
         if self.cache is None:
@@ -283,18 +294,19 @@ def _spread(attention: Attention, given: Given, values: Floats, wide: bool) -> R
     """The exact values with the spread of one kind of arithmetic."""
     core = attention.core
     q, k, v = given.inputs
-    exact = values if attention.cache is None else attend(core, q, k, v, given.rows)
     drawn = len(values) if given.closely else min(DRAWN_ROWS, len(values))
     picked = np.unique(np.linspace(0, len(values) - 1, drawn).astype(np.int64))
+    exact = values if attention.cache is None else attend(core, q, k, v, given.rows)
     draws = []
     for seed in range(CLOSE_ROUNDINGS if given.closely else DRAWN_ROUNDINGS):
-        how = (
-            Rounding(given.dtype, seed, wide)
-            if attention.cache is None
-            else Cached(given.dtype, seed, attention.cache, attention.added)
-        )
+        how = attention.drawn(given.dtype, seed, wide)
         draws.append(attend(core, q[picked], k, v, given.rows[picked], how) - exact[picked])
     variance = _drawn_variance(core, given.dtype, values, draws, picked)
+    if attention.in_narrow_sums:
+        added = attend(core, q, k, v, given.rows, AddedUp(attention.cache, attention.added))
+        random = np.random.default_rng(0)
+        draws = [error + random.standard_normal(error.shape) * np.sqrt(added[picked]) for error in draws]
+        variance = variance + added
     return Result(values, variance, draws=tuple(draws), drawn_rows=picked, bias=LIBRARY)
 
 
