@@ -164,3 +164,54 @@ def test_bad_input_is_one_line(words: tuple[str, ...], said: str, plain: Path, t
     bad.write_bytes(b"GGUF" + bytes(64))
     done = run("record", *(word.format(bad=bad, good=plain) for word in words))
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+AUDITED = {
+    "Q4_1": ("Q4_1", {}),
+    "Q8_0": ("Q8_0", {}),
+    "Q4_0": ("Q4_0", {}),
+    "float32": ("F32", {}),
+    "float16": ("F16", {}),
+    "Q5_1": ("Q5_1", {}),
+    "no flash attention": ("Q4_1", {"flash_attention": "off"}),
+    "cache in float32": ("Q4_1", {"flash_attention": "off", "cache_type": "f32"}),
+    "cache in float32, read in float16": ("Q4_1", {"cache_type": "f32"}),
+    "not repacked": ("Q4_0", {"repack": False}),
+    "in tiles": ("Q8_0", {"prompt": PROMPT * 12}),
+}
+
+
+@pytest.mark.parametrize("which", AUDITED)
+def test_a_clean_run_is_within_its_bounds(which: str, tmp_path: Path) -> None:
+    kind, settings = AUDITED[which]
+    model = tiny_gguf.write(tmp_path / "m.gguf", kind=kind)
+    llama_cpp.record(model, tmp_path / "t.h5", **{"prompt": PROMPT, "max_new_tokens": 12, **settings})
+    audit = tracekit.audit(tmp_path / "t.h5")
+    assert not audit.departs and not audit.unknown
+    assert len(audit.clean) == 29  # every site, and the logits
+
+
+FAULTS = ("scale of a block", "heads swapped", "theta", "another layer's tensor")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_the_engine_ran_with_is_told_from_the_file(fault: str, tmp_path: Path) -> None:
+    right = tiny_gguf.write(tmp_path / "right.gguf", kind="Q4_1")
+    wrong = tiny_gguf.write(
+        tmp_path / "wrong.gguf", tiny_gguf.Sizes(theta=20000.0 if fault == "theta" else 10000.0), kind="Q4_1"
+    )
+    row, site = tiny_gguf.damage(wrong, fault)
+    llama_cpp.record(wrong, tmp_path / "t.h5", prompt=PROMPT, max_new_tokens=12)
+    audit = tracekit.audit(tmp_path / "t.h5", right)
+    if fault == "theta":
+        assert {culprit.site for culprit in audit.culprits} == {
+            f"model.layers.{layer}.self_attn.o_proj:in" for layer in (0, 1)
+        }
+        assert [difference.name for difference in audit.differences] == ["model.rope_theta"]
+        explanation = audit.culprits[0].explanation
+        assert explanation.mistake.id == "rotary_theta"
+        assert explanation.value == pytest.approx(20000.0, rel=0.01)
+        return
+    assert [culprit.site for culprit in audit.culprits] == [site]
+    if row is not None:
+        assert audit.culprits[0].own.statistics.columns.argmax() == row

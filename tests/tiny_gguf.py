@@ -99,3 +99,30 @@ def write(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def damage(path: Path, fault: str) -> tuple[int | None, str]:
+    """Plant a fault in a file of Q4_1 blocks: the row that it is in, where it is in one, and the site that it is at."""
+    reader = gguf.GGUFReader(str(path), "r+")
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+
+    def rows(name: str) -> NDArray[np.uint8]:
+        return tensors[name].data
+
+    match fault:
+        case "scale of a block":
+            blocks = rows("blk.1.ffn_up.weight")[37].reshape(-1, 20)
+            scale = blocks[1, :2].view("<f2")
+            scale[:] = (scale.astype(np.float32) * 1.01).astype(np.float16)
+            reader.data.flush()
+            return 37, "model.layers.1.mlp.up_proj"
+        case "heads swapped":
+            head = rows("blk.0.attn_q.weight").reshape(4, 16, -1)
+            head[[1, 2]] = head[[2, 1]]
+            reader.data.flush()
+            return None, "model.layers.0.self_attn.q_proj"
+        case "another layer's tensor":
+            rows("blk.1.ffn_down.weight")[:] = rows("blk.0.ffn_down.weight")
+            reader.data.flush()
+            return None, "model.layers.1.mlp.down_proj"
+    return None, ""

@@ -53,6 +53,11 @@ def in_one_order(pair: Pair) -> tuple[Pair, list[object]]:
     config = (reference.config.get("model") or {}) | (candidate.config.get("model") or {})
     if pair.first is None:
         return pair, []
+    ours, theirs = _stated(reference), _stated(candidate)
+    if ours or theirs:
+        return pair.seen_as(reordered(reference, ours), reordered(candidate, theirs)), _notes(
+            (reference, ours), (candidate, theirs)
+        )
     one, other = pair.first.reference, pair.first.candidate
 
     def both(site: str) -> tuple[Floats, Floats] | None:
@@ -63,8 +68,6 @@ def in_one_order(pair: Pair) -> tuple[Pair, list[object]]:
             return None
         return _rows(one, site, *ranges[0]), _rows(other, called[site], *ranges[0])
 
-    theirs: dict[str, int] = {}
-    ours: dict[str, int] = {}
     for attention in _attentions(reference):
         if not any(attention + after in called for after in AFTER):
             continue
@@ -81,6 +84,9 @@ def in_one_order(pair: Pair) -> tuple[Pair, list[object]]:
 def in_order_of(checkpoint: Checkpoint, trace: Trace, wiring: Trace | None = None) -> tuple[Trace, list[object]]:
     """A trace with queries and keys in the order of a checkpoint's rows, where it holds both of a layer in rotary
     pairs, and a note of it. `wiring`: a trace that says what feeds what where this one does not."""
+    stated = _stated(trace)
+    if stated:
+        return reordered(trace, stated), _notes((trace, stated))
     sequence = next((each for each in trace.sequences if each.sites), None)
     if sequence is None:
         return trace, []
@@ -106,6 +112,22 @@ def in_order_of(checkpoint: Checkpoint, trace: Trace, wiring: Trace | None = Non
             break  # an engine does it in every layer
         found |= layer
     return reordered(trace, found), _notes((trace, found))
+
+
+def _stated(trace: Trace) -> dict[str, int]:
+    """Queries and keys with their heads, of an engine that says that it holds them in rotary pairs."""
+    said = trace.config.get("arithmetic")
+    if not isinstance(said, dict) or said.get("rotary") != "pairs":
+        return {}
+    model = trace.config.get("model") or {}
+    heads = model.get("num_attention_heads"), model.get("num_key_value_heads") or model.get("num_attention_heads")
+    out: dict[str, int] = {}
+    for attention in _attentions(trace):
+        for name, count in zip((f"{attention}q_proj", f"{attention}k_proj"), heads, strict=True):
+            widths = {each.sites[name].width for each in trace.sequences if name in each.sites}
+            if type(count) is int and count > 0 and all(width % (2 * count) == 0 for width in widths):
+                out[name] = count
+    return out
 
 
 def _attentions(trace: Trace) -> list[str]:

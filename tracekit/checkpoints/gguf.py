@@ -83,6 +83,11 @@ class GgufParameters:
             raise TraceError(f"{self.path}: {name} is of type {kind}, which the gguf library cannot read") from None
         return numbers
 
+    @property
+    def in_rotary_pairs(self) -> bool:
+        """Whether the file holds rows of queries and keys in rotary pairs."""
+        return bool(self._heads)
+
     def _rotated(self, name: str) -> bool:
         return bool(self._heads) and any(part in name for part in ROTATED)
 

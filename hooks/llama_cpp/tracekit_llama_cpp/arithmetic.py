@@ -32,4 +32,6 @@ def stated(parameters: GgufParameters, options: Options) -> Json:
     if cache == "float32" and options.flash_attention != "off":
         cache = "float16"  # flash attention reads no other (`build_attn_mha` of src/llama-graph.cpp)
     in_half = cache == "float16" and options.flash_attention != "off"
-    return {"products": products, "cache": cache, "attention_sums": "float16" if in_half else "float32"}
+    sums = "float16" if in_half else "float32"
+    order = {"rotary": "pairs"} if parameters.in_rotary_pairs else {}
+    return {"products": products, "cache": cache, "attention_sums": sums, **order}
