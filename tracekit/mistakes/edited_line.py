@@ -18,6 +18,7 @@ class EditKind(StrEnum):
     INDEX = "index"  # a whole number: an axis, a bound, an index
     OPERATOR = "operator"
     EXCHANGED = "exchanged"  # operands
+    TAKEN_FOR = "taken_for"  # two values for each other
     MOVED = "moved"  # rows, heads or columns rolled by one or turned round
     NORMALISED = "normalised"  # divided by its sum, mean square or norm
     ROUNDED = "rounded"

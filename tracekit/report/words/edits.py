@@ -17,6 +17,7 @@ CHANGES = {
     EditKind.INDEX: "{operation} at {place} had {number} in place of {stated}",
     EditKind.OPERATOR: "{place} had {other} in place of {operation}",
     EditKind.EXCHANGED: "the operands of {operation} at {place} were exchanged",
+    EditKind.TAKEN_FOR: "two values that {place} reads were taken for each other",
     EditKind.MOVED: "the result of {operation} at {place} were {other}",
     EditKind.NORMALISED: "the result of {operation} at {place} were {other}",
     EditKind.ROUNDED: "the result of {operation} at {place} were rounded to {other}",

@@ -8,7 +8,6 @@ it, since these values do not tell them apart.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -21,9 +20,10 @@ from tracekit.auditing.drawn_error import drawn_result, judged
 from tracekit.auditing.operations import Result as Drawn
 from tracekit.auditing.own_error import Own
 from tracekit.dtypes import UNIT_ROUNDOFF
+from tracekit.inspection.positions import prompt_length
 from tracekit.mistakes.edited_line import EditedLine
-from tracekit.mistakes.explanation import EDITED_LINE, Explanation
-from tracekit.trace import Sequence, Trace
+from tracekit.mistakes.explanation import EDITED_LINE, EVERYWHERE, Explanation, Extent, Where
+from tracekit.trace import LOGITS, Sequence, Trace
 from tracekit_torch.reference_program.capturing import Capturing
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 from tracekit_torch.reference_program.edits import Change, Edit, all_edits
@@ -34,15 +34,16 @@ from tracekit_torch.reference_program.segment import Changed, Given, Result, Seg
 from tracekit_torch.reference_program.source_lines import lines_of
 
 Floats = NDArray[np.float64]
-SECONDS = 10.0
-"""For one culprit that no known edit explains."""
-ALL_SECONDS = 30.0
-"""For all culprits of a sequence together."""
+WORK, ALL_WORK = 3e9, 9e9
+"""Numbers computed for one culprit, and for all of a sequence together: what a core does in some ten seconds. Not time:
+what is found must not depend on the machine."""
 DRAWS, CLOSE_DRAWS = 8, 32
 CLOSE = 4.0
 """Times its limit up to which a statistic is judged by more draws."""
 NEAR = 30.0
 """Standard deviations of the reference's rounding up to which an edit is judged by its own."""
+ROUNDED_OFTEN = 4.0
+"""Roundoffs of itself that a value may be off by, before its own rounding is drawn."""
 FINALISTS = 24
 """Edits that are judged by their own rounding, those that leave least."""
 NEARLY = 1.3
@@ -69,17 +70,18 @@ def explanations(
     sites = replay.sites_with_segments([own.recipe.site for own in wrong])
     found: dict[str, Explanation] = {}
     known: list[Held] = []
-    end = time.monotonic() + ALL_SECONDS
+    left = ALL_WORK
     for own in wrong:
         name = own.recipe.site
-        if name not in sites or time.monotonic() > end:
+        if name not in sites or left <= 0.0:
             continue
         site, segment = sites[name]
         data = sequence.sites.get(site.stored)
         stored = data.dtype if data is not None else sequence.logits_dtype or "float32"
         units = unit, UNIT_ROUNDOFF.get(stored, unit)
-        suspect = Suspect(site, own, segment, units, min(end, time.monotonic() + SECONDS))
+        suspect = Suspect(site, own, segment, units, prompt_length(sequence), min(WORK, left))
         held = suspect.held(known) if suspect.faithful else []
+        left -= segment.work
         if held:
             known = held
             found[name] = suspect.explanation(held)
@@ -129,9 +131,12 @@ class Held:
 class Suspect:
     """A culprit with its segment, on which edits are tried."""
 
-    def __init__(self, site: Replayed, own: Own, segment: Segment, units: tuple[float, float], end: float) -> None:
-        self._site, self._own, self._segment, self._end = site, own, segment, end
+    def __init__(
+        self, site: Replayed, own: Own, segment: Segment, units: tuple[float, float], prompt: int, most: float
+    ) -> None:
+        self._site, self._own, self._segment, self._prompt, self._most = site, own, segment, prompt, most
         self._unit, self._stored = units
+        self._where, self._acts = EVERYWHERE, np.ones(len(site.rows), dtype=bool)
         self._rows = np.isfinite(site.recorded).all(axis=1) & np.isfinite(site.values).all(axis=1)
         self._recorded = site.recorded[self._rows]
         self._right = self._drawn(site.values, self._off({}, 0, DRAWS))
@@ -153,7 +158,22 @@ class Suspect:
             for trial in self._trials({key[0] for key in keys})  # type: ignore[index]
             if (key := self._key(trial)) in keys
         ]
-        return self._judged(again) or self._judged((trial, None) for trial in self._trials())
+        found = self._judged(again) or self._judged((trial, None) for trial in self._trials())
+        if not found and self._narrow():
+            found = self._judged((trial, None) for trial in self._trials())
+        return found
+
+    def _narrow(self) -> bool:
+        """From now on an edit acts in the prompt alone, or in decoding alone, where nothing else is wrong."""
+        rows, wrong = self._site.rows[self._rows], self._own.wrong_rows()
+        if self._site.site == LOGITS or not wrong.any():
+            return False
+        for extent, part in ((Extent.PROMPT, rows < self._prompt), (Extent.DECODING, rows >= self._prompt)):
+            if part.any() and not part.all() and not wrong[~part].any():
+                self._where, self._acts = Where(extent), np.zeros(len(self._site.rows), bool)
+                self._acts[self._rows] = part
+                return True
+        return False
 
     def explanation(self, held: list[Held]) -> Explanation:
         """The first of them, the others of other lines as alternatives."""
@@ -163,7 +183,7 @@ class Suspect:
             for line in self._lines(one):
                 if (line.file, line.line, line.last) not in seen:
                     seen.add((line.file, line.line, line.last))
-                    made.append(Explanation(EDITED_LINE, residual=one.residual, edit=line))
+                    made.append(Explanation(EDITED_LINE, residual=one.residual, where=self._where, edit=line))
         return replace(made[0], also=tuple(made[1:]))
 
     def _key(self, trial: Trial) -> Hashable:
@@ -183,7 +203,7 @@ class Suspect:
                 change.stated,
                 change.other,
             )
-            for lines in lines_of(self._segment, held.trial.place, change.source)
+            for lines in lines_of(self._segment, held.trial.place, change)
         ]
 
     def _trials(self, kinds: set[object] | None = None) -> Iterator[Trial]:
@@ -197,7 +217,7 @@ class Suspect:
     def _judged(self, trials: Iterable[tuple[Trial, float | None]]) -> list[Held]:
         tried: list[tuple[float, Trial, list[Try]]] = []
         for trial, number in trials:
-            if time.monotonic() > self._end:
+            if self._segment.work > self._most:
                 break
             options = self._tried(trial, number)
             if options and options[-1].left <= NEAR:
@@ -240,13 +260,17 @@ class Suspect:
 
     def _changed(self, trial: Trial, number: float) -> Changed:
         make = partial(_made, trial.change, number)
+        if trial.change.places:
+            return dict.fromkeys(trial.change.places, make)
         if not trial.change.onwards:
             return {trial.place: make}
         return dict.fromkeys(sorted(self._segment.after(trial.place)), make)
 
     def _values(self, trial: Trial, number: float) -> Floats | None:
         values = self._segment.run(self._changed(trial, number))
-        return values if values is not None and values.shape == self._site.values.shape else None
+        if values is None or values.shape != self._site.values.shape:
+            return None
+        return values if self._acts.all() else np.where(self._acts[:, None], values, self._site.values)
 
     def _error(self, trial: Trial, number: float) -> Floats | None:
         values = self._values(trial, number)
@@ -257,7 +281,10 @@ class Suspect:
 
     def _left(self, values: Floats) -> float:
         with np.errstate(all="ignore"):
-            error = (self._recorded - values[self._rows]) * self._scale
+            values = values[self._rows]
+            # An edit may make large values, which are rounded by as much more.
+            spread = np.sqrt(self._right.variance + np.square(ROUNDED_OFTEN * self._unit * values))
+            error = (self._recorded - values) / spread
             left = float(np.sqrt(np.mean(np.square(error))))
         return left if math.isfinite(left) else math.inf
 
@@ -281,7 +308,11 @@ class Suspect:
 
     def _off(self, changed: Changed, seed: int, runs: int) -> NDArray[np.float32]:
         made = self._segment.off(changed, DrawnRounding(self._unit, UNIT_ROUNDOFF["float32"], seed, runs))
-        return np.zeros((1, *self._site.values.shape), np.float32) if made is None else made
+        if made is None:
+            return np.zeros((1, *self._site.values.shape), np.float32)
+        if not self._acts.all():
+            made[:, ~self._acts] = self._off({}, seed, runs)[:, ~self._acts] if changed else 0.0
+        return made
 
     def _drawn(self, values: Floats, draws: NDArray[np.float32]) -> Drawn:
         return drawn_result(values[self._rows], draws[:, self._rows], self._stored)

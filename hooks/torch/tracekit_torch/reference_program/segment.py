@@ -37,6 +37,9 @@ LIBRARIES = (
     "/transformers/modeling_utils.py", "/contextlib.py", "/functools.py",
 )  # fmt: skip
 """Files whose lines are no part of a model's definition."""
+OVERHEAD = 1e4
+"""Numbers that are computed in the time that an operation takes at least."""
+MULTIPLIED_AT_ONCE = 8.0
 HERE = str(Path(__file__).parent) + os.sep
 SHAPES_LATER = {"view": torch.reshape, "_unsafe_view": torch.reshape}
 """Operations that want strides which a changed operand may not have."""
@@ -226,6 +229,8 @@ class Segment:
     arrange: Arrange
     groups: tuple[int, ...]
     """Of every value of the capture: those of one group share memory."""
+    work: float = 0.0
+    """Numbers computed so far, an operation counted as no fewer than `OVERHEAD`."""
     _clean: dict[int, torch.Tensor] = field(default_factory=dict)
     _plans: dict[frozenset[int], tuple[int, ...]] = field(default_factory=dict)
 
@@ -327,6 +332,7 @@ class Segment:
                 out = given.result() if change is None else change(given)
                 tensors = [each for each in (out if isinstance(out, tuple | list) else (out,)) if _is_tensor(each)]
                 made.update(zip(node.outputs, tensors, strict=True))
+                self.work += OVERHEAD + sum(tensor.numel() for tensor in tensors) * _terms(node, args)
         return made
 
     def _plan(self, changed: frozenset[int]) -> tuple[int, ...]:
@@ -386,6 +392,13 @@ Changed = Mapping[int, Callable[[Given], Result]]
 
 def _rows(parts: list[torch.Tensor]) -> Floats:
     return np.concatenate([part.reshape(len(part), -1).to(torch.float64).numpy() for part in parts])
+
+
+def _terms(node: Node, args: tuple[Any, ...]) -> float:
+    """How much of a product goes into each of its numbers."""
+    if node.name in ("mm", "bmm", "addmm", "baddbmm"):
+        return 1.0 + args[-1].shape[-2] / MULTIPLIED_AT_ONCE if isinstance(args[-1], torch.Tensor) else 1.0
+    return 1.0
 
 
 def _is_tensor(value: object) -> bool:

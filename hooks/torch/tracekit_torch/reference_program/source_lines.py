@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import linecache
 import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import CodeType
 
+from tracekit_torch.reference_program.edits import Change
 from tracekit_torch.reference_program.segment import Frame, Segment
 
 
@@ -30,23 +33,37 @@ class Lines:
         return _name(self.file)
 
 
-def lines_of(segment: Segment, place: int, source: int | None) -> list[Lines]:
-    """The lines of an edit at a node, the most exact first; several where it is all that a call does, which might have
-    been left out as a whole. `source`: the value that takes the place of the node's result."""
-    removed = _passed_over(segment, place, source)
-    chains = [segment.nodes[each].frames for each in removed if segment.nodes[each].frames]
+def lines_of(segment: Segment, place: int, change: Change) -> list[Lines]:
+    """The lines of an edit at a node, the most exact first. Several where it is all that a call does, or all that is
+    done under a condition, which might have been left out as a whole; or where what is changed was handed over by a
+    call, which might have handed over something else."""
+    removed = _passed_over(segment, place, change.source)
+    chains = [frames for each in (*removed, *change.places) if (frames := segment.nodes[each].frames)]
     if not chains:
         return []
     found: list[Lines] = []
     depth = _common(chains)
     inner = [chain[depth] for chain in chains if len(chain) > depth]
-    if inner and len({frame.file for frame in inner}) == 1:
-        found.append(Lines(inner[0].file, min(f.line for f in inner), max(f.line for f in inner)))
     prefix = chains[0][:depth]
-    while prefix and (len(found) == 0 or _whole(segment, prefix, place, removed)):
-        found.append(Lines(prefix[-1].file, prefix[-1].line, prefix[-1].line))
+    if inner and len({frame.code for frame in inner}) == 1:
+        lines = Lines(inner[0].file, min(frame.line for frame in inner), max(frame.line for frame in inner))
+        found.append(lines)
+        test = _condition(segment, prefix, lines, removed)
+        if test is not None:
+            found.append(Lines(lines.file, test.lineno, test.lineno))
+        given = set() if test is None else _names(test)
+        if change.stated is not None or change.places:
+            given |= _names(_statement(lines.file, lines.line))
+        if prefix and not given.isdisjoint(_parameters(inner[0].code)):
+            found.append(_line(prefix[-1]))
+    while prefix and (not found or _whole(segment, prefix, place, removed)):
+        found.append(_line(prefix[-1]))
         prefix = prefix[:-1]
-    return found
+    return list(dict.fromkeys(found))
+
+
+def _line(frame: Frame) -> Lines:
+    return Lines(frame.file, frame.line, frame.line)
 
 
 def _passed_over(segment: Segment, place: int, source: int | None) -> list[int]:
@@ -86,6 +103,59 @@ def _whole(segment: Segment, prefix: tuple[Frame, ...], place: int, removed: lis
         for index, node in enumerate(segment.nodes)
         if index <= place and node.place[: len(calls)] == calls
     )
+
+
+def _condition(segment: Segment, prefix: tuple[Frame, ...], lines: Lines, removed: list[int]) -> ast.expr | None:
+    """The condition under which nothing else is done than what is passed over."""
+    calls = tuple((frame.code, frame.last) for frame in prefix)
+    test = None
+    for node in _around(lines.file, lines.line):
+        if not isinstance(node, ast.If) or lines.line < node.body[0].lineno:
+            continue
+        first, last = node.body[0].lineno, node.end_lineno or node.body[-1].lineno
+        inside = [
+            index
+            for index, each in enumerate(segment.nodes)
+            if each.place[: len(calls)] == calls
+            and len(each.frames) > len(calls)
+            and each.frames[len(calls)].file == lines.file
+            and first <= each.frames[len(calls)].line <= last
+        ]
+        if all(index in removed for index in inside):
+            test = node.test
+    return test
+
+
+def _around(file: str, line: int) -> list[ast.stmt]:
+    """The parts of a file's syntax tree that a line stands in, the outermost first."""
+    found = [
+        node
+        for node in ast.walk(_tree(file))
+        if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or node.lineno)
+    ]
+    return sorted(found, key=lambda node: (node.lineno, -(node.end_lineno or node.lineno)))
+
+
+def _statement(file: str, line: int) -> ast.AST | None:
+    found = _around(file, line)
+    return found[-1] if found else None
+
+
+@cache
+def _tree(file: str) -> ast.Module:
+    try:
+        return ast.parse("".join(linecache.getlines(file)))
+    except SyntaxError:  # made by a program, not written in a file
+        return ast.Module([], [])
+
+
+def _names(node: ast.AST | None) -> set[str]:
+    return set() if node is None else {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+
+
+def _parameters(code: CodeType) -> tuple[str, ...]:
+    """Names of what a function is given."""
+    return tuple(name for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if name != "self")
 
 
 @cache

@@ -38,6 +38,8 @@ class Change:
     other: str = ""
     onwards: bool = False
     """Whether every later result is changed in the same way."""
+    places: tuple[int, ...] = ()
+    """Positions of the nodes that are changed, where they are others than the one."""
     kind: EditKind | None = None
     """Of this form, where it is not the edit's."""
 

@@ -1,0 +1,59 @@
+"""Two values taken for each other: what reads the one reads the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tracekit.mistakes.edited_line import EditKind
+from tracekit_torch.reference_program.edits.edit import Change, Edit, Freedom
+from tracekit_torch.reference_program.segment import Given, Result, Segment, Value
+
+PAIRS = 12
+"""Values before a node that are tried in its place."""
+
+
+def _changes(segment: Segment, place: int) -> Iterator[Change]:
+    node = segment.nodes[place]
+    mine = next((value for value in node.inputs if _readable(segment, value)), None)
+    if mine is None or segment.readers[mine][0] != place:
+        return
+    shape = segment.clean[mine].shape
+    others = [
+        value
+        for value, readers in segment.readers.items()
+        if value != mine
+        and readers[0] > place
+        and segment.clean[value].shape == shape
+        and _readable(segment, value)
+        and segment.producers.get(value, -1) < place
+        and not _equal(segment, mine, value)
+    ]
+    for other in others[:PAIRS]:
+        places = tuple(sorted({*segment.readers[mine], *segment.readers[other]}))
+        at = segment.nodes[segment.readers[other][0]]
+        yield Change(("pair", at.place[-1:], at.name), _swapped(mine, other), places=places)
+
+
+def _readable(segment: Segment, value: int) -> bool:
+    return segment.steady(value) and segment.clean[value].is_floating_point() and segment.clean[value].dim() > 1
+
+
+def _equal(segment: Segment, one: int, other: int) -> bool:
+    return bool((segment.clean[one] == segment.clean[other]).all())
+
+
+def _swapped(one: int, other: int) -> Any:
+    other_of = {one: other, other: one}
+
+    def changed(given: Given, number: float) -> Result:
+        args = [
+            given.value(other_of[named.id]) if isinstance(named, Value) and named.id in other_of else plain
+            for named, plain in zip(given.node.args, given.args, strict=True)
+        ]
+        return given.result(*args)
+
+    return changed
+
+
+EDIT = Edit(EditKind.TAKEN_FOR, Freedom.AMONG_FEW, _changes)
