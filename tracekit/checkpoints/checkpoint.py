@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,9 @@ class Checkpoint:
     Raises TraceError, in one sentence, where the path holds no checkpoint or a file of it is damaged.
     """
 
+    other_names: Mapping[str, str] = MappingProxyType({})
+    """Names that a trace gives parameters, and what they are called here (`other_names`)."""
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self._entries: dict[str, _Entry] = {}
@@ -55,8 +59,6 @@ class Checkpoint:
         for file in _files(Path(path)):
             self._entries |= _read_header(file)
         self.config = _read_config(Path(path))
-        self.other_names: Mapping[str, str] = {}
-        """Names that a trace gives parameters, and what they are called here (`other_names`)."""
 
     @property
     def one_added(self) -> bool:
