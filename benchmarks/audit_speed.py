@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 from tracekit_torch.reference_program.audit import audit_by
-from tracekit_torch.reference_program.loading import inputs_of, load_reference
+from tracekit_torch.reference_program.loading import forward_of, load_reference
 from tracekit_torch.reference_program.replay import Replay
 
 import tracekit
@@ -56,16 +56,16 @@ def reference(model: str) -> nn.Module:
 def reference_seconds(folder: str, trace: Trace) -> tuple[float, float, float]:
     """Seconds of the float64 forward pass, of the replay, and of the whole audit by the reference program."""
     model, sequence = reference(folder), trace.sequences[0]
-    given = inputs_of(model, trace, sequence)
-    replay = Replay(model, sequence, lambda: model(**given, use_cache=False))
+    forward = forward_of(model, trace, sequence)
+    replay = Replay(model, sequence, forward)
     begun = time.perf_counter()
     with torch.no_grad():
-        model(**given, use_cache=False)
-    forward = time.perf_counter()
+        forward()
+    ran = time.perf_counter()
     replay.run(met=lambda site: None)
     replayed = time.perf_counter()
     audit_by(model, trace, Checkpoint(folder))
-    return forward - begun, replayed - forward, time.perf_counter() - replayed
+    return ran - begun, replayed - ran, time.perf_counter() - replayed
 
 
 def main() -> None:

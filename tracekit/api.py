@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from tracekit.align.renamed import Elsewhere, named
 from tracekit.align.rotary_order import in_order_of
 from tracekit.auditing import audit as auditing
-from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, why_no_checkpoint
 from tracekit.errors import TraceError
 from tracekit.formats.name_map import NameMap, gguf_names, read_names
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
 File: TypeAlias = str | os.PathLike[str]
 TraceOrPath: TypeAlias = File | Trace
 """A trace that is open already, or the file that it is in, which is closed again."""
-Auditor: TypeAlias = Callable[[Trace, Checkpoint], auditing.Audit]
-"""What judges every recorded site of a trace against a checkpoint."""
+Auditor: TypeAlias = auditing.Auditor
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,6 +99,7 @@ def diff(
     weights: File | None = None,
     names: NameMap | File | None = None,
     audited: bool = True,
+    by: Auditor | None = None,
 ) -> Verdict:
     """Compare a candidate with a reference: the first step, site or draw where they diverge, and why.
 
@@ -114,6 +113,8 @@ def diff(
             file.
         names: a map where the two sides use different module names, or the TOML file that it is in.
         audited: whether sites are recomputed from the checkpoint, to tell a faulty module from those that inherit.
+        by: what judges the sites that no recipe covers: `tracekit_torch.by_reference(folder)` runs the reference
+            program, of any model.
 
     Raises:
         TraceError: a file cannot be read, or the two runs cannot be compared.
@@ -123,7 +124,7 @@ def diff(
         truth = None if oracle is None else _opened(stack, oracle)
         more = [_opened(stack, each) for each in _each(noise)]
         given = None if weights is None else os.fspath(weights)
-        found = decide.diff(one, other, truth, more, weights=given, audited=audited, names=_map_of(names))
+        found = decide.diff(one, other, truth, more, weights=given, audited=audited, names=_map_of(names), by=by)
         return Verdict(**_fields(found), text=verdict_text(found, one, other, truth))
 
 

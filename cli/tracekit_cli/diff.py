@@ -14,6 +14,7 @@ from tracekit.compare.side_by_side import token_tables
 from tracekit.report.token_text import token_tables_text
 from tracekit.trace import TraceError
 from tracekit.verdict.cause import Cause
+from tracekit_cli.reference import MODEL, MODULE, auditor
 
 
 @click.command("diff")
@@ -25,6 +26,11 @@ from tracekit.verdict.cause import Cause
 )
 @click.option("--weights", type=click.Path(), help="The checkpoint, if it is not where the traces say.")
 @click.option("--names", type=click.Path(), help="A map of names (TOML), as `tracekit names` writes it.")
+@MODEL
+@MODULE
+@click.option(
+    "--run-reference", is_flag=True, help="Judge by the model of the program that REFERENCE recorded, run again."
+)
 @click.option("--no-audit", is_flag=True, help="Compare only; do not recompute sites from the checkpoint.")
 @click.option(
     "--strict",
@@ -40,6 +46,9 @@ def command(
     noise: tuple[str, ...],
     weights: str | None,
     names: str | None,
+    model: str | None,
+    module: str | None,
+    run_reference: bool,
     no_audit: bool,
     strict: bool,
     tokens: int | None,
@@ -53,7 +62,10 @@ def command(
         one, other = (stack.enter_context(tracekit.open(path)) for path in (reference, candidate))
         truth = stack.enter_context(tracekit.open(oracle)) if oracle else None
         more = [stack.enter_context(tracekit.open(path)) for path in noise]
-        verdict = tracekit.diff(one, other, truth, more, weights=weights, audited=not no_audit, names=names)
+        options = "--model, --module, --run-reference"
+        by = auditor(model, module, reference if run_reference else None, options)
+        given = weights or model
+        verdict = tracekit.diff(one, other, truth, more, weights=given, audited=not no_audit, names=names, by=by)
         if strict:
             _refuse_unmatched(candidate, verdict)
         tables = token_tables(Pair.of(one, other), tokens) if tokens else []

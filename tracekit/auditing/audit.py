@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
@@ -124,6 +125,10 @@ class Audit:
         if self.departs:
             return 1
         return 2 if self.lost or self.non_finite is not None else 0
+
+
+Auditor: TypeAlias = Callable[[Trace, Checkpoint], Audit]
+"""What judges every recorded site of a trace against a checkpoint."""
 
 
 def audit(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
 
 from tracekit.align.pair import Pair, Side
 from tracekit.align.sites import names
-from tracekit.auditing.audit import Culprit, audit, changed_weights, other_model
+from tracekit.auditing.audit import Audit, Auditor, Culprit, audit, changed_weights, other_model
 from tracekit.auditing.operations.embedding_table import Embedding
 from tracekit.auditing.recipe import recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
@@ -125,19 +125,26 @@ def checkpoint_of(reference: Trace, candidate: Trace, weights: str | None) -> tu
     return checkpoint, None
 
 
-def examine(traces: Pair, checkpoint: Checkpoint, found: Search) -> Examination:
+def examine(traces: Pair, checkpoint: Checkpoint, found: Search, by: Auditor | None = None) -> Examination:
     """Audit the candidate over what was compared; where it fails, or where nothing explains a difference, the reference
-    as well. A recipe that the reference does not follow either is not this model's."""
+    as well. A recipe that the reference does not follow either is not this model's. `by`: what judges the sites that no
+    recipe covers."""
     reference, candidate = traces.traces
     stops = {pair.candidate.index: compared_positions(pair) for pair in traces.sequences}
     ours = {pair.reference.index: compared_positions(pair) for pair in traces.sequences}
     # A float64 program computes parts in float32; against a float32 run that is no fault.
     finest = "float64" if _computed_in_float64(reference) else "float32"
     audited = audit(candidate, checkpoint, stops=_all(candidate, stops), wiring=reference, finest=finest)
+    uncovered = audited.unknown.keys()
+    if by is not None and uncovered:
+        audited = _completed(audited, by(candidate, checkpoint), _all(candidate, stops))
     suspects = {culprit.site for culprit in audited.culprits}
     others: tuple[Culprit, ...] = ()
     if suspects or found.findings:
         others = audit(reference, checkpoint, stops=_all(reference, ours), only=suspects or None).culprits
+        if by is not None and uncovered:
+            more = _within(by(reference, checkpoint), _all(reference, ours), uncovered)
+            others += tuple(culprit for culprit in more if not suspects or culprit.site in suspects)
     also = {culprit.site for culprit in others}
     wrong = [culprit for culprit in audited.culprits if culprit.site not in also]
     culprits = explained(candidate, checkpoint, wrong, reference, finest)
@@ -153,6 +160,26 @@ def examine(traces: Pair, checkpoint: Checkpoint, found: Search) -> Examination:
         audited.values,
         _harmless(reference, candidate, checkpoint, audited.clean),
     )
+
+
+def _completed(audited: Audit, judged: Audit, stops: Mapping[int, int]) -> Audit:
+    """The audit by recipes, and for the sites that none covers that by the reference program."""
+    more = _within(judged, stops, audited.unknown.keys())
+    culprits = sorted((*audited.culprits, *more), key=lambda one: (one.sequence, one.step, one.order))
+    clean = audited.clean | (judged.clean & audited.unknown.keys())
+    seen = clean | {culprit.site for culprit in culprits}
+    return replace(
+        audited,
+        culprits=tuple(culprits),
+        clean=clean,
+        unknown={site: judged.unknown.get(site, why) for site, why in audited.unknown.items() if site not in seen},
+        values=audited.values or judged.values,
+    )
+
+
+def _within(judged: Audit, stops: Mapping[int, int], sites: Collection[str]) -> list[Culprit]:
+    """The culprits among `sites` at positions that were compared."""
+    return [one for one in judged.culprits if one.site in sites and one.position < stops.get(one.sequence, 0)]
 
 
 def _computed_in_float64(trace: Trace) -> bool:

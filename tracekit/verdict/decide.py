@@ -13,6 +13,7 @@ from tracekit.align.printed import as_printed
 from tracekit.align.renamed import in_one_language
 from tracekit.align.rotary_order import in_one_order, in_order_of
 from tracekit.align.sites import check_yardstick
+from tracekit.auditing.audit import Auditor
 from tracekit.auditing.estimated import OwnDifferences
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.compare.counted import counted_differences, is_counted
@@ -26,7 +27,7 @@ from tracekit.inspection.following import shortfalls
 from tracekit.inspection.non_finite import first_non_finite
 from tracekit.inspection.sanity import CutOff, capture_problems
 from tracekit.mistakes.culprits import is_precise
-from tracekit.trace import Trace
+from tracekit.trace import Trace, TraceError
 from tracekit.verdict import evidence
 from tracekit.verdict.attribution import Examination, SiteAtFault, checkpoint_of, examine, settle
 from tracekit.verdict.cause import Cause
@@ -54,14 +55,15 @@ def diff(
     weights: str | None = None,
     audited: bool = True,
     names: NameMap | None = None,
+    by: Auditor | None = None,
 ) -> Verdict:
     """Compare a candidate with a reference. `oracle`: the reference in higher precision, forced onto its tokens;
     `noise`: more references under harmless variation; `weights`: the checkpoint, if it is not where the traces say;
-    `audited=False` leaves the audit out; `names`: what one side calls otherwise than the other. Raises TraceError where
-    the traces cannot be compared.
+    `audited=False` leaves the audit out; `names`: what one side calls otherwise than the other; `by`: what judges the
+    sites that no recipe covers. Raises TraceError where the traces cannot be compared.
     """
     pair = paired(reference, candidate, names, weights)
-    return verdict_of(pair, oracle, noise or [], weights=weights, audited=audited)
+    return verdict_of(pair, oracle, noise or [], weights=weights, audited=audited, by=by)
 
 
 def paired(reference: Trace, candidate: Trace, names: NameMap | None = None, weights: str | None = None) -> Pair:
@@ -76,7 +78,13 @@ def paired(reference: Trace, candidate: Trace, names: NameMap | None = None, wei
 
 @np.errstate(all="ignore")
 def verdict_of(
-    pair: Pair, oracle: Trace | None = None, noise: Seq[Trace] = (), *, weights: str | None = None, audited: bool = True
+    pair: Pair,
+    oracle: Trace | None = None,
+    noise: Seq[Trace] = (),
+    *,
+    weights: str | None = None,
+    audited: bool = True,
+    by: Auditor | None = None,
 ) -> Verdict:
     """The verdict on two traces that are aligned; the arguments are `diff`'s. Raises TraceError."""
     yardstick = yardstick_of(pair.reference, oracle, noise)
@@ -96,10 +104,12 @@ def verdict_of(
     examination, no_audit = None, None
     if audited and found.differs:
         checkpoint, no_audit = checkpoint_of(pair.reference, pair.candidate, weights)
+        if checkpoint is None and by is not None:
+            raise TraceError(f"{pair.candidate.path}: no checkpoint to judge it against is known; give it: --weights")
         if checkpoint is not None:
             pair, more = _in_order_of_checkpoint(pair, checkpoint)
             found.pair = found.pair.seen_as(*pair.traces)
-            examination = examine(found.pair, checkpoint, found)
+            examination = examine(found.pair, checkpoint, found, by)
             known += more
             if examination.harmless:
                 yardstick = yardstick_of(pair.reference, oracle, noise)  # it remembers what it has judged

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
 from torch import nn
 
@@ -65,13 +67,17 @@ def record(
     recorder.close()
 
 
-def by_reference(model: nn.Module | str | os.PathLike[str]) -> Callable[[Trace, Checkpoint], Audit]:
+Reference: TypeAlias = nn.Module | str | os.PathLike[str] | Callable[[str], nn.Module]
+
+
+def by_reference(model: Reference) -> Callable[[Trace, Checkpoint], Audit]:
     """An auditor for `tracekit.audit(trace, by=...)`: the reference program, run in float64 over the trace's tokens.
 
     The recorded values are put in at every site. For any model, without a recipe.
 
     Args:
-        model: a folder that transformers can load, or a model that was put into float64 with `precision.run_in`.
+        model: a folder that transformers can load, a model that `reference_program.loading.prepared` has put into
+            float64, or what makes such a model from the dtype of the trace (`"float32"`).
 
     Raises:
         TraceError: when it is called, where the model cannot be loaded or does not run on the trace's tokens.
@@ -79,9 +85,13 @@ def by_reference(model: nn.Module | str | os.PathLike[str]) -> Callable[[Trace, 
     from tracekit_torch.reference_program.audit import audit_by
     from tracekit_torch.reference_program.loading import load_reference
 
+    @cache
+    def of(dtype: str) -> nn.Module:
+        if isinstance(model, nn.Module):
+            return model
+        return load_reference(os.fspath(model), dtype) if isinstance(model, str | os.PathLike) else model(dtype)
+
     def audited(trace: Trace, checkpoint: Checkpoint) -> Audit:
-        dtype = str(trace.config.get("dtype") or "float32")
-        reference = model if isinstance(model, nn.Module) else load_reference(os.fspath(model), dtype)
-        return audit_by(reference, trace, checkpoint)
+        return audit_by(of(str(trace.config.get("dtype") or "float32")), trace, checkpoint)
 
     return audited

@@ -7,12 +7,14 @@ holds every step that was complete, and reads as a trace.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import importlib.util
 import os
 import random
 import runpy
 import signal
 import sys
+import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +22,10 @@ from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
 import torch
+from torch import nn
 
 from tracekit.trace import Json, TraceError
+from tracekit_torch.eager import uncompiled
 from tracekit_torch.options import Options
 from tracekit_torch.recorder import Recorder, say
 from tracekit_torch.watch import Watch
@@ -74,6 +78,55 @@ def run(program: Program, out: Path, options: Options, strict: bool = False) -> 
     if isinstance(error, SystemExit) and code != 0:
         raise SystemExit(error.code)
     sys.exit(2 if code == 0 and trouble else code)
+
+
+class Caught(SystemExit):
+    """Ends a program where it calls its model."""
+
+
+class Catch(Watch):
+    """Finds the model as a recording does, and ends the program there."""
+
+    model: nn.Module | None = None
+
+    def found(self, model: nn.Module, sampling: Json | None = None) -> None:
+        self.model = uncompiled(model)
+        raise Caught
+
+
+def caught(program: Program, folder: str, options: Options) -> nn.Module:
+    """The model that `program` builds, as it is when it is called first; the program, run in `folder`, ends there, and
+    what it prints goes to stderr.
+
+    Raises TraceError where it cannot run, or calls no model.
+    """
+    before = Path.cwd(), sys.argv, list(sys.path), sys.modules["__main__"]
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise TraceError(f"its folder {folder} cannot be entered: {error.strerror}") from None
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(sys.stderr):
+        out = Path(scratch) / "run.h5"
+        watch = Catch(Recorder(out, options), options.module)
+        try:
+            _check(program, out)
+            if options.seed is not None:
+                seed(options.seed)
+            with watch.installed():
+                _execute(program)
+            _join_threads()
+        except Caught:
+            pass
+        except (Exception, SystemExit) as error:
+            if watch.model is None:
+                said = str(error) if isinstance(error, TraceError) else f"it ends with {type(error).__name__}: {error}"
+                raise TraceError(f"{program.name}: {said}") from None
+        finally:
+            os.chdir(before[0])
+            sys.argv, sys.path[:], sys.modules["__main__"] = before[1], before[2], before[3]
+    if watch.model is None:
+        raise TraceError(f"{program.name}: {watch.why_nothing}")
+    return watch.model
 
 
 def seed(number: int) -> None:

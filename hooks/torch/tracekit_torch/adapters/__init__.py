@@ -14,7 +14,8 @@ from torch import nn
 
 from tracekit.errors import TraceError
 from tracekit.plugins import loaded
-from tracekit.trace import Json
+from tracekit.trace import Json, Sequence, Trace
+from tracekit_torch.adapters.plain_prefill import plain_prefill
 from tracekit_torch.recorder import Recorder
 
 GROUP = "tracekit.adapters"
@@ -73,6 +74,18 @@ class ModelKind(ABC):
 
         Raises TraceError where the model cannot be recorded.
         """
+
+    def computing(self, model: nn.Module) -> nn.Module:
+        """The module whose forward is called where `model` runs."""
+        return model
+
+    def prefill(self, model: nn.Module, trace: Trace, sequence: Sequence) -> Callable[[], Any]:
+        """What runs `model` once, without a cache, over all positions of a recorded sequence of this kind, and returns
+        its output, with `logits` [batch, time, vocabulary] where it has them.
+
+        Raises TraceError where the sequence does not hold what the model was given.
+        """
+        return plain_prefill(model, trace, sequence)
 
     def watch(self, watching: Watching) -> None:
         """A recording begins: watch what is not a call of the model, such as its `generate`."""

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from tracekit.trace import Json
+from tracekit.trace import Json, Sequence, Trace
 from tracekit_torch.adapters import ModelKind, Watching, speech_models
 from tracekit_torch.adapters.cosyvoice import CosyVoice
+from tracekit_torch.adapters.speech_prefill import speech_prefill
 from tracekit_torch.adapters.speech_segment import Segment
 from tracekit_torch.patching import replace
 from tracekit_torch.recorder import Recorder
@@ -38,6 +39,13 @@ class SpeechModels(ModelKind):
         speech = CosyVoice(recorder, model)
         recorder.attach(model, speech, speech.head, sampling, speech_models.about(model))
         speech.listen()
+
+    def computing(self, model: nn.Module) -> nn.Module:
+        inner: nn.Module = model.llm.model  # type: ignore[union-attr, assignment]
+        return inner
+
+    def prefill(self, model: nn.Module, trace: Trace, sequence: Sequence) -> Callable[[], Any]:
+        return speech_prefill(model, trace, sequence)
 
     def watch(self, watching: Watching) -> None:
         _SpeechWatch(watching).install()

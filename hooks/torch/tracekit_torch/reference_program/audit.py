@@ -24,7 +24,7 @@ from tracekit_torch.reference_program.consequence import weigher
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 from tracekit_torch.reference_program.explaining import explanations
 from tracekit_torch.reference_program.first_calls import first_calls, looks_ahead
-from tracekit_torch.reference_program.loading import inputs_of
+from tracekit_torch.reference_program.loading import forward_of
 from tracekit_torch.reference_program.replay import Replay, Replayed
 
 DRAWS = 8
@@ -105,8 +105,7 @@ class Judge:
     """Judges the sites of one sequence, each where the replay comes to it: no values are kept."""
 
     def __init__(self, model: nn.Module, trace: Trace, sequence: Sequence, unit: float, level: float) -> None:
-        given = inputs_of(model, trace, sequence)
-        self.replay = Replay(model, sequence, lambda: model(**given, use_cache=False))
+        self.replay = Replay(model, sequence, forward_of(model, trace, sequence))
         self._trace, self._sequence, self._unit, self._level = trace, sequence, unit, level
 
     def owns(self) -> list[Own]:

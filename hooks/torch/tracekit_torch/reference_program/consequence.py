@@ -21,7 +21,7 @@ from tracekit.auditing.consequence import Consequence, Consequences, Repaired, S
 from tracekit.sampling.drawing import gives, own_way, trials
 from tracekit.sampling.replay import Streams, observe
 from tracekit.trace import LOGITS, NO_TOKEN, Sequence, Trace
-from tracekit_torch.reference_program.loading import inputs_of
+from tracekit_torch.reference_program.loading import forward_of
 from tracekit_torch.reference_program.replay import Floats, Replay
 
 SHOWN = 8
@@ -98,11 +98,7 @@ class Weighed:
 
 def _weighed(model: nn.Module, trace: Trace, sequence: Sequence, groups: Seq[Collection[str]]) -> Weighed | None:
     """None where a value is not finite, or nothing was met."""
-    given = inputs_of(model, trace, sequence)
-
-    def forward() -> object:
-        return model(**given, use_cache=False)
-
+    forward = forward_of(model, trace, sequence)
     exact = Replay(model, sequence, forward)
     exact.run()
     own = {name: (site.recorded - site.values).astype(np.float32) for name, site in exact.sites.items()}

@@ -28,7 +28,7 @@ from tracekit_torch.reference_program.capturing import Capturing
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 from tracekit_torch.reference_program.edits import Change, Edit, all_edits
 from tracekit_torch.reference_program.fitting import fitted
-from tracekit_torch.reference_program.loading import inputs_of
+from tracekit_torch.reference_program.loading import forward_of
 from tracekit_torch.reference_program.replay import Replayed
 from tracekit_torch.reference_program.segment import Changed, Given, Result, Segment
 from tracekit_torch.reference_program.source_lines import lines_of
@@ -65,8 +65,7 @@ def explanations(
     dtype that the candidate computes in."""
     if not wrong:
         return {}
-    given = inputs_of(model, trace, sequence)
-    replay = Capturing(model, sequence, lambda: model(**given, use_cache=False))
+    replay = Capturing(model, sequence, forward_of(model, trace, sequence))
     sites = replay.sites_with_segments([own.recipe.site for own in wrong])
     found: dict[str, Explanation] = {}
     known: list[Held] = []

@@ -1,19 +1,20 @@
-"""A reference model to replay a trace with: loaded from a folder as transformers writes it, in float64."""
+"""A reference model to replay a trace with, in float64: from a folder, a callable, or a run that it was caught in."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from tracekit.trace import ENCODER_PREFIX, Sequence, Trace, TraceError
-from tracekit_torch.precision import run_in
-
-TOKENS = "token_ids"
+from tracekit.trace import Sequence, Trace, TraceError
+from tracekit_torch.adapters import ModelKind, kinds
+from tracekit_torch.precision import cast, run_in
 
 
 def load_reference(folder: str, dtype: str) -> nn.Module:
@@ -42,24 +43,51 @@ def load_reference(folder: str, dtype: str) -> nn.Module:
     return model
 
 
-def known_tokens(trace: Trace, sequence: Sequence) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """i64 [positions]: the prompt's tokens and the sampled ones. Raises TraceError where they are not recorded."""
-    prompt = sequence.prompt_ids
-    ids = np.concatenate([np.zeros(0, np.int64) if prompt is None else prompt, sequence.tokens]).astype(np.int64)
-    if prompt is None or len(ids) < sequence.positions:
-        raise TraceError(
-            f"{trace.path}: sequence {sequence.index}: {sequence.positions} positions, but the token ids of only "
-            f"{len(ids)} are recorded: the reference cannot be run on it"
-        )
-    return ids[: sequence.positions]
+def prepared(model: nn.Module, dtype: str) -> nn.Module:
+    """`model` as a reference: parameters rounded to `dtype`, as the candidate holds them, arithmetic in float64,
+    attention and experts in eager form. It is changed."""
+    cast(model, getattr(torch, dtype), buffers=False)
+    kind = kind_of(model)
+    computing = kind.computing(model)
+    for implementation in ("set_attn_implementation", "set_experts_implementation"):
+        setting: Any = getattr(computing, implementation, None)
+        if setting is not None:
+            with suppress(ValueError, NotImplementedError, AttributeError):  # one that has it in no eager form
+                setting("eager")
+    run_in(model.eval(), "float64", computing)
+    return model
 
 
-def inputs_of(model: nn.Module, trace: Trace, sequence: Sequence) -> dict[str, Any]:
-    """What the model's forward is called with: one prefill of everything that the sequence holds. Raises TraceError."""
-    ids = torch.from_numpy(known_tokens(trace, sequence))[None]
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return {"input_ids": ids}
-    given = sequence.inputs.get(ENCODER_PREFIX + TOKENS)
-    if given is None:
-        raise TraceError(f"{trace.path}: sequence {sequence.index}: what the encoder was given is not recorded")
-    return {"input_ids": torch.from_numpy(np.asarray(given, dtype=np.int64))[None], "decoder_input_ids": ids}
+def made_by(factory: str) -> Callable[[str], nn.Module]:
+    """What makes the reference from a callable without arguments, `package.module:name`, by the dtype of its
+    parameters. Raises TraceError where that gives no module."""
+    where, _, name = factory.partition(":")
+    if not where or not name:
+        raise TraceError(f"{factory}: name the callable that makes the module as package.module:name")
+    try:
+        made: Any = import_module(where)
+        for part in name.split("."):
+            made = getattr(made, part)
+    except (ImportError, AttributeError) as error:
+        raise TraceError(f"{factory}: cannot be found: {error}") from None
+
+    def make(dtype: str) -> nn.Module:
+        try:
+            model = made()
+        except Exception as error:  # whatever a foreign program raises
+            raise TraceError(f"{factory}: raises {type(error).__name__}: {error}") from None
+        if not isinstance(model, nn.Module):
+            raise TraceError(f"{factory}: gives {type(model).__name__}, not a torch.nn.Module")
+        return prepared(model, dtype)
+
+    return make
+
+
+def kind_of(model: nn.Module) -> ModelKind:
+    """The kind that knows how `model` is run."""
+    return next(kind for kind in kinds(lambda said: None) if kind.knows(model))
+
+
+def forward_of(model: nn.Module, trace: Trace, sequence: Sequence) -> Callable[[], Any]:
+    """What runs the model over everything that a sequence holds, as one prefill. Raises TraceError."""
+    return kind_of(model).prefill(model, trace, sequence)

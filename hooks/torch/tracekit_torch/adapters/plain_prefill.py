@@ -1,0 +1,69 @@
+"""A model run once, without a cache, over everything that a recorded sequence holds."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tracekit.trace import ENCODER_PREFIX, NO_TOKEN, Sequence, Trace, TraceError
+
+TOKENS = "token_ids"
+
+
+def plain_prefill(model: nn.Module, trace: Trace, sequence: Sequence) -> Callable[[], Any]:
+    """What calls `model` on the token ids, or on the other inputs, of a sequence. Raises TraceError where they are not
+    recorded."""
+    given = _arguments(model, trace, sequence)
+    parameters = inspect.signature(model.forward).parameters
+    if "use_cache" in parameters:
+        given["use_cache"] = False
+    return lambda: model(**given)
+
+
+def known_tokens(trace: Trace, sequence: Sequence) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """i64 [positions]: the prompt's tokens and the sampled ones. Raises TraceError where they are not recorded."""
+    prompt = sequence.prompt_ids
+    ids = np.concatenate([np.zeros(0, np.int64) if prompt is None else prompt, sequence.tokens]).astype(np.int64)
+    if prompt is None or len(ids) < sequence.positions:
+        raise TraceError(
+            f"{trace.path}: sequence {sequence.index}: {sequence.positions} positions, but the token ids of only "
+            f"{len(ids)} are recorded: the reference cannot be run on it"
+        )
+    return ids[: sequence.positions]
+
+
+def _arguments(model: nn.Module, trace: Trace, sequence: Sequence) -> dict[str, Any]:
+    inputs = sequence.inputs
+    encoder = {name.removeprefix(ENCODER_PREFIX): value for name, value in inputs.items() if _of_encoder(name)}
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        if not encoder:
+            raise TraceError(f"{trace.path}: sequence {sequence.index}: what the encoder was given is not recorded")
+        return _batch(encoder) | {"decoder_input_ids": torch.from_numpy(known_tokens(trace, sequence))[None]}
+    others = {name: value for name, value in inputs.items() if not _of_encoder(name)}
+    if sequence.prompt_ids is None and not sequence.step_count and others:
+        return _batch(others)
+    ids = known_tokens(trace, sequence)
+    if (ids == NO_TOKEN).any():
+        raise TraceError(
+            f"{trace.path}: sequence {sequence.index}: position {int((ids == NO_TOKEN).argmax())} of its input is no "
+            "token's embedding: the reference cannot be run on it"
+        )
+    return {"input_ids": torch.from_numpy(ids)[None]}
+
+
+def _of_encoder(name: str) -> bool:
+    return name.startswith(ENCODER_PREFIX)
+
+
+def _batch(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs by the arguments' names, as a batch of one."""
+    out = {}
+    for name, value in inputs.items():
+        tensor = torch.tensor(np.asarray(value))[None]
+        out["input_ids" if name == TOKENS else name] = tensor.double() if tensor.is_floating_point() else tensor.long()
+    return out
