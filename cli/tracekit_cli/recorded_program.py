@@ -37,10 +37,9 @@ class RecordedProgram:
         """Those it was recorded with, but for `more`."""
         from tracekit_torch.options import Options
 
-        kept = {
-            name: self.settings[name] for name in ("level", "sites", "logits", "module", "rng") if name in self.settings
-        }
-        return Options(**{**kept, "seed": self.seed, **more})
+        names = ("level", "sites", "logits", "module", "rng")
+        kept: dict[str, Any] = {name: self.settings[name] for name in names if name in self.settings}
+        return Options(**(kept | {"seed": self.seed} | more))
 
 
 def recorded_program(path: str) -> RecordedProgram:
