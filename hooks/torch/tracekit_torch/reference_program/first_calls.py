@@ -7,7 +7,7 @@ later calls' own values at earlier positions are not recorded. So such a trace i
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from torch import nn
 
 from tracekit.trace import Array, Sequence, SiteData, Trace
 from tracekit.trace_view import SequenceView, TraceView
-from tracekit_torch.reference_program.loading import inputs_of
+from tracekit_torch.adapters.causal_calls import output_logits
+from tracekit_torch.reference_program.loading import forward_of
+from tracekit_torch.taps import first_tensor
 
 AHEAD = 1e-6
 """Relative difference, in float64, from which what comes later is part of a position's value."""
@@ -27,10 +29,18 @@ def looks_ahead(model: nn.Module, trace: Trace) -> bool:
         if not 0 < first.positions < whole.positions:
             continue
         with torch.no_grad():
-            alone, within = (model(**inputs_of(model, trace, each), use_cache=False)[0] for each in (first, whole))
+            alone, within = (_logits(forward_of(model, trace, each)()) for each in (first, whole))
+        if alone is None or within is None:
+            continue
         apart = (within[:, : alone.shape[1]] - alone).norm() / alone.norm()
         return bool(apart > AHEAD)
     return False
+
+
+def _logits(output: Any) -> torch.Tensor | None:
+    """[batch, time, vocabulary], or what a model without logits gives first."""
+    logits = output_logits(output)
+    return first_tensor(output) if logits is None else logits
 
 
 def first_calls(trace: Trace) -> Trace:
