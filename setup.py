@@ -1,4 +1,4 @@
-"""What setup.cfg cannot say: packages found in four roots, where its `find:` knows one. The rest stands there."""
+"""What setup.cfg cannot say: packages found in five roots, where its `find:` knows one. The rest stands there."""
 
 from setuptools import find_packages, setup
 
@@ -6,6 +6,7 @@ ROOTS = {
     "tracekit": ".",
     "tracekit_torch": "hooks/torch",
     "tracekit_llama_cpp": "hooks/llama_cpp",
+    "tracekit_onnx": "hooks/onnx",
     "tracekit_cli": "cli",
 }
 

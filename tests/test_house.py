@@ -72,9 +72,10 @@ def test_stages_import_those_before_them() -> None:
 @pytest.mark.parametrize(
     ("folder", "barred"),
     [
-        ("tracekit", ("torch", "click", "tracekit_torch", "tracekit_llama_cpp", "tracekit_cli")),
-        ("hooks/torch/tracekit_torch", ("click", "tracekit_cli", "tracekit_llama_cpp")),
-        ("hooks/llama_cpp/tracekit_llama_cpp", ("click", "tracekit_cli", "torch", "tracekit_torch")),
+        ("tracekit", ("torch", "click", "tracekit_torch", "tracekit_llama_cpp", "tracekit_onnx", "tracekit_cli")),
+        ("hooks/torch/tracekit_torch", ("click", "tracekit_cli", "tracekit_llama_cpp", "tracekit_onnx")),
+        ("hooks/llama_cpp/tracekit_llama_cpp", ("click", "tracekit_cli", "torch", "tracekit_torch", "tracekit_onnx")),
+        ("hooks/onnx/tracekit_onnx", ("click", "tracekit_cli", "torch", "tracekit_torch", "tracekit_llama_cpp")),
     ],
 )
 def test_one_way(folder: str, barred: tuple[str, ...]) -> None:

@@ -28,6 +28,7 @@ PACKAGES = {
     "tracekit": ".",
     "tracekit_torch": "hooks/torch",
     "tracekit_llama_cpp": "hooks/llama_cpp",
+    "tracekit_onnx": "hooks/onnx",
     "tracekit_cli": "cli",
 }
 IMPORT_ALL = """

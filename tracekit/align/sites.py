@@ -91,11 +91,14 @@ def _are_logits(sequence: Sequence, site: str) -> bool:
 
 
 def _prefixes(ours: Mapping[str, str], theirs: Mapping[str, str]) -> tuple[str, str]:
-    """The prefixes to strip, `("model.", "")` say, that match most names; none where exact names do."""
+    """The prefixes to strip, `("model.", "")` say, that match most names, the fewest that do; none where exact names
+    match."""
     if any(name in theirs for name in ours):
         return "", ""
     options = [("", "")]
-    options += [(head, "") for head in _heads(ours)] + [("", head) for head in _heads(theirs)]
+    heads, their_heads = _heads(ours), _heads(theirs)
+    options += [(head, "") for head in heads] + [("", head) for head in their_heads]
+    options += [(head, other) for head in heads for other in their_heads]
 
     def matches(option: tuple[str, str]) -> int:
         stripped = {name.removeprefix(option[1]) for name in theirs}

@@ -461,8 +461,9 @@ class Taps:
 
 def _rows_first(call: Call, tap: Tap, value: torch.Tensor | None) -> torch.Tensor | None:
     """A convolution's [batch, channels, time] as [batch, time, channels]; None while the encoder's rows are not known,
-    which a convolution leads to and does not have."""
-    if value is None or not isinstance(tap.module, nn.Conv1d) or value.dim() != 3:
+    which a convolution leads to and does not have. Where the rows are those of a batch, there is no time to turn to the
+    front, and what leads to the convolution is stored as it is, too."""
+    if value is None or not isinstance(tap.module, nn.Conv1d) or value.dim() != 3 or call.axis.flat:
         return value
     axis = call.encoder if call.inside_encoder and call.encoder is not None else call.axis
     return None if axis.time is None else value.transpose(1, 2)

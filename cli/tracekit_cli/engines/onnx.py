@@ -1,0 +1,65 @@
+"""`tracekit record --engine onnx MODEL.onnx`: a generation, or one run, of ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tracekit.trace import TraceError
+from tracekit_cli.engines import Engine, out_option
+
+
+@click.command(name="onnx", short_help="Record a run of ONNX Runtime.")
+@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
+@out_option
+@click.option("--prompt-ids", metavar="N,N,...", help="Token ids that a decoder goes on from, greedily.")
+@click.option("--inputs", metavar="FILE.npz", type=click.Path(), help="Instead: arrays by the graph's names; one run.")
+@click.option("--max-new-tokens", type=int, default=32, show_default=True)
+@click.option("--stop-ids", metavar="N,N,...", help="Tokens that end the generation.")
+@click.option("--optimisation", default="all", show_default=True, help="disabled, basic, extended or all.")
+@click.option("--threads", type=int, default=1, show_default=True)
+@click.option("--sites", metavar="REGEX", help="Keep only sites whose name this finds.")
+def command(
+    model: Path, out: Path | None, prompt_ids: str | None, inputs: str | None, sites: str | None, **settings: Any
+) -> None:
+    """Run an ONNX file with ONNX Runtime, and record the values of the modules that it was exported from."""
+    from tracekit_onnx import generate
+    from tracekit_onnx.inputs import read_inputs
+    from tracekit_onnx.recording import record
+    from tracekit_onnx.sessions import load_session, session_options
+
+    if (prompt_ids is None) == (inputs is None):
+        raise click.UsageError("give --prompt-ids N,N,... or --inputs FILE.npz")
+    target = out or Path("traces") / f"{model.stem}.h5"
+    session = load_session(str(model), session_options(settings["optimisation"], settings["threads"]))
+    if inputs is not None:
+        feeds = read_inputs(inputs)
+        try:
+            record(session, feeds, target, sites=sites)
+        except TraceError:
+            raise
+        except Exception as error:  # the library raises many of its own
+            said = str(error).strip().split("\n")[0]
+            raise TraceError(f"{inputs}: ONNX Runtime does not run {model} with it: {said}") from None
+        click.echo(f"tracekit: wrote {target}", err=True)
+        return
+    most, stop = settings["max_new_tokens"], _ids("--stop-ids", settings["stop_ids"] or "")
+    if most < 1:
+        raise click.UsageError("--max-new-tokens: give 1 or more")
+    done = generate(
+        session, _ids("--prompt-ids", prompt_ids or ""), target, max_new_tokens=most, stop=stop, sites=sites
+    )
+    click.echo(",".join(str(token) for token in done.tokens))
+    click.echo(f"tracekit: wrote {target}: {len(done.tokens)} tokens", err=True)
+
+
+def _ids(option: str, text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not all(word.isdecimal() for word in words):
+        raise click.UsageError(f"{option}: give numbers with commas between them")
+    return [int(word) for word in words]
+
+
+ENGINE = Engine("onnx", command)

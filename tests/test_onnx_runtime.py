@@ -1,0 +1,399 @@
+"""ONNX Runtime recorded: the run that records is the run, modules have their names, planted edits are named."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import tracekit_torch
+import transformers
+
+import tracekit
+from tests.speech_traces import tracekit as command
+from tracekit.trace import Trace
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+import tracekit_onnx  # noqa: E402
+
+IDS = torch.tensor([[5, 17, 9, 40, 22, 8]])
+SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+
+
+def made(folder: Path, model: Any) -> Any:
+    """The model with norms and biases that are not all alike, loaded from a checkpoint."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            else:
+                parameter.mul_(3)
+    model.save_pretrained(folder / "model")
+    return type(model).from_pretrained(folder / "model").eval()
+
+
+def exported(model: Any, path: Path, arguments: tuple[Any, ...], **how: Any) -> Path:
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, arguments, path, dynamo=True, verbose=False, **how)
+    return path
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder without a cache, its checkpoint, and its recording in PyTorch."""
+    folder = tmp_path_factory.mktemp("llama")
+    config = transformers.LlamaConfig(**SIZES, num_key_value_heads=2, max_position_embeddings=64)
+    model = made(folder, transformers.LlamaForCausalLM(config))
+    seq = {"input_ids": {1: torch.export.Dim("seq", min=2, max=60)}, "use_cache": None}
+    exported(model, folder / "m.onnx", (), kwargs={"input_ids": IDS, "use_cache": False}, dynamic_shapes=seq)
+    with torch.no_grad(), tracekit_torch.record(model, folder / "call.h5"):
+        model(IDS)
+    with torch.no_grad(), tracekit_torch.record(model, folder / "generate.h5"):
+        model.generate(IDS, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    model = made(folder, transformers.BertModel(transformers.BertConfig(**SIZES)))
+    mask = torch.ones_like(IDS)
+    exported(model, folder / "m.onnx", (IDS, mask), input_names=["input_ids", "attention_mask"])
+    with torch.no_grad(), tracekit_torch.record(model, folder / "call.h5"):
+        model(IDS, mask)
+    return folder
+
+
+FEEDS = {
+    "llama": {"input_ids": IDS.numpy()},
+    "bert": {"input_ids": IDS.numpy(), "attention_mask": np.ones((1, 6), np.int64)},
+}
+
+
+def recorded(path: Path, feeds: dict[str, Any], out: Path) -> Trace:
+    tracekit_onnx.record(path, feeds, out)
+    return tracekit.open(out)
+
+
+def edited(folder: Path, out: Path, edit: Any) -> Path:
+    """The file with one thing changed; tensors are inside it."""
+    model = onnx.load_model(folder / "m.onnx")
+    edit(model)
+    onnx.save_model(model, out / "edited.onnx")
+    return out / "edited.onnx"
+
+
+def scopes(node: Any) -> list[str]:
+    said = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "[]")
+    return [word.strip(" '\"[]") for word in said.split(",")]
+
+
+def tensor(model: Any, name: str) -> Any:
+    return next(each for each in model.graph.initializer if each.name == name)
+
+
+def put(held: Any, values: np.ndarray) -> None:
+    held.CopyFrom(onnx.numpy_helper.from_array(values, held.name))
+
+
+# -------------------------------------------------------------------- the run is the run
+
+
+@pytest.mark.parametrize("level", ["ORT_DISABLE_ALL", "ORT_ENABLE_ALL"])
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_a_recorded_session_gives_what_the_session_gives(
+    name: str, level: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(name)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    session = ort.InferenceSession(folder / "m.onnx", options)
+    plain = session.run(None, FEEDS[name])
+    with tracekit_onnx.RecordedSession(session, tmp_path / "t.h5") as wrapped:
+        for _ in range(2):
+            assert all(
+                np.array_equal(one, other) for one, other in zip(plain, wrapped.run(None, FEEDS[name]), strict=True)
+            )
+        assert wrapped.get_providers() == session.get_providers()
+        (some,) = wrapped.run([session.get_outputs()[0].name], FEEDS[name])
+        assert np.array_equal(some, plain[0])
+        with pytest.raises(Exception) as theirs:
+            session.run(None, {})
+        with pytest.raises(type(theirs.value)):
+            wrapped.run(None, {})
+    with tracekit.open(tmp_path / "t.h5") as trace:
+        assert len(trace.sequences) == 3 and trace.status == "complete"
+
+
+def test_a_recording_that_breaks_leaves_the_run_alone(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = ort.InferenceSession(llama / "m.onnx")
+    wrapped = tracekit_onnx.RecordedSession(session, tmp_path / "t.h5")
+    monkeypatch.setattr(wrapped, "_record", lambda *_: 1 / 0)
+    plain = session.run(None, FEEDS["llama"])
+    for _ in range(2):
+        assert np.array_equal(wrapped.run(None, FEEDS["llama"])[0], plain[0])
+    wrapped.close()
+    assert capsys.readouterr().err.count("\n") == 1
+    assert tracekit.open(tmp_path / "t.h5").status == "recovered"
+
+
+# -------------------------------------------------------------------- parity
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_an_export_is_at_parity_with_its_program(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = request.getfixturevalue(name)
+    trace = recorded(folder / "m.onnx", FEEDS[name], tmp_path / "t.h5")
+    found = tracekit.diff(folder / "call.h5", trace)
+    assert found.verdict == "parity", str(found)
+    reference = tracekit.open(folder / "call.h5")
+    assert set(reference.sequences[0].sites) == set(trace.sequences[0].sites)
+    wired = {site: row.input for site, row in reference.sites.items() if row.input is not None}
+    assert {site: trace.sites[site].input for site in wired} == wired
+    held = {site: row.parameters for site, row in reference.sites.items() if site in trace.sequences[0].sites}
+    assert {site: trace.sites[site].parameters for site in held} == held
+    # Whatever the exporter calls a weight and however it stores it, its digest is that of the program's own.
+    ours = {row: weight.digest for row, weight in trace.weights.items()}
+    assert len(ours) >= 21 and all(
+        reference.weights[row].digest == ours[row] for row in ours if row in reference.weights
+    )
+
+
+def test_generations_with_and_without_a_cache(llama: Path, tmp_path: Path) -> None:
+    ids = IDS[0].tolist()
+    free = tracekit_onnx.generate(llama / "m.onnx", ids, max_new_tokens=5)
+    assert tracekit_onnx.generate(llama / "m.onnx", ids, tmp_path / "t.h5", max_new_tokens=5) == free
+    assert tracekit.diff(llama / "generate.h5", tmp_path / "t.h5").verdict == "parity"
+    cached = with_cache(llama, tmp_path)
+    free = tracekit_onnx.generate(cached, ids, max_new_tokens=5)
+    assert tracekit_onnx.generate(cached, ids, tmp_path / "c.h5", max_new_tokens=5) == free
+    trace = tracekit.open(tmp_path / "c.h5")
+    assert trace.sequences[0].sites["model.layers.1.mlp.up_proj"].ranges == ((0, 10),)
+    assert tracekit.diff(llama / "generate.h5", trace).verdict == "parity"
+
+
+def with_cache(folder: Path, out: Path) -> Path:
+    """The decoder as optimum exports it: `past_key_values.N.key` in, `present.N.key` out."""
+
+    class WithCache(transformers.LlamaForCausalLM):
+        def forward(self, input_ids: torch.Tensor, *past: torch.Tensor) -> Any:
+            cache = transformers.DynamicCache()
+            for layer in range(len(past) // 2):
+                cache.update(past[2 * layer], past[2 * layer + 1], layer)
+            hidden = self.model(input_ids, past_key_values=cache, use_cache=True).last_hidden_state
+            return self.lm_head(hidden), *[part for layer in cache.layers for part in (layer.keys, layer.values)]
+
+    model = WithCache.from_pretrained(folder / "model").eval()
+    past = tuple(torch.randn(1, 2, 4, 8) for _ in range(4))
+    names = [f"{layer}.{part}" for layer in range(2) for part in ("key", "value")]
+    dynamic = torch.export.Dim.DYNAMIC
+    return exported(
+        model,
+        out / "cached.onnx",
+        (IDS[:, :3], *past),
+        input_names=["input_ids", *(f"past_key_values.{name}" for name in names)],
+        output_names=["logits", *(f"present.{name}" for name in names)],
+        dynamic_shapes={"input_ids": {1: dynamic}, "past": tuple({2: dynamic} for _ in past)},
+    )
+
+
+def test_a_programs_own_loop_is_one_sequence_with_its_tokens(llama: Path, tmp_path: Path) -> None:
+    session = ort.InferenceSession(with_cache(llama, tmp_path))
+    names = [value.name for value in session.get_inputs()][1:]
+    with tracekit_onnx.RecordedSession(session, tmp_path / "own.h5") as wrapped:
+        for _ in range(2):
+            fed, cache, tokens = IDS.numpy(), {name: np.zeros((1, 2, 0, 8), np.float32) for name in names}, []
+            for _ in range(4):
+                logits, *present = wrapped.run(None, {"input_ids": fed} | cache)
+                tokens.append(int(logits[0, -1].argmax()))
+                fed, cache = np.array([tokens[-1:]]), dict(zip(names, present, strict=True))
+    with tracekit.open(tmp_path / "own.h5") as trace:
+        assert [list(sequence.tokens) for sequence in trace.sequences] == [tokens[:3]] * 2  # nothing shows the last one
+        assert trace.sequences[0].inputs["token_ids"].tolist() == IDS[0].tolist()
+
+
+# -------------------------------------------------------------------- planted edits
+
+
+def weight(model: Any) -> None:
+    """One column of the second layer's gate, which the exporter calls `val_...` and stores transposed."""
+    node = next(each for each in model.graph.node if "model.layers.1.mlp.gate_proj" in scopes(each))
+    held = tensor(model, node.input[1])
+    values = onnx.numpy_helper.to_array(held).copy()
+    values[3] *= np.float32(1.01)
+    put(held, values)
+
+
+def norm_eps(model: Any) -> None:
+    """The epsilon of one norm: the others keep theirs."""
+    inside = [each for each in model.graph.node if "model.layers.1.post_attention_layernorm" in scopes(each)]
+    added = next(each for each in inside if each.op_type == "Add")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.1), "other_eps"))
+    at = next(at for at, name in enumerate(added.input) if not tensor_shape(model, name))
+    added.input[at] = "other_eps"
+
+
+def tensor_shape(model: Any, name: str) -> list[int] | None:
+    return next((list(each.dims) for each in model.graph.initializer if each.name == name), [1])
+
+
+def layer_norm_eps(model: Any) -> None:
+    node = next(each for each in model.graph.node if "encoder.layer.1.output.LayerNorm" in scopes(each))
+    next(each for each in node.attribute if each.name == "epsilon").f = 0.05
+
+
+def scale(model: Any) -> None:
+    """Queries of the first layer are scaled by another number."""
+    inside = [
+        each for each in model.graph.node if each.op_type == "Mul" and "scaled_dot_product_attention" in scopes(each)
+    ]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.5), "other_scale"))
+    inside[0].input[1] = "other_scale"
+
+
+EDITS = {
+    "weight": ("llama", weight, "weights", "model.layers.1.mlp.gate_proj"),
+    "eps": ("llama", norm_eps, "layer", "model.layers.1.post_attention_layernorm"),
+    "eps of LayerNorm": ("bert", layer_norm_eps, "layer", "encoder.layer.1.output.LayerNorm"),
+    "scale": ("llama", scale, "layer", "model.layers.0.self_attn.o_proj:in"),
+    "scale of BERT": ("bert", scale, "layer", "encoder.layer.0.attention.self"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_of_the_file_is_named(edit: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    name, change, cause, site = EDITS[edit]
+    folder = request.getfixturevalue(name)
+    path = edited(folder, tmp_path, change)
+    found = tracekit.diff(folder / "call.h5", recorded(path, FEEDS[name], tmp_path / "t.h5"))
+    told = found.to_json()
+    assert (told["verdict"], told["cause"]) == ("divergence", cause), str(found)
+    assert site in (told["site"] or str(found)), str(found)
+
+
+def test_the_twin_of_every_edit_is_at_parity(llama: Path, bert: Path, tmp_path: Path) -> None:
+    """Written again with the tensors inside, nothing else."""
+    for name, folder in (("llama", llama), ("bert", bert)):
+        path = edited(folder, tmp_path, lambda model: None)
+        trace = recorded(path, FEEDS[name], tmp_path / f"{name}.h5")
+        assert tracekit.diff(folder / "call.h5", trace).verdict == "parity"
+
+
+# -------------------------------------------------------------------- graphs
+
+
+def test_fused_nodes_are_said(bert: Path, tmp_path: Path) -> None:
+    options = ort.SessionOptions()
+    with tracekit_onnx.RecordedSession(ort.InferenceSession(bert / "m.onnx", options), tmp_path / "all.h5") as wrapped:
+        wrapped.run(None, FEEDS["bert"])
+        assert wrapped.fused is not None and wrapped.fused.operators["SkipLayerNormalization"] == 5
+        assert "encoder.layer.1.output.LayerNorm:in" in wrapped.fused.sites
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tracekit_onnx.RecordedSession(
+        ort.InferenceSession(bert / "m.onnx", options), tmp_path / "basic.h5"
+    ) as wrapped:
+        wrapped.run(None, FEEDS["bert"])
+        assert not wrapped.fused.operators
+    with tracekit.open(tmp_path / "all.h5") as fused, tracekit.open(tmp_path / "basic.h5") as basic:
+        assert (
+            fused.config["recorder"]["fused"]["operators"] and fused.config["recorder"]["optimisation"] == "enable_all"
+        )
+        assert not basic.config["recorder"]["fused"]["operators"] and "lost" not in basic.config
+
+
+class Listener(torch.nn.Module):
+    """Not a language model: [batch, channels, time], a different half for each rate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Sequential(torch.nn.Conv1d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv1d(4, 2, 3))
+        self.out = torch.nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.encoder(x.unsqueeze(1)).flatten(1))
+
+
+def test_branches_give_the_values_of_the_one_that_was_taken(tmp_path: Path) -> None:
+    """Names as the exporter before dynamo and spox leave them; the other branch has none."""
+    make, values = onnx.helper.make_node, np.random.default_rng(0)
+
+    def branch(name: str) -> Any:
+        held = values.standard_normal((8, 4)).astype(np.float32)
+        constant = make("Constant", [], [f"{name}.weight"], value=onnx.numpy_helper.from_array(held, "w"))
+        product = make("MatMul", ["x", f"{name}.weight"], [f"{name}_y"], f"{name}__/encoder/0/proj/MatMul")
+        again = make("Relu", [f"{name}_y"], [f"{name}_z"], f"{name}__/encoder/0/act/Relu")
+        out = onnx.helper.make_tensor_value_info(f"{name}_z", 1, None)
+        return onnx.helper.make_graph([constant, product, again], name, [], [out])
+
+    node = make("If", ["high"], ["y"], "If_0", then_branch=branch("then"), else_branch=branch("else"))
+    given = [onnx.helper.make_tensor_value_info("x", 1, [1, "t", 8]), onnx.helper.make_tensor_value_info("high", 9, [])]
+    graph = onnx.helper.make_graph([node], "g", given, [onnx.helper.make_tensor_value_info("y", 1, None)])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save_model(model, tmp_path / "b.onnx")
+    x = np.ones((1, 5, 8), np.float32)
+    for high, taken in ((True, "then_branch"), (False, "else_branch")):
+        trace = recorded(tmp_path / "b.onnx", {"x": x, "high": np.array(high)}, tmp_path / f"{high}.h5")
+        sites = trace.sequences[0].sites
+        assert f"{taken}.encoder.0.proj" in sites and all(
+            name.startswith(taken) or name.endswith(":in") for name in sites
+        )
+        assert sites[f"{taken}.encoder.0.proj"].ranges == ((0, 5),)
+
+
+def test_the_exporter_before_dynamo_names_modules_as_well(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = Listener().eval(), torch.randn(2, 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (x,), tmp_path / "l.onnx", dynamo=False, input_names=["x"])
+    with torch.no_grad(), tracekit_torch.record(module, tmp_path / "py.h5"):
+        module(x)
+    trace = recorded(tmp_path / "l.onnx", {"x": x.numpy()}, tmp_path / "ort.h5")
+    assert {"encoder.0", "encoder.2", "out"} <= set(trace.sequences[0].sites)
+    assert tracekit.diff(tmp_path / "py.h5", trace).verdict == "parity"
+
+
+# -------------------------------------------------------------------- the command
+
+
+def test_the_engine_of_record(llama: Path, tmp_path: Path) -> None:
+    engine = ["record", "--engine", "onnx", str(llama / "m.onnx"), "-o", str(tmp_path / "t.h5")]
+    code, said = command(*engine, "--prompt-ids", ",".join(map(str, IDS[0].tolist())), "--max-new-tokens", "5")
+    assert code == 0, said
+    with tracekit.open(llama / "generate.h5") as reference:
+        assert said.split("\n")[0] == ",".join(str(token) for token in reference.sequences[0].tokens)
+    np.savez(tmp_path / "inputs.npz", **FEEDS["llama"])
+    assert command(*engine, "--inputs", str(tmp_path / "inputs.npz"))[0] == 0
+    assert tracekit.diff(llama / "call.h5", tmp_path / "t.h5").verdict == "parity"
+
+
+def test_what_cannot_be_recorded_is_one_line(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"\x08\x08" + bytes(40))
+    np.savez(tmp_path / "wrong.npz", other=np.ones(3))
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04" + bytes(40))
+    np.save(tmp_path / "evil.npy", np.array([object()], dtype=object), allow_pickle=True)
+    good = str(llama / "m.onnx")
+    for words in (
+        [str(tmp_path / "bad.onnx"), "--prompt-ids", "1"],
+        [str(tmp_path / "none.onnx"), "--prompt-ids", "1"],
+        [good, "--prompt-ids", ""],
+        [good, "--prompt-ids", "1", "--optimisation", "fast"],
+        [good, "--inputs", str(tmp_path / "wrong.npz")],
+        [good, "--inputs", str(tmp_path / "bad.npz")],
+        [good, "--inputs", str(tmp_path / "evil.npy")],
+        [good, "--inputs", str(tmp_path / "none.npz")],
+    ):
+        code, said = command("record", "--engine", "onnx", *words, "-o", str(tmp_path / "t.h5"))
+        assert code == 2 and said.count("\n") == 0, (words, said)
