@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
 
 import tracekit
 from tests.small_run import write_run
+from tracekit.auditing.evidence import ErrorEvidence
+from tracekit.checkpoints.relations import Relation
 from tracekit.compare.findings import Finding
+from tracekit.inspection.sanity import Loss
+from tracekit.report.words import has_words
+from tracekit.verdict import evidence, unexercised
 from tracekit.verdict.attribution import SiteAtFault
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.causes import rules
+from tracekit.verdict.counterfactual import evidence as sampler
+from tracekit.verdict.outcome import Chance
 
 ROOT = Path(__file__).parent.parent
 SCHEMA: dict[str, Any] = json.loads((ROOT / "docs/verdict.schema.json").read_text(encoding="utf-8"))
@@ -64,6 +73,16 @@ def test_the_page_names_every_type_and_cause() -> None:
     ids = {"".join("_" + letter.lower() if letter.isupper() else letter for letter in name)[1:] for name in kinds}
     assert [each for each in sorted(ids) if f"| `{each}` |" not in DOCS] == []
     assert [rule.cause for rule in rules() if f"`{rule.cause}`" not in DOCS] == []
+
+
+def test_every_finding_has_words() -> None:
+    """A verdict that holds it can be printed: words are registered by type, which no type checker looks at."""
+    said = {*get_args(ErrorEvidence), *get_args(Loss), *get_args(Chance), *get_args(Relation), SiteAtFault}
+    for module in (evidence, sampler, unexercised):
+        found = {each for _, each in inspect.getmembers(module, inspect.isclass) if each.__module__ == module.__name__}
+        said |= {each for each in found if is_dataclass(each) and each is not sampler.ProcessorRun}  # a part of others
+    assert len(said) > 60
+    assert sorted(each.__name__ for each in said if not has_words(each)) == []
 
 
 def test_causes_are_one_file_each_in_one_order() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from tracekit.trace import Json, Trace
 
@@ -35,8 +34,8 @@ class Difference:
     """A setting that the two sides state differently."""
 
     name: str
-    reference: Any
-    candidate: Any
+    reference: object
+    candidate: object
 
 
 def declared_differences(declared: Json, trace: Trace) -> list[Difference]:
@@ -87,7 +86,7 @@ def as_used(declared: Json) -> Json:
     }
 
 
-def plain_setting(name: str, value: Any) -> Any:
+def plain_setting(name: str, value: object) -> object:
     """One spelling for what means the same: 7 and [7], no scaling and default scaling."""
     if name.endswith("eos_token_id"):
         return sorted(value) if isinstance(value, list) else [value]
@@ -98,7 +97,7 @@ def plain_setting(name: str, value: Any) -> Any:
     return value
 
 
-def same_setting(one: Any, other: Any) -> bool:
+def same_setting(one: object, other: object) -> bool:
     if isinstance(one, int | float) and isinstance(other, int | float):
         # A number that went through float32 on one side still is the same setting.
         return abs(one - other) <= 1e-6 * max(abs(one), abs(other))

@@ -15,7 +15,7 @@ from typing import Any
 
 from tracekit.trace import Json
 
-__all__ = ["fields_and_text", "fields_of", "sentence"]
+__all__ = ["fields_and_text", "fields_of", "has_words", "sentence"]
 
 
 @singledispatch
@@ -31,6 +31,12 @@ def sentence(thing: object) -> str:
     """A finding in one English sentence, without a full stop. Raises TypeError for a type that has no words."""
     _load()
     return _words(thing)
+
+
+def has_words(kind: type) -> bool:
+    """Whether there is a sentence for things of this type."""
+    _load()
+    return _words.dispatch(kind) is not _words.dispatch(object)
 
 
 @words(str)
