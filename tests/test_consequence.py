@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 import tracekit
@@ -58,7 +60,7 @@ def test_the_culprit_with_the_largest_share_comes_first(folder: Path, tmp_path: 
         "model.layers.0.self_attn.q_proj",
     ]
     told = found.consequences
-    assert told.at == "logits" and found.weigh is None
+    assert told.at == "logits"
     loud, quiet = (told.share(culprit.site) for culprit in found.culprits)
     assert loud > 0.99 and abs(quiet) < 0.01 and abs(told.others.share) < 0.01 and abs(told.gap) < 0.01
     assert "100 % of the logits' error" in found.text
@@ -142,6 +144,29 @@ def test_recipes_alone_claim_none(folder: Path, tmp_path: Path) -> None:
     audited(folder, tmp_path / "run.h5", LOUD)
     found = tracekit.audit(tmp_path / "run.h5", folder)
     assert found.culprits and found.consequences is None
+
+
+def test_a_diff_leads_with_the_culprit_of_the_largest_share(folder: Path, tmp_path: Path) -> None:
+    """Though another comes first in the computation, whose share is next to nothing."""
+    tiny_families.run(tiny_families.load(folder), tmp_path / "reference.h5").close()
+    audited(folder, tmp_path / "run.h5", QUIET, LOUD)
+    by = tracekit_torch.by_reference(folder)
+    verdict = tracekit.diff(tmp_path / "reference.h5", tmp_path / "run.h5", weights=folder, by=by)
+    assert (verdict.verdict, verdict.site) == ("divergence", "model.layers.1.mlp.down_proj")
+    assert [one.site for one in verdict.culprits] == ["model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"]
+    assert verdict.consequences is not None and verdict.consequences.repaired is not None
+    assert "\n  100 % of the logits' error\n" in verdict.text and "also at fault" in verdict.text
+    assert "mended: with the right values at the culprits, 10 of 10 steps" in verdict.text
+    told = verdict.to_json()
+    schema = json.loads((Path(__file__).parent.parent / "docs/verdict.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(told)))
+    assert told["consequences"]["groups"][0]["share"] == pytest.approx(1.0, abs=0.02)
+    first = verdict.consequences.repaired.shown[-1]
+    assert verdict.token is not None and verdict.token.step == first.step
+    assert verdict.token.reference.id == first.reference == first.mended
+    assert verdict.token.candidate.id == first.candidate
+    without = tracekit.diff(tmp_path / "reference.h5", tmp_path / "run.h5", weights=folder)
+    assert without.consequences is None and without.site == "model.layers.0.self_attn.q_proj"
 
 
 def test_json(folder: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from tracekit.align.renamed import Elsewhere, named
 from tracekit.align.rotary_order import in_order_of
 from tracekit.auditing import audit as auditing
+from tracekit.auditing.consequence import Weighing
 from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, why_no_checkpoint
 from tracekit.errors import TraceError
 from tracekit.formats.name_map import NameMap, gguf_names, read_names
@@ -161,7 +162,10 @@ def audit(
         found = by(run, checkpoint)
         if not (found.clean or found.culprits):
             raise TraceError(f"{run.path}: holds no site that can be audited against {path}{_why(found.unknown)}")
-        found = replace(by_consequence(explained_audit(run, checkpoint, found)), notes=(*notes, *unseen(run)))
+        found = replace(explained_audit(run, checkpoint, found), notes=(*notes, *unseen(run)))
+        if isinstance(by, Weighing):
+            culprits, told = by_consequence(found.culprits, by.weigher(run))
+            found = replace(found, culprits=tuple(culprits), consequences=told)
         told = audit_json(found, run, checkpoint)
         return Audit(**_fields(found), text=audit_text(found, run, checkpoint), told=told)
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
 from tracekit.auditing import operations
-from tracekit.auditing.consequence import Weigher
 from tracekit.auditing.evidence import (
     ColumnTooLarge,
     ErrorEvidence,
@@ -110,8 +109,6 @@ class Audit:
     """The largest statistic of any site, in units of its limit: above 1 there is a culprit."""
     lost: tuple[Loss, ...] = ()
     """What the trace should hold and does not: nobody can say that it is within its bounds."""
-    weigh: Weigher | None = field(default=None, compare=False, repr=False)
-    """Says what groups of culprits do to the logits, where a reference program can be run."""
 
     @property
     def departs(self) -> bool:

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+from tracekit.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -91,4 +94,14 @@ class Consequences:
 
 
 Weigher = Callable[[Sequence[Collection[str]]], Consequences | None]
-"""Groups of sites -> what each does; None where that cannot be worked out: values that are not finite, no error."""
+"""Groups of sites -> what each does; None where that cannot be worked out: values that are not finite, no error, a site
+that the reference does not have."""
+
+
+@runtime_checkable
+class Weighing(Protocol):
+    """An auditor with a reference program to run again."""
+
+    def weigher(self, trace: Trace) -> Weigher:
+        """What the culprits of a trace do to its logits. Calling it raises TraceError where the program does not run on
+        the trace's tokens."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 from tracekit.auditing.audit import Culprit
-from tracekit.mistakes.culprits import ExplainedAudit, ExplainedCulprit, is_precise, same_mistake
+from tracekit.auditing.consequence import Consequences, Weigher
+from tracekit.mistakes.culprits import ExplainedCulprit, is_precise, same_mistake
 
 MOST_GROUPS = 8
 """Groups that are weighed: each is one run of the reference. What is left over is the last of them."""
@@ -35,16 +35,15 @@ def _role(culprit: Culprit) -> str:
     return re.sub(r"\d+", "*", culprit.site)
 
 
-def by_consequence(found: ExplainedAudit) -> ExplainedAudit:
-    """The audit with its culprits in the order of what they do to the logits, where a reference program tells: the
-    larger their share of the error the earlier, choices of precision after all others."""
-    if found.weigh is None or not found.culprits:
-        return found
-    told = found.weigh([[one.site for one in group] for group in _groups(found.culprits)])
+def by_consequence(
+    culprits: Sequence[ExplainedCulprit], weigh: Weigher
+) -> tuple[list[ExplainedCulprit], Consequences | None]:
+    """Culprits in the order of what they do to the logits, and what that is: the larger their share of the error the
+    earlier, choices of precision after all others. As they were where it cannot be told."""
+    told = weigh([[one.site for one in group] for group in _groups(culprits)]) if culprits else None
     if told is None:
-        return replace(found, weigh=None)
-    ranked = sorted(found.culprits, key=lambda culprit: (is_precise(culprit), -told.share(culprit.site)))
-    return replace(found, culprits=tuple(ranked), consequences=told, weigh=None)
+        return list(culprits), None
+    return sorted(culprits, key=lambda culprit: (is_precise(culprit), -told.share(culprit.site))), told
 
 
 def _groups(culprits: Sequence[ExplainedCulprit]) -> list[list[ExplainedCulprit]]:

@@ -12,7 +12,7 @@ from tracekit.mistakes.ranking import grouped
 from tracekit.report.coverage import coverage_json, left_out, shares
 from tracekit.report.text import counted_values
 from tracekit.report.words import fields_and_text, sentence
-from tracekit.report.words.consequence import consequences_json, share_text, token_lines
+from tracekit.report.words.consequence import consequence_lines, consequences_json, share_text
 from tracekit.report.words.culprits import culprit_json
 from tracekit.trace import Json, Trace
 from tracekit.verdict.coverage import audited_coverage
@@ -47,7 +47,7 @@ def audit_text(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> s
         lines += _mistake(group, found.consequences)
     if len(groups) > SHOWN:
         lines.append(f"  and {sum(map(len, groups[SHOWN:]))} more culprits")
-    lines += [] if found.consequences is None else _consequences(found.consequences)
+    lines += [f"  {line}" for line in consequence_lines(found.consequences)]
     coverage = audited_coverage(found, trace)
     lines.append(f"  audited: {shares(coverage)}, {counted_values(found.values)}")
     lines += _not_audited(found)
@@ -60,13 +60,6 @@ def _headline(found: ExplainedAudit) -> str:
     if found.lost and not found.departs:
         return "WITHHELD  capture"
     return PRECISE if found.precise and found.exit_code == 0 else HEADLINES[found.exit_code]
-
-
-def _consequences(found: Consequences) -> list[str]:
-    lines = [f"  {sentence(found)}"]
-    if found.repaired is not None:
-        lines += [f"  {sentence(found.repaired)}", *(f"    {line}" for line in token_lines(found.repaired))]
-    return lines
 
 
 def _mistake(group: list[ExplainedCulprit], consequences: Consequences | None) -> list[str]:

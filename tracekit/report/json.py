@@ -11,6 +11,7 @@ from tracekit.compare.findings import TokenDiffers
 from tracekit.mistakes.explanation import Explained, FitsAsWell
 from tracekit.report.coverage import coverage_json
 from tracekit.report.words import fields_of, sentence
+from tracekit.report.words.consequence import consequences_json
 from tracekit.report.words.culprits import culprit_json
 from tracekit.report.words.explanations import explanation_json
 from tracekit.trace import Json
@@ -46,6 +47,7 @@ def verdict_json(verdict: Verdict) -> Json:
         "differences": [vars(difference) for difference in verdict.differences],
         "notes": [sentence(each) for each in verdict.notes],
         "audit": None if verdict.audit is None else audit_share_json(verdict.audit),
+        "consequences": consequences_json(verdict.consequences),
         "drift": None if verdict.drift is None else drift_json(verdict.drift),
         "uncalibrated": list(verdict.uncalibrated),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tracekit.report.coverage import left_out, shares
 from tracekit.report.json import accused_json, by_mistake
 from tracekit.report.words import sentence
+from tracekit.report.words.consequence import consequence_lines, share_text
 from tracekit.trace import Json, Trace
 from tracekit.verdict.coverage import Share
 from tracekit.verdict.decision import Decision
@@ -16,7 +17,9 @@ def verdict_text(verdict: Verdict, reference: Trace, candidate: Trace, oracle: T
     lines = _heads([("reference", reference), ("candidate", candidate), *([("oracle", oracle)] if oracle else [])])
     lines.append(headline(verdict))
     lines += [f"  {sentence(each)}" for each in verdict.evidence]
+    lines += [f"  {line}" for line in _share(verdict, verdict.site)]
     lines += [f"  {line}" for line in _more_culprits(verdict)]
+    lines += [f"  {line}" for line in consequence_lines(verdict.consequences)]
     if verdict.token is not None:
         lines.append(f"  {sentence(verdict.token)}")
     if verdict.drift is not None:
@@ -72,6 +75,15 @@ def headline(verdict: Verdict) -> str:
     return f"{verdict.verdict.upper()}  {verdict.cause}" + (f"  at {', '.join(place)}" if place else "")
 
 
+def _share(verdict: Verdict, site: str | None) -> list[str]:
+    """What a culprit's mistake does to the logits, where a reference program tells."""
+    accused = next((one for one in verdict.culprits if one.site == site and one.culprit is not None), None)
+    if verdict.consequences is None or accused is None or accused.culprit is None:
+        return []
+    group = verdict.consequences.of(accused.culprit.site)
+    return [] if group is None else [share_text(group, verdict.consequences)]
+
+
 def _more_culprits(verdict: Verdict) -> list[str]:
     """The culprits after the first, those with the same mistake together, choices of precision last."""
     place = verdict.site, verdict.step
@@ -81,7 +93,8 @@ def _more_culprits(verdict: Verdict) -> list[str]:
         more = f" and {len(sites) - 2} more" if len(sites) > 2 else ""
         text = "not explained" if explanation is None else explanation["text"]
         head = "precision" if _precise(explanation) else "also at fault"
-        out.append(f"{head}: {', '.join(sites[:2])}{more}: {text}")
+        share = "".join(f" ({said})" for said in _share(verdict, sites[0]))
+        out.append(f"{head}: {', '.join(sites[:2])}{more}: {text}{share}")
     return out
 
 

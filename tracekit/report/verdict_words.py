@@ -66,7 +66,10 @@ def _evidence(verdict: Json) -> list[str]:
     """What the verdict is founded on, but for the explanation, which the page shows apart."""
     findings = verdict.get("findings") or [{}] * len(verdict["evidence"])
     lines = zip(verdict["evidence"], findings, strict=True)
-    return [without_controls(line) for line, found in lines if found.get("type") != "explained"]
+    said = [line for line, found in lines if found.get("type") != "explained"]
+    told = verdict.get("consequences") or {}
+    said += [each["text"] for each in (told, told.get("repaired")) if each]
+    return [without_controls(line) for line in said]
 
 
 def _also(verdict: Json) -> list[Json]:

@@ -11,6 +11,7 @@ import numpy as np
 from tracekit.align.pair import Pair, Side
 from tracekit.align.sites import names
 from tracekit.auditing.audit import Audit, Auditor, Culprit, audit, changed_weights, other_model
+from tracekit.auditing.consequence import Consequences, Weighing
 from tracekit.auditing.operations.embedding_table import Embedding
 from tracekit.auditing.recipe import recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
@@ -20,6 +21,7 @@ from tracekit.compare.findings import Finding, LogitsWrong, PassedOn, SiteWrong,
 from tracekit.compare.search import Search, compared_positions
 from tracekit.dtypes import is_float
 from tracekit.mistakes.culprits import ExplainedCulprit, alike, explained, is_precise
+from tracekit.mistakes.ranking import by_consequence
 from tracekit.trace import Trace, TraceError
 from tracekit.verdict.handed_on import added
 
@@ -81,6 +83,8 @@ class Examination:
     values: int
     harmless: Mapping[tuple[str, str], EmbeddingScaled] = field(default_factory=dict)
     """Sites of the reference and of the candidate that hold one thing at two stages, both right; and what differs."""
+    consequences: Consequences | None = None
+    """What the candidate's culprits do to its logits; they are in that order. Only a reference program tells."""
 
     @property
     def named(self) -> frozenset[str]:
@@ -150,15 +154,20 @@ def examine(traces: Pair, checkpoint: Checkpoint, found: Search, by: Auditor | N
     culprits = explained(candidate, checkpoint, wrong, reference, finest)
     # A choice of precision hides no mistake that is within its bounds in every layer.
     same = alike(candidate, checkpoint, audited, reference) if all(map(is_precise, culprits)) else []
+    culprits += same
+    told = None
+    if isinstance(by, Weighing):
+        culprits, told = by_consequence(culprits, by.weigher(candidate))
     return Examination(
         checkpoint,
-        tuple(culprits + same),
+        tuple(culprits),
         tuple(explained(reference, checkpoint, others, None)) if not suspects else (),
         audited.clean - {culprit.site for culprit in same},
         audited.unknown,
         tuple(sorted(suspects & also)),
         audited.values,
         _harmless(reference, candidate, checkpoint, audited.clean),
+        told,
     )
 
 
@@ -243,7 +252,14 @@ def settle(found: Search, examination: Examination) -> Settled:
     inherited = {id(finding) for finding in victims}
     left = [finding for finding in found.findings if id(finding) not in inherited]
     faults = [finding for finding in guilty if not finding.precise]
+    if examination.consequences is not None:
+        # The one with the largest share is the first: none that comes before it in the computation stands before it.
+        faults = [fault for fault in faults if fault is faults[0] or _when(fault) > _when(faults[0])]
     return Settled([*faults, *left], tuple(finding for finding in guilty if finding.precise), notes)
+
+
+def _when(finding: Finding) -> tuple[int, ...]:
+    return finding.sequence, *finding.rank
 
 
 def _cleared(finding: Finding, examination: Examination) -> bool:

@@ -201,6 +201,7 @@ def _reached(case: Case, ruling: Ruling | None, calibration: str, further: list[
         audit=_audit_share(case.examination),
         drift=found.drift,
         coverage=case.coverage,
+        consequences=None if case.examination is None else case.examination.consequences,
     )
 
 

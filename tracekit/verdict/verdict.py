@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tracekit.align.pair import Side
+from tracekit.auditing.consequence import Consequences
 from tracekit.compare.drift import Drift
 from tracekit.compare.findings import Finding, TokenDiffers
 from tracekit.compare.search import Counts
@@ -76,6 +77,7 @@ class Verdict:
     drift: Drift | None = None  # how the logits' error changes over the steps
     uncalibrated: tuple[str, ...] = ()  # sites that differ and that the oracle or the noise does not hold
     coverage: Coverage | None = None
+    consequences: Consequences | None = None  # what the culprits do to the logits; only a reference program tells
 
     @property
     def verdict(self) -> str:

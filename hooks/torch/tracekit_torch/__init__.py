@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
 from torch import nn
 
 from tracekit.auditing.audit import Audit
+from tracekit.auditing.consequence import Weigher
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.trace import Trace
 from tracekit_torch.options import Options
@@ -70,7 +70,42 @@ def record(
 Reference: TypeAlias = nn.Module | str | os.PathLike[str] | Callable[[str], nn.Module]
 
 
-def by_reference(model: Reference) -> Callable[[Trace, Checkpoint], Audit]:
+class ByReference:
+    """An auditor that runs the reference program in float64 over a trace's tokens; it says what culprits do to the
+    logits as well (`tracekit.auditing.consequence.Weighing`)."""
+
+    def __init__(self, model: Reference) -> None:
+        self._model = model
+        self._loaded: dict[str, nn.Module] = {}
+
+    def __call__(self, trace: Trace, checkpoint: Checkpoint) -> Audit:
+        """Every recorded site, judged. Raises TraceError."""
+        from tracekit_torch.reference_program.audit import audit_by
+
+        return audit_by(self._of(trace), trace, checkpoint)
+
+    def weigher(self, trace: Trace) -> Weigher:
+        """What the culprits of a trace do to its logits. Raises TraceError."""
+        from tracekit_torch.reference_program.consequence import weigher
+
+        return weigher(self._of(trace), trace)
+
+    def _of(self, trace: Trace) -> nn.Module:
+        """The model for the dtype that a trace declares."""
+        from tracekit_torch.reference_program.loading import load_reference
+
+        if isinstance(self._model, nn.Module):
+            return self._model
+        dtype = str(trace.config.get("dtype") or "float32")
+        if dtype not in self._loaded:
+            given = self._model
+            self._loaded[dtype] = (
+                load_reference(os.fspath(given), dtype) if isinstance(given, str | os.PathLike) else given(dtype)
+            )
+        return self._loaded[dtype]
+
+
+def by_reference(model: Reference) -> ByReference:
     """An auditor for `tracekit.audit(trace, by=...)`: the reference program, run in float64 over the trace's tokens.
 
     The recorded values are put in at every site. For any model, without a recipe.
@@ -82,16 +117,4 @@ def by_reference(model: Reference) -> Callable[[Trace, Checkpoint], Audit]:
     Raises:
         TraceError: when it is called, where the model cannot be loaded or does not run on the trace's tokens.
     """
-    from tracekit_torch.reference_program.audit import audit_by
-    from tracekit_torch.reference_program.loading import load_reference
-
-    @cache
-    def of(dtype: str) -> nn.Module:
-        if isinstance(model, nn.Module):
-            return model
-        return load_reference(os.fspath(model), dtype) if isinstance(model, str | os.PathLike) else model(dtype)
-
-    def audited(trace: Trace, checkpoint: Checkpoint) -> Audit:
-        return audit_by(of(str(trace.config.get("dtype") or "float32")), trace, checkpoint)
-
-    return audited
+    return ByReference(model)

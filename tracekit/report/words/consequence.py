@@ -47,7 +47,16 @@ def _repaired(found: Repaired) -> str:
     )
 
 
-def token_lines(found: Repaired) -> list[str]:
+def consequence_lines(found: Consequences | None) -> list[str]:
+    """How far the logits are off, and the tokens once all culprits are mended."""
+    if found is None:
+        return []
+    if found.repaired is None:
+        return [sentence(found)]
+    return [sentence(found), sentence(found.repaired), *(f"  {line}" for line in _token_lines(found.repaired))]
+
+
+def _token_lines(found: Repaired) -> list[str]:
     """The tokens of the shown steps, a line a run, in columns; nothing where the candidate's are the reference's."""
     if found.before == found.steps:
         return []

@@ -19,12 +19,11 @@ from tracekit.inspection.sanity import LooksAhead, losses
 from tracekit.inspection.settings import declared_differences
 from tracekit.inspection.site_rows import logits_width
 from tracekit.mistakes.culprits import ExplainedCulprit
-from tracekit.trace import INPUT_SUFFIX, Sequence, Trace, TraceError
-from tracekit_torch.reference_program.consequence import weigher
+from tracekit.trace import INPUT_SUFFIX, Sequence, Trace
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 from tracekit_torch.reference_program.explaining import explanations
 from tracekit_torch.reference_program.first_calls import first_calls, looks_ahead
-from tracekit_torch.reference_program.loading import forward_of
+from tracekit_torch.reference_program.loading import forward_of, on_its_tokens
 from tracekit_torch.reference_program.replay import Replay, Replayed
 
 DRAWS = 8
@@ -86,7 +85,6 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
         tests=tests,
         peak=peak,
         lost=tuple(losses(trace)),
-        weigh=weigher(model, trace),
     )
 
 
@@ -155,13 +153,8 @@ class Judge:
         sites: Collection[str] | None = None,
     ) -> None:
         drawn = DrawnRounding(self._unit, UNIT_ROUNDOFF["float32"], seed, runs, operations)
-        try:
+        with on_its_tokens(self._trace, self._sequence):
             self.replay.run(drawn, met, sites)
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise TraceError(
-                f"{self._trace.path}: sequence {self._sequence.index}: the reference does not run on its tokens: {said}"
-            ) from error
 
     def _own(self, site: Replayed, draws: NDArray[np.float32]) -> Own | None:
         """The own error of the rows whose values are finite; None where no row is."""

@@ -21,7 +21,7 @@ from tracekit.auditing.consequence import Consequence, Consequences, Repaired, S
 from tracekit.sampling.drawing import gives, own_way, trials
 from tracekit.sampling.replay import Streams, observe
 from tracekit.trace import LOGITS, NO_TOKEN, Sequence, Trace
-from tracekit_torch.reference_program.loading import forward_of
+from tracekit_torch.reference_program.loading import forward_of, on_its_tokens
 from tracekit_torch.reference_program.replay import Floats, Replay
 
 SHOWN = 8
@@ -37,9 +37,11 @@ def weigher(model: nn.Module, trace: Trace) -> Weigher:
     """Works out what groups of sites do to the logits of a trace, by the reference `model` in float64."""
 
     def weigh(groups: Seq[Collection[str]]) -> Consequences | None:
-        with np.errstate(all="ignore"):
-            runs = [run for each in trace.sequences if (run := _weighed(model, trace, each, groups)) is not None]
-        return _together(runs, groups)
+        runs = []
+        for sequence in trace.sequences:
+            with np.errstate(all="ignore"), on_its_tokens(trace, sequence):
+                runs.append(_weighed(model, trace, sequence, groups))
+        return _together([run for run in runs if run is not None], groups)
 
     return weigh
 
@@ -76,8 +78,8 @@ class Disturbed(Replay):
 class Weighed:
     """What the groups, and all other sites together, do in one sequence."""
 
-    def __init__(self, sequence: Sequence, at: str, right: Floats, wrong: Floats) -> None:
-        self.sequence, self.at, self.right, self.wrong = sequence, at, right, wrong
+    def __init__(self, sequence: Sequence, met: Collection[str], at: str, right: Floats, wrong: Floats) -> None:
+        self.sequence, self.met, self.at, self.right, self.wrong = sequence, met, at, right, wrong
         self.mended = right
         self._error = self._centred(wrong - right)
         self.squares = float(np.vdot(self._error, self._error))
@@ -110,7 +112,7 @@ def _weighed(model: nn.Module, trace: Trace, sequence: Sequence, groups: Seq[Col
     def values(sites: Collection[str]) -> Floats:
         return disturbed.values({name: error for name, error in own.items() if name in sites}, at)
 
-    out = Weighed(sequence, at, values(()), exact.sites[at].recorded)
+    out = Weighed(sequence, own.keys(), at, values(()), exact.sites[at].recorded)
     for group in groups:
         out.add(values(group))
     out.mended = values(own.keys() - {site for group in groups for site in group})
@@ -119,10 +121,11 @@ def _weighed(model: nn.Module, trace: Trace, sequence: Sequence, groups: Seq[Col
 
 
 def _together(runs: list[Weighed], groups: Seq[Collection[str]]) -> Consequences | None:
-    """All sequences; None where their logits are the reference's."""
+    """All sequences; None where their logits are the reference's, or the reference does not have all of the sites."""
+    met = {site for run in runs for site in run.met}
     runs = [run for run in runs if run.at == runs[0].at]
     squares, size = sum(run.squares for run in runs), sum(run.size for run in runs)
-    if not squares > LEAST**2 * size:
+    if not squares > LEAST**2 * size or not all(site in met for group in groups for site in group):
         return None
     found = [
         Consequence(

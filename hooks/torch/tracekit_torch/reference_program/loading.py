@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -91,3 +91,15 @@ def kind_of(model: nn.Module) -> ModelKind:
 def forward_of(model: nn.Module, trace: Trace, sequence: Sequence) -> Callable[[], Any]:
     """What runs the model over everything that a sequence holds, as one prefill. Raises TraceError."""
     return kind_of(model).prefill(model, trace, sequence)
+
+
+@contextmanager
+def on_its_tokens(trace: Trace, sequence: Sequence) -> Iterator[None]:
+    """While a reference runs over a sequence: what a foreign program raises there is a TraceError."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TraceError(
+            f"{trace.path}: sequence {sequence.index}: the reference does not run on its tokens: {said}"
+        ) from error
