@@ -215,3 +215,52 @@ def test_what_the_engine_ran_with_is_told_from_the_file(fault: str, tmp_path: Pa
     assert [culprit.site for culprit in audit.culprits] == [site]
     if row is not None:
         assert audit.culprits[0].own.statistics.columns.argmax() == row
+
+
+def in_pytorch(model: Path, target: Path, ids: tuple[int, ...], tokens: int) -> Path:
+    """A trace of transformers' Llama with the numbers that a file's blocks stand for."""
+    import torch
+    import tracekit_torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    checkpoint = GgufCheckpoint(model)
+    declared = {name: value for name, value in checkpoint.config.items() if name != "model_type"}
+    reference = LlamaForCausalLM(LlamaConfig(**declared)).eval()
+    values = {name: torch.from_numpy(checkpoint.values(name).astype(np.float32)) for name in checkpoint.names}
+    missing, unexpected = reference.load_state_dict(values, strict=False)
+    assert set(missing) <= {"lm_head.weight"} and not unexpected
+    reference.tie_weights()
+    with tracekit_torch.record(reference, target):
+        reference.generate(
+            torch.tensor([ids]), max_new_tokens=tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+    return target
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_a_stated_arithmetic_is_a_choice_of_precision_and_a_fault_beside_it_is_not(kind: str, tmp_path: Path) -> None:
+    model = tiny_gguf.write(tmp_path / "m.gguf", kind=kind)
+    done = llama_cpp.record(model, tmp_path / "cpp.h5", prompt=PROMPT, max_new_tokens=1)
+    reference = in_pytorch(model, tmp_path / "py.h5", done.prompt, 1)
+    verdict = tracekit.diff(reference, tmp_path / "cpp.h5")
+    assert verdict.cause is tracekit.Cause.PRECISION and verdict.exit_code == 0
+    assert not verdict.culprits
+    with GgufEdited(model):
+        llama_cpp.record(model, tmp_path / "wrong.h5", prompt=PROMPT, max_new_tokens=1)
+    wrong = tracekit.diff(reference, tmp_path / "wrong.h5", weights=str(model))
+    assert wrong.cause is tracekit.Cause.LAYER and wrong.exit_code == 1
+    assert wrong.site == "model.layers.0.self_attn.q_proj"
+    assert [culprit.site for culprit in wrong.culprits] == ["model.layers.0.self_attn.q_proj"]
+
+
+class GgufEdited:
+    """A file with two heads exchanged, for the length of a block."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._bytes = path, path.read_bytes()
+
+    def __enter__(self) -> None:
+        tiny_gguf.damage(self._path, "heads swapped")
+
+    def __exit__(self, *_: object) -> None:
+        self._path.write_bytes(self._bytes)

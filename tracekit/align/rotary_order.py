@@ -20,7 +20,7 @@ from tracekit.align.pair import Pair
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.rotary_pairs import halves
 from tracekit.dtypes import to_float
-from tracekit.trace import INPUT_SUFFIX, Array, Sequence, Trace, Weight, resolve
+from tracekit.trace import INPUT_SUFFIX, Array, Json, Sequence, Trace, Weight, resolve
 from tracekit.trace_view import SequenceView, TraceView
 
 Floats = NDArray[np.float64]
@@ -171,6 +171,14 @@ def _notes(*sides: tuple[Trace, Mapping[str, int]]) -> list[object]:
     return [RowsInPairs(trace.path, len(sites) // 2, next(iter(sites))) for trace, sites in sides if sites]
 
 
+def _in_halves(config: Json) -> Json:
+    """A trace's config without the statement that its queries and keys are in rotary pairs."""
+    said = config.get("arithmetic")
+    if not isinstance(said, dict):
+        return config
+    return config | {"arithmetic": {name: value for name, value in said.items() if name != "rotary"}}
+
+
 def reordered(trace: Trace, sites: Mapping[str, int]) -> Trace:
     """The trace with these sites, each of so many heads, read in the order of halves."""
     return cast(Trace, ReorderedTrace(trace, sites)) if sites else trace
@@ -196,6 +204,7 @@ class ReorderedTrace(TraceView):
 
     def __init__(self, trace: Trace, sites: Mapping[str, int]) -> None:
         super().__init__(trace, lambda sequence: _ReorderedSequence(sequence, sites))
+        self.config = _in_halves(trace.config)
         self.weights: Mapping[str, Weight] = {
             name: replace(weight, digest=None) if name.rpartition(".")[0] in sites else weight
             for name, weight in trace.weights.items()

@@ -24,6 +24,12 @@ class Stated:
     unknown_cache: str | None = None
     """A cache of a format whose rounding nobody here reckons with."""
 
+    @property
+    def coarse(self) -> bool:
+        """Whether it rounds more than float32 does."""
+        dtypes = (self.cache, self.attention_sums)
+        return bool(self.products) or any(UNIT_ROUNDOFF[dtype] > UNIT_ROUNDOFF["float32"] for dtype in dtypes if dtype)
+
     @classmethod
     def of(cls, trace: Trace) -> Stated:
         """The arithmetic that a trace's config states."""

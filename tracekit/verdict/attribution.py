@@ -15,6 +15,7 @@ from tracekit.auditing.consequence import Consequences, Weighing
 from tracekit.auditing.operations.embedding_table import Embedding
 from tracekit.auditing.recipe import recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
+from tracekit.auditing.stated_arithmetic import Stated
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, stated_checkpoint, why_no_checkpoint
 from tracekit.compare.findings import Finding, LogitsWrong, PassedOn, SiteWrong, Stage
@@ -68,6 +69,19 @@ class BeyondAddingUp:
 
     site: str
     share: float
+
+
+@dataclass(frozen=True)
+class ComputesAsStated:
+    """Sites differ because one side computes in an arithmetic that its trace states: recomputed in it, from the same
+    parameters as the other side's, every site is within its bound."""
+
+    path: str
+    site: str  # the first that differs
+    ratio: float
+    products: Mapping[str, str]  # format of the weight -> format that the inputs are rounded to
+    cache: str | None
+    finding: Finding
 
 
 @dataclass(frozen=True)
@@ -236,6 +250,8 @@ class Settled:
     """Culprits that are choices of precision; they are not among the findings."""
     notes: list[object]
     """What there is to say about it."""
+    as_stated: ComputesAsStated | None = None
+    """Why sites differ of which none is at fault."""
 
 
 def settle(found: Search, examination: Examination) -> Settled:
@@ -247,7 +263,8 @@ def settle(found: Search, examination: Examination) -> Settled:
     accused = {finding.site for finding in guilty}
     victims = [finding for finding in found.findings if finding.site in accused or _cleared(finding, examination)]
     notes: list[object] = []
-    if not guilty:
+    as_stated = None if guilty else _as_stated(victims, examination, found.pair)
+    if not guilty and as_stated is None:
         victims, notes = _inherited(victims, examination, found.pair)
     inherited = {id(finding) for finding in victims}
     left = [finding for finding in found.findings if id(finding) not in inherited]
@@ -255,7 +272,21 @@ def settle(found: Search, examination: Examination) -> Settled:
     if examination.consequences is not None:
         # The one with the largest share is the first: none that comes before it in the computation stands before it.
         faults = [fault for fault in faults if fault is faults[0] or _when(fault) > _when(faults[0])]
-    return Settled([*faults, *left], tuple(finding for finding in guilty if finding.precise), notes)
+    return Settled([*faults, *left], tuple(finding for finding in guilty if finding.precise), notes, as_stated)
+
+
+def _as_stated(cleared: list[Finding], examination: Examination, traces: Pair) -> ComputesAsStated | None:
+    """The arithmetic that accounts for sites that differ and are within their bounds: one side states it, and no site
+    was left unaudited, where a fault could hide."""
+    sides = [Stated.of(trace) for trace in traces.traces]
+    coarse = [trace for trace, stated in zip(traces.traces, sides, strict=True) if stated.coarse]
+    if len(coarse) != 1 or examination.unknown:
+        return None
+    stated = next(each for each in sides if each.coarse)
+    for finding in cleared:
+        if isinstance(finding, SiteWrong | LogitsWrong):
+            return ComputesAsStated(coarse[0].path, finding.site, finding.ratio, stated.products, stated.cache, finding)
+    return None
 
 
 def _when(finding: Finding) -> tuple[int, ...]:

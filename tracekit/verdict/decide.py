@@ -29,7 +29,7 @@ from tracekit.inspection.sanity import CutOff, capture_problems
 from tracekit.mistakes.culprits import is_precise
 from tracekit.trace import Trace, TraceError
 from tracekit.verdict import evidence
-from tracekit.verdict.attribution import Examination, SiteAtFault, checkpoint_of, examine, settle
+from tracekit.verdict.attribution import ComputesAsStated, Examination, SiteAtFault, checkpoint_of, examine, settle
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.causes import cause_of, is_fault, rule_of
 from tracekit.verdict.counterfactual import run_margins
@@ -134,13 +134,15 @@ def _ruled(
     notes: list[object] = []
     no_fault: tuple[list[Finding], TokenDiffers | None] = [], None  # of the first sequence where rounding decided
     precise: tuple[SiteAtFault, ...] = ()
+    as_stated: ComputesAsStated | None = None
     while True:
         if examination is not None:
             settled = settle(found, examination)
             found.findings, precise = settled.findings, settled.precise
             notes += settled.notes
+            as_stated = as_stated or settled.as_stated
         coverage = compared_coverage(*found.pair.traces, found, _audited_share(examination))
-        case = Case(found.pair, found, coverage, differences, weights, examination, precise)
+        case = Case(found.pair, found, coverage, differences, weights, examination, precise, as_stated)
         ruling = cause_of(case)
         if ruling is not None and (is_fault(ruling.cause) or ruling.decision is Decision.DIVERGENCE):
             return case, ruling, notes
@@ -190,7 +192,7 @@ def _reached(case: Case, ruling: Ruling | None, calibration: str, further: list[
         (evidence.agreement(found),) if ruling is None else ruling.evidence,
         calibration,
         explanation=None if ruling is None else ruling.explanation,
-        culprits=tuple(_culprits(finding, case.examination)),
+        culprits=tuple(_culprits(None if case.as_stated is not None else finding, case.examination)),
         token=found.token,
         margins=replace(margins, run=run_margins(found.pair)),
         compared=found.compared,

@@ -12,7 +12,7 @@ from tracekit.align.pair import Pair
 from tracekit.compare.findings import DrawDiffers, Finding, TokenDiffers
 from tracekit.compare.search import Search
 from tracekit.inspection.settings import Difference
-from tracekit.verdict.attribution import Examination, SiteAtFault
+from tracekit.verdict.attribution import ComputesAsStated, Examination, SiteAtFault
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.counterfactual import rule_draw, rule_token
 from tracekit.verdict.coverage import Coverage
@@ -39,6 +39,9 @@ class Case:
     examination: Examination | None = None
     precise: tuple[SiteAtFault, ...] = ()
     """Sites that are off by a choice of precision alone. They are no divergence (`first`)."""
+
+    as_stated: ComputesAsStated | None = None
+    """Why sites differ that are no divergence: a side computes in an arithmetic that it states."""
 
     @property
     def first(self) -> Finding | None:

@@ -21,7 +21,15 @@ from tracekit.compare.findings import (
 from tracekit.report.words import sentence, words
 from tracekit.report.words.numbers import times
 from tracekit.verdict import evidence
-from tracekit.verdict.attribution import AddsUp, BeyondAddingUp, EmbeddingScaled, NoAudit, SiteAtFault, WhyNoAudit
+from tracekit.verdict.attribution import (
+    AddsUp,
+    BeyondAddingUp,
+    ComputesAsStated,
+    EmbeddingScaled,
+    NoAudit,
+    SiteAtFault,
+    WhyNoAudit,
+)
 from tracekit.verdict.rule import Evidence
 
 MANY = 8
@@ -289,6 +297,16 @@ def _embedding_scaled(found: EmbeddingScaled) -> str:
     return (
         f"{found.site}: the {found.inside} multiplies the embeddings by {found.factor:.6g} in it, the "
         f"{found.inside.other} after it{doubt}; both are right, and the site is not compared"
+    )
+
+
+@words(ComputesAsStated)
+def _computes_as_stated(found: ComputesAsStated) -> str:
+    read = ", ".join(f"{kind} at {held} weights" for held, kind in found.products.items())
+    parts = [*([f"inputs rounded to {read}"] if read else []), *([f"a {found.cache} cache"] if found.cache else [])]
+    return (
+        f"{found.path} computes in the arithmetic that it states ({'; '.join(parts)}): every site is within its bound "
+        f"in it, though {found.site} is {found.ratio:.3g}× the tolerance from the other side's"
     )
 
 

@@ -1,13 +1,14 @@
 """`precision`: nothing differs but choices of precision, and rounding decided every token that changed.
 
-Such a choice is the declared formula with steps rounded to the model's own format that the reference keeps wider.
+Such a choice is the declared formula with steps rounded to the model's own format that the reference keeps wider, or
+an arithmetic that an engine states and, recomputed in it, follows at every site.
 Whatever else is found is the cause in its stead. A token that changed because of it, by more than rounding, makes it a
 divergence.
 """
 
 from __future__ import annotations
 
-from tracekit.compare.findings import TokenDiffers
+from tracekit.compare.findings import Finding, TokenDiffers
 from tracekit.mistakes.explanation import Explained
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.counterfactual.token import NEAR
@@ -18,7 +19,7 @@ from tracekit.verdict.ruling import Flip, Ruling
 
 
 def _holds(case: Case, ruling: Ruling | None) -> Ruling | None:
-    if not case.precise:
+    if not case.precise and case.as_stated is None:
         return None
     if ruling is None and case.first is None:
         return _ruling(case, None)
@@ -29,9 +30,16 @@ def _holds(case: Case, ruling: Ruling | None) -> Ruling | None:
 
 def _ruling(case: Case, token: Ruling | None) -> Ruling:
     """`token`: what is said of a token that the logits flip."""
-    first = case.precise[0]
-    explanation = first.culprit.explanation
-    evidence: list[object] = [first, *([] if explanation is None else [Explained(explanation)])]
+    first: Finding
+    evidence: list[object]
+    explanation = None
+    if case.precise:
+        first = case.precise[0]
+        explanation = case.precise[0].culprit.explanation
+        evidence = [first, *([] if explanation is None else [Explained(explanation)])]
+    else:
+        assert case.as_stated is not None
+        first, evidence = case.as_stated.finding, [case.as_stated]
     if token is None:
         return Ruling(Cause.PRECISION, first, (*evidence, PrecisionAlone()), explanation, decision=Decision.PARITY)
     near = token.cause == Cause.NEAR_TIE and _is_near(case, token)
