@@ -189,7 +189,7 @@ def _reached(case: Case, ruling: Ruling | None, calibration: str, further: list[
         decision,
         None if ruling is None else ruling.cause,
         finding,
-        (evidence.agreement(found),) if ruling is None else ruling.evidence,
+        (evidence.agreement(found),) if ruling is None else (*_dtypes(case, ruling, decision), *ruling.evidence),
         calibration,
         explanation=None if ruling is None else ruling.explanation,
         culprits=tuple(_culprits(None if case.as_stated is not None else finding, case.examination)),
@@ -205,6 +205,14 @@ def _reached(case: Case, ruling: Ruling | None, calibration: str, further: list[
         coverage=case.coverage,
         consequences=None if case.examination is None else case.examination.consequences,
     )
+
+
+def _dtypes(case: Case, ruling: Ruling, decision: Decision) -> Iterator[evidence.SettingDiffers]:
+    """First of all of a divergence: that the two sides compute in different formats."""
+    ours, theirs = (trace.config.get("dtype") for trace in case.pair.traces)
+    said = any(isinstance(one, evidence.SettingDiffers) and one.name == "dtype" for one in ruling.evidence)
+    if decision is Decision.DIVERGENCE and None not in (ours, theirs) and ours != theirs and not said:
+        yield evidence.SettingDiffers("dtype", ours, theirs)
 
 
 def _audited_share(examination: Examination | None) -> Share | None:

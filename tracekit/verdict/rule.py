@@ -53,7 +53,7 @@ class Case:
         """What the step's draws and tokens, worked out again, say of another draw or token: one of several causes."""
         first = self.first
         if isinstance(first, DrawDiffers):
-            return rule_draw(self.pair, first)
+            return rule_draw(self.pair, self.found, first)
         return rule_token(self.pair, self.found, first) if isinstance(first, TokenDiffers) else None
 
 

@@ -3,8 +3,11 @@ scale."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
+from tracekit.auditing.operations import Floats, unit
 from tracekit.mistakes.registry import Complexity, SiteMistake
 from tracekit.mistakes.suspect import Case, Hypothesis, Made
 
@@ -15,17 +18,24 @@ EDGE = 1.5
 1967), from which on one counts."""
 
 
-def _fitted(case: Case) -> Made | None:
+def _hypotheses(case: Case) -> Iterator[Hypothesis]:
+    """The sum of weight and update is rounded as weights are."""
+    weight = case.run.parameters.matrix(case.recipe).weight
+    rounded = np.square(case.inputs[0]) @ (np.square(weight) * (unit(case.dtype) ** 2 / 3.0)).T
+    yield Hypothesis(lambda: _fitted(case, case.right.variance + rounded), variance=rounded)
+
+
+def _fitted(case: Case, variance: Floats) -> Made | None:
     """The error as the sum of its largest singular parts: inputs times an update of that rank."""
     region = np.flatnonzero(case.region)
     error = (case.recorded - case.right.values)[region]
-    scale = np.sqrt(np.maximum(case.right.variance[region].mean(axis=1, keepdims=True), 1e-290))
+    scale = np.sqrt(np.maximum(variance[region].mean(axis=1, keepdims=True), 1e-290))
     left, values, right = np.linalg.svd(error / scale, full_matrices=False)
     rank = int(np.sum(values > EDGE * (np.sqrt(error.shape[0]) + np.sqrt(error.shape[1]))))
     if not 0 < rank <= min(error.shape) // LOW:
         return None
     low = (left[:, :rank] * values[:rank]) @ right[:rank] * scale
-    beyond = np.abs(low) > 4.0 * np.sqrt(case.right.variance[region])
+    beyond = np.abs(low) > 4.0 * np.sqrt(variance[region])
     if beyond.any(axis=0).sum() < LOW * rank:
         return None  # columns of their own
     made = case.right.values.copy()
@@ -39,5 +49,5 @@ LOW_RANK = SiteMistake(
     main="rank",
     at=("linear",),
     complexity=Complexity.VECTOR,
-    hypotheses=lambda case: [Hypothesis(lambda: _fitted(case))],
+    hypotheses=_hypotheses,
 )

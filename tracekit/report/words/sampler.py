@@ -113,6 +113,15 @@ def _other_draw(found: evidence.OtherDraw) -> str:
     return f"{start}: {field} {found.values[0]} in the reference, {found.values[1]} in the candidate"
 
 
+@words(evidence.DrawsMoveOn)
+def _move_on(found: evidence.DrawsMoveOn) -> str:
+    ours, theirs = found.words
+    return (
+        f"the draw takes 2 words for each survivor, {ours} in the reference, {theirs} in the candidate: "
+        "later draws begin elsewhere in the generator's stream, and no fault is needed for other tokens"
+    )
+
+
 @words(evidence.OffsetInRaces)
 def _races(found: evidence.OffsetInRaces) -> str:
     races = "1 race" if found.races == 1 else f"{found.races} races"

@@ -9,13 +9,15 @@ import numpy as np
 from tracekit.align.pair import Pair
 from tracekit.align.sites import SequencePair
 from tracekit.compare.findings import DrawDiffers, DrawField
+from tracekit.compare.search import Search
 from tracekit.mistakes import generator
 from tracekit.mistakes.explanation import Explained, Explanation
 from tracekit.trace import Draw
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.counterfactual.algorithm import other_algorithm, with_filter
 from tracekit.verdict.counterfactual.combinations import combinations
-from tracekit.verdict.counterfactual.evidence import OffsetInRaces, OtherDraw, ShiftChanges
+from tracekit.verdict.counterfactual.cut import cut_crossed, words_follow_survivors
+from tracekit.verdict.counterfactual.evidence import DrawsMoveOn, OffsetInRaces, OtherDraw, ShiftChanges
 from tracekit.verdict.counterfactual.filter import as_evidence
 from tracekit.verdict.counterfactual.sides import both, sequences_of
 from tracekit.verdict.ruling import Ruling
@@ -24,10 +26,13 @@ Rows = list[tuple[Draw, Draw]]
 """The last draw of each side, step by step."""
 
 
-def rule_draw(traces: Pair, first: DrawDiffers) -> Ruling:
+def rule_draw(traces: Pair, found: Search, first: DrawDiffers) -> Ruling:
     """Another draw from the same survivors."""
     pair = sequences_of(traces, first)
     margins = combinations(pair, first.step)
+    if _follows_from_cut(pair, found, first):
+        crossed = cut_crossed(pair, first.step), DrawsMoveOn(first.values)
+        return Ruling(Cause.NEAR_TIE, first, crossed, margins=margins)
     algorithm = other_algorithm(pair, first.step)
     same = _same(pair, first)
     said = OtherDraw(first.field, first.values, same_survivors(pair, first.step), same, algorithm is not None)
@@ -39,6 +44,13 @@ def rule_draw(traces: Pair, first: DrawDiffers) -> Ruling:
     moved, more = _moved(pair, first)
     evidence = [] if moved is None else [Explained(moved), *more]
     return Ruling(Cause.RNG, first, (said, *evidence), moved, margins)
+
+
+def _follows_from_cut(pair: SequencePair, found: Search, first: DrawDiffers) -> bool:
+    """Whether a draw takes another number of words because rounding moved a token over the cut."""
+    if first.field is not DrawField.WORDS or first.draw is None or (first.sequence, first.step) not in found.ties:
+        return False
+    return words_follow_survivors(pair, first.step, first.draw)
 
 
 def same_survivors(pair: SequencePair, step: int) -> bool:

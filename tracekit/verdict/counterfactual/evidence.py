@@ -129,6 +129,13 @@ class OtherDraw:
 
 
 @dataclass(frozen=True)
+class DrawsMoveOn:
+    """A draw takes two words for each survivor: from a step at which other tokens survive, the sides draw elsewhere."""
+
+    words: tuple[int | str, int | str]
+
+
+@dataclass(frozen=True)
 class OffsetInRaces:
     """A shift of the generator that is a whole number of races over the vocabulary."""
 

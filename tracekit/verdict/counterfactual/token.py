@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from tracekit.align.pair import Pair
 from tracekit.align.sites import SequencePair
 from tracekit.compare.findings import TokenDiffers
@@ -13,17 +11,16 @@ from tracekit.compare.search import Search
 from tracekit.mistakes import generator
 from tracekit.mistakes.explanation import Explanation
 from tracekit.mistakes.filters import explain_greedy
-from tracekit.sampling.chain import chain, cuts, recorded_chain
+from tracekit.sampling.chain import recorded_chain
 from tracekit.sampling.drawing import near_seed, trials
-from tracekit.sampling.fit import departs
 from tracekit.sampling.replay import Streams, observations, observe
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.counterfactual.algorithm import other_algorithm, with_filter
 from tracekit.verdict.counterfactual.combinations import combinations
+from tracekit.verdict.counterfactual.cut import cut_crossed
 from tracekit.verdict.counterfactual.draw import same_survivors
 from tracekit.verdict.counterfactual.evidence import (
     BothUnseeded,
-    CutCrossed,
     DrawsUnknown,
     Judgement,
     Known,
@@ -78,21 +75,7 @@ def _near_tie(pair: SequencePair, step: int, margins: Margins, *, crossed: bool)
         if not _is_near(margins.token):
             return None
         return [TokenMarginMeasured(margins.token.margin, margins.token.error, Judgement.ROUNDING)]
-    return [_cut_crossed(pair, step)] if crossed else None
-
-
-def _cut_crossed(pair: SequencePair, step: int) -> CutCrossed:
-    """A token that survives on one side alone was drawn there, or its place in the race taken by another."""
-    one, other = observed(pair, step)
-    assert one.ids is not None and other.ids is not None, "survivors that crossed a cut are recorded"
-    apart = np.setxor1d(one.ids, other.ids)
-    processors = chain(pair.reference.sampling)
-    follows = [departs(processors, seen, half=False) is False for seen in (one, other)]
-    near = [] if one.logits is None else cuts(processors, one.logits, one.context)
-    found = min(((float(cut.distances[apart].min()), cut.unit) for cut in near), default=(np.inf, None))
-    known = bool(np.isfinite(found[0]))
-    unit = None if not known or found[1] is None else str(found[1])
-    return CutCrossed(int(apart.size), all(follows), found[0] if known else None, unit)
+    return [cut_crossed(pair, step)] if crossed else None
 
 
 def _other_token(pair: SequencePair, step: int) -> OtherToken:
