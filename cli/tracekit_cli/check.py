@@ -18,7 +18,11 @@ from tracekit.selfcheck.variation import PROMPT_IDS, Varied
 
 
 @click.command("check", short_help="Compare an engine with itself: the same request computed in other ways.")
-@click.option("--engine", metavar="NAME", help="An engine whose ways are known, and need no places: native.")
+@click.option(
+    "--engine",
+    metavar="NAME",
+    help="An engine whose ways are known, and need no places: native, transformers, llama.cpp.",
+)
 @click.option("--vary", multiple=True, metavar="NAME=BASE,OTHER,...", help="Values of a place in the command.")
 @click.option("--prompt-ids", metavar="N,N,...", help="What goes where the command has {prompt_ids}.")
 @click.option("--weights", type=click.Path(), help="The checkpoint, if it is not where the trace says.")

@@ -29,7 +29,7 @@ from tracekit.selfcheck.variation import (
     Varied,
     Way,
 )
-from tracekit.selfcheck.views import as_generated, only
+from tracekit.selfcheck.views import as_generated, on_a_prefix, only
 from tracekit.trace import Trace
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.decide import diff
@@ -106,7 +106,7 @@ class _Check:
         if {REQUESTS, KEEP_PREFIX} <= known and length > 1:
             settings = {REQUESTS: "2", KEEP_PREFIX: str(length // 2)}
             variation = Variation(Way.PREFIX_REUSED, KEEP_PREFIX, str(length // 2))
-            yield self._run(variation, settings, lambda trace: only(trace, 1))
+            yield self._run(variation, settings, lambda trace: on_a_prefix(trace, 1, self.base.sequences[0]))
         if BATCH in known:
             yield self._run(Variation(Way.IN_A_BATCH, BATCH, "3"), {BATCH: "3"}, self._same_prompt)
 

@@ -22,6 +22,18 @@ def as_generated(trace: Trace, base: Sequence) -> Trace:
     return cast(Trace, _View(trace, [_AsPrompt(trace.sequences[0], base)]))
 
 
+def on_a_prefix(trace: Trace, index: int, base: Sequence) -> Trace:
+    """A sequence that was computed on positions that the cache held already. A recorder that saw the rest of the prompt
+    alone calls that the prompt, and counts its steps from there: its sites are compared position by position."""
+    sequence = trace.sequences[index]
+    told, whole = sequence.prompt_ids, base.prompt_ids
+    if told is None or whole is None or not 0 < len(told) < len(whole):
+        return only(trace, index)
+    if not np.array_equal(told, whole[len(whole) - len(told) :]):
+        return only(trace, index)
+    return cast(Trace, _View(trace, [_AsPrompt(sequence, base)]))
+
+
 class _View(Browsable):
     """A trace with other sequences; all else is its own."""
 
@@ -47,6 +59,7 @@ class _First(BrowsableSequence):
 class _AsPrompt(BrowsableSequence):
     """A sequence of another's prompt, without steps."""
 
+    index = 0
     step_count = 0
     end_reason = "done"
     events: tuple[Event, ...] = ()

@@ -5,6 +5,8 @@ Another package declares its own by an entry point of the group `tracekit.engine
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,25 @@ def engine_of(name: str) -> Engine:
     if name not in found:
         raise TraceError(f"--engine {name}: there is no such engine; give one of {', '.join(sorted(found))}")
     return found[name]
+
+
+def in_process(command: click.Command) -> Callable[[list[str], Path], None]:
+    """Runs an engine's command with words of a command line and a file to record into. What goes wrong in it, in
+    whatever library, is a TraceError: another way of the same engine may work."""
+
+    def run(words: list[str], out: Path) -> None:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                command.main([*words, "-o", str(out)], prog_name=command.name, standalone_mode=False)
+        except TraceError:
+            raise
+        except click.ClickException as error:
+            raise TraceError(error.format_message()) from None
+        except Exception as error:
+            said = (str(error).splitlines() or [""])[0]
+            raise TraceError(f"{command.name}: {type(error).__name__}: {said}") from None
+
+    return run
 
 
 def out_option(function: Callable[..., Any]) -> Callable[..., Any]:

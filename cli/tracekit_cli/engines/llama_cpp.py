@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from tracekit_cli.engines import Engine, out_option
+from tracekit.selfcheck.options import WithOptions
+from tracekit.selfcheck.variation import CHUNK, PROMPT_IDS, THREADS
+from tracekit_cli.engines import Engine, in_process, out_option
 
 
 @click.command(name="llama.cpp", short_help="Record a generation of llama.cpp.")
@@ -50,4 +52,20 @@ def _ids(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-ENGINE = Engine("llama.cpp", command)
+OPTIONS = {
+    PROMPT_IDS: "--prompt-ids",
+    CHUNK: "--batch",
+    THREADS: "--threads",
+    "micro_batch": "--micro-batch",
+    "flash_attention": "--flash-attention",
+    "cache_type": "--cache-type",
+}
+VALUES = {THREADS: ("1", "2"), "micro_batch": ("1", "3"), "flash_attention": ("on", "off"), "cache_type": ("f32",)}
+
+
+def varied(words: tuple[str, ...]) -> WithOptions:
+    """A model with options, and what may be varied of them."""
+    return WithOptions(words, OPTIONS, VALUES, in_process(command))
+
+
+ENGINE = Engine("llama.cpp", command, varied)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from tracekit.selfcheck.native import NativeEngine
+from tracekit.selfcheck.options import WithOptions
+from tracekit.selfcheck.variation import CHUNK, DTYPE, KEEP_PREFIX, PROMPT_IDS, REQUESTS, THREADS
 from tracekit_cli.engines import Engine, out_option
 
 
@@ -25,4 +26,20 @@ def command(words: tuple[str, ...], out: Path | None) -> int:
     return run_native(list(words), out or Path("traces") / f"{Path(words[0]).name}.h5", NativeOptions())
 
 
-ENGINE = Engine("native", command, NativeEngine)
+OPTIONS = {
+    PROMPT_IDS: "--prompt-ids",
+    CHUNK: "--prefill-chunk",
+    THREADS: "--threads",
+    DTYPE: "--dtype",
+    REQUESTS: "--requests",
+    KEEP_PREFIX: "--keep-prefix",
+}
+VALUES = {THREADS: ("1", "2"), CHUNK: ("1", "3"), DTYPE: ("float32",)}
+
+
+def varied(words: tuple[str, ...]) -> WithOptions:
+    """The engine's command line, and its options."""
+    return WithOptions(words, OPTIONS, VALUES, words_of={"float32": "f32"})
+
+
+ENGINE = Engine("native", command, varied)
