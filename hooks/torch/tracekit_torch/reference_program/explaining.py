@@ -34,7 +34,7 @@ from tracekit_torch.reference_program.segment import Changed, Given, Result, Seg
 from tracekit_torch.reference_program.source_lines import lines_of
 
 Floats = NDArray[np.float64]
-WORK, ALL_WORK = 3e9, 9e9
+WORK, ALL_WORK = 1.2e10, 4e10
 """Numbers computed for one culprit, and for all of a sequence together: what a core does in some ten seconds. Not time:
 what is found must not depend on the machine."""
 DRAWS, CLOSE_DRAWS = 8, 32
@@ -206,6 +206,8 @@ class Suspect:
         ]
 
     def _trials(self, kinds: set[object] | None = None) -> Iterator[Trial]:
+        """Those that ports make most first, of each kind the nodes from the last on: a large segment may not leave time
+        for all of them."""
         for edit in all_edits():
             if kinds is not None and edit.kind not in kinds:
                 continue

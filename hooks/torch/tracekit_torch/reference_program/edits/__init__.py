@@ -13,7 +13,7 @@ __all__ = ["Change", "Edit", "Freedom", "all_edits"]
 
 @cache
 def all_edits() -> tuple[Edit, ...]:
-    """All of them, those that are free to choose least first."""
+    """All of them, those that are made most often first."""
     modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
     found = [edit for module in modules if isinstance(edit := getattr(module, "EDIT", None), Edit)]
-    return tuple(sorted(found, key=lambda edit: edit.freedom))
+    return tuple(sorted(found, key=lambda edit: edit.often))

@@ -47,4 +47,4 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-EDIT = Edit(EditKind.CONSTANT, Freedom.CONSTANT, _changes)
+EDIT = Edit(EditKind.CONSTANT, Freedom.CONSTANT, 2, _changes)

@@ -50,5 +50,7 @@ class Edit:
 
     kind: EditKind
     freedom: Freedom
+    often: int
+    """How often ports make it: 1 is most often. Those are tried first."""
     changes: Callable[[Segment, int], Iterator[Change]]
     """Its forms at the node at a position of a segment; none where it cannot be made there."""

@@ -41,4 +41,4 @@ def _transposed(given: Given, number: float) -> Result:
     return given.result(two.transpose(-1, -2), one.transpose(-1, -2))
 
 
-EDIT = Edit(EditKind.EXCHANGED, Freedom.NONE, _changes)
+EDIT = Edit(EditKind.EXCHANGED, Freedom.NONE, 3, _changes)

@@ -49,4 +49,4 @@ def _of(at: int, value: Any, stated: int, other: int) -> Change:
     return Change(("index", at, str(value)), changed, number=float(other), stated=float(stated))
 
 
-EDIT = Edit(EditKind.INDEX, Freedom.AMONG_FEW, _changes)
+EDIT = Edit(EditKind.INDEX, Freedom.AMONG_FEW, 6, _changes)

@@ -1,4 +1,4 @@
-"""An operation, or a run of them, left out: its result is one of the values that went into it."""
+"""An operation left out: its result is one of its operands."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tracekit.mistakes.edited_line import EditKind
 from tracekit_torch.reference_program.edits.edit import Change, Edit, Freedom
 from tracekit_torch.reference_program.segment import Given, Result, Segment, Value
 
-FURTHEST = 24
-"""Values before a node that are tried in its place."""
+ARITHMETIC = {"add", "sub", "rsub", "mul", "div", "pow"}
+"""Operations of which a number may be what is left."""
 
 
 def _changes(segment: Segment, place: int) -> Iterator[Change]:
@@ -24,37 +24,17 @@ def _changes(segment: Segment, place: int) -> Iterator[Change]:
     for number, operand in enumerate(node.args):
         if isinstance(operand, Value) and segment.steady(operand.id):
             given = segment.clean[operand.id]
-            if given.dtype == out.dtype and not _same(given, out):
-                yield Change(("operand", number), _taken(operand.id), source=operand.id)
-        elif isinstance(operand, Number) and not isinstance(operand, bool) and out.is_floating_point():
+            if given.dtype == out.dtype and not same(given, out):
+                yield Change(("operand", number), taken(operand.id), source=operand.id)
+        elif node.name.rstrip("_") in ARITHMETIC and isinstance(operand, Number) and out.is_floating_point():
             yield Change(("number", number), _filled(operand))
-    for value in _before(segment, place, out):
-        producer = segment.producers[value]
-        label = ("run", segment.nodes[producer].place[-1:], segment.nodes[producer].name)
-        kind = EditKind.LEFT_OUT if place in segment.after(producer) else EditKind.OTHER_VALUE
-        yield Change(label, _taken(value), source=value, kind=kind)
 
 
-def _before(segment: Segment, place: int, out: torch.Tensor) -> Iterator[int]:
-    """Earlier values of the same shape that are no operands of the node, the latest first."""
-    node, count = segment.nodes[place], 0
-    for earlier in range(place - 1, -1, -1):
-        for value in segment.nodes[earlier].outputs:
-            held = segment.clean[value]
-            if value in node.inputs or held.shape != out.shape or held.dtype != out.dtype or not segment.steady(value):
-                continue
-            if not _same(held, out):
-                yield value
-                count += 1
-        if count >= FURTHEST:
-            return
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
 
 
-def _taken(value: int) -> Any:
+def taken(value: int) -> Any:
     return lambda given, number: given.value(value)
 
 
@@ -65,4 +45,4 @@ def _filled(operand: Any) -> Any:
     return filled
 
 
-EDIT = Edit(EditKind.LEFT_OUT, Freedom.NONE, _changes)
+EDIT = Edit(EditKind.LEFT_OUT, Freedom.NONE, 0, _changes)

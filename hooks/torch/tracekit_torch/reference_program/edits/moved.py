@@ -40,4 +40,4 @@ def _transposed(given: Given, number: float) -> Result:
     return given.result().transpose(-1, -2)
 
 
-EDIT = Edit(EditKind.MOVED, Freedom.AMONG_FEW, _changes)
+EDIT = Edit(EditKind.MOVED, Freedom.AMONG_FEW, 11, _changes)

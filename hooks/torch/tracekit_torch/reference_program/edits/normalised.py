@@ -36,4 +36,4 @@ def _softmax(given: Given, number: float) -> Result:
     return torch.softmax(given.result(), -1)
 
 
-EDIT = Edit(EditKind.NORMALISED, Freedom.AMONG_FEW, _changes)
+EDIT = Edit(EditKind.NORMALISED, Freedom.AMONG_FEW, 8, _changes)

@@ -21,4 +21,4 @@ def _added(given: Given, number: float) -> Result:
     return given.result() + number
 
 
-EDIT = Edit(EditKind.OFFSET, Freedom.NUMBER, _changes)
+EDIT = Edit(EditKind.OFFSET, Freedom.NUMBER, 9, _changes)

@@ -70,4 +70,4 @@ def _reduced(function: Callable[..., Any]) -> Any:
     return changed
 
 
-EDIT = Edit(EditKind.OPERATOR, Freedom.AMONG_FEW, _changes)
+EDIT = Edit(EditKind.OPERATOR, Freedom.AMONG_FEW, 1, _changes)

@@ -36,4 +36,4 @@ def _rounded(dtype: torch.dtype) -> Any:
     return rounded
 
 
-EDIT = Edit(EditKind.ROUNDED, Freedom.AMONG_FEW, _changes)
+EDIT = Edit(EditKind.ROUNDED, Freedom.AMONG_FEW, 10, _changes)

@@ -29,4 +29,4 @@ SHAPES_ONLY = {
 }  # fmt: skip
 """Operations that compute nothing."""
 
-EDIT = Edit(EditKind.SCALED, Freedom.NUMBER, _changes)
+EDIT = Edit(EditKind.SCALED, Freedom.NUMBER, 4, _changes)

@@ -56,4 +56,4 @@ def _swapped(one: int, other: int) -> Any:
     return changed
 
 
-EDIT = Edit(EditKind.TAKEN_FOR, Freedom.AMONG_FEW, _changes)
+EDIT = Edit(EditKind.TAKEN_FOR, Freedom.AMONG_FEW, 7, _changes)

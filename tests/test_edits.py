@@ -1,0 +1,197 @@
+"""Explanations by edits of the reference's source: the line is named, what is harmless is not, doubt is listed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tracekit
+from tracekit.mistakes.edited_line import EditedLine, EditKind
+from tracekit.mistakes.explanation import EDITED_LINE, Explanation
+from tracekit.report.words import sentence
+from tracekit.report.words.explanations import explanation_json
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import tracekit_torch  # noqa: E402
+from tracekit_torch.reference_program.capturing import Capturing  # noqa: E402
+from tracekit_torch.reference_program.loading import inputs_of, load_reference  # noqa: E402
+
+from tests import tiny_families  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        if name not in made:
+            made[name] = tiny_families.make(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return of
+
+
+def _set(model: Any, **values: Any) -> None:
+    for module in model.modules():
+        for holder in (module, getattr(module, "config", None)):
+            for name, value in values.items():
+                if hasattr(holder, name):
+                    setattr(holder, name, value)
+
+
+def _audited(folder: Path, out: Path, plant: Callable[[Any], None], attention: str = "eager") -> tracekit.Audit:
+    model = tiny_families.load(folder, attention)
+    plant(model)
+    with tiny_families.run(model, out) as trace:
+        return tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
+
+
+FAULTS: dict[str, tuple[str, Callable[[Any], None], str, EditKind, float | None]] = {
+    "soft cap left out": (
+        "gemma2", lambda model: _set(model, attn_logit_softcapping=None), "torch.tanh(", EditKind.LEFT_OUT, None,
+    ),
+    "experts not renormalised": (
+        "qwen3next", lambda model: _set(model, norm_topk_prob=False), "router_top_value /=", EditKind.LEFT_OUT, None,
+    ),
+    "scale of the experts": (
+        "deepseekv3", lambda model: _set(model, routed_scaling_factor=2.4), "routed_scaling_factor",
+        EditKind.CONSTANT, 2.4,
+    ),
+    "eps of one norm": (
+        "gpt2", lambda model: setattr(model.transformer.h[1].ln_1, "eps", 1e-6), "self.ln_1(", EditKind.CONSTANT, 1e-6,
+    ),
+    "scale of attention with its bias": (
+        "bloom", lambda model: _set(model, inv_norm_factor=0.36), "alibi.baddbmm(", EditKind.CONSTANT, 0.36,
+    ),
+    "scale of the logits": (
+        "cohere", lambda model: _set(model, logit_scale=0.07), "self.logit_scale", EditKind.CONSTANT, 0.07,
+    ),
+    "scale of the residual": (
+        "granite", lambda model: _set(model, residual_multiplier=0.4), "self.residual_multiplier",
+        EditKind.CONSTANT, 0.4,
+    ),
+    "scale of attention": (
+        "mixtral", lambda model: _set(model, scaling=0.3), "* scaling", EditKind.CONSTANT, 0.3,
+    ),
+}  # fmt: skip
+"""Family, what is done to the model, a part of the wrong line, and what the edit is."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_line_is_named(checkpoints: Any, tmp_path: Path, fault: str) -> None:
+    name, plant, text, kind, number = FAULTS[fault]
+    found = _audited(checkpoints(name), tmp_path / "run.h5", plant)
+    assert found.culprits
+    for culprit in found.culprits:
+        assert culprit.explanation is not None, found.text
+        lines = [line for line in culprit.explanation.lines if text in line.source and line.kind is kind]
+        assert lines, culprit.explanation.lines
+        assert lines[0].number is None if number is None else lines[0].number == pytest.approx(number, rel=1e-6)
+        assert lines[0].file.startswith("transformers/models/")
+    # A line that is told apart, or named with those that are not.
+    assert "as if" in found.text
+
+
+def _double(model: Any) -> None:
+    """Twice a half of every gate: another order of operations."""
+    for layer in model.model.layers:
+        inner = layer.mlp.act_fn
+        layer.mlp.act_fn = _Twice(inner)
+
+
+class _Twice(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, value: Any) -> Any:
+        return (self.inner(value) / 3.0) * 3.0
+
+
+@pytest.mark.parametrize(
+    ("name", "plant", "attention"),
+    [("mixtral", lambda model: None, "sdpa"), ("gemma2", _double, "eager"), ("bloom", lambda model: None, "eager")],
+)
+def test_a_harmless_rewrite_is_no_line(
+    checkpoints: Any, tmp_path: Path, name: str, plant: Callable[[Any], None], attention: str
+) -> None:
+    found = _audited(checkpoints(name), tmp_path / "run.h5", plant, attention)
+    assert not found.culprits, found.text
+
+
+def test_an_error_that_no_edit_makes_is_not_explained(checkpoints: Any, tmp_path: Path) -> None:
+    def noisy(model: Any) -> None:
+        made = torch.Generator().manual_seed(0)
+        forward = model.model.layers[0].mlp.act_fn.forward
+        model.model.layers[0].mlp.act_fn.forward = lambda value: (
+            forward(value) * (1.0 + 0.1 * torch.randn(value.shape, generator=made))
+        )
+
+    found = _audited(checkpoints("gemma2"), tmp_path / "run.h5", noisy)
+    assert [culprit.site for culprit in found.culprits] == ["model.layers.0.mlp.down_proj:in"]
+    assert found.culprits[0].explanation is None, found.text
+
+
+def test_two_faults_are_two_lines(checkpoints: Any, tmp_path: Path) -> None:
+    def both(model: Any) -> None:
+        _set(model, attn_logit_softcapping=None)
+        for layer in model.model.layers:
+            layer.input_layernorm.eps = 1e-3
+
+    found = _audited(checkpoints("gemma2"), tmp_path / "run.h5", both)
+    named = {culprit.site: culprit.explanation for culprit in found.culprits}
+    for layer in range(2):
+        norm, core = named[f"model.layers.{layer}.input_layernorm"], named[f"model.layers.{layer}.self_attn.o_proj:in"]
+        assert norm is not None and any(
+            "self.eps" in line.source and line.number == pytest.approx(1e-3, rel=1e-3) for line in norm.lines
+        )
+        assert core is not None and any("torch.tanh(" in line.source for line in core.lines)
+
+
+def test_lines_that_are_not_told_apart_are_all_named(checkpoints: Any, tmp_path: Path) -> None:
+    """A factor of the routed experts is one of their weights, or of what divides them."""
+    found = _audited(checkpoints("deepseekv3"), tmp_path / "run.h5", FAULTS["scale of the experts"][1])
+    explanation = found.culprits[0].explanation
+    assert explanation is not None and len(explanation.lines) > 1
+    assert explanation.lines[0].source.startswith("topk_weights = topk_weights * self.routed_scaling_factor")
+    assert "these values do not tell it from a change at" in found.text
+    told = found.to_json()["culprits"][0]["explanation"]
+    assert len(told["lines"]) == len(explanation.lines)
+    assert told["lines"][0] | {"text": ""} == {
+        "type": "edited_line", "file": "transformers/models/deepseek_v3/modeling_deepseek_v3.py",
+        "line": explanation.lines[0].line, "last": explanation.lines[0].last, "source": explanation.lines[0].source,
+        "kind": "constant", "operation": "mul", "number": 2.4, "stated": 2.5, "other": "", "text": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["qwen3next", "deepseekv3", "gptoss", "opt"])
+def test_a_segment_computes_what_the_replay_does(checkpoints: Any, tmp_path: Path, name: str) -> None:
+    """Operations in place, views and routed experts among them."""
+    folder = checkpoints(name)
+    with tiny_families.run(tiny_families.load(folder), tmp_path / "run.h5") as trace:
+        model, sequence = load_reference(str(folder), "float32"), trace.sequences[0]
+        given = inputs_of(model, trace, sequence)
+        replay = Capturing(model, sequence, lambda: model(**given, use_cache=False))
+        sites = replay.sites_with_segments([*sequence.sites, "logits"])
+    assert len(sites) == len(sequence.sites) + 1
+    for site, segment in sites.values():
+        values = segment.run({})
+        assert values is not None
+        assert np.array_equal(values, site.values, equal_nan=True), site.site
+
+
+def test_an_edit_is_said_in_a_sentence() -> None:
+    line = EditedLine("a/modeling_x.py", 7, 7, "y = torch.tanh(x)", EditKind.LEFT_OUT, "tanh")
+    explanation = Explanation(EDITED_LINE, residual=0.4, edit=line)
+    assert sentence(explanation) == "as if modeling_x.py:7 (y = torch.tanh(x)) were left out"
+    assert explanation.same(Explanation(EDITED_LINE, residual=0.9, edit=line))
+    told = explanation_json(explanation)
+    assert told is not None and told["kind"] == "edited_line" and told["lines"][0]["line"] == 7
+    for kind in EditKind:
+        assert sentence(EditedLine("m.py", 1, 2, "z", kind, "mul", 2.0, 1.0, "add")).startswith("as if ")
