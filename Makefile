@@ -83,6 +83,7 @@ parity: setup model ## Tokens of transformers and of the native engine, 20 seeds
 
 bench: setup model ## Cost of recording, of diff and of the audit, as ratios measured side by side
 	$(BIN)/python benchmarks/recording.py --model $(MODEL) --native $(NATIVE)
+	$(BIN)/python -m benchmarks.onnx_recording
 	$(BIN)/python benchmarks/diff_speed.py
 	$(BIN)/python benchmarks/audit_speed.py --model $(MODEL) --native $(NATIVE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -397,3 +398,71 @@ def test_what_cannot_be_recorded_is_one_line(llama: Path, tmp_path: Path) -> Non
     ):
         code, said = command("record", "--engine", "onnx", *words, "-o", str(tmp_path / "t.h5"))
         assert code == 2 and said.count("\n") == 0, (words, said)
+
+
+# -------------------------------------------------------------------- TorchScript
+
+
+def scripted(path: Path, module: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(module).save(path)
+        return torch.jit.load(path).eval()
+
+
+def test_torchscript_is_compared_with_its_export(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = Listener().eval(), torch.randn(3, 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (x,), tmp_path / "l.onnx", dynamo=False, input_names=["x"])
+    program = scripted(tmp_path / "l.jit", module)
+    with torch.no_grad():
+        plain = program(x)
+        with tracekit_torch.record_script(program, tmp_path / "jit.h5"):
+            assert torch.equal(program(x), plain)
+            with pytest.raises(RuntimeError):
+                program(torch.ones(3))  # an error of the program is the program's
+            assert torch.equal(program(x), plain)
+        assert torch.equal(program(x), plain)
+    trace = recorded(tmp_path / "l.onnx", {"x": x.numpy()}, tmp_path / "ort.h5")
+    with tracekit.open(tmp_path / "jit.h5") as reference:
+        assert len(reference.sequences) == 2 and reference.status == "complete"
+        sites = set(reference.sequences[0].sites)
+        assert {"encoder.0", "encoder.0:in", "encoder.2", "encoder.2:in", "out"} <= sites
+        assert reference.sites["out"].input == "encoder.2"
+    with torch.no_grad(), tracekit_torch.record_script(program, tmp_path / "once.h5"):
+        program(x)
+    assert tracekit.diff(tmp_path / "once.h5", trace).verdict == "parity"
+    model = onnx.load_model(tmp_path / "l.onnx")
+    held = tensor(model, "encoder.2.weight")
+    put(held, onnx.numpy_helper.to_array(held) * np.float32(1.01))
+    onnx.save_model(model, tmp_path / "edited.onnx")
+    found = tracekit.diff(tmp_path / "once.h5", recorded(tmp_path / "edited.onnx", {"x": x.numpy()}, tmp_path / "e.h5"))
+    assert found.verdict == "divergence" and "encoder.2" in str(found)
+
+
+SILERO = os.environ.get("TRACEKIT_SILERO", "")
+"""The folder `silero_vad/data` of the package silero-vad 6.2.3."""
+
+
+@pytest.mark.skipif(not SILERO, reason="TRACEKIT_SILERO names no folder")
+@pytest.mark.parametrize(("rate", "samples", "context"), [(16000, 512, 64), (8000, 256, 32)])
+def test_a_voice_detector_in_three_files(rate: int, samples: int, context: int, tmp_path: Path) -> None:
+    """Real, not planted: the half for 8 kHz of `silero_vad_op18_ifless.onnx` is of another training."""
+    x = (np.random.default_rng(0).standard_normal((1, samples)) * 0.1).astype(np.float32)
+    program = torch.jit.load(f"{SILERO}/silero_vad.jit").eval()
+    with torch.no_grad(), tracekit_torch.record_script(program, tmp_path / "jit.h5"):
+        program(torch.from_numpy(x), rate)
+    whole = np.concatenate([np.zeros((1, context), np.float32), x], axis=1)
+    feeds = {"input": whole, "state": np.zeros((2, 1, 128), np.float32), "sr": np.array(rate)}
+    found = {}
+    for name in ("silero_vad", "silero_vad_op18_ifless"):
+        recorded(Path(SILERO) / f"{name}.onnx", feeds, tmp_path / f"{name}.h5")
+        found[name] = tracekit.diff(tmp_path / "jit.h5", tmp_path / f"{name}.h5")
+    assert found["silero_vad"].verdict == "parity"
+    told = found["silero_vad_op18_ifless"].to_json()
+    if rate == 16000:
+        assert told["verdict"] == "parity"
+    else:
+        assert (told["cause"], told["site"]) == ("layer", "_model_8k.encoder.0.reparam_conv")

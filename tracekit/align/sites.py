@@ -9,6 +9,9 @@ import numpy as np
 
 from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, Trace, TraceError, resolve
 
+ROOT_SITE = "output"
+"""The outermost module's own output, which has no path: it says nothing of the others' names."""
+
 
 @dataclass(frozen=True)
 class SitePair:
@@ -93,6 +96,7 @@ def _are_logits(sequence: Sequence, site: str) -> bool:
 def _prefixes(ours: Mapping[str, str], theirs: Mapping[str, str]) -> tuple[str, str]:
     """The prefixes to strip, `("model.", "")` say, that match most names, the fewest that do; none where exact names
     match."""
+    ours, theirs = ({name: at for name, at in side.items() if name != ROOT_SITE} for side in (ours, theirs))
     if any(name in theirs for name in ours):
         return "", ""
     options = [("", "")]

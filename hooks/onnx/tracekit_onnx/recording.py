@@ -34,6 +34,8 @@ CACHE = re.compile(r"past|cache|^state$|^h\d*$|^c\d*$")
 HEADS = ("lm_head", "embed_out")
 INPUT_BYTES = 64 << 20
 """Inputs larger than this are not copied into the trace."""
+ROOT_SITE = "output"
+"""Site of the graph's first output, as PyTorch's recorder calls that of the outermost module."""
 CHANNELS_FIRST = "Conv1d"
 TIME_AXIS = 2
 """Of cached keys and values [batch, heads, positions, width]."""
@@ -181,6 +183,10 @@ class RecordedSession:
             else:
                 row["skipped"], site.place = "not asked for", None
             sites[module.name] = site
+        if ROOT_SITE not in sites and wanted.search(ROOT_SITE):
+            top = (), self._file.model.graph.output[0].name
+            row = {"name": ROOT_SITE, "class": "output", "order": 0}
+            sites[ROOT_SITE] = _Site(row | {"same_as": known.get(top)}, (), None if top in known else top)
         for order, site in enumerate(sites.values()):
             site.row = {key: value for key, value in (site.row | {"order": order}).items() if value is not None}
         return sites

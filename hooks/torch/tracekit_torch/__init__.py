@@ -20,9 +20,10 @@ from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.trace import Trace
 from tracekit_torch.options import Options
 from tracekit_torch.recorder import Recorder
+from tracekit_torch.scripted import record_script
 from tracekit_torch.watch import Watch
 
-__all__ = ["Options", "Recorder", "by_reference", "record"]
+__all__ = ["Options", "Recorder", "by_reference", "record", "record_script"]
 
 
 @contextmanager

@@ -178,7 +178,8 @@ class Recorder:
 
         if isinstance(model, torch.jit.ScriptModule):
             raise TraceError(
-                f"{type(model).__name__} is TorchScript, which calls no hooks; record the module that it was made from"
+                f"{type(model).__name__} is TorchScript, which calls no hooks; use tracekit_torch.record_script, "
+                "or record the module that it was made from"
             )
         about = about or About(describe.model_config(model), describe.checkpoint(model, self.command is not None))
         if self.options.dtype is not None:
