@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tracekit
+from tracekit.auditing.drawn_error import drawn_result, judged
 from tracekit.inspection.sanity import LooksAhead
 
 torch = pytest.importorskip("torch")
@@ -151,6 +153,16 @@ def test_an_input_that_is_another_module_s_output_is_compared_where_the_referenc
         assert site not in trace.sequences[0].sites
         found = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
     assert [culprit.site for culprit in found.culprits] == [site], found.text
+
+
+def test_more_tests_let_each_of_them_pass_more() -> None:
+    """What is beyond its limit by chance, where few tests are made, is within it where many are."""
+    drawn = np.random.default_rng(0)
+    values = drawn.standard_normal((40, 16))
+    errors = (drawn.standard_normal((9, 40, 16)) * 1e-7).astype(np.float32)
+    result = drawn_result(values, errors[1:], 2.0**-30)
+    own = judged("site", np.arange(40), values + errors[0], result, 0.9, 2.0**-30)
+    assert own.wrong and not own.held_to(1e-9).wrong and own.held_to(1e-9).level == 1e-9
 
 
 def test_an_operation_in_place_rounds_as_well() -> None:

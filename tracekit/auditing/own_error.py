@@ -14,7 +14,7 @@ All tests of a trace together raise a false alarm with the probability `FALSE_AL
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
 
@@ -256,6 +256,10 @@ class Own:
     width: Mapping[Statistic, float]  # how much wider than independent errors those of this site spread
     level: float = ONE_SITE  # probability of a false alarm of one test
     beside: Outlier | None = None  # what tells it from its peers, where its error is within its bound
+
+    def held_to(self, level: float) -> Own:
+        """The same, judged with this probability of a false alarm of each test."""
+        return replace(self, limits=self.statistics.limits(level, self.width), level=level)
 
     @property
     def over(self) -> dict[Statistic, float]:

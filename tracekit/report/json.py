@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence as Seq
 from dataclasses import asdict
 
+from tracekit.auditing.own_error import FALSE_ALARMS
 from tracekit.compare.drift import Drift
 from tracekit.compare.findings import TokenDiffers
 from tracekit.mistakes.explanation import Explained, FitsAsWell
@@ -82,6 +83,7 @@ def audit_share_json(audit: AuditShare) -> Json:
     return vars(audit) | {
         "not_audited": {site: sentence(why) for site, why in audit.not_audited.items()},
         "recipe_not_followed": list(audit.recipe_not_followed),
+        "false_alarms": FALSE_ALARMS,
     }
 
 

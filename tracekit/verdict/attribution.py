@@ -13,6 +13,7 @@ from tracekit.align.sites import names
 from tracekit.auditing.audit import Audit, Auditor, Culprit, audit, changed_weights, other_model
 from tracekit.auditing.consequence import Consequences, Weighing
 from tracekit.auditing.operations.embedding_table import Embedding
+from tracekit.auditing.own_error import FALSE_ALARMS
 from tracekit.auditing.recipe import recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
 from tracekit.auditing.stated_arithmetic import Stated
@@ -97,6 +98,8 @@ class Examination:
     values: int
     harmless: Mapping[tuple[str, str], EmbeddingScaled] = field(default_factory=dict)
     """Sites of the reference and of the candidate that hold one thing at two stages, both right; and what differs."""
+    tests: int = 0
+    """How many the audit of the candidate made, at a false alarm of `FALSE_ALARMS` for all together."""
     consequences: Consequences | None = None
     """What the candidate's culprits do to its logits; they are in that order. Only a reference program tells."""
 
@@ -181,18 +184,23 @@ def examine(traces: Pair, checkpoint: Checkpoint, found: Search, by: Auditor | N
         tuple(sorted(suspects & also)),
         audited.values,
         _harmless(reference, candidate, checkpoint, audited.clean),
+        audited.tests,
         told,
     )
 
 
 def _completed(audited: Audit, judged: Audit, stops: Mapping[int, int]) -> Audit:
-    """The audit by recipes, and for the sites that none covers that by the reference program."""
+    """The audit by recipes, and for the sites that none covers that by the reference program. The tests of both
+    together are held to one rate of false alarms."""
     more = _within(judged, stops, audited.unknown.keys())
-    culprits = sorted((*audited.culprits, *more), key=lambda one: (one.sequence, one.step, one.order))
-    clean = audited.clean | (judged.clean & audited.unknown.keys())
-    seen = clean | {culprit.site for culprit in culprits}
+    tests = audited.tests + judged.tests
+    suspects = sorted((*audited.culprits, *more), key=lambda one: (one.sequence, one.step, one.order))
+    culprits = [one for one in suspects if one.own.held_to(FALSE_ALARMS / max(tests, 1)).wrong]
+    seen = audited.clean | (judged.clean & audited.unknown.keys()) | {one.site for one in suspects}
+    clean = seen - {one.site for one in culprits}
     return replace(
         audited,
+        tests=tests,
         culprits=tuple(culprits),
         clean=clean,
         unknown={site: judged.unknown.get(site, why) for site, why in audited.unknown.items() if site not in seen},

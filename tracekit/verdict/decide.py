@@ -231,6 +231,7 @@ def _audit_share(examination: Examination | None) -> AuditShare | None:
         examination.values,
         examination.unknown,
         examination.shared,
+        examination.tests,
     )
 
 

@@ -53,6 +53,7 @@ class AuditShare:
     values: int
     not_audited: Mapping[str, str]  # site -> why
     recipe_not_followed: tuple[str, ...]  # sites at which both sides depart from the recipe alike
+    tests: int  # of the candidate, at a false alarm of `FALSE_ALARMS` for all together
 
 
 @dataclass(frozen=True)
