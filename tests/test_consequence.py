@@ -105,6 +105,19 @@ def test_mending_all_culprits_brings_back_the_reference_s_tokens(
     assert "mended: with the right values at the culprits, 10 of 10 steps" in found.text
 
 
+def test_several_sequences_are_weighed_together(folder: Path, tmp_path: Path) -> None:
+    model = tiny_families.load(folder)
+    LOUD(model)
+    prompts = torch.tensor([tiny_families.PROMPT[0], tiny_families.PROMPT[0][::-1]])
+    with tracekit_torch.record(model, tmp_path / "run.h5"):
+        model.generate(prompts, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    found = tracekit.audit(tmp_path / "run.h5", folder, by=tracekit_torch.by_reference(folder))
+    told = found.consequences
+    assert told is not None and told.repaired is not None
+    assert told.repaired.steps == 12 and told.repaired.after == 12
+    assert told.share("model.layers.1.mlp.down_proj") > 0.99
+
+
 def test_without_logits_the_last_site_is_said(folder: Path, tmp_path: Path) -> None:
     found = audited(folder, tmp_path / "run.h5", LOUD, logits="5")
     told = found.consequences
