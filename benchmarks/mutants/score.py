@@ -54,6 +54,8 @@ def totals(outcomes: Sequence[Outcome], twins: Sequence[Outcome]) -> list[str]:
         f"every site that changes is a culprit: {_of(sum(not o.missed for o in judged), len(judged))}",
         f"a culprit where nothing changes: {_of(sum(bool(o.elsewhere) for o in judged), len(judged))}",
         f"line right: {_of(right, len(judged))}",
+        "line right, and no other line named with it: "
+        + _of(sum(o.line_right is True and len(o.claimed) == 1 for o in claims), len(judged)),
         f"line claimed and wrong: {_of(len(claims) - right, len(judged))}",
         f"explained by a recipe, without a line: {_of(by_recipe, len(judged))}",
         f"false alarm on the unmutated twin: {_of(sum(bool(t.found) for t in twins), len(twins))}",
