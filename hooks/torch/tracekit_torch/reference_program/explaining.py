@@ -311,8 +311,8 @@ class Suspect:
         made = self._segment.off(changed, DrawnRounding(self._unit, UNIT_ROUNDOFF["float32"], seed, runs))
         if made is None:
             return np.zeros((1, *self._site.values.shape), np.float32)
-        if not self._acts.all():
-            made[:, ~self._acts] = self._off({}, seed, runs)[:, ~self._acts] if changed else 0.0
+        if changed and not self._acts.all():
+            made[:, ~self._acts] = self._off({}, seed, runs)[:, ~self._acts]
         return made
 
     def _drawn(self, values: Floats, draws: NDArray[np.float32]) -> Drawn:
