@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from tracekit.align.rotary_order import in_order_of
 from tracekit.auditing.audit import audit
 from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, why_no_checkpoint
@@ -132,9 +134,7 @@ class _Check:
                 why = f"needs a prompt of more than {LONGEST} positions"
                 yield CheckFinding(variation, Outcome.NOT_TRIED, why=why)
                 continue
-            read = [*map(int, first.prompt_ids), *map(int, first.tokens)]
-            ids = (read * (1 + (length + BEYOND) // len(read)))[: length + BEYOND]
-            settings = {PROMPT_IDS: ",".join(map(str, ids))}
+            settings = {PROMPT_IDS: ",".join(map(str, _longer(self.base, length + BEYOND)))}
             try:
                 path = self.program.record(settings, self.folder / f"long-{length}")
             except TraceError as error:
@@ -193,6 +193,18 @@ def _outcome(verdict: Verdict) -> Outcome:
         return Outcome.FAULT
     equal = any(isinstance(each, AllEqual | TokensAlone) for each in verdict.evidence)
     return Outcome.EQUAL if equal else Outcome.WITHIN_ROUNDING
+
+
+def _longer(base: Trace, length: int) -> list[int]:
+    """The base's prompt and tokens, and after them tokens of the vocabulary at random: rows that repeat have errors
+    that do, which the statistics of an audit take for a bias."""
+    first = base.sequences[0]
+    read = [*([] if first.prompt_ids is None else map(int, first.prompt_ids)), *map(int, first.tokens)]
+    tokens = (base.config.get("model") or {}).get("vocab_size")
+    if type(tokens) is not int or tokens < 1:
+        return (read * (1 + length // len(read)))[:length]
+    rest = np.random.default_rng(0).integers(0, tokens, max(0, length - len(read)))
+    return [*read, *map(int, rest)][:length]
 
 
 def _is_wider(dtype: str, base: str) -> bool:
