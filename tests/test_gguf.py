@@ -11,6 +11,7 @@ import pytest
 
 from tests.test_gaps import told
 from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.checkpoints.gguf import GgufParameters
 from tracekit.checkpoints.rotary_pairs import halves, interleaved
 from tracekit.checkpoints.stated import open_checkpoint
 from tracekit.formats.log import LogWriter, Tensor, map_file, read_frames
@@ -195,4 +196,8 @@ def test_gemmas_norms_lose_the_one_that_the_converter_added(tmp_path: Path) -> N
     checkpoint = open_checkpoint(tmp_path / "gemma.gguf")
     parts = ("input", "post_attention", "pre_feedforward", "post_feedforward")
     assert checkpoint.names == [f"model.layers.0.{part}_layernorm.weight" for part in parts]
-    assert all(checkpoint.values(name).tolist() == [0.5, 2.0] for name in checkpoint.names)
+    held = GgufParameters(str(tmp_path / "gemma.gguf"))  # as checkpoints are compared
+    assert all(held.values(name, 0, 2).tolist() == [0.5, 2.0] for name in held.names)
+    # As it is recomputed: in the file's digits, of norms that multiply by what is stored.
+    assert checkpoint.one_added
+    assert all(checkpoint.values(name).tolist() == [1.5, 3.0] for name in checkpoint.names)

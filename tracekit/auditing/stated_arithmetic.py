@@ -2,7 +2,7 @@
 
 `arithmetic` of a trace's config (docs/format.md): `products`, the format that the inputs of a product are rounded to,
 by the format of the weight; `cache`, the dtype of cached keys and values; `attention_sums`, the dtype in which
-attention adds up values.
+attention adds up values; `gelu`, the format of a table that GELU is looked up in.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ class Stated:
     products: Mapping[str, str] = field(default_factory=dict)
     cache: str | None = None
     attention_sums: str | None = None
+    gelu: str | None = None
+    """The format of a table that GELU is looked up in."""
     unknown_cache: str | None = None
     """A cache of a format whose rounding nobody here reckons with."""
 
     @property
     def coarse(self) -> bool:
         """Whether it rounds more than float32 does."""
-        dtypes = (self.cache, self.attention_sums)
+        dtypes = (self.cache, self.attention_sums, self.gelu)
         return bool(self.products) or any(UNIT_ROUNDOFF[dtype] > UNIT_ROUNDOFF["float32"] for dtype in dtypes if dtype)
 
     @classmethod
@@ -38,11 +40,12 @@ class Stated:
             return cls()
         products = said.get("products")
         rows = products.items() if isinstance(products, dict) else ()
-        cache, sums = said.get("cache"), said.get("attention_sums")
+        cache, sums, gelu = said.get("cache"), said.get("attention_sums"), said.get("gelu")
         known = isinstance(cache, str) and cache in UNIT_ROUNDOFF
         return cls(
             {str(held): str(read) for held, read in rows},
             cache if known else None,
             sums if isinstance(sums, str) and sums in UNIT_ROUNDOFF else None,
+            gelu if isinstance(gelu, str) and gelu in UNIT_ROUNDOFF else None,
             None if known or cache is None else str(cache),
         )

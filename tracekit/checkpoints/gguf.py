@@ -65,6 +65,10 @@ class GgufParameters:
         if self.architecture.startswith("gemma") and name.endswith("norm.weight"):
             # The converter adds the 1 that Gemma's norms add to their weights.
             return np.asarray(self._numbers(name, first, stop) - np.float32(1))
+        return self.stored(name, first, stop)
+
+    def stored(self, name: str, first: int, stop: int) -> NDArray[Any]:
+        """As `values`, with the 1 that the converter added to the weights of Gemma's norms."""
         if self._rotated(name):
             return self._in_order(name).reshape(-1)[first:stop]
         return self._numbers(name, first, stop)
@@ -143,7 +147,7 @@ class GgufCheckpoint(Checkpoint):
     def bits(self, name: str) -> NDArray[Any]:
         """The numbers as float32 (float64 stays): quantised blocks have no bits of their own."""
         shape = self.shape(name)
-        numbers = self._file.values(name, 0, int(np.prod(shape, dtype=object)))
+        numbers = self._file.stored(name, 0, int(np.prod(shape, dtype=object)))
         return np.asarray(numbers.reshape(shape))
 
     def values(self, name: str, held_as: str | None = None) -> NDArray[Any]:
@@ -157,8 +161,13 @@ class GgufCheckpoint(Checkpoint):
 
     def may_hold(self, name: str, held_as: str, digest: int) -> bool:
         """Whether an engine that loads this file may hold a parameter of this digest: in the file's order of rows or in
-        Hugging Face's. Of quantised blocks nobody can say: engines round them to numbers in their own ways."""
+        Hugging Face's, with or without the 1 that is added to norms of Gemma. Of quantised blocks nobody can say:
+        engines round them to numbers in their own ways."""
         if not is_float(self.dtype(name)) or digest == self.digest(name, held_as):
+            return True
+        shape = self.shape(name)
+        without = self._file.values(name, 0, int(np.prod(shape, dtype=object))).reshape(shape)
+        if digest == _digest(round_to(without, held_as)):
             return True
         heads = self._file.heads_of(name)
         return heads is not None and digest == _digest(round_to(interleaved(self.bits(name), heads), held_as))
@@ -221,7 +230,29 @@ def _config(reader: Any, tensors: Json) -> Json:
     )
     if isinstance(width, int) and head_dim and width < head_dim:
         found["partial_rotary_factor"] = width / head_dim
-    return {name: value for name, value in found.items() if value is not None}
+    plain = {name: value for name, value in found.items() if value is not None}
+    return plain | (_of_gemma3(plain, get) if architecture == "gemma3" else {})
+
+
+GEMMA3_LARGEST = 62
+"""Layers of the only size whose scores are not divided by the root of a head's width."""
+
+
+def _of_gemma3(found: Json, get: Any) -> Json:
+    """What the file does not hold of Gemma 3 and llama.cpp's source does: scale of the scores, windows, local theta.
+    Source: `load_arch_hparams` of llama.cpp's src/models/gemma3.cpp."""
+    heads, head_dim = found.get("num_attention_heads"), found.get("head_dim")
+    if found.get("num_hidden_layers") == GEMMA3_LARGEST and heads:
+        head_dim = found["hidden_size"] // heads
+    local, cap = get("gemma3.rope.freq_base_swa"), get("gemma3.final_logit_softcapping")
+    pattern = get("gemma3.attention.sliding_window_pattern")
+    return {
+        "query_pre_attn_scalar": head_dim,
+        "rope_local_base_freq": 10000.0 if local is None else _number(local),
+        "sliding_window_pattern": pattern if isinstance(pattern, int) else 6,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None if cap is None else _number(cap),
+    }
 
 
 def _scaling(architecture: str, get: Any) -> Json | None:

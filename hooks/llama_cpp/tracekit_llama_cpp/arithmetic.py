@@ -2,7 +2,7 @@
 
 Source: `type_traits_cpu` of ggml's src/ggml-cpu/ggml-cpu.c (the format that the other side of a product is rounded to),
 and `ggml_compute_forward_flash_attn_ext_f16_one_chunk` of src/ggml-cpu/ops.cpp (values of a float16 cache are added up
-in float16).
+in float16). GELU is looked up in a table of float16 (`GGML_GELU_FP16` of src/ggml-cpu/vec.h).
 """
 
 from __future__ import annotations
@@ -34,4 +34,5 @@ def stated(parameters: GgufParameters, options: Options) -> Json:
     in_half = cache == "float16" and options.flash_attention != "off"
     sums = "float16" if in_half else "float32"
     order = {"rotary": "pairs"} if parameters.in_rotary_pairs else {}
-    return {"products": products, "cache": cache, "attention_sums": sums, **order}
+    gelu = {"gelu": "float16"} if parameters.architecture.startswith("gemma") else {}
+    return {"products": products, "cache": cache, "attention_sums": sums, **order, **gelu}

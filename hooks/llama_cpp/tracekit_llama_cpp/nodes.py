@@ -32,7 +32,7 @@ class Kind(Enum):
     PRODUCT = "linear layer"
     BIASED = "linear layer with its bias"
     NORM = "norm"
-    SUM = "sum of two activations"
+    SUM = "sum of two activations, a multiple of one, or rows of one"
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,16 @@ class Nodes:
         """What a node is; None where the recorder has no name for it."""
         match self.operation(node):
             case "GET_ROWS":
-                return self._of_weight(node, 0, Kind.TABLE)
+                return self._of_weight(node, 0, Kind.TABLE) or self._between(node)
             case "MUL_MAT":
                 found = self._of_weight(node, 0, Kind.PRODUCT)
                 return None if found is not None and f"{found.name}.bias" in self._names else found
             case "ADD":
                 return self._biased(node) or self._sum(node)
+            case "SCALE":
+                return self._between(node)
             case "MUL":
-                return self._norm(node)
+                return self._norm(node) or self._between(node)
         return None
 
     def _of_weight(self, node: Any, index: int, kind: Kind) -> Module | None:
@@ -131,6 +133,12 @@ class Nodes:
         name = weight.removesuffix(".weight")
         source = self.origin(normal.src[0])
         return Module(Kind.NORM, name, {"weight": weight}, source, source, float(str(np.float32(eps))))
+
+    def _between(self, node: Any) -> Module | None:
+        """An activation times a number (Gemma's embeddings), or some of its rows (those whose logits are asked for)."""
+        other = node.src[1]
+        held = other == self._ffi.NULL or (not other.op and self.parameter(other) is None)
+        return Module(Kind.SUM, "", {}) if node.src[0].op and held else None
 
     def _sum(self, node: Any) -> Module | None:
         if any(self.parameter(node.src[index]) is not None for index in (0, 1)):

@@ -296,7 +296,8 @@ class DecoderLayer:
         if len(ups) == 1:
             half = int(book.declared.get("intermediate_size") or 0)
             ups, columns = (ups[0], ups[0]), ((0, half), (half, 2 * half))
-        book.add((name,), Gate(activation), *(f"{self.mlp}.{part}" for part in ups), columns=columns)
+        table = book.arithmetic.gelu if activation.startswith("gelu") else None
+        book.add((name,), Gate(activation, table), *(f"{self.mlp}.{part}" for part in ups), columns=columns)
 
     def _core(self, found: str | None) -> None:
         book, name = self.book, f"{self.attention}.o_proj{INPUT_SUFFIX}"
