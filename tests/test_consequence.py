@@ -169,6 +169,7 @@ def test_a_diff_leads_with_the_culprit_of_the_largest_share(folder: Path, tmp_pa
     assert [one.site for one in verdict.culprits] == ["model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"]
     assert verdict.consequences is not None and verdict.consequences.repaired is not None
     assert "\n  100 % of the logits' error\n" in verdict.text and "also at fault" in verdict.text
+    assert verdict.text.count("of the logits' error") == 2  # once for each mistake
     assert "mended: with the right values at the culprits, 10 of 10 steps" in verdict.text
     told = verdict.to_json()
     schema = json.loads((Path(__file__).parent.parent / "docs/verdict.schema.json").read_text(encoding="utf-8"))

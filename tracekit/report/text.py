@@ -84,6 +84,13 @@ def _share(verdict: Verdict, site: str | None) -> list[str]:
     return [] if group is None else [share_text(group, verdict.consequences)]
 
 
+def _together(verdict: Verdict, site: str) -> bool:
+    """Whether a culprit is of the mistake that the verdict names."""
+    named = {one.site: one.culprit.site for one in verdict.culprits if one.culprit is not None}
+    groups = verdict.consequences.groups if verdict.consequences is not None else ()
+    return any(named.get(site) in group.sites and named.get(verdict.site or "") in group.sites for group in groups)
+
+
 def _more_culprits(verdict: Verdict) -> list[str]:
     """The culprits after the first, those with the same mistake together, choices of precision last."""
     place = verdict.site, verdict.step
@@ -93,7 +100,8 @@ def _more_culprits(verdict: Verdict) -> list[str]:
         more = f" and {len(sites) - 2} more" if len(sites) > 2 else ""
         text = "not explained" if explanation is None else explanation["text"]
         head = "precision" if _precise(explanation) else "also at fault"
-        share = "".join(f" ({said})" for said in _share(verdict, sites[0]))
+        mine = _share(verdict, sites[0])
+        share = f" ({mine[0]})" if mine and not _together(verdict, sites[0]) else ""
         out.append(f"{head}: {', '.join(sites[:2])}{more}: {text}{share}")
     return out
 
