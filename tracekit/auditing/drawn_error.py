@@ -62,7 +62,8 @@ def drawn_result(values: Floats, draws: NDArray[np.float32], unit: float) -> Res
 
 def _common_of_draws(result: Result) -> Shares:
     """What any two rows' errors have in common, [width], by how far the columns of drawn errors are off to one side."""
-    inverse = (1.0 / np.sqrt(result.variance)).astype(np.float32)
+    # A value that is exact has no error to divide by; the squares of what stands for it fit float32.
+    inverse = np.minimum(1.0 / np.sqrt(result.variance), 1e18).astype(np.float32)
     offsets = [np.einsum("rc,rc->c", error, inverse) for error in result.draws]
     squares = np.mean(np.square(offsets), axis=0) / len(inverse)
     # Of a few samples a single column's is not known well.

@@ -118,6 +118,19 @@ class LooksAhead:
 
 
 @dataclass(frozen=True)
+class LogitsNotJudged:
+    """Recorded logits that a reference program gives in another shape, or not at all."""
+
+    path: str
+    sequence: int
+    positions: int | None
+    """Of the reference's logits; None where it gives none."""
+    tokens: int | None
+    recorded: int
+    """How many tokens the recorded logits are of."""
+
+
+@dataclass(frozen=True)
 class SitesNotFound:
     """A pattern that was to choose sites and chose none."""
 
@@ -125,7 +138,7 @@ class SitesNotFound:
 
 
 Unseen = DrawsUnseen | RecordingEnds
-Loss = CutOff | SitesEnded | PositionsMissing | LooksAhead
+Loss = CutOff | SitesEnded | PositionsMissing | LooksAhead | LogitsNotJudged
 
 
 def capture_problems(trace: Trace) -> list[object]:

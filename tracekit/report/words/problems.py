@@ -18,6 +18,7 @@ from tracekit.inspection.sanity import (
     CountsOnly,
     CutOff,
     DrawsUnseen,
+    LogitsNotJudged,
     LooksAhead,
     PositionsMissing,
     RecordingEnds,
@@ -83,6 +84,18 @@ def _sites_ended(found: SitesEnded) -> str:
 def _positions(found: PositionsMissing) -> str:
     held = f"{found.held} of {found.needed}"
     return f"{found.path}: sequence {found.sequence}: sites hold {held} positions; the others are not compared"
+
+
+@words(LogitsNotJudged)
+def _logits_not_judged(found: LogitsNotJudged) -> str:
+    where = f"{found.path}: sequence {found.sequence}"
+    if found.tokens is None:
+        return f"{where}: the reference gives no logits; the recorded ones are not judged"
+    if found.tokens != found.recorded:
+        said = f"of {found.tokens} tokens, the recorded ones of {found.recorded}"
+    else:
+        said = f"of {found.positions} positions only"
+    return f"{where}: the reference's logits are {said}; they are not judged"
 
 
 @words(LooksAhead)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from tracekit.trace import Sequence, Trace, TraceError
-from tracekit_torch.adapters.plain_prefill import known_tokens
 from tracekit_torch.adapters.speech_rows import Vocabulary
+
+Ids: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Logits:
@@ -23,7 +24,7 @@ class Logits:
 def speech_prefill(model: Any, trace: Trace, sequence: Sequence) -> Callable[[], Logits]:
     """What looks the rows up in both tables and runs the Qwen2 inside, and `llm_decoder`, over them. Raises TraceError
     where rows of neither table are among them."""
-    ids, tables = known_tokens(trace, sequence), _vocabulary(trace, sequence)
+    ids, tables = _rows(trace, sequence)
     if (tables == Vocabulary.NEITHER).any():
         position = int((tables == Vocabulary.NEITHER).argmax())
         raise TraceError(
@@ -44,11 +45,24 @@ def speech_prefill(model: Any, trace: Trace, sequence: Sequence) -> Callable[[],
     return run
 
 
-def _vocabulary(trace: Trace, sequence: Sequence) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """i64 [positions]: the table of each row. Sampled tokens are speech, but for those that were fed instead."""
+def _rows(trace: Trace, sequence: Sequence) -> tuple[Ids, Ids]:
+    """Token and table of each position, i64 [positions] both: those of the prompt, of the sampled tokens, which are
+    speech, and of rows that were put in between."""
     given = sequence.inputs.get("vocabulary")
-    if given is None:
+    if given is None or sequence.prompt_ids is None:
         raise TraceError(f"{trace.path}: sequence {sequence.index}: which table each row is from is not recorded")
-    tables = np.full(sequence.positions, Vocabulary.SPEECH, np.int64)
-    tables[: len(given)] = np.asarray(given)[: sequence.positions]
-    return tables
+    count = sequence.positions
+    ids, tables = np.zeros(count, np.int64), np.full(count, Vocabulary.NEITHER, np.int64)
+
+    def fill(first: int, tokens: Any, of: Any) -> None:
+        stop = min(first + len(tokens), count)
+        ids[first:stop], tables[first:stop] = tokens[: stop - first], of[: stop - first]
+
+    fill(0, sequence.prompt_ids, np.asarray(given))
+    for index in range(sequence.step_count):
+        step = sequence.step(index)
+        fill(step.position + 1, [step.token], [Vocabulary.SPEECH])
+    for event in sequence.events:
+        if event.kind == "input":
+            fill(event.detail["position"], event.detail["token_ids"], event.detail["vocabulary"])
+    return ids, tables

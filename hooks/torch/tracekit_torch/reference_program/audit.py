@@ -15,7 +15,7 @@ from tracekit.auditing.own_error import FALSE_ALARMS, Own, tests_of
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.dtypes import UNIT_ROUNDOFF, is_float
 from tracekit.inspection.non_finite import first_non_finite
-from tracekit.inspection.sanity import LooksAhead, losses
+from tracekit.inspection.sanity import LogitsNotJudged, LooksAhead, losses
 from tracekit.inspection.settings import declared_differences
 from tracekit.inspection.site_rows import logits_width
 from tracekit.mistakes.culprits import ExplainedCulprit
@@ -58,6 +58,7 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
     culprits: dict[str, Culprit] = {}
     clean: set[str] = set()
     unknown: dict[str, str] = {}
+    unjudged: list[LogitsNotJudged] = []
     values, peak = 0, 0.0
     tests = sum(_tests(sequence) for sequence in trace.sequences)
     for sequence in trace.sequences:
@@ -73,6 +74,7 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
             elif site not in culprits:
                 culprits[site] = ExplainedCulprit.of(culprit_of(trace, sequence, own), why.get(site))
         unknown |= judge.replay.missed
+        unjudged += [] if judge.replay.logits_missed is None else [judge.replay.logits_missed]
     ranked = sorted(culprits.values(), key=lambda one: (one.sequence, one.step, one.order))
     return Audit(
         tuple(ranked),
@@ -84,7 +86,7 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
         non_finite=first_non_finite(trace),
         tests=tests,
         peak=peak,
-        lost=tuple(losses(trace)),
+        lost=(*losses(trace), *unjudged),
     )
 
 

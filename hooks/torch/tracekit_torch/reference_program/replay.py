@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from tracekit.dtypes import to_float
+from tracekit.inspection.sanity import LogitsNotJudged
 from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, SiteData, resolve_in
 from tracekit_torch.eager import plain_name
 from tracekit_torch.reference_program.lockstep import Lockstep
@@ -59,6 +60,8 @@ class Replay:
         """By name; `logits` among them. Empty where `run` was told what to do with them."""
         self.missed: dict[str, str] = {}
         """Sites that are recorded and were not met with the same shape, and why."""
+        self.logits_missed: LogitsNotJudged | None = None
+        """Why recorded logits were not compared."""
         self._model, self._sequence, self._forward = model, sequence, forward
         self._met: Callable[[Replayed], None] = self._keep
         self._drawn: Lockstep | None = None
@@ -198,12 +201,9 @@ class Replay:
         if logits is None:
             return
         positions = [sequence.step(index).position for index in range(sequence.step_count)]
-        if not isinstance(value, torch.Tensor) or value.dim() != 3:
-            self.missed[LOGITS] = "the reference gives no logits [batch, time, vocabulary]"
-        elif logits.shape[1] != value.shape[2]:
-            self.missed[LOGITS] = f"the reference's are of {value.shape[2]} tokens, the recorded of {logits.shape[1]}"
-        elif positions[-1] >= value.shape[1]:
-            self.missed[LOGITS] = f"the reference gives those of {value.shape[1]} positions"
+        shape = list(value.shape[1:]) if isinstance(value, torch.Tensor) and value.dim() == 3 else [None, None]
+        if value is None or shape[1] != logits.shape[1] or positions[-1] >= value.shape[1]:
+            self.logits_missed = LogitsNotJudged(sequence.path, sequence.index, shape[0], shape[1], logits.shape[1])
         else:
             recorded = to_float(logits, sequence.logits_dtype).astype(np.float64)
             with _disable_current_modes():
