@@ -20,7 +20,7 @@ BLOCK = re.compile(r"(?<=```mermaid\n).*?(?=```)", re.DOTALL)
 ITEM = re.compile(r"^1\. `([^`]+)`:", re.MULTILINE)
 STAGES = (
     *("formats", "programs", "checkpoints", "inspection", "torch_rng", "sampling", "align", "compare", "auditing"),
-    *("mistakes", "verdict", "extra", "report", "repro", "postmortem", "api"),
+    *("mistakes", "verdict", "selfcheck", "bisect", "extra", "report", "repro", "postmortem", "api"),
 )
 """Stages that the ways may pass, in their order; tests/test_docs.py holds them against the house's."""
 WIDTH, BOX, HIGH, ROW, LEFT = 860, 210, 24, 34, 110
