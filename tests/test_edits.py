@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ pytest.importorskip("transformers")
 
 import tracekit_torch  # noqa: E402
 from tracekit_torch.reference_program.capturing import Capturing  # noqa: E402
-from tracekit_torch.reference_program.loading import inputs_of, load_reference  # noqa: E402
+from tracekit_torch.reference_program.loading import forward_of, load_reference  # noqa: E402
 
 from tests import tiny_families  # noqa: E402
 
@@ -138,6 +139,26 @@ def test_an_error_that_no_edit_makes_is_not_explained(checkpoints: Any, tmp_path
     assert found.culprits[0].explanation is None, found.text
 
 
+@pytest.mark.parametrize("name", ["granite", "olmo2"])
+def test_a_helper_that_is_called_twice_is_one_line(
+    checkpoints: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Queries and keys are turned by the same lines, of which both calls are edited at once."""
+    folder = checkpoints(name)
+    model = tiny_families.load(folder)
+    program = import_module(type(model).__module__)
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "rotate_half", lambda x: torch.cat(x.chunk(2, dim=-1)[::-1], dim=-1))
+        with tiny_families.run(model, tmp_path / "run.h5") as trace:
+            pass
+    with tracekit.open(tmp_path / "run.h5") as trace:
+        found = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
+    explanation = found.culprits[0].explanation
+    assert explanation is not None, found.text
+    assert "torch.cat((-x2, x1)" in explanation.lines[0].source, explanation.lines
+    assert explanation.lines[0].kind is EditKind.LEFT_OUT and explanation.lines[0].operation == "neg"
+
+
 def test_two_faults_are_two_lines(checkpoints: Any, tmp_path: Path) -> None:
     def both(model: Any) -> None:
         _set(model, attn_logit_softcapping=None)
@@ -176,8 +197,7 @@ def test_a_segment_computes_what_the_replay_does(checkpoints: Any, tmp_path: Pat
     folder = checkpoints(name)
     with tiny_families.run(tiny_families.load(folder), tmp_path / "run.h5") as trace:
         model, sequence = load_reference(str(folder), "float32"), trace.sequences[0]
-        given = inputs_of(model, trace, sequence)
-        replay = Capturing(model, sequence, lambda: model(**given, use_cache=False))
+        replay = Capturing(model, sequence, forward_of(model, trace, sequence))
         sites = replay.sites_with_segments([*sequence.sites, "logits"])
     assert len(sites) == len(sequence.sites) + 1
     for site, segment in sites.values():

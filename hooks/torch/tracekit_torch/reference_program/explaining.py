@@ -8,7 +8,7 @@ it, since these values do not tell them apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -31,7 +31,7 @@ from tracekit_torch.reference_program.fitting import fitted
 from tracekit_torch.reference_program.loading import forward_of
 from tracekit_torch.reference_program.replay import Replayed
 from tracekit_torch.reference_program.segment import Changed, Given, Result, Segment
-from tracekit_torch.reference_program.source_lines import lines_of
+from tracekit_torch.reference_program.source_lines import Lines, lines_of
 
 Floats = NDArray[np.float64]
 WORK, ALL_WORK = 1.2e10, 4e10
@@ -81,9 +81,10 @@ def explanations(
         suspect = Suspect(site, own, segment, units, prompt_length(sequence), min(WORK, left))
         held = suspect.held(known) if suspect.faithful else []
         left -= segment.work
-        if held:
+        explanation = suspect.explanation(held)
+        if explanation is not None:
             known = held
-            found[name] = suspect.explanation(held)
+            found[name] = explanation
     return found
 
 
@@ -94,10 +95,17 @@ class Trial:
     edit: Edit
     place: int
     change: Change
+    others: tuple[tuple[int, Change], ...] = ()
+    """The same at the other nodes of this operation of the source, which a loop or several calls run more than once."""
 
     @property
     def freedom(self) -> int:
         return self.edit.freedom
+
+    @property
+    def at(self) -> tuple[tuple[int, Change], ...]:
+        """All nodes that it is made at."""
+        return ((self.place, self.change), *self.others)
 
 
 @dataclass(frozen=True)
@@ -174,8 +182,9 @@ class Suspect:
                 return True
         return False
 
-    def explanation(self, held: list[Held]) -> Explanation:
-        """The first of them, the others of other lines as alternatives."""
+    def explanation(self, held: list[Held]) -> Explanation | None:
+        """The first of them, the others of other lines as alternatives; None where no line of the source is all of an
+        edit."""
         made: list[Explanation] = []
         seen: set[tuple[str, int, int]] = set()
         for one in held:
@@ -183,7 +192,7 @@ class Suspect:
                 if (line.file, line.line, line.last) not in seen:
                     seen.add((line.file, line.line, line.last))
                     made.append(Explanation(EDITED_LINE, residual=one.residual, where=self._where, edit=line))
-        return replace(made[0], also=tuple(made[1:]))
+        return replace(made[0], also=tuple(made[1:])) if made else None
 
     def _key(self, trial: Trial) -> Hashable:
         return Held(trial, self._segment, None, self._recorded, 0.0).key
@@ -202,8 +211,14 @@ class Suspect:
                 change.stated,
                 change.other,
             )
-            for lines in lines_of(self._segment, held.trial.place, change)
+            for lines in self._lines_of_all(held.trial)
         ]
+
+    def _lines_of_all(self, trial: Trial) -> list[Lines]:
+        """The lines that all nodes of an edit have in common: a call that led to one of them is not the mistake."""
+        nodes = {self._segment.nodes[place].place: (place, change) for place, change in reversed(trial.at)}
+        found = [lines_of(self._segment, place, change) for place, change in reversed(nodes.values())]
+        return [lines for lines in found[0] if all(lines in others for others in found[1:])]
 
     def _trials(self, kinds: set[object] | None = None) -> Iterator[Trial]:
         """Those that ports make most first, of each kind the nodes from the last on: a large segment may not leave time
@@ -211,9 +226,29 @@ class Suspect:
         for edit in all_edits():
             if kinds is not None and edit.kind not in kinds:
                 continue
+            yield from self._at_every_run(edit)
             for place in range(len(self._segment.nodes) - 1, -1, -1):
                 if self._segment.nodes[place].frames:
                     yield from (Trial(edit, place, change) for change in edit.changes(self._segment, place))
+
+    def _at_every_run(self, edit: Edit) -> Iterator[Trial]:
+        """Edits of the operations that the source has once and that run more than once, made at all of their nodes."""
+        for places in self._repeated:
+            forms = [{change.label: change for change in edit.changes(self._segment, place)} for place in places]
+            for label in dict.fromkeys(label for form in forms for label in form):
+                at = [(place, form[label]) for place, form in zip(places, forms, strict=True) if label in form]
+                if len(at) > 1:
+                    yield Trial(edit, *at[0], tuple(at[1:]))
+
+    @cached_property
+    def _repeated(self) -> list[tuple[int, ...]]:
+        """Positions of the nodes that one operation of the source is, the last first; of those that are several."""
+        runs: dict[Hashable, list[int]] = {}
+        for place in range(len(self._segment.nodes) - 1, -1, -1):
+            node = self._segment.nodes[place]
+            if node.frames:
+                runs.setdefault((node.place[-1:], node.name), []).append(place)
+        return [tuple(places) for places in runs.values() if len(places) > 1]
 
     def _judged(self, trials: Iterable[tuple[Trial, float | None]]) -> list[Held]:
         tried: list[tuple[float, Trial, list[Try]]] = []
@@ -260,12 +295,12 @@ class Suspect:
         return [] if values is None else [Try(self._left(values), number, values)]
 
     def _changed(self, trial: Trial, number: float) -> Changed:
-        make = partial(_made, trial.change, number)
-        if trial.change.places:
-            return dict.fromkeys(trial.change.places, make)
-        if not trial.change.onwards:
-            return {trial.place: make}
-        return dict.fromkeys(sorted(self._segment.after(trial.place)), make)
+        changed: dict[int, Callable[[Given], Result]] = {}
+        for place, change in trial.at:
+            onwards = sorted(self._segment.after(place)) if change.onwards else (place,)
+            for each in change.places or onwards:
+                changed.setdefault(each, partial(_made, change, number))
+        return changed
 
     def _values(self, trial: Trial, number: float) -> Floats | None:
         values = self._segment.run(self._changed(trial, number))

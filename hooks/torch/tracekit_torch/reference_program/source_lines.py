@@ -126,6 +126,7 @@ def _condition(segment: Segment, prefix: tuple[Frame, ...], lines: Lines, remove
     return test
 
 
+@cache
 def _around(file: str, line: int) -> list[ast.stmt]:
     """The parts of a file's syntax tree that a line stands in, the outermost first."""
     found = [
