@@ -159,6 +159,24 @@ def test_a_helper_that_is_called_twice_is_one_line(
     assert explanation.lines[0].kind is EditKind.LEFT_OUT and explanation.lines[0].operation == "neg"
 
 
+def test_a_cache_that_is_not_kept_is_no_line_of_the_prefill(
+    checkpoints: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every decoded position sees itself alone, as it would with another mask: which of both, a prefill cannot tell."""
+    folder = checkpoints("granite")
+    model = tiny_families.load(folder, "sdpa")
+    for layer in model.model.layers:
+        inner = layer.self_attn.forward
+        monkeypatch.setattr(
+            layer.self_attn, "forward", lambda *args, inner=inner, **given: inner(*args, **{**given, "cache": None})
+        )
+    with tiny_families.run(model, tmp_path / "run.h5") as trace:
+        found = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
+    assert [culprit.site for culprit in found.culprits][:1] == ["model.layers.0.self_attn.o_proj:in"], found.text
+    explanation = found.culprits[0].explanation
+    assert explanation is None or not explanation.lines, found.text
+
+
 def test_two_faults_are_two_lines(checkpoints: Any, tmp_path: Path) -> None:
     def both(model: Any) -> None:
         _set(model, attn_logit_softcapping=None)

@@ -176,6 +176,8 @@ class Suspect:
         if self._site.site == LOGITS or not wrong.any():
             return False
         for extent, part in ((Extent.PROMPT, rows < self._prompt), (Extent.DECODING, rows >= self._prompt)):
+            if extent is Extent.DECODING and self._segment.mixes_positions(self._site.rows):
+                continue  # lines that keep and read a cache are not run, and so not among what is tried
             if part.any() and not part.all() and not wrong[~part].any():
                 self._where, self._acts = Where(extent), np.zeros(len(self._site.rows), bool)
                 self._acts[self._rows] = part

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import CodeType, FrameType
@@ -280,6 +280,16 @@ class Segment:
                 reached.update(self.nodes[later].outputs)
         return frozenset(found)
 
+    def mixes_positions(self, rows: NDArray[np.int64]) -> bool:
+        """Whether what is at the first position reaches others: the site is after a sum over positions. `rows`: the
+        site's recorded positions."""
+        target = self.clean[self.target]
+        count = target.shape[-2] if target.dim() > 1 else 0
+        leaves = {value: _without_the_first(tensor, count) for value, tensor in self.leaves.items()}
+        here, there = self.run({}), replace(self, leaves=leaves, _clean={}, _plans={}).run({})
+        later = rows > 0
+        return here is None or there is None or not np.array_equal(here[later], there[later], equal_nan=True)
+
     def run(self, changed: Changed) -> Floats | None:
         """The site's values [rows, width] with the results of some nodes, by position, made by others; None where the
         program cannot go on with those."""
@@ -392,6 +402,17 @@ Changed = Mapping[int, Callable[[Given], Result]]
 
 def _rows(parts: list[torch.Tensor]) -> Floats:
     return np.concatenate([part.reshape(len(part), -1).to(torch.float64).numpy() for part in parts])
+
+
+def _without_the_first(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """A tensor with other values at the first of `count` positions; as it is where none of its dimensions are those."""
+    if not tensor.is_floating_point() or count < 2:
+        return tensor
+    other = tensor.clone()
+    for dim, size in enumerate(tensor.shape):
+        if size == count:
+            other.narrow(dim, 0, 1).mul_(0.5)
+    return other
 
 
 def _terms(node: Node, args: tuple[Any, ...]) -> float:
