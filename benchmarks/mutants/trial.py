@@ -22,7 +22,7 @@ import tracekit
 from benchmarks.mutants.edits import Point
 from benchmarks.mutants.subject import Subject, forward, mutated, tokens
 from benchmarks.mutants.truth import Truth, Values, truth, watched
-from tracekit.trace import Trace
+from tracekit.trace import INPUT_SUFFIX, Trace
 
 LONGEST_S = 120
 """Of CPU: a mutated loop may never end."""
@@ -142,10 +142,14 @@ def record(model: nn.Module, ids: torch.Tensor, path: Path) -> Recorded:
 
 
 def recorded_rows(trace: Trace) -> dict[str, set[int]]:
-    """Positions that are recorded, by site; `logits` among them."""
+    """Positions that are recorded, by site; `logits` among them, and inputs that are another module's output."""
     rows: dict[str, set[int]] = {}
     for sequence in trace.sequences:
-        for name, data in sequence.sites.items():
+        held = dict(sequence.sites)
+        for row in sequence.site_table.values():
+            if row.input is not None and row.input in held:
+                held.setdefault(row.name + INPUT_SUFFIX, held[row.input])
+        for name, data in held.items():
             for first, stop in data.ranges:
                 rows.setdefault(name, set()).update(range(first, stop))
         for index in range(sequence.step_count):
