@@ -159,6 +159,20 @@ def test_a_helper_that_is_called_twice_is_one_line(
     assert explanation.lines[0].kind is EditKind.LEFT_OUT and explanation.lines[0].operation == "neg"
 
 
+def test_a_line_of_a_loop_is_edited_in_all_rounds(checkpoints: Any, tmp_path: Path) -> None:
+    """The experts' activation, which runs once for every expert that a token chose."""
+
+    def other_activation(model: Any) -> None:
+        for layer in model.model.layers:
+            layer.mlp.experts.act_fn = torch.nn.GELU()
+
+    found = _audited(checkpoints("mixtral"), tmp_path / "run.h5", other_activation)
+    explanation = found.culprits[0].explanation
+    assert explanation is not None, found.text
+    assert "self.act_fn(gate) * up" in explanation.lines[0].source, explanation.lines
+    assert explanation.lines[0].kind is EditKind.OPERATOR and explanation.lines[0].other == "gelu"
+
+
 def test_a_cache_that_is_not_kept_is_no_line_of_the_prefill(
     checkpoints: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,7 @@ from tracekit_torch.reference_program.fitting import fitted
 from tracekit_torch.reference_program.loading import forward_of
 from tracekit_torch.reference_program.replay import Replayed
 from tracekit_torch.reference_program.segment import Changed, Given, Result, Segment
-from tracekit_torch.reference_program.source_lines import Lines, lines_of
+from tracekit_torch.reference_program.source_lines import Lines, in_a_loop, lines_of
 
 Floats = NDArray[np.float64]
 WORK, ALL_WORK = 1.2e10, 4e10
@@ -230,7 +230,7 @@ class Suspect:
                 continue
             yield from self._at_every_run(edit)
             for place in range(len(self._segment.nodes) - 1, -1, -1):
-                if self._segment.nodes[place].frames:
+                if self._segment.nodes[place].frames and place not in self._rounds:
                     yield from (Trial(edit, place, change) for change in edit.changes(self._segment, place))
 
     def _at_every_run(self, edit: Edit) -> Iterator[Trial]:
@@ -251,6 +251,12 @@ class Suspect:
             if node.frames:
                 runs.setdefault((node.place[-1:], node.name), []).append(place)
         return [tuple(places) for places in runs.values() if len(places) > 1]
+
+    @cached_property
+    def _rounds(self) -> frozenset[int]:
+        """Positions of the nodes that one of several rounds of a loop runs: no line of the source is that round's."""
+        looped = [places for places in self._repeated if in_a_loop(self._segment.nodes[places[0]].frames[-1])]
+        return frozenset(place for places in looped for place in places)
 
     def _judged(self, trials: Iterable[tuple[Trial, float | None]]) -> list[Held]:
         tried: list[tuple[float, Trial, list[Try]]] = []

@@ -62,6 +62,13 @@ def lines_of(segment: Segment, place: int, change: Change) -> list[Lines]:
     return list(dict.fromkeys(found))
 
 
+def in_a_loop(frame: Frame) -> bool:
+    """Whether a loop of the function itself runs it."""
+    first = frame.code.co_firstlineno
+    loops = (ast.For, ast.While)
+    return any(isinstance(node, loops) and node.lineno >= first for node in _around(frame.file, frame.line))
+
+
 def _line(frame: Frame) -> Lines:
     return Lines(frame.file, frame.line, frame.line)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 from tracekit.mistakes.edited_line import EditKind
@@ -28,11 +28,11 @@ def _changes(segment: Segment, place: int) -> Iterator[Change]:
         axis = "dim" in arguments[number].name
         if isinstance(stated, int):
             for other in _others(stated, rank, axis):
-                yield _of(number, other, stated, other)
+                yield _of(number, other, stated, other, other if axis else other - stated)
         elif isinstance(stated, list | tuple) and axis and all(isinstance(each, int) for each in stated):
             for item, each in enumerate(stated):
                 for other in _others(each, rank, axis):
-                    yield _of(number, [*stated[:item], other, *stated[item + 1 :]], each, other)
+                    yield _of(number, [*stated[:item], other, *stated[item + 1 :]], each, other, (item, other))
 
 
 def _others(stated: int, rank: int, axis: bool) -> Iterator[int]:
@@ -42,11 +42,11 @@ def _others(stated: int, rank: int, axis: bool) -> Iterator[int]:
         yield from (stated + 1, stated - 1)
 
 
-def _of(at: int, value: Any, stated: int, other: int) -> Change:
+def _of(at: int, value: Any, stated: int, other: int, label: Hashable) -> Change:
     def changed(given: Given, number: float) -> Result:
         return given.result(*given.args[:at], value, *given.args[at + 1 :])
 
-    return Change(("index", at, str(value)), changed, number=float(other), stated=float(stated))
+    return Change(("index", at, label), changed, number=float(other), stated=float(stated))
 
 
 EDIT = Edit(EditKind.INDEX, Freedom.AMONG_FEW, 6, _changes)
