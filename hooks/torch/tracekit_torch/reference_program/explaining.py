@@ -219,7 +219,7 @@ class Suspect:
     def _lines_of_all(self, trial: Trial) -> list[Lines]:
         """The lines that all nodes of an edit have in common: a call that led to one of them is not the mistake."""
         nodes = {self._segment.nodes[place].place: (place, change) for place, change in reversed(trial.at)}
-        found = [lines_of(self._segment, place, change) for place, change in reversed(nodes.values())]
+        found = [lines_of(self._segment, place, change, trial.at) for place, change in reversed(nodes.values())]
         return [lines for lines in found[0] if all(lines in others for others in found[1:])]
 
     def _trials(self, kinds: set[object] | None = None) -> Iterator[Trial]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import linecache
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import CodeType
 
 from tracekit_torch.reference_program.edits import Change
+from tracekit_torch.reference_program.edits.scaled import SHAPES_ONLY
 from tracekit_torch.reference_program.segment import Frame, Segment
 
 
@@ -33,11 +35,13 @@ class Lines:
         return _name(self.file)
 
 
-def lines_of(segment: Segment, place: int, change: Change) -> list[Lines]:
+def lines_of(segment: Segment, place: int, change: Change, together: Iterable[tuple[int, Change]] = ()) -> list[Lines]:
     """The lines of an edit at a node, the most exact first. Several where it is all that a call does, or all that is
     done under a condition, which might have been left out as a whole; or where what is changed was handed over by a
-    call, which might have handed over something else."""
+    call, which might have handed over something else. `together`: all nodes that are edited at once, with what is made
+    there."""
     removed = _passed_over(segment, place, change.source)
+    edited = [*removed, *(each for at, other in together for each in _passed_over(segment, at, other.source))]
     chains = [frames for each in (*removed, *change.places) if (frames := segment.nodes[each].frames)]
     if not chains:
         return []
@@ -48,7 +52,7 @@ def lines_of(segment: Segment, place: int, change: Change) -> list[Lines]:
     if inner and len({frame.code for frame in inner}) == 1:
         lines = Lines(inner[0].file, min(frame.line for frame in inner), max(frame.line for frame in inner))
         found.append(lines)
-        test = _condition(segment, prefix, lines, removed)
+        test = _condition(segment, prefix, lines, edited)
         if test is not None:
             found.append(Lines(lines.file, test.lineno, test.lineno))
         given = set() if test is None else _names(test)
@@ -56,7 +60,7 @@ def lines_of(segment: Segment, place: int, change: Change) -> list[Lines]:
             given |= _names(_statement(lines.file, lines.line))
         if prefix and not given.isdisjoint(_parameters(inner[0].code)):
             found.append(_line(prefix[-1]))
-    while prefix and (not found or _whole(segment, prefix, place, removed)):
+    while prefix and (not found or _whole(segment, prefix, place, edited)):
         found.append(_line(prefix[-1]))
         prefix = prefix[:-1]
     return list(dict.fromkeys(found))
@@ -103,10 +107,10 @@ def _common(chains: list[tuple[Frame, ...]]) -> int:
 
 
 def _whole(segment: Segment, prefix: tuple[Frame, ...], place: int, removed: list[int]) -> bool:
-    """Whether all that a call does for the node is passed over."""
+    """Whether all that a call computes for the node is passed over."""
     calls = tuple((frame.code, frame.last) for frame in prefix)
     return all(
-        index in removed
+        index in removed or node.name in SHAPES_ONLY
         for index, node in enumerate(segment.nodes)
         if index <= place and node.place[: len(calls)] == calls
     )
