@@ -99,8 +99,8 @@ def test_token_ids_are_taken_where_a_log_has_them():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("nothing of interest\n", "bad.txt: no importer reads this file; supported: tracekit logs (*.tklog); "),
-        ("", "bad.txt: no importer reads this file; supported: tracekit logs"),
+        ("nothing of interest\n", "bad.txt: no importer reads this file; supported: "),
+        ("", "bad.txt: no importer reads this file; supported: "),
         (PYTHON_LOG + NATIVE_LOG, "bad.txt: holds lines of both programs; import the log of each side by itself"),
         (
             "token ids: [1, 2]\nGenerated 1 speech tokens\n",

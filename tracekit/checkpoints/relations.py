@@ -306,6 +306,8 @@ def _low_rank(shape: tuple[int, ...], energies: Energies, noise: float, blocks: 
     for top, block in _differences(shape, blocks):
         sketch[top : top + len(block)] += block @ directions
         touched.add(top, block)
+    if not np.isfinite(sketch).all():
+        return None
     orthogonal, small = np.linalg.qr(sketch)
     left, values, _ = np.linalg.svd(small)
     squares = np.square(values)

@@ -30,6 +30,8 @@ def _fitted(case: Case, variance: Floats) -> Made | None:
     region = np.flatnonzero(case.region)
     error = (case.recorded - case.right.values)[region]
     scale = np.sqrt(np.maximum(variance[region].mean(axis=1, keepdims=True), 1e-290))
+    if not np.isfinite(error).all():
+        return None
     left, values, right = np.linalg.svd(error / scale, full_matrices=False)
     rank = int(np.sum(values > EDGE * (np.sqrt(error.shape[0]) + np.sqrt(error.shape[1]))))
     if not 0 < rank <= min(error.shape) // LOW:

@@ -90,6 +90,8 @@ def _heads_exchanged(case: Case, width: int) -> Made | None:
     mixed = (directions.T @ matrix.weight).reshape(DIRECTIONS, heads, width)
     products = np.einsum("rhc,dgc->rdhg", x.reshape(len(x), heads, width), mixed)
     wanted = (case.recorded - (0.0 if matrix.bias is None else matrix.bias)) @ directions
+    if not (np.isfinite(products).all() and np.isfinite(wanted).all()):
+        return None
     found = np.linalg.lstsq(products.reshape(-1, heads * heads), wanted.reshape(-1), rcond=None)[0]
     order = found.reshape(heads, heads).argmax(axis=1)
     moved = int(np.sum(order != np.arange(heads)))
