@@ -80,10 +80,11 @@ class Packages:
 
 
 def _share(folder: Path) -> None:
-    """Let an environment see what the one that runs tracekit has, behind its own."""
+    """Let an environment see what the one that runs tracekit has, behind its own; packages that are installed to be
+    edited, too, which a folder's own .pth files name."""
     own = next(folder.glob("lib/python*/site-packages"))
     paths = [path for path in sys.path if path and Path(path).is_dir() and not path.startswith(sys.base_prefix)]
-    (own / "tracekit_shared.pth").write_text("".join(f"{path}\n" for path in paths))
+    (own / "tracekit_shared.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in paths))
 
 
 def _path() -> str:
