@@ -76,7 +76,7 @@ def _point(made: subject.Subject, words: str) -> Any:
 @pytest.mark.parametrize(
     "words, state, first",
     [
-        ("attn_output + residual -> attn_output", trial.State.JUDGED, "transformer.h.0.ln_2"),
+        ("attn_output + residual -> attn_output", trial.State.JUDGED, "transformer.h.0.ln_2:in"),
         ("attn_weights.type(value.dtype) -> attn_weights", trial.State.EQUIVALENT, ""),
     ],
 )
