@@ -44,6 +44,7 @@ def test_an_explanation_in_json() -> None:
         "steps": 3,
         "also": [],
         "parts": [],
+        "lines": [],
         "precision": False,
         "where": {"extent": "all", "first": None},
         "text": "",
