@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any, cast
 
 from tracekit.interactive import Browsable, BrowsableSequence
@@ -20,11 +20,11 @@ class SequenceView(BrowsableSequence):
 
 
 class TraceView(Browsable):
-    """A trace whose members are those of `inner`, where a subclass does not say otherwise."""
+    """A trace with other sequences, whose members are those of `inner`, where a subclass does not say otherwise."""
 
-    def __init__(self, inner: Trace, seen: Callable[[Sequence], SequenceView]) -> None:
+    def __init__(self, inner: Trace, sequences: Iterable[Sequence | SequenceView]) -> None:
         self.inner = inner
-        self.sequences = [cast(Sequence, seen(sequence)) for sequence in inner.sequences]
+        self.sequences = [cast(Sequence, sequence) for sequence in sequences]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from tracekit.align.pair import Pair, Side
 from tracekit.align.sites import SitePair
 from tracekit.dtypes import UNIT_ROUNDOFF, to_float
-from tracekit.interactive import Browsable, BrowsableSequence
 from tracekit.trace import Array, Sequence, Site, SiteData, Trace
+from tracekit.trace_view import SequenceView, TraceView
 
 COLUMNS, OF, DECIMALS = "columns", "of", "decimals"
 """Attributes of such a site."""
@@ -94,7 +94,7 @@ def _seen(pair: Pair, side: Side, prints: Mapping[str, _Print]) -> AsPrinted:
         ]
         for each in pair.sequences
     }
-    near = _View(
+    near = TraceView(
         ends[side],
         [
             _Nearest(sequence, {name: (prints[name], whole) for name, whole in partner.items()}, beside[sequence.index])
@@ -114,24 +114,14 @@ def _of(site: SitePair, side: Side) -> str:
 
 
 def _whole(trace: Trace, columns: Mapping[str, tuple[int, ...]]) -> Trace:
-    return cast(Trace, _View(trace, [_Columns(sequence, columns) for sequence in trace.sequences]))
+    return cast(Trace, TraceView(trace, [_Columns(sequence, columns) for sequence in trace.sequences]))
 
 
-class _View(Browsable):
-    """A trace with other sequences; all else is its own."""
-
-    def __init__(self, trace: Trace, sequences: list[Any]) -> None:
-        self._trace, self.sequences = trace, sequences
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._trace, name)
-
-
-class _Columns(BrowsableSequence):
+class _Columns(SequenceView):
     """A sequence of whole sites, of which some columns are read."""
 
     def __init__(self, sequence: Sequence, columns: Mapping[str, tuple[int, ...]]) -> None:
-        self._sequence = sequence
+        super().__init__(sequence)
         held = {name: picked for name, picked in columns.items() if name in sequence.sites}
         self._columns = {name: list(held[name]) for name in held if max(held[name]) < sequence.sites[name].width}
         narrow = {name: replace(sequence.sites[name], width=len(picked)) for name, picked in self._columns.items()}
@@ -139,23 +129,21 @@ class _Columns(BrowsableSequence):
 
     def read(self, site: str, first: int, stop: int) -> Array:
         """As `tracekit.trace.Sequence`."""
-        rows = self._sequence.read(site, first, stop)
+        rows = self.inner.read(site, first, stop)
         picked = self._columns.get(site)
         return rows if picked is None else np.ascontiguousarray(rows[:, picked])
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sequence, name)
 
-
-class _Nearest(BrowsableSequence):
+class _Nearest(SequenceView):
     """A sequence of printed sites, each number the nearest to the other side's that prints alike."""
 
     def __init__(self, sequence: Sequence, prints: Mapping[str, tuple[_Print, str]], other: Sequence) -> None:
-        self._sequence, self._prints, self._other = sequence, prints, other
+        super().__init__(sequence)
+        self._prints, self._other = prints, other
 
     def read(self, site: str, first: int, stop: int) -> Array:
         """As `tracekit.trace.Sequence`."""
-        rows = self._sequence.read(site, first, stop)
+        rows = self.inner.read(site, first, stop)
         known = self._prints.get(site)
         if known is None or known[1] not in self._other.sites:
             return rows
@@ -164,9 +152,6 @@ class _Nearest(BrowsableSequence):
             return rows
         whole = to_float(self._other.read(known[1], first, stop), data.dtype).astype(np.float64)
         return _nearest(rows, whole, known[0].half)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sequence, name)
 
 
 def _nearest(printed: Array, whole: NDArray[np.float64], half: float) -> Array:

@@ -194,4 +194,4 @@ class _NamedTrace(TraceView):
         self.book = book
         self.sites = {row.name: row for site in trace.sites.values() for row in book.rows(site)}
         self.weights = {row.name: row for weight in trace.weights.values() for row in book.weights(weight)}
-        super().__init__(trace, lambda sequence: _NamedSequence(sequence, book, self.sites))
+        super().__init__(trace, [_NamedSequence(sequence, book, self.sites) for sequence in trace.sequences])

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
-from tracekit.interactive import Browsable, BrowsableSequence
 from tracekit.trace import Array, Event, Sequence, Trace
+from tracekit.trace_view import SequenceView, TraceView
 
 
 def only(trace: Trace, index: int) -> Trace:
     """A trace with one of its sequences, which is then its first."""
-    return cast(Trace, _View(trace, [_First(trace.sequences[index])]))
+    return cast(Trace, TraceView(trace, [_First(trace.sequences[index])]))
 
 
 def as_generated(trace: Trace, base: Sequence) -> Trace:
     """A run that was given prompt and generated tokens of `base` as its prompt, seen as a run of that prompt: its sites
     are compared position by position, and it says nothing of steps."""
-    return cast(Trace, _View(trace, [_AsPrompt(trace.sequences[0], base)]))
+    return cast(Trace, TraceView(trace, [_AsPrompt(trace.sequences[0], base)]))
 
 
 def on_a_prefix(trace: Trace, index: int, base: Sequence) -> Trace:
@@ -31,32 +31,16 @@ def on_a_prefix(trace: Trace, index: int, base: Sequence) -> Trace:
         return only(trace, index)
     if not np.array_equal(told, whole[len(whole) - len(told) :]):
         return only(trace, index)
-    return cast(Trace, _View(trace, [_AsPrompt(sequence, base)]))
+    return cast(Trace, TraceView(trace, [_AsPrompt(sequence, base)]))
 
 
-class _View(Browsable):
-    """A trace with other sequences; all else is its own."""
-
-    def __init__(self, trace: Trace, sequences: list[Any]) -> None:
-        self._trace, self.sequences = trace, sequences
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._trace, name)
-
-
-class _First(BrowsableSequence):
+class _First(SequenceView):
     """A sequence counted from 0."""
 
     index = 0
 
-    def __init__(self, sequence: Sequence) -> None:
-        self._sequence = sequence
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sequence, name)
-
-
-class _AsPrompt(BrowsableSequence):
+class _AsPrompt(SequenceView):
     """A sequence of another's prompt, without steps."""
 
     index = 0
@@ -66,13 +50,10 @@ class _AsPrompt(BrowsableSequence):
     logits_dtype = None
 
     def __init__(self, sequence: Sequence, base: Sequence) -> None:
-        self._sequence = sequence
+        super().__init__(sequence)
         self.prompt_ids = base.prompt_ids
         self.inputs: Mapping[str, Array] = base.inputs
         self.tokens: Array = np.empty(0, np.int64)
 
     def logits(self, first: int, stop: int) -> None:
         """None of a step."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sequence, name)

@@ -45,7 +45,7 @@ def _logits(output: Any) -> torch.Tensor | None:
 
 def first_calls(trace: Trace) -> Trace:
     """Of each sequence, the positions and the step of its prompt's call."""
-    return cast(Trace, TraceView(trace, _FirstCall))
+    return cast(Trace, TraceView(trace, map(_FirstCall, trace.sequences)))
 
 
 class _FirstCall(SequenceView):
