@@ -39,20 +39,24 @@ CLOSE = 4.0
 def audit_by(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
     """Run `model` (float64, `reference.load_reference`) over the trace's tokens with the recorded values put in, and
     judge every site by what rounding may do. Raises TraceError where the model cannot run on them."""
-    found = _audit(model, trace, checkpoint)
-    if not found.culprits or not looks_ahead(model, trace):
-        return found
+    return _audit(model, trace, checkpoint, causal=False)
+
+
+def _of_first_calls(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
+    """The audit of a model that looks ahead."""
     seen = first_calls(trace)
     left = [
         LooksAhead(trace.path, whole.index, first.positions, whole.positions)
         for whole, first in zip(trace.sequences, seen.sequences, strict=True)
         if first.positions < whole.positions
     ]
-    found = _audit(model, seen, checkpoint)
+    found = _audit(model, seen, checkpoint, causal=True)
     return replace(found, lost=(*found.lost, *left))
 
 
-def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
+def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool) -> Audit:
+    """`causal`: whether the model is known not to look ahead, or the trace is of first calls alone; else that is asked
+    where the first site is wrong, before anything is explained."""
     dtype = str(trace.config.get("dtype") or "float32")
     unit = UNIT_ROUNDOFF.get(dtype, UNIT_ROUNDOFF["float32"])
     culprits: dict[str, Culprit] = {}
@@ -64,7 +68,12 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
     for sequence in trace.sequences:
         judge = Judge(model, trace, sequence, unit, FALSE_ALARMS / max(tests, 1))
         owns = judge.owns()
-        why = explanations(model, trace, sequence, [own for own in owns if own.wrong], unit)
+        wrong = [own for own in owns if own.wrong]
+        if wrong and not causal:
+            if looks_ahead(model, trace):
+                return _of_first_calls(model, trace, checkpoint)
+            causal = True
+        why = explanations(model, trace, sequence, wrong, unit)
         for own in owns:
             site = own.recipe.site
             values += own.statistics.rows.size * own.statistics.columns.size
