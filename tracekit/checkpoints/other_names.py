@@ -26,7 +26,9 @@ def other_names(trace: Trace, checkpoint: Checkpoint) -> dict[str, str]:
     for weight in missing:
         if weight.digest is None or weight.dtype not in STORAGE:
             continue
-        same = [name for name in free[weight.shape] if checkpoint.may_hold(name, weight.dtype, weight.digest)]
+        # Of quantised blocks nobody can say what they hold once loaded: they show no content.
+        plain = (name for name in free[weight.shape] if checkpoint.quantisation(name) is None)
+        same = [name for name in plain if checkpoint.may_hold(name, weight.dtype, weight.digest)]
         if len(same) == 1:
             ours, theirs = _before_their_common_end(weight.name, same[0])
             votes[ours][theirs] += 1
