@@ -112,8 +112,6 @@ def _alike(one: Value, other: Value) -> bool:
 
 EDITED_LINE = Mistake("edited_line", "{edit}")
 """The reference's program with one operation changed."""
-TWO_EDITS = Mistake("two_edits", "{parts[0]}; and {parts[1]}")
-"""Two of them at once."""
 
 
 @dataclass(frozen=True)
