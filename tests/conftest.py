@@ -28,6 +28,21 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders of tiny random models of transformers by the name of their family, which nobody changes."""
+    from tests import tiny_families
+
+    made: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        if name not in made:
+            made[name] = tiny_families.make(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return of
+
+
+@pytest.fixture(scope="session")
 def whole_run(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Logs of the native engine on the tiny Llama: everything recorded, a prompt of 7 tokens, 8 steps, greedy."""
     root = Path(__file__).parent.parent

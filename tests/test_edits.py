@@ -26,18 +26,6 @@ from tracekit_torch.reference_program.loading import forward_of, load_reference 
 from tests import tiny_families  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def of(name: str) -> Path:
-        if name not in made:
-            made[name] = tiny_families.make(name, tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return of
-
-
 def _set(model: Any, **values: Any) -> None:
     for module in model.modules():
         for holder in (module, getattr(module, "config", None)):

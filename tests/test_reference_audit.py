@@ -23,18 +23,6 @@ from tests import tiny_families  # noqa: E402
 CLEAN = ["gemma2", "qwen3next", "deepseekv3", "gpt2", "falcon", "gptneox", "bloom", "cohere", "granite"]
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def of(name: str) -> Path:
-        if name not in made:
-            made[name] = tiny_families.make(name, tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return of
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", CLEAN)
 def test_a_clean_run_is_within_its_bounds(checkpoints: Any, tmp_path: Path, name: str, dtype: str) -> None:
