@@ -21,6 +21,7 @@ pytest.importorskip("transformers")
 
 import tracekit_torch  # noqa: E402
 from tracekit_torch.reference_program.capturing import Capturing  # noqa: E402
+from tracekit_torch.reference_program.fitting import deviation  # noqa: E402
 from tracekit_torch.reference_program.loading import forward_of, load_reference  # noqa: E402
 
 from tests import tiny_families  # noqa: E402
@@ -177,6 +178,40 @@ def test_a_cache_that_is_not_kept_is_no_line_of_the_prefill(
     assert [culprit.site for culprit in found.culprits][:1] == ["model.layers.0.self_attn.o_proj:in"], found.text
     explanation = found.culprits[0].explanation
     assert explanation is None or not explanation.lines, found.text
+
+
+def _without_the_last_layer(model: Any) -> None:
+    model.model.layers = model.model.layers[:-1]
+
+
+def test_a_layer_that_is_not_run_is_no_line_within_it(checkpoints: Any, tmp_path: Path) -> None:
+    """Its norms times zero, or the power of thousands in them, would do the same."""
+    found = _audited(checkpoints("llama"), tmp_path / "run.h5", _without_the_last_layer)
+    assert [culprit.site for culprit in found.culprits] == ["model.norm:in"], found.text
+    explanation = found.culprits[0].explanation
+    assert explanation is not None
+    assert explanation.lines[0].kind is EditKind.LEFT_OUT, explanation.lines
+    assert any("self.layers[: self.config.num_hidden_layers]" in line.source for line in explanation.lines)
+    assert any(line.kind is EditKind.SCALED and line.number == 0.0 for line in explanation.lines)
+
+
+def test_a_layer_that_adds_nothing_need_not_run(tmp_path: Path) -> None:
+    folder = tiny_families.make("llama", tmp_path / "llama")
+    model = tiny_families.load(folder)
+    with torch.no_grad():
+        for part in (model.model.layers[-1].self_attn.o_proj, model.model.layers[-1].mlp.down_proj):
+            part.weight.zero_()
+    model.save_pretrained(folder)
+    found = _audited(folder, tmp_path / "run.h5", _without_the_last_layer)
+    assert not found.culprits, found.text
+
+
+def test_a_number_that_does_nothing_is_not_determined() -> None:
+    def left(number: float) -> Any:
+        return np.full(4, min(number, 5.0))
+
+    assert deviation(left, 9.0) == float("inf")
+    assert deviation(left, 0.5) == pytest.approx(0.5)
 
 
 def test_two_faults_are_two_lines(checkpoints: Any, tmp_path: Path) -> None:

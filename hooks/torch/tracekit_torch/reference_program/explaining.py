@@ -27,7 +27,7 @@ from tracekit.trace import LOGITS, Sequence, Trace
 from tracekit_torch.reference_program.capturing import Capturing
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 from tracekit_torch.reference_program.edits import Change, Edit, all_edits
-from tracekit_torch.reference_program.fitting import fitted
+from tracekit_torch.reference_program.fitting import deviation, fitted
 from tracekit_torch.reference_program.loading import forward_of
 from tracekit_torch.reference_program.replay import Replayed
 from tracekit_torch.reference_program.segment import Changed, Given, Result, Segment
@@ -127,6 +127,9 @@ class Held:
     number: float | None
     values: Floats
     residual: float
+    determined: bool = True
+    """Whether the values tell the number from the one with which nothing changes. Where any number beyond some does the
+    same, it stands for another edit: what it goes into is as good as left out."""
 
     @property
     def key(self) -> Hashable:
@@ -187,6 +190,8 @@ class Suspect:
     def explanation(self, held: list[Held]) -> Explanation | None:
         """The first of them, the others of other lines as alternatives; None where no line of the source is all of an
         edit."""
+        if held and not held[0].determined:
+            return None
         made: list[Explanation] = []
         seen: set[tuple[str, int, int]] = set()
         for one in held:
@@ -271,14 +276,22 @@ class Suspect:
         held = [one for one in made if one is not None]
         least = min((one.residual for one in held), default=0.0)
         near = [one for one in held if one.residual <= max(NEARLY * least, ROUNDED_AWAY)]
-        return sorted(near, key=lambda one: (one.trial.freedom, one.residual))
+        return sorted(near, key=lambda one: (not one.determined, one.trial.freedom, one.residual))
 
     def _first_that_holds(self, trial: Trial, options: list[Try]) -> Held | None:
         for one in options:
             own = self._own_of(trial, one.number, one.values)
             if not own.wrong:
-                return Held(trial, self._segment, one.number, one.values, own.statistics.size)
+                size = own.statistics.size
+                return Held(trial, self._segment, one.number, one.values, size, self._determined(trial, one.number))
         return None
+
+    def _determined(self, trial: Trial, number: float | None) -> bool:
+        neutral = trial.change.neutral
+        if neutral is None or number is None:
+            return True
+        spread = deviation(partial(self._error, trial), number)
+        return spread < abs(number - neutral)
 
     def _tried(self, trial: Trial, number: float | None) -> list[Try]:
         """What comes of an edit; with a number that may be meant where there is one, before the one that fits best."""

@@ -51,6 +51,15 @@ def fitted(
     return min(found, key=lambda each: each[0])[1] if found else None
 
 
+def deviation(left: Callable[[float], Floats | None], number: float) -> float:
+    """The standard deviation of a fitted number, of what `left` leaves with it; infinite where it does nothing."""
+    error = left(number)
+    slope = None if error is None else _slope(left, number, error)
+    if error is None or slope is None:
+        return float("inf")
+    return max(1.0, _size(error)) / float(np.linalg.norm(slope))
+
+
 def _refined(left: Callable[[float], Floats | None], number: float, error: Floats, base: float) -> tuple[float, float]:
     """The size of what is left, and the number."""
     best = _size(error)

@@ -280,6 +280,27 @@ class Segment:
                 reached.update(self.nodes[later].outputs)
         return frozenset(found)
 
+    def calls_ending(self, place: int) -> Iterator[int]:
+        """Of every call that ends with the node at `place`, the position of its first node, from the outermost on. Two
+        calls from one place of the program, rounds of a loop, are told apart by their lines, which begin again."""
+        for depth in range(1, len(self.nodes[place].frames)):
+            if place + 1 < len(self.nodes) and self._follows(place + 1, depth):
+                continue
+            first = place
+            while self._follows(first, depth):
+                first -= 1
+            yield first
+
+    def _follows(self, place: int, depth: int) -> bool:
+        """Whether a node belongs to the same call at that depth as the one before it."""
+        if place == 0:
+            return False
+        node, before = self.nodes[place], self.nodes[place - 1]
+        if min(len(node.frames), len(before.frames)) <= depth or node.place[:depth] != before.place[:depth]:
+            return False
+        here, there = node.frames[depth], before.frames[depth]
+        return here.code is there.code and here.last >= there.last
+
     def mixes_positions(self, rows: NDArray[np.int64]) -> bool:
         """Whether what is at the first position reaches others: the site is after a sum over positions. `rows`: the
         site's recorded positions."""

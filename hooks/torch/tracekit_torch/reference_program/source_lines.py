@@ -52,10 +52,10 @@ def lines_of(segment: Segment, place: int, change: Change, together: Iterable[tu
     if inner and len({frame.code for frame in inner}) == 1:
         lines = Lines(inner[0].file, min(frame.line for frame in inner), max(frame.line for frame in inner))
         found.append(lines)
-        test = _condition(segment, prefix, lines, edited)
-        if test is not None:
-            found.append(Lines(lines.file, test.lineno, test.lineno))
-        given = set() if test is None else _names(test)
+        head = _condition(segment, prefix, lines, edited)
+        if head is not None:
+            found.append(Lines(lines.file, head.lineno, head.lineno))
+        given = _names(head)
         if change.stated is not None or change.places:
             given |= _names(_statement(lines.file, lines.line))
         if prefix and not given.isdisjoint(_parameters(inner[0].code)):
@@ -63,6 +63,9 @@ def lines_of(segment: Segment, place: int, change: Change, together: Iterable[tu
     while prefix and (not found or _whole(segment, prefix, place, edited)):
         found.append(_line(prefix[-1]))
         prefix = prefix[:-1]
+        head = _condition(segment, prefix, found[-1], edited)
+        if head is not None:
+            found.append(Lines(found[-1].file, head.lineno, head.lineno))
     return list(dict.fromkeys(found))
 
 
@@ -117,24 +120,30 @@ def _whole(segment: Segment, prefix: tuple[Frame, ...], place: int, removed: lis
 
 
 def _condition(segment: Segment, prefix: tuple[Frame, ...], lines: Lines, removed: list[int]) -> ast.expr | None:
-    """The condition under which nothing else is done than what is passed over."""
+    """The condition under which nothing else is done than what is passed over, or what a loop goes through of which a
+    round is passed over."""
     calls = tuple((frame.code, frame.last) for frame in prefix)
-    test = None
+    head = None
     for node in _around(lines.file, lines.line):
-        if not isinstance(node, ast.If) or lines.line < node.body[0].lineno:
+        if not isinstance(node, ast.If | ast.For) or lines.line < node.body[0].lineno:
             continue
         first, last = node.body[0].lineno, node.end_lineno or node.body[-1].lineno
         inside = [
             index
             for index, each in enumerate(segment.nodes)
-            if each.place[: len(calls)] == calls
+            if each.name not in SHAPES_ONLY
+            and each.place[: len(calls)] == calls
             and len(each.frames) > len(calls)
             and each.frames[len(calls)].file == lines.file
             and first <= each.frames[len(calls)].line <= last
         ]
-        if all(index in removed for index in inside):
-            test = node.test
-    return test
+        if isinstance(node, ast.For):
+            rounds = {segment.nodes[index].place for index in inside}
+            if rounds == {segment.nodes[index].place for index in inside if index in removed}:
+                head = node.iter
+        elif all(index in removed for index in inside):
+            head = node.test
+    return head
 
 
 @cache

@@ -1,4 +1,5 @@
-"""A run of operations left out, or another value read: a result is one of the values before it."""
+"""A run of operations left out, up to a call or a layer as a whole, or another value read: a result is one of the
+values before it."""
 
 from __future__ import annotations
 
@@ -20,26 +21,50 @@ def _changes(segment: Segment, place: int) -> Iterator[Change]:
     if len(node.outputs) != 1:
         return
     out = segment.clean[node.outputs[0]]
-    for value in _before(segment, place, out):
-        producer = segment.producers[value]
-        label = ("run", segment.nodes[producer].place[-1:], segment.nodes[producer].name)
-        kind = EditKind.LEFT_OUT if place in segment.after(producer) else EditKind.OTHER_VALUE
+    for value in dict.fromkeys((*_before(segment, place, out), *_begins(segment, place, out))):
+        producer = segment.producers.get(value)
+        if producer is None:
+            first = segment.readers[value][0]
+            label, fed = ("run", "given", segment.nodes[first].place[-1:], segment.nodes[first].name), first
+        else:
+            label, fed = ("run", "made", segment.nodes[producer].place[-1:], segment.nodes[producer].name), producer
+        kind = EditKind.LEFT_OUT if place in segment.after(fed) else EditKind.OTHER_VALUE
         yield Change(label, taken(value), source=value, kind=kind)
 
 
 def _before(segment: Segment, place: int, out: torch.Tensor) -> Iterator[int]:
-    """Earlier values of the same shape that are no operands of the node, the latest first."""
-    node, count = segment.nodes[place], 0
+    """Earlier values that may stand in for the node's, the latest first."""
+    count = 0
     for earlier in range(place - 1, -1, -1):
         for value in segment.nodes[earlier].outputs:
-            held = segment.clean[value]
-            if value in node.inputs or held.shape != out.shape or held.dtype != out.dtype or not segment.steady(value):
-                continue
-            if not same(held, out):
+            if _stands_in(segment, place, value, out):
                 yield value
                 count += 1
         if count >= FURTHEST:
             return
+
+
+def _begins(segment: Segment, place: int, out: torch.Tensor) -> Iterator[int]:
+    """What the segment is given, and what the calls that end with the node are given, however far before it: a whole
+    layer may never be run."""
+    yield from (value for value in segment.leaves if _stands_in(segment, place, value, out))
+    for first in segment.calls_ending(place):
+        inside = range(first, place + 1)
+        for value in dict.fromkeys(value for each in inside for value in segment.nodes[each].inputs):
+            if segment.producers.get(value, -1) < first and _stands_in(segment, place, value, out):
+                yield value
+
+
+def _stands_in(segment: Segment, place: int, value: int, out: torch.Tensor) -> bool:
+    """Whether a value is of the same shape and another than the node's, and no operand of it."""
+    held = segment.clean[value]
+    return (
+        value not in segment.nodes[place].inputs
+        and held.shape == out.shape
+        and held.dtype == out.dtype
+        and segment.steady(value)
+        and not same(held, out)
+    )
 
 
 EDIT = Edit(EditKind.LEFT_OUT, Freedom.NONE, 5, _changes)
