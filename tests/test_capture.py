@@ -136,3 +136,29 @@ def test_a_site_that_changes_its_form_ends_alone(tmp_path, change):
             assert (verdict.verdict, verdict.cause) == ("withheld", "capture")
             assert "up ended before the sequence" in sentence(verdict.coverage.lost[0])
             assert verdict.coverage.steps == Share(small_run.STEPS, small_run.STEPS)
+
+
+def dumped(folder: Path, values: dict[str, np.ndarray]) -> Path:
+    folder.mkdir()
+    for name, rows in values.items():
+        np.save(folder / f"{name}.npy", rows)
+    return folder
+
+
+@pytest.mark.parametrize("overwritten", [False, True])
+def test_modules_that_hand_their_input_on_are_no_overwritten_buffers(tmp_path, overwritten):
+    """GPT-2's own dropouts in evaluation, whose output is their input, in a dump that knows values alone."""
+    values = {}
+    for layer in range(3):
+        fresh = dict(zip(SITES, sound().values(), strict=True))
+        random = np.random.default_rng(layer)
+        fresh = {name: random.standard_normal(rows.shape).astype(np.float32) for name, rows in fresh.items()}
+        within = {"ln_1": "embed", "attn.c_attn": "q", "attn.c_proj": "out", "attn.resid_dropout": "out", "attn": "out"}
+        within |= {"ln_2": "norm", "mlp.c_fc": "up", "mlp.c_proj": "down", "mlp.dropout": "down", "mlp": "down"}
+        values |= {f"h.{layer}.{name}": fresh[of] for name, of in within.items()}
+    if overwritten:
+        values |= {name: values[f"h.2.{name.partition('.')[2].partition('.')[2]}"] for name in values}
+    made = tmp_path / "dump.h5"
+    assert CliRunner().invoke(group, ["import", str(dumped(tmp_path / "dump", values)), "-o", str(made)]).exit_code == 0
+    verdict = tracekit.diff(made, made)
+    assert (verdict.verdict, verdict.cause) == (("withheld", "capture") if overwritten else ("parity", None))

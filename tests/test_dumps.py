@@ -14,6 +14,8 @@ from safetensors.numpy import load_file, save_file
 import tracekit as tk
 from tests import tiny_families
 from tests.speech_traces import tracekit
+from tracekit.formats.dumped import Dump, DumpedSequence, safetensors_of
+from tracekit.formats.log import Tensor, map_file, read_frames
 
 torch = pytest.importorskip("torch")
 
@@ -41,6 +43,24 @@ def test_a_sound_dump_is_at_parity_with_a_recording(folder: Path, tool: str, tmp
     verdict = tk.diff(folder / "reference.h5", made)
     assert (verdict.verdict, verdict.cause) == ("parity", None), verdict.text
     assert verdict.compared is not None and verdict.compared.sites >= (2 if tool == "edge" else 16)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_order_in_which_a_file_is_read_says_nothing(turned: bool, tmp_path: Path) -> None:
+    """The library gives the tensors of a file in an order of its own, another one in each process."""
+    shared = np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32)
+    names = ["model.layers.10.mlp", "model.layers.10.mlp.down_proj", "model.layers.2.mlp:in", "model.layers.2.norm"]
+    values = dict(zip(names, (shared, shared, shared + 1, shared + 1), strict=True))
+    dump = Dump("dumps", [DumpedSequence()])
+    for name in reversed(names) if turned else names:
+        dump.sequences[0].add(name, 0, Tensor("float32", (5, 16), values[name].tobytes()))
+    frames = read_frames(map_file(dump.write(tmp_path, tmp_path)))
+    rows = next(frame.metadata["sites"] for frame in frames if frame.metadata.get("sites"))
+    passed = {row["name"]: (row.get("same_as"), row.get("input")) for row in rows}
+    assert passed["model.layers.10.mlp"] == ("model.layers.10.mlp.down_proj", None)
+    assert passed["model.layers.10.mlp.down_proj"] == (None, None)
+    save_file(values, tmp_path / "dump.safetensors")
+    assert list(safetensors_of(tmp_path / "dump.safetensors")) == [*names[2:], *names[:2]]
 
 
 @pytest.mark.parametrize("tool", TOOLS)

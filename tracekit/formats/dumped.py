@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,17 +103,18 @@ class Dump:
 
     def _passed_on(self, names: list[str]) -> dict[str, str]:
         """Sites that hold another one's values: inputs, and modules that hand on what a module inside them gave."""
-        held: dict[tuple[object, ...], list[str]] = {}
-        passed: dict[str, str] = {}
+        alike: dict[tuple[object, ...], list[str]] = {}
         for name in names:
-            alike = held.setdefault(self._print_of(name), [])
-            inside = next((other for other in alike if other.startswith(f"{name}.")), None)
-            if name.endswith(INPUT_SUFFIX) and alike:
-                passed[name] = alike[0]
-            elif inside is not None and not inside.endswith(INPUT_SUFFIX):
-                passed[name] = inside
-            else:
-                alike.append(name)
+            alike.setdefault(self._print_of(name), []).append(name)
+        passed: dict[str, str] = {}
+        for group in alike.values():
+            outputs = [name for name in group if not name.endswith(INPUT_SUFFIX)]
+            for name in outputs:
+                inside = [other for other in outputs if other.startswith(f"{name}.")]
+                if inside:
+                    passed[name] = max(inside, key=lambda other: other.count("."))
+            holder = next((name for name in outputs if name not in passed), group[0])
+            passed |= {name: holder for name in group if name.endswith(INPUT_SUFFIX) and name != holder}
         return passed
 
     def _print_of(self, name: str) -> tuple[object, ...]:
@@ -146,10 +148,15 @@ def safetensors_of(path: Path) -> dict[str, Tensor]:
         entries = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except (OSError, ValueError, SafetensorError) as error:
         raise TraceError(f"{path}: cannot be read as tensors ({error}); dump it again") from None
-    return {
+    return {  # sorted, since the library gives them in another order in each process
         name: Tensor(FROM_SAFETENSORS.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"]), bytes(entry["data"]))
-        for name, entry in entries
+        for name, entry in sorted(entries, key=lambda item: natural_order(item[0]))
     }
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """What names are sorted by so that layer 2 comes before layer 10."""
+    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", name)]
 
 
 def rows_of(path: Path, name: str, tensor: Tensor) -> Tensor:

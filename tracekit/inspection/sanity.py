@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -216,10 +215,23 @@ def _problems(sequence: Sequence) -> Iterator[ConstantSites | SharedValues]:
         return
     rest = [name for name in floats if name not in constant]
     digests = {name: xxhash.xxh3_64_intdigest(np.ascontiguousarray(floats[name]).tobytes()) for name in rest}
-    counts = Counter(digests.values())
-    same = [name for name in rest if counts[digests[name]] > 1]
+    alike: dict[int, list[str]] = {}
+    for name in rest:
+        alike.setdefault(digests[name], []).append(name)
+    same = [name for group in alike.values() if not _passes_on(group, rest) for name in group]
     if len(rest) >= LEAST_SITES and len(same) >= SAME_SHARE * len(rest):
         yield SharedValues(sequence.path, sequence.index, len(same), len(floats), same[0])
+
+
+def _passes_on(alike: list[str], names: list[str]) -> bool:
+    """Could these sites hold the same values without a mistake? A module returns what one inside it gave, and one right
+    behind another, as dropout does in evaluation, gives back what it was given. `names`: in the order of the sites."""
+    innermost = [name for name in alike if not any(other.startswith(f"{name}.") for other in alike)]
+    if len(innermost) == 1:
+        return True
+    first, second = sorted(map(names.index, innermost[:2]))
+    beside = names[first].rpartition(".")[0] == names[second].rpartition(".")[0]
+    return len(innermost) == 2 and beside and second == first + 1
 
 
 def _first_rows(sequence: Sequence, name: str) -> Array | None:

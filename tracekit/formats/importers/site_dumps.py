@@ -7,7 +7,6 @@ Every .npy file is a site named by its stem, every tensor of a .safetensors file
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from tokenize import TokenError
@@ -16,7 +15,7 @@ import numpy as np
 
 from tracekit.dtypes import STORAGE
 from tracekit.errors import TraceError
-from tracekit.formats.dumped import Dump, DumpedSequence, integers_of, rows_of, safetensors_of
+from tracekit.formats.dumped import Dump, DumpedSequence, integers_of, natural_order, rows_of, safetensors_of
 from tracekit.formats.log import Tensor
 
 DAMAGED = (OSError, ValueError, EOFError, SyntaxError, TokenError, TypeError, OverflowError)
@@ -34,7 +33,7 @@ class SiteDumps:
 
     def log(self, path: Path, scratch: Path) -> Path:
         sequence = DumpedSequence()
-        for file in sorted(_files(path), key=_natural):
+        for file in sorted(_files(path), key=lambda file: natural_order(file.name)):
             for name, tensor in _tensors(file):
                 if name in sequence.rows:
                     raise TraceError(f"{file}: {name} is dumped twice in {path}; keep one of them")
@@ -50,11 +49,6 @@ IMPORTER = SiteDumps()
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.iterdir() if path.suffix in (".npy", ".safetensors"))
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Layer 2 before layer 10."""
-    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
