@@ -26,8 +26,8 @@ import numpy as np
 import tracekit
 from tracekit.align.pair import Pair
 from tracekit.formats.log import LogWriter
-from tracekit.report import verdict_text
 from tracekit.report.page import Compared, write_page
+from tracekit.report.text import verdict_text
 from tracekit.verdict.outcome import Group, Postmortem, Rate, Run, Seed, State
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from tests.small_run import STEPS, write_run
 from tests.speech_traces import tracekit
 from tracekit.align.pair import Pair
 from tracekit.compare.yardstick import Uncalibrated
-from tracekit.report import verdict_text
 from tracekit.report.error_map import EQUAL, INFINITE, NOT_COMPARED, compared_steps, levels, site_errors
 from tracekit.report.page import Compared, write_page
+from tracekit.report.text import verdict_text
 from tracekit.verdict.outcome import EndsTooSoon, Group, Postmortem, Rate, Run, Seed, State
 
 TRACES = Path(__file__).parent.parent / "traces"

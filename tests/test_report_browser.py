@@ -18,8 +18,8 @@ from tests.small_run import VOCABULARY, write_run
 from tests.speech_traces import tracekit
 from tests.test_report import outcome, pair_of
 from tracekit.align.pair import Pair
-from tracekit.report import verdict_text
 from tracekit.report.page import Compared, write_page
+from tracekit.report.text import verdict_text
 
 TRACES = Path(__file__).parent.parent / "traces"
 CULPRIT = "model.layers.1.self_attn.o_proj:in"

@@ -62,9 +62,29 @@ UNIT_ROUNDOFF: dict[str, float] = {
 """Largest relative error of rounding to nearest in each float format."""
 
 
+_NOT_FINITE: dict[str, int] = {
+    "float64": 0x7FF0_0000_0000_0000,
+    "float32": 0x7F80_0000,
+    "float16": 0x7C00,
+    "bfloat16": 0x7F80,
+    "float8_e4m3fn": 0x7F,
+    "float8_e5m2": 0x7C,
+}
+"""Bits without the sign from which on a float is NaN or an infinity."""
+
+
 def is_float(dtype: str) -> bool:
     """Whether `dtype` names a floating-point format."""
     return dtype in UNIT_ROUNDOFF
+
+
+def all_finite(bits: NDArray[Any], dtype: str) -> bool:
+    """Whether none of the stored bits is NaN or an infinity; no format but a float has those."""
+    if dtype not in _NOT_FINITE or bits.size == 0:
+        return True
+    kind = np.dtype(f"u{bits.itemsize}")
+    magnitude = bits.view(kind) & kind.type(2 ** (8 * bits.itemsize - 1) - 1)
+    return int(magnitude.max()) < _NOT_FINITE[dtype]
 
 
 def to_float(bits: NDArray[Any], dtype: str) -> NDArray[Any]:

@@ -17,7 +17,18 @@ import numpy as np
 from tracekit.dtypes import to_float
 from tracekit.errors import TraceError, UnknownName
 from tracekit.site_values import SiteValues, library
-from tracekit.trace import ENCODER, ENCODER_PREFIX, INPUT_SUFFIX, LOGITS, NO_TOKEN, Array, Sequence, Trace, resolve_in
+from tracekit.trace import (
+    ENCODER,
+    ENCODER_PREFIX,
+    INPUT_SUFFIX,
+    LOGITS,
+    NO_TOKEN,
+    Array,
+    Blocks,
+    Sequence,
+    Trace,
+    resolve_in,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -84,6 +95,10 @@ class BrowsableSequence:
 
         tokens = _tokens_at(self, positions, data.axis)
         return SiteValues(name, stored, data.dtype, positions, tokens, self.path, self.index, data.width, read)
+
+    def blocks(self, _site: str, /) -> Blocks | None:
+        """None: what a view shows of a site is not always what was stored."""
+        return None
 
     def to_pandas(self: Sequence) -> pandas.DataFrame:
         return library("pandas").DataFrame(_step_rows(self)).set_index("step")

@@ -127,6 +127,16 @@ class SiteData:
         return tuple(sorted((first, stop) for first, stop in both if first < stop))
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """What was noted of a site's values as they were stored, a block of rows at a time; all of it 1-D, a block each."""
+
+    first: Array  # i64, positions [first, stop), which lie in one of the site's ranges
+    stop: Array
+    digest: Array  # u64, XXH3-64 of the bytes of the rows
+    finite: Array  # bool: no NaN and no infinity
+
+
 class Sequence(Protocol):
     """One generation inside a trace: one prompt, its forward calls, its steps."""
 
@@ -199,6 +209,10 @@ class Sequence(Protocol):
         bfloat16 comes as uint16 and float8 as uint8 bits; `tracekit.dtypes.to_float` gives their values.
         Raises TraceError where a position is not covered.
         """
+
+    def blocks(self, site: str) -> Blocks | None:
+        """What was noted of a stored site's values, which then need not be read; None where nothing was, or the values
+        may have changed since."""
 
     def logits(self, first: int, stop: int) -> Array | None:
         """Raw logits of steps [first, stop), [steps, V], or None where none were recorded (bits as in `read`)."""

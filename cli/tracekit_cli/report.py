@@ -12,9 +12,9 @@ import click
 
 import tracekit
 from tracekit.formats.name_map import NameMap, read_names
-from tracekit.report import verdict_text
 from tracekit.report.json import verdict_json
 from tracekit.report.page import Alone, Compared, write_page, write_trace_page
+from tracekit.report.text import verdict_text
 from tracekit.trace import TraceError
 from tracekit.verdict.decide import paired, verdict_of
 

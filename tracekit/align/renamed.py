@@ -9,7 +9,7 @@ from typing import cast
 from tracekit.align.rotary_order import ReorderedTrace
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.formats.name_map import NameMap
-from tracekit.trace import INPUT_SUFFIX, Array, Sequence, Site, SiteData, Trace, TraceError, Weight
+from tracekit.trace import INPUT_SUFFIX, Array, Blocks, Sequence, Site, SiteData, Trace, TraceError, Weight
 from tracekit.trace_view import SequenceView, TraceView
 
 
@@ -185,6 +185,13 @@ class _NamedSequence(SequenceView):
             return self.inner.read(site, first, stop)
         rows = self.inner.read(origin.site, first, stop)
         return rows if origin.stop is None else rows[:, origin.first : origin.stop]
+
+    def blocks(self, site: str) -> Blocks | None:
+        """As `tracekit.trace.Sequence`: of whole sites."""
+        origin = self._origins.get(site)
+        if origin is None:
+            return self.inner.blocks(site)
+        return self.inner.blocks(origin.site) if origin.stop is None else None
 
 
 class _NamedTrace(TraceView):

@@ -10,13 +10,16 @@ import contextlib
 import json
 import os
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import xxhash
 
-from tracekit.dtypes import STORAGE
+from tracekit.dtypes import STORAGE, all_finite
 from tracekit.trace import (
     Array,
     Draw,
@@ -34,6 +37,8 @@ from tracekit.trace import (
 FORMAT = 1
 BLOCK_BYTES = 8 << 20
 """Bytes moved by one HDF5 call."""
+NOTED_BYTES = 512 << 10
+"""Bytes of a site's rows that one digest is taken of (docs/format.md)."""
 ATTRIBUTE_BYTES = 32 << 10
 """Longest text of an attribute; HDF5 allows 64 KB for all of a group."""
 NO_VALUE = -1
@@ -68,8 +73,11 @@ def write_archive(trace: Trace, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise TraceError(f"{target}: cannot be written: {error.strerror}") from None
     try:
+        now = time.time_ns() // 1000 * 1000  # file systems keep microseconds, if not more
         with h5py.File(scratch, "w", libver="earliest") as file:
+            file.attrs["written"] = now
             _write_trace(file, trace)
+        os.utime(scratch, ns=(now, now))
         _flush_to_disk(scratch)
         Path(scratch).chmod(0o644)
         Path(scratch).replace(target)
@@ -154,8 +162,12 @@ def _write_sequence(group: h5py.Group, sequence: Sequence, trace: Trace) -> None
     stored = sequence.sites
     _write_json(group, "site_index", [_index_entry(data) for data in stored.values()])
     sites = group.create_group("sites")
-    for name, data in stored.items():
-        _write_site(sites, sequence, data, trace.sites.get(name))
+    noted = [
+        note for name, data in stored.items() for note in _write_site(sites, sequence, data, trace.sites.get(name))
+    ]
+    blocks = group.create_group("blocks")
+    blocks["digest"] = np.array([digest for digest, _ in noted], dtype=np.uint64)
+    blocks["finite"] = np.array([finite for _, finite in noted], dtype=np.uint8)
 
 
 def _index_entry(data: SiteData) -> list[Any]:
@@ -236,7 +248,8 @@ def _write_events(group: h5py.Group, events: list[Event]) -> None:
     _write_strings(out, "detail", [json.dumps(event.detail) for event in events])
 
 
-def _write_site(group: h5py.Group, sequence: Sequence, data: SiteData, site: Site | None) -> None:
+def _write_site(group: h5py.Group, sequence: Sequence, data: SiteData, site: Site | None) -> list[tuple[int, bool]]:
+    """The values of a site, and what is noted of each block."""
     dataset = _create(group, escape(data.name), (data.rows, data.width), data.dtype)
     for name, value in (
         ("dtype", data.dtype),
@@ -248,13 +261,44 @@ def _write_site(group: h5py.Group, sequence: Sequence, data: SiteData, site: Sit
             _write_attribute(dataset, name, value)
         else:
             dataset.attrs[name] = value
-    rows_a_block = max(1, BLOCK_BYTES // max(1, data.width * STORAGE[data.dtype].itemsize))
+    noted = []
     row = 0
-    for first, stop in data.ranges:
-        for begin in range(first, stop, rows_a_block):
-            block = sequence.read(data.name, begin, min(stop, begin + rows_a_block))
-            _write_rows(dataset, data.dtype, row, block)
-            row += len(block)
+    for begin, end in _written_at_once(data):
+        rows = sequence.read(data.name, begin, end)
+        _write_rows(dataset, data.dtype, row, rows)
+        noted += [_note(rows[at : at + noted_rows(data)], data.dtype) for at in range(0, len(rows), noted_rows(data))]
+        row += len(rows)
+    return noted
+
+
+def noted_rows(data: SiteData) -> int:
+    """Rows of a site that one digest is taken of."""
+    return max(1, NOTED_BYTES // max(1, data.width * STORAGE[data.dtype].itemsize))
+
+
+def noted_blocks(data: SiteData) -> list[tuple[int, int]]:
+    """Positions [first, stop) of each block of a site that a digest is taken of: a range is divided from its start."""
+    step = noted_rows(data)
+    return [(at, min(stop, at + step)) for first, stop in data.ranges for at in range(first, stop, step)]
+
+
+def noted_count(data: SiteData) -> int:
+    """How many `noted_blocks` there are."""
+    step = noted_rows(data)
+    return sum(-((first - stop) // step) for first, stop in data.ranges)
+
+
+def _written_at_once(data: SiteData) -> Iterator[tuple[int, int]]:
+    """Positions [first, stop) of the rows that one HDF5 call moves: whole blocks."""
+    step = noted_rows(data)
+    step *= max(1, BLOCK_BYTES // max(1, step * data.width * STORAGE[data.dtype].itemsize))
+    return ((at, min(stop, at + step)) for first, stop in data.ranges for at in range(first, stop, step))
+
+
+def _note(rows: Array, dtype: str) -> tuple[int, bool]:
+    """Digest of the bytes of a block, and whether its values are all finite."""
+    octets = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+    return xxhash.xxh3_64_intdigest(octets), all_finite(rows, dtype)
 
 
 def _create(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:

@@ -16,7 +16,16 @@ import h5py
 import numpy as np
 
 from tracekit.dtypes import STORAGE
-from tracekit.formats.archive import DRAW_NUMBERS, FORMAT, NO_VALUE, bfloat16_type, escape, unescape
+from tracekit.formats.archive import (
+    DRAW_NUMBERS,
+    FORMAT,
+    NO_VALUE,
+    bfloat16_type,
+    escape,
+    noted_blocks,
+    noted_count,
+    unescape,
+)
 from tracekit.formats.file_values import (
     DRAW,
     SITE,
@@ -33,6 +42,7 @@ from tracekit.trace import (
     ENCODER,
     NO_TOKEN,
     Array,
+    Blocks,
     Draw,
     Event,
     Json,
@@ -72,7 +82,8 @@ class _Reader:
         self.path = path
         self._heaps_are_sound = False
         try:
-            self.size = Path(path).stat().st_size
+            told = Path(path).stat()
+            self.size, self._changed = told.st_size, told.st_mtime_ns
             self.map = map_file(path)
             with reading(path):
                 self.file = h5py.File(path, "r")
@@ -85,6 +96,11 @@ class _Reader:
 
     def fail(self, where: str, why: str) -> TraceError:
         return TraceError(f"{self.path}: {where}: {why}; record or import it again")
+
+    @cached_property
+    def as_written(self) -> bool:
+        """Whether the file was last changed when it was written: what it notes of its values holds."""
+        return "written" in self.file.attrs and self.number(self.file, "written") == self._changed
 
     def group(self, parent: h5py.Group, name: str) -> h5py.Group | None:
         item = self._item(parent, name)
@@ -488,6 +504,28 @@ class ArchiveSequence(BrowsableSequence):
                 f"{self._reader.path}: sequence {self.index}: site {site!r} is not recorded at position {at}"
             )
         return pieces[0] if len(pieces) == 1 else np.concatenate([values[:0], *pieces])
+
+    def blocks(self, site: str) -> Blocks | None:
+        """As `tracekit.trace.Sequence`."""
+        return self._blocks.get(site)
+
+    @cached_property
+    @_reads
+    def _blocks(self) -> dict[str, Blocks]:
+        group = self._reader.group(self._group, "blocks") if self._reader.as_written else None
+        if group is None:
+            return {}
+        digest, finite = (self._reader.array(group, name, "u") for name in ("digest", "finite"))
+        count = sum(map(noted_count, self.sites.values()))  # before anything is made of what the ranges claim
+        if digest is None or finite is None or len(digest) != count or len(finite) != count:
+            raise self._reader.fail(str(group.name), "a column is missing or too short")
+        out, at = {}, 0
+        for name, data in self.sites.items():
+            first, stop = np.array(noted_blocks(data), dtype=np.int64).reshape(-1, 2).T
+            these = slice(at, at + len(first))
+            out[name] = Blocks(first, stop, digest[these], finite[these] == 1)
+            at = these.stop
+        return out
 
     @cached_property
     @_reads

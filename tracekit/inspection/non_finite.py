@@ -69,7 +69,11 @@ def _rows(sequence: Sequence, name: str, stop: int) -> Iterator[tuple[int, NDArr
     """Rows that are suspected: their squares do not add up to a finite number."""
     data = sequence.sites[name]
     rows = max(1, BLOCK_BYTES // max(1, row_bytes(sequence, name)))
-    for begin, end in data.ranges:
+    noted = sequence.blocks(name)
+    ranges = data.ranges
+    if noted is not None:
+        ranges = tuple(zip(noted.first[~noted.finite].tolist(), noted.stop[~noted.finite].tolist(), strict=True))
+    for begin, end in ranges:
         for first in range(begin, min(end, stop), rows):
             block = to_float(sequence.read(name, first, min(end, stop, first + rows)), data.dtype)
             with np.errstate(over="ignore", invalid="ignore"):
