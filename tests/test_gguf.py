@@ -12,10 +12,12 @@ import pytest
 from tests.test_gaps import told
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.gguf import GgufParameters
+from tracekit.checkpoints.gguf_reader import open_reader
 from tracekit.checkpoints.rotary_pairs import halves, interleaved
 from tracekit.checkpoints.stated import open_checkpoint
 from tracekit.formats.log import LogWriter, Tensor, map_file, read_frames
 from tracekit.formats.name_map import GGUF
+from tracekit.trace import TraceError
 
 gguf = pytest.importorskip("gguf")
 ROOT = Path(__file__).parent.parent
@@ -201,3 +203,42 @@ def test_gemmas_norms_lose_the_one_that_the_converter_added(tmp_path: Path) -> N
     # As it is recomputed: in the file's digits, of norms that multiply by what is stored.
     assert checkpoint.one_added
     assert all(checkpoint.values(name).tolist() == [1.5, 3.0] for name in checkpoint.names)
+
+
+def with_tokens(path: Path, count: int) -> Path:
+    """A file with nothing but lists of a vocabulary's size, and a short one."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_head_count(4)
+    writer.add_token_list([f"token {index}" for index in range(count)])
+    writer.add_token_scores([float(index) for index in range(count)])
+    writer.add_array("llama.sizes", [1, 2, 3])
+    writer.add_tensor("output_norm.weight", np.ones(8, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_long_lists_are_passed_over_and_the_rest_is_read_as_the_library_reads_it(tmp_path: Path) -> None:
+    path = with_tokens(tmp_path / "m.gguf", 5000)
+    ours, theirs = open_reader(str(path)), gguf.GGUFReader(str(path))
+    assert [(t.name, t.data_offset, t.n_bytes) for t in ours.tensors] == [
+        (t.name, t.data_offset, t.n_bytes) for t in theirs.tensors
+    ]
+    assert list(ours.fields) == list(theirs.fields)
+    left_out = {name for name, field in theirs.fields.items() if ours.fields[name].contents() != field.contents()}
+    assert left_out == {"tokenizer.ggml.tokens", "tokenizer.ggml.scores"}
+
+
+@pytest.mark.parametrize("count", [1 << 62, 1 << 40, 600000])
+def test_a_list_that_is_longer_than_the_file_is_refused(count: int, tmp_path: Path) -> None:
+    path = with_tokens(tmp_path / "m.gguf", 5000)
+    data = bytearray(path.read_bytes())
+    for key in (b"tokenizer.ggml.tokens", b"tokenizer.ggml.scores"):
+        at = data.index(key) + len(key) + 8
+        bad = bytearray(data)
+        bad[at : at + 8] = count.to_bytes(8, "little")
+        path.write_bytes(bad)
+        with pytest.raises(TraceError, match="is no sound GGUF file"):
+            GgufParameters(str(path))

@@ -13,6 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.checkpoints.gguf_reader import open_reader
 from tracekit.checkpoints.rotary_pairs import halves, interleaved
 from tracekit.dtypes import is_float, round_to, to_float
 from tracekit.formats.name_map import GGUF, SANDWICHED
@@ -37,7 +38,7 @@ class GgufParameters:
             raise TraceError(f"{path}: reading GGUF needs a library; pip install 'tracekit[gguf]'") from None
         self._gguf = gguf
         try:
-            reader = gguf.GGUFReader(path)
+            reader = open_reader(path)
             self.architecture = _architecture(reader)
             self._tensors = {huggingface_name(tensor.name, self.architecture): tensor for tensor in reader.tensors}
             self._heads = _head_counts(reader)
