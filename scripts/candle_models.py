@@ -45,6 +45,7 @@ LOADERS = {
     "gemma": ("gemma::Config", "gemma::Model::new(false, &config, vb)?"),
     "phi3": ("phi3::Config", "phi3::Model::new(&config, vb)?"),
     "gemma2": ("gemma2::Config", "gemma2::Model::new(false, &config, vb)?"),
+    "gemma3": ("gemma3::Config", "gemma3::Model::new(false, &config, vb)?"),
     "starcoder2": ("starcoder2::Config", "starcoder2::Model::new(&config, vb)?"),
     "olmo": ("olmo::Config", "olmo::Model::new(&config, vb)?"),
     "olmo2": ("olmo2::Config", "olmo2::Model::new(&config, vb)?"),
@@ -296,6 +297,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 8},
     "gemma": {"hidden_activation": "gelu_pytorch_tanh"},
     "phi3": {"sliding_window": None, "original_max_position_embeddings": 256},
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "num_key_value_heads": 1,  # with more, candle 0.11.1 hands its cache values that are not contiguous, and ends
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "sliding_window": 8,
+        "sliding_window_pattern": 3,
+        "query_pre_attn_scalar": 16,
+    },
 }
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True, "decoder_sparse_step": 1}
 # Those that the tests do not run; the table has them where they are asked for by name.
@@ -339,9 +350,11 @@ def make_checkpoint(model: str, folder: Path, seed: int = 11, old_words: bool = 
     if model == "falcon":
         del words["head_dim"]  # it works it out
     theta, kind = words.pop("rope_theta", 10000.0), words.pop("model_type", model)
-    rotary = {"rope_type": "default", "rope_theta": theta}
+    rotary: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
     if "partial_rotary_factor" in words:
         rotary["partial_rotary_factor"] = words["partial_rotary_factor"]
+    if model == "gemma3":
+        rotary = {"full_attention": rotary, "sliding_attention": rotary | {"rope_theta": words["rope_local_base_freq"]}}
     config = AutoConfig.for_model(kind, **words, rope_parameters=rotary)
     network = AutoModelForCausalLM.from_config(config).float()
     with torch.no_grad():
@@ -362,6 +375,24 @@ def make_checkpoint(model: str, folder: Path, seed: int = 11, old_words: bool = 
     if "hidden_activation" in words:
         written.pop("hidden_act", None)  # candle takes one of the two
     path.write_text(json.dumps(written | words | {"rope_theta": theta, "rope_scaling": None}, indent=2))
+
+
+def in_old_words(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint of a Gemma 3 as transformers 5 writes it, in a folder whose config.json has the words, too, that
+    candle's `Config` looks for."""
+    folder.mkdir(parents=True)
+    for path in checkpoint.resolve().iterdir():
+        (folder / path.name).symlink_to(path)
+    written = json.loads((folder / "config.json").read_text())
+    rotary = written["rope_parameters"]
+    written |= {
+        "rope_theta": rotary["full_attention"]["rope_theta"],
+        "rope_local_base_freq": rotary["sliding_attention"]["rope_theta"],
+        "sliding_window_pattern": 1 + written["layer_types"].index("full_attention"),
+    }
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(written, indent=2))
+    return folder
 
 
 @dataclass(frozen=True)

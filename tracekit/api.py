@@ -162,9 +162,9 @@ def audit(
         found = by(run, checkpoint)
         if not (found.clean or found.culprits):
             raise TraceError(f"{run.path}: holds no site that can be audited against {path}{_why(found.unknown)}")
-        found = replace(explained_audit(run, checkpoint, found), notes=(*notes, *unseen(run)))
+        found = replace(explained_audit(run, checkpoint, found), notes=(*notes, *found.elsewhere, *unseen(run)))
         if isinstance(by, Weighing):
-            culprits, told = by_consequence(found.culprits, by.weigher(run))
+            culprits, told = by_consequence(found.culprits, by.weigher(run, found.elsewhere))
             found = replace(found, culprits=tuple(culprits), consequences=told)
         told = audit_json(found, run, checkpoint)
         return Audit(**_fields(found), text=audit_text(found, run, checkpoint), told=told)

@@ -17,6 +17,7 @@ from typing import TypeAlias
 import numpy as np
 
 from tracekit.auditing import operations
+from tracekit.auditing.elsewhere import FactorElsewhere
 from tracekit.auditing.evidence import (
     ColumnTooLarge,
     ErrorEvidence,
@@ -107,6 +108,8 @@ class Audit:
 
     peak: float = 0.0
     """The largest statistic of any site, in units of its limit: above 1 there is a culprit."""
+    elsewhere: tuple[FactorElsewhere, ...] = ()
+    """Sites that hold a multiple of the reference's values, which the candidate makes up for later."""
     lost: tuple[Loss, ...] = ()
     """What the trace should hold and does not: nobody can say that it is within its bounds."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tracekit.auditing.consequence import Consequence, Consequences
 from tracekit.auditing.own_error import FALSE_ALARMS
 from tracekit.checkpoints.checkpoint import Checkpoint
@@ -93,14 +95,16 @@ def _stated(difference: Difference) -> str:
 
 
 def _not_audited(found: ExplainedAudit) -> list[str]:
-    """Sites by the reason that they were not audited."""
-    reasons: dict[str, list[str]] = {}
+    """Sites by the reason that they were not audited, which may name the same module of several layers."""
+    reasons: dict[str, dict[str, str]] = {}
     for site, reason in found.unknown.items():
-        reasons.setdefault(reason, []).append(site)
-    return [
-        f"  not audited: {', '.join(sites[:2])}{f' and {len(sites) - 2} more' if len(sites) > 2 else ''}: {reason}"
-        for reason, sites in reasons.items()
-    ]
+        reasons.setdefault(re.sub(r"\.\d+\.", ".*.", reason), {})[site] = reason
+    out = []
+    for general, told in reasons.items():
+        sites, why = list(told), set(told.values())
+        more = f" and {len(sites) - 2} more" if len(sites) > 2 else ""
+        out.append(f"  not audited: {', '.join(sites[:2])}{more}: {general if len(why) > 1 else why.pop()}")
+    return out
 
 
 def audit_json(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> Json:

@@ -174,7 +174,7 @@ def examine(traces: Pair, checkpoint: Checkpoint, found: Search, by: Auditor | N
     culprits += same
     told = None
     if isinstance(by, Weighing):
-        culprits, told = by_consequence(culprits, by.weigher(candidate))
+        culprits, told = by_consequence(culprits, by.weigher(candidate, audited.elsewhere))
     return Examination(
         checkpoint,
         tuple(culprits),
@@ -205,6 +205,7 @@ def _completed(audited: Audit, judged: Audit, stops: Mapping[int, int]) -> Audit
         clean=clean,
         unknown={site: judged.unknown.get(site, why) for site, why in audited.unknown.items() if site not in seen},
         values=audited.values or judged.values,
+        elsewhere=judged.elsewhere,
     )
 
 

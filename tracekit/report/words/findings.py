@@ -8,6 +8,7 @@ from tracekit.align.pair import Side
 from tracekit.align.printed import PrintedOnly
 from tracekit.align.renamed import Origin
 from tracekit.align.rotary_order import RowsInPairs
+from tracekit.auditing.elsewhere import FactorElsewhere
 from tracekit.compare.drift import Drift, Trend
 from tracekit.compare.findings import (
     Chosen,
@@ -297,6 +298,14 @@ def _embedding_scaled(found: EmbeddingScaled) -> str:
     return (
         f"{found.site}: the {found.inside} multiplies the embeddings by {found.factor:.6g} in it, the "
         f"{found.inside.other} after it{doubt}; both are right, and the site is not compared"
+    )
+
+
+@words(FactorElsewhere)
+def _factor_elsewhere(found: FactorElsewhere) -> str:
+    return (
+        f"{found.site}: {found.factor:.6g} times what is recorded is the reference's value, as later sites show: the "
+        "candidate multiplies at another place; both are right"
     )
 
 

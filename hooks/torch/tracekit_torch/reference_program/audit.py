@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,8 @@ from torch import nn
 
 from tracekit.auditing.audit import Audit, Culprit, changed_weights, culprit_of
 from tracekit.auditing.drawn_error import drawn_result, judged
+from tracekit.auditing.elsewhere import FactorElsewhere
+from tracekit.auditing.operations import Result
 from tracekit.auditing.own_error import FALSE_ALARMS, Own, tests_of
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.dtypes import UNIT_ROUNDOFF, is_float
@@ -34,6 +38,8 @@ CLOSE_DRAWS = 64
 """The same where a site looks wrong and may not be: of a few samples the spread is not known well enough."""
 CLOSE = 4.0
 """Times its limit up to which a statistic is judged by more samples: eight samples are never off by as much."""
+MULTIPLE = 3.0
+"""Standard deviations of rounding that a multiple of the reference's values may be off, to be looked into."""
 
 
 def audit_by(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
@@ -63,17 +69,21 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
     clean: set[str] = set()
     unknown: dict[str, str] = {}
     unjudged: list[LogitsNotJudged] = []
+    factors: dict[str, float] = {}
     values, peak = 0, 0.0
     tests = sum(_tests(sequence) for sequence in trace.sequences)
     for sequence in trace.sequences:
-        judge = Judge(model, trace, sequence, unit, FALSE_ALARMS / max(tests, 1))
+        judge = Judge(model, trace, sequence, unit, FALSE_ALARMS / max(tests, 1), factors)
         owns = judge.owns()
         wrong = [own for own in owns if own.wrong]
         if wrong and not causal:
             if looks_ahead(model, trace):
                 return _of_first_calls(model, trace, checkpoint)
             causal = True
-        why = explanations(model, trace, sequence, wrong, unit)
+        if judge.multiples:
+            judge, owns = multiplied_elsewhere(judge, owns)
+            wrong, factors = [own for own in owns if own.wrong], dict(judge.factors)
+        why = explanations(model, trace, sequence, wrong, unit, factors)
         for own in owns:
             site = own.recipe.site
             values += own.statistics.rows.size * own.statistics.columns.size
@@ -95,6 +105,7 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
         non_finite=first_non_finite(trace),
         tests=tests,
         peak=peak,
+        elsewhere=tuple(FactorElsewhere(site, factor) for site, factor in factors.items()),
         lost=(*losses(trace), *unjudged),
     )
 
@@ -113,9 +124,24 @@ def _tests(sequence: Sequence) -> int:
 class Judge:
     """Judges the sites of one sequence, each where the replay comes to it: no values are kept."""
 
-    def __init__(self, model: nn.Module, trace: Trace, sequence: Sequence, unit: float, level: float) -> None:
-        self.replay = Replay(model, sequence, forward_of(model, trace, sequence))
-        self._trace, self._sequence, self._unit, self._level = trace, sequence, unit, level
+    def __init__(
+        self,
+        model: nn.Module,
+        trace: Trace,
+        sequence: Sequence,
+        unit: float,
+        level: float,
+        factors: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        self.replay = Replay(model, sequence, forward_of(model, trace, sequence), factors)
+        self.factors = factors
+        self.multiples: dict[str, float] = {}
+        """Of sites that are wrong and hold a multiple of what they should: what that is, over what they hold."""
+        self._model, self._trace, self._sequence, self._unit, self._level = model, trace, sequence, unit, level
+
+    def with_factors(self, factors: Mapping[str, float]) -> Judge:
+        """The same of recorded values that are multiplied first."""
+        return Judge(self._model, self._trace, self._sequence, self._unit, self._level, factors)
 
     def owns(self) -> list[Own]:
         """The own error of every site, of those near their limits by more draws."""
@@ -178,4 +204,36 @@ class Judge:
         data = self._sequence.sites.get(site.stored)
         stored = data.dtype if data is not None else self._sequence.logits_dtype or "float32"
         unit = UNIT_ROUNDOFF.get(stored, self._unit)
-        return judged(site.site, rows, recorded, drawn_result(values, draws, unit), self._level, unit)
+        result = drawn_result(values, draws, unit)
+        own = judged(site.site, rows, recorded, result, self._level, unit)
+        gain = _multiple(recorded, result) if own.wrong else None
+        if gain is not None:
+            self.multiples[site.site] = 1.0 / gain
+        return own
+
+
+def _multiple(recorded: NDArray[np.float64], result: Result) -> float | None:
+    """The number that what was recorded is a multiple of what it should be by; None where it is none."""
+    weights = 1.0 / result.variance
+    power = float((weights * np.square(result.values)).sum())
+    gain = float((weights * result.values * recorded).sum()) / power if power else 0.0
+    if not gain or not np.isfinite(gain):
+        return None
+    left = float(np.mean(np.square(recorded / gain - result.values) * weights)) ** 0.5
+    return gain if left <= MULTIPLE else None
+
+
+def multiplied_elsewhere(judge: Judge, owns: list[Own]) -> tuple[Judge, list[Own]]:
+    """The sequence judged with sites that are wrong by a factor alone taken for the reference's values, where that
+    makes later sites right: the candidate multiplies there, or has done so before. A factor that is left out makes them
+    wrong instead, since they hold what was computed without it. Those of one name in several layers go together."""
+    roles: dict[str, dict[str, float]] = {}
+    for site, factor in judge.multiples.items():
+        roles.setdefault(re.sub(r"\d+", "*", site), {})[site] = factor
+    for sites in roles.values():
+        other = judge.with_factors({**judge.factors, **sites})
+        found = other.owns()
+        before = {own.recipe.site for own in owns if own.wrong} - sites.keys()
+        if {own.recipe.site for own in found if own.wrong} < before:
+            judge, owns = other, found
+    return judge, owns

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,8 +17,14 @@ from tracekit_torch.reference_program.segment import Capture, Segment
 class Capturing(Replay):
     """A replay that knows, after it was run, what feeds a site."""
 
-    def __init__(self, model: nn.Module, sequence: Sequence, forward: Callable[[], Any]) -> None:
-        super().__init__(model, sequence, forward)
+    def __init__(
+        self,
+        model: nn.Module,
+        sequence: Sequence,
+        forward: Callable[[], Any],
+        factors: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(model, sequence, forward, factors)
         self._capture = Capture()
 
     def sites_with_segments(self, names: list[str]) -> dict[str, tuple[Replayed, Segment]]:

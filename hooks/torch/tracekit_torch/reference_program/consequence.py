@@ -33,14 +33,15 @@ Errors = Mapping[str, NDArray[np.float32]]
 """Own errors by site, [rows, width] of its recorded rows."""
 
 
-def weigher(model: nn.Module, trace: Trace) -> Weigher:
-    """Works out what groups of sites do to the logits of a trace, by the reference `model` in float64."""
+def weigher(model: nn.Module, trace: Trace, factors: Mapping[str, float]) -> Weigher:
+    """Works out what groups of sites do to the logits of a trace, by the reference `model` in float64. `factors`: as
+    `Replay` takes them."""
 
     def weigh(groups: Seq[Collection[str]]) -> Consequences | None:
         runs = []
         for sequence in trace.sequences:
             with np.errstate(all="ignore"), on_its_tokens(trace, sequence):
-                runs.append(_weighed(model, trace, sequence, groups))
+                runs.append(_weighed(model, trace, sequence, groups, factors))
         return _together([run for run in runs if run is not None], groups)
 
     return weigh
@@ -98,10 +99,12 @@ class Weighed:
         return error - error.mean(axis=1, keepdims=True) if self.at == LOGITS else error
 
 
-def _weighed(model: nn.Module, trace: Trace, sequence: Sequence, groups: Seq[Collection[str]]) -> Weighed | None:
+def _weighed(
+    model: nn.Module, trace: Trace, sequence: Sequence, groups: Seq[Collection[str]], factors: Mapping[str, float]
+) -> Weighed | None:
     """None where a value is not finite, or nothing was met."""
     forward = forward_of(model, trace, sequence)
-    exact = Replay(model, sequence, forward)
+    exact = Replay(model, sequence, forward, factors)
     exact.run()
     own = {name: (site.recorded - site.values).astype(np.float32) for name, site in exact.sites.items()}
     if not own or not all(np.isfinite(error).all() for error in own.values()):

@@ -8,7 +8,7 @@ it, since these values do not tell them apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -59,13 +59,13 @@ DIGITS = (1, 2, 3, 4, 5, 6)
 
 
 def explanations(
-    model: nn.Module, trace: Trace, sequence: Sequence, wrong: list[Own], unit: float
+    model: nn.Module, trace: Trace, sequence: Sequence, wrong: list[Own], unit: float, factors: Mapping[str, float]
 ) -> dict[str, Explanation]:
     """By site, for those culprits of a sequence that an edit of the reference explains. `unit`: unit roundoff of the
-    dtype that the candidate computes in."""
+    dtype that the candidate computes in; `factors`: as `Replay` takes them."""
     if not wrong:
         return {}
-    replay = Capturing(model, sequence, forward_of(model, trace, sequence))
+    replay = Capturing(model, sequence, forward_of(model, trace, sequence), factors)
     sites = replay.sites_with_segments([own.recipe.site for own in wrong])
     found: dict[str, Explanation] = {}
     known: list[Held] = []

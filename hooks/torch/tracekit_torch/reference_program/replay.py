@@ -7,9 +7,10 @@ last recorded sites, whatever the model does in between, without a line for its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -53,16 +54,23 @@ class Replay:
         model: the reference, in float64 (`precision.run_in`), attention and experts in eager form.
         sequence: what was recorded.
         forward: calls the model on the sequence's tokens, as one prefill without a cache.
+        factors: what recorded values are multiplied by, by site (`elsewhere`); 1 of the others.
     """
 
-    def __init__(self, model: nn.Module, sequence: Sequence, forward: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sequence: Sequence,
+        forward: Callable[[], Any],
+        factors: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         self.sites: dict[str, Replayed] = {}
         """By name; `logits` among them. Empty where `run` was told what to do with them."""
         self.missed: dict[str, str] = {}
         """Sites that are recorded and were not met with the same shape, and why."""
         self.logits_missed: LogitsNotJudged | None = None
         """Why recorded logits were not compared."""
-        self._model, self._sequence, self._forward = model, sequence, forward
+        self._model, self._sequence, self._forward, self._factors = model, sequence, forward, factors
         self._met: Callable[[Replayed], None] = self._keep
         self._drawn: Lockstep | None = None
         self._only: Collection[str] | None = None
@@ -158,6 +166,8 @@ class Replay:
     def _found(self, name: str, stored: str, parts: list[torch.Tensor]) -> None:
         data = self._sequence.sites[stored]
         read = [to_float(self._sequence.read(stored, *window), data.dtype) for window in data.ranges]
+        if name in self._factors:
+            read = [values.astype(np.float64) * self._factors[name] for values in read]
         if self._only is None or name in self._only:
             places = np.concatenate([np.arange(*window) for window in data.ranges])
             self._compare(name, stored, places, np.concatenate(read).astype(np.float64), parts)
