@@ -107,8 +107,9 @@ bench-clean: setup model ## Runs without a fault, drawn at random: 0 alarms; RUN
 	$(BIN)/python -m benchmarks.clean_runs --runs $(or $(RUNS),300) --seed $(or $(SEED),0) --model $(MODEL) --native $(NATIVE)
 	$(BIN)/python -m benchmarks.clean_families --runs $(or $(FAMILY_RUNS),1000) --seed $(or $(SEED),0)
 
-bench-llama-cpp: $(VENV)/.ready $(GGUF) ## Runs of llama.cpp without a fault on three real GGUF files: 0 alarms; RUNS=n SEED=n (about 20 minutes)
+bench-llama-cpp: $(VENV)/.ready $(GGUF) ## Three real GGUF files: runs of llama.cpp without a fault, and planted faults; RUNS=n SEED=n (about 20 minutes)
 	$(BIN)/python -m benchmarks.llama_cpp --runs $(or $(RUNS),30) --seed $(or $(SEED),0) $(GGUF)
+	$(BIN)/python -m benchmarks.llama_cpp_faults --seed $(or $(SEED),0) $(GGUF)
 
 bench-mutants: $(VENV)/.ready ## Modelling files changed at random, each mutant audited by the unchanged program; SEED=n (about 10 minutes)
 	$(BIN)/python -m benchmarks.mutants --seed $(or $(SEED),0)

@@ -105,7 +105,7 @@ def drawn(seed: int, index: int, path: Path, model: Model) -> Outcome:
         ids = model.ids(words)[:length]
     else:
         ids = [dice.randrange(model.tokens) for _ in range(length)]
-    settings: Json = {"max_new_tokens": dice.randint(2, TOKENS), "threads": dice.choice((1, 1, 2))}
+    settings: Json = {"max_new_tokens": dice.randint(2, TOKENS), "threads": 2 if dice.random() < 0.1 else 1}
     if dice.random() < 0.7:
         settings |= {"temperature": dice.choice((0.3, 0.8, 1.0, 1.5)), "seed": dice.randrange(1 << 31)}
         settings |= {
