@@ -14,14 +14,16 @@ from tracekit.errors import TraceError
 if TYPE_CHECKING:
     from tracekit.api import Audit, Verdict, audit, diff
     from tracekit.formats.opening import open_trace as open
+    from tracekit.recording import Recording
     from tracekit.trace import Sequence, Trace
     from tracekit.verdict.cause import Cause
 
-__all__ = ["Audit", "Cause", "Sequence", "Trace", "TraceError", "Verdict", "audit", "diff", "open"]
+__all__ = ["Audit", "Cause", "Recording", "Sequence", "Trace", "TraceError", "Verdict", "audit", "diff", "open"]
 
 _LATER = {
     "Audit": "tracekit.api.Audit",
     "Cause": "tracekit.verdict.cause.Cause",
+    "Recording": "tracekit.recording.Recording",
     "Sequence": "tracekit.trace.Sequence",
     "Trace": "tracekit.trace.Trace",
     "Verdict": "tracekit.api.Verdict",

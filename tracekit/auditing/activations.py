@@ -31,6 +31,14 @@ def cancelled(gate: Floats, up: Floats) -> Floats:
     return np.asarray(np.square(2.0 * ACCUMULATOR * gate * up) / 3.0)
 
 
+def exponential(x: Floats, values: Floats) -> Floats:
+    """Variance of a float32 sigmoid whose exponential is one of a rounded product, by the values it is a factor of: a
+    library may round -x log2(e) first, which exp takes times its logarithm."""
+    with np.errstate(over="ignore"):
+        logarithm = np.logaddexp(0.0, -x)
+    return np.asarray(np.square(logarithm * values * ACCUMULATOR) / 3.0)
+
+
 def relu(x: Floats) -> Floats:
     return np.maximum(x, 0.0)
 
@@ -48,6 +56,9 @@ ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {
     "relu": relu,
 }
 """`hidden_act` -> function."""
+
+SIGMOID = ("silu", "swish")
+"""Those that are their input times its sigmoid."""
 
 UNDERFLOW = 1e-36
 """Size of activations that float32 may lose: 88 * exp(-88)."""

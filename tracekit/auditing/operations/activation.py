@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracekit.auditing.activations import ACTIVATIONS, UNDERFLOW, cancelled
+from tracekit.auditing.activations import ACTIVATIONS, SIGMOID, UNDERFLOW, cancelled, exponential
 from tracekit.auditing.operations.operation import Given, Operation, Shape
 from tracekit.auditing.rounding import ACCUMULATOR, LIBRARY, Floats, Result, as_stored, in_16_bits, rounding, unit
 
@@ -41,6 +41,8 @@ def activated(x: Floats, activation: str, dtype: str) -> Result:
     variance = rounding(values, dtype) + rounding(values, "float32", 4.0) + UNDERFLOW**2
     if activation.startswith("gelu"):
         variance += cancelled(x, np.ones_like(x))
+    elif activation in SIGMOID:
+        variance += exponential(x, values)
     stepwise = activation in ("gelu_new", "gelu_pytorch_tanh")
     if stepwise:
         variance += _stepwise_variance(x, ACCUMULATOR)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracekit.auditing.activations import ACTIVATIONS, UNDERFLOW, cancelled
+from tracekit.auditing.activations import ACTIVATIONS, SIGMOID, UNDERFLOW, cancelled, exponential
 from tracekit.auditing.operations.operation import Given, Operation, Shape
 from tracekit.auditing.rounding import ACCUMULATOR, LIBRARY, Floats, Result, as_stored, in_16_bits, rounding
 from tracekit.trace import Json
@@ -23,6 +23,8 @@ def gated(gate: Floats, up: Floats, activation: str, dtype: str) -> Result:
     variance += np.square(UNDERFLOW * up)
     if activation.startswith("gelu"):
         variance += cancelled(gate, up)
+    elif activation in SIGMOID:
+        variance += exponential(gate, values)
 
     def orders() -> list[Floats]:
         return [as_stored(values, dtype), as_stored(as_stored(active, dtype) * up, dtype)]

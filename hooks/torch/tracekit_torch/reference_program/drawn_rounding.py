@@ -2,7 +2,8 @@
 
 Parker 1997, "Monte Carlo Arithmetic"; Denis et al. 2016, Verificarlo. A result y becomes y * (1 + u * z), z uniform in
 [-1, 1] and u the unit roundoff of the dtype that the judged program computes in. Sums get what their accumulation may
-be off besides: a random walk of `length` roundings, u * sqrt(length / 6) times the root of the sum of squares.
+be off besides, of terms that are added one after the other: u^2 / 3 for each partial sum squared, which over all orders
+is K (S^2 / 3 + T^2 / 6) for K terms with the sum S and the root of the sum of squares T (`auditing/sums.py`).
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ LIBRARY = {
 }
 """Functions that libraries compute to some units in the last place, not to half of one."""
 LIBRARY_UNITS = 2.0
+EXPONENTIALS = {"exp", "exp2", "pow", "sigmoid"}
+"""Functions that many libraries compute as an exponential of a float32 product, whose rounding the exponential takes
+times the logarithm of the result: exp(-20) is off by 20 units in MLX, by one in torch."""
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "convolution", "mv", "dot", "_grouped_mm"}
 SUMS = {
     "sum",
@@ -136,6 +140,11 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
             return None
         unit = self._unit * (LIBRARY_UNITS if name in LIBRARY else 1.0)
         off = self._times(out * unit)
+        if name in LIBRARY:  # and not to either side alike: what it is off on average, all results share
+            once = self._drawn(out.new_empty([1] * out.dim()))
+            off += once * (out * (self._sums * LIBRARY_UNITS)).to(torch.float32)
+        if name in EXPONENTIALS:
+            off += self._times((out * out.abs().log()).nan_to_num_(0.0, 0.0, 0.0) * self._sums)
         if name in SCALED and any(inexact(value) for value in args[1:]):
             once = self._drawn(out.new_empty([1] * out.dim()))
             off += once * (out * self._sums).to(torch.float32)
@@ -143,7 +152,7 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
             self._product(name, args, out, kwargs, off)
         elif name in SUMS and args and isinstance(args[0], Tensor):
             length = max(args[0].numel() / max(out.numel(), 1), args[0].shape[-1] if args[0].dim() else 1, 1)
-            off += self._times(out * (self._sums * math.sqrt(length / 6.0)))
+            off += self._times(out * (self._sums * math.sqrt(length / 3.0)))
             if name in SIGNED and args[0].is_floating_point():
                 size = getattr(torch, name)(args[0].square(), *args[1:], **kwargs).sqrt_()
                 off += self._cancelled(out, size if name == "mean" else size.mul_(math.sqrt(length)))
@@ -164,17 +173,16 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
             return
         # Added up in float32, in another order or on another grid: rows that are alike, and those that have terms in
         # common, are rounded alike, which independent draws would not show. Engines take the terms in their order,
-        # which matters where those in common come last. An engine that adds one product after the other is off by more
-        # than a blocked sum: a random walk, from the bias where there is one, whose partial sums have half of the last
-        # one's mean square.
+        # which matters where those in common come last. An engine that adds one product after the other, from the bias
+        # where there is one, is off by more than a blocked sum.
         bias = tensors[0] if len(tensors) == 3 else None
         alpha, beta = float(kwargs.get("alpha", 1.0)), float(kwargs.get("beta", 1.0))
         product = out if bias is None or not alpha else (out - beta * bias).div_(alpha)
         left, right = one.to(torch.float32), two.to(torch.float32)
-        strength = torch.linalg.vector_norm(right, dim=-1).square_().mul_(left.square().mean(-2)).mean()
-        squares = float(strength) * one.shape[-1] / right.shape[-1] / 2.0 * alpha**2
+        terms = left.square().to(product.dtype) @ right.square().mean(-1, keepdim=True).to(product.dtype)
+        squares = product.square().mean(-1, keepdim=True).div_(3.0).add_(terms, alpha=1.0 / 6.0).mul_(alpha**2)
         squares += 0.0 if bias is None or not beta else float(bias.square().mean()) * beta**2
-        walk = self._sums * math.sqrt(one.shape[-1] * squares / 3.0)
+        walk = squares.mul_(one.shape[-1] / 3.0).sqrt_().mul_(self._sums)  # of a row's typical value, [..., rows, 1]
         for run in into:
             in_turn, grid = (torch.rand(2, generator=self._draws) + 0.5).tolist()
             rows, weight = left.mul(grid), right
@@ -183,8 +191,8 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
                 # Of a weight matrix, which is stored transposed, columns are chosen: rows of the view lie far apart.
                 rows, weight = rows[..., order], right.mT.index_select(-1, order).mT
             off = (torch.matmul(rows, weight).to(product.dtype).div_(grid) - product).mul_(alpha)
-            measured = float(torch.linalg.vector_norm(off)) / off.numel() ** 0.5
-            run.add_(off, alpha=max(1.0, walk / measured) if measured > 0.0 else 1.0)
+            measured = off.square().mean(-1, keepdim=True).sqrt_()
+            run.add_(off.mul_((walk / measured).nan_to_num_(1.0, 1.0, 1.0).clamp_min_(1.0)))
 
     def _times(self, size: Tensor) -> Tensor:
         """`size` times a number drawn from [-1, 1], in each run."""
