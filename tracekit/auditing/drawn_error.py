@@ -20,10 +20,9 @@ from tracekit.auditing.operations.operation import Given, Shape
 from tracekit.auditing.own_error import Own, Tally, shared_by, spread_width
 from tracekit.auditing.recipe import Recipe
 from tracekit.auditing.recompute import Window
+from tracekit.auditing.rounding import PRIOR, shrunk
 
 SMALLEST = 1e-300
-PRIOR = 4.0
-"""Samples that the rank-one estimate of a variance weighs as much as."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,7 @@ def drawn_result(values: Floats, draws: NDArray[np.float32], unit: float) -> Res
     squares /= max(len(draws), 1)
     rows, columns = squares.mean(axis=1), squares.mean(axis=0)
     shape = rows[:, None] * (columns / max(float(rows.mean()), SMALLEST))[None, :]
-    # Where a function cancels, single values are off by more than their row and column say.
-    variance = (PRIOR * shape + len(draws) * squares) / (PRIOR + len(draws))
+    variance = shrunk(shape, squares, len(draws))
     stored = np.square(values * unit) / 3.0
     variance = np.maximum(variance, stored) + SMALLEST
     return Result(values, variance, draws=tuple(draws), drawn_rows=np.arange(len(values)))

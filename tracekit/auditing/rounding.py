@@ -41,6 +41,16 @@ SMALLEST: dict[str, float] = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float
 """Smallest number above zero of each format: below the normal range, rounding is no longer relative."""
 
 
+PRIOR = 4.0
+"""Samples that an estimate of a variance from many elements weighs as much as."""
+
+
+def shrunk(estimate: Floats, squares: Floats, samples: int) -> Floats:
+    """The variance of single elements: a few samples of each, whose mean square is `squares`, drawn towards an estimate
+    from all of them. Where a function cancels, single values are off by more than their row and column say."""
+    return np.asarray((PRIOR * estimate + samples * squares) / (PRIOR + samples))
+
+
 @dataclass(frozen=True)
 class Result:
     """Values [rows, width], the variance of each one's rounding error, and the relative error that a row shares."""

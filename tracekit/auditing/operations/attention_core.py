@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tracekit.auditing.arithmetic import AddedUp, Arithmetic, Cached, Emulated, Exact, Rounding
 from tracekit.auditing.operations.operation import Given, Operation, Shape
 from tracekit.auditing.rotary import Rotary
-from tracekit.auditing.rounding import ACCUMULATOR, LIBRARY, Floats, Result, as_stored, rounding, unit
+from tracekit.auditing.rounding import ACCUMULATOR, LIBRARY, Floats, Result, as_stored, rounding, shrunk, unit
 from tracekit.trace import Json
 
 DRAWN_ROUNDINGS = 3
@@ -311,15 +311,20 @@ def _spread(attention: Attention, given: Given, values: Floats, wide: bool) -> R
 
 
 def _drawn_variance(core: Core, dtype: str, values: Floats, draws: list[Floats], picked: NDArray[np.int64]) -> Floats:
-    """Variance of each element: one number a row and head, relative to that head's size, between the drawn rows
-    interpolated. Half of it is taken as that of the partial sums, which are as large as the element is: where all rows
-    are alike, all are off by this much in the column that is the largest."""
-    heads = (len(picked), core.heads, core.head_dim)
-    spread = np.mean([np.square(error).reshape(heads).mean(axis=2) for error in draws], axis=0)
-    size = np.square(values).reshape(len(values), core.heads, core.head_dim).mean(axis=2)
+    """Variance of each element: a number a row and head, relative to that head's size and between the drawn rows
+    interpolated, times one a column of the head, since columns of the values differ in size and what is added up may
+    cancel. Half of it is taken as that of the partial sums, which are as large as the element is: where all rows are
+    alike, all are off by this much in the column that is the largest. Where all rows were drawn, what was drawn of an
+    element counts as well."""
+    shape = (-1, core.heads, core.head_dim)
+    squares = np.mean([np.square(error) for error in draws], axis=0).reshape(shape)
+    spread = np.maximum(squares.mean(axis=2), 1e-290)
+    size = np.square(values).reshape(shape).mean(axis=2)
     relative = np.sqrt(spread / np.maximum(size[picked], 1e-290))
     at = np.arange(len(values))
     everywhere = np.stack([np.interp(at, picked, relative[:, head]) for head in range(core.heads)], axis=1)
-    alike, own = np.repeat(size, core.head_dim, axis=1), np.square(values)
-    variance = np.repeat(np.square(everywhere), core.head_dim, axis=1) * (alike + own) / 2.0
-    return np.asarray(variance + rounding(values, dtype))
+    columns = (squares / spread[:, :, None]).mean(axis=0)
+    variance = np.square(everywhere)[:, :, None] * (size[:, :, None] * columns + np.square(values).reshape(shape)) / 2.0
+    if len(picked) == len(values):
+        variance = shrunk(variance, squares, len(draws))
+    return np.asarray(variance.reshape(values.shape) + rounding(values, dtype))
