@@ -201,7 +201,7 @@ def test_gemmas_norms_lose_the_one_that_the_converter_added(tmp_path: Path) -> N
     held = GgufParameters(str(tmp_path / "gemma.gguf"))  # as checkpoints are compared
     assert all(held.values(name, 0, 2).tolist() == [0.5, 2.0] for name in held.names)
     # As it is recomputed: in the file's digits, of norms that multiply by what is stored.
-    assert checkpoint.one_added
+    assert checkpoint.file.one_added
     assert all(checkpoint.values(name).tolist() == [1.5, 3.0] for name in checkpoint.names)
 
 

@@ -137,8 +137,8 @@ def test_a_run_beyond_the_table_of_positions(folder: Path, tmp_path: Path) -> No
 def shorter(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with the first twelve rows of its positions."""
     name = "transformer.wpe.weight"
-    entry = checkpoint._entries[name]
-    checkpoint._entries[name] = replace(entry, shape=(12, entry.shape[1]))
+    entry = checkpoint.file._tensors[name]
+    checkpoint.file._tensors[name] = replace(entry, shape=(12, entry.shape[1]))
     return checkpoint
 
 

@@ -14,7 +14,7 @@ from tracekit_llama_cpp.taps import dense
 
 import tracekit
 from tests import tiny_gguf
-from tracekit.checkpoints.gguf import GgufCheckpoint
+from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.trace import TraceError
 
 PROMPT = "Hello, world. How are"
@@ -63,7 +63,7 @@ def test_every_module_and_every_input_between_them_is_recorded(quantised: Path, 
     llama_cpp.record(quantised, tmp_path / "t.h5", prompt=PROMPT, max_new_tokens=4)
     with tracekit.open(tmp_path / "t.h5") as trace:
         sites = trace.sequences[0].sites
-        modules = {name.rpartition(".")[0] for name in GgufCheckpoint(quantised).names}
+        modules = {name.rpartition(".")[0] for name in Checkpoint(quantised).names}
         assert modules <= set(sites)
         between = ("self_attn.o_proj:in", "mlp.down_proj:in", "post_attention_layernorm:in")
         assert all(f"model.layers.{layer}.{name}" in sites for layer in (0, 1) for name in between)
@@ -223,7 +223,7 @@ def in_pytorch(model: Path, target: Path, ids: tuple[int, ...], tokens: int) -> 
     import tracekit_torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    checkpoint = GgufCheckpoint(model)
+    checkpoint = Checkpoint(model)
     declared = {name: value for name, value in checkpoint.config.items() if name != "model_type"}
     reference = LlamaForCausalLM(LlamaConfig(**declared)).eval()
     values = {name: torch.from_numpy(checkpoint.values(name).astype(np.float32)) for name in checkpoint.names}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import tracekit_torch
 import transformers
@@ -171,6 +172,48 @@ def test_an_export_is_at_parity_with_its_program(name: str, request: pytest.Fixt
     assert len(ours) >= 21 and all(
         reference.weights[row].digest == ours[row] for row in ours if row in reference.weights
     )
+
+
+@pytest.mark.parametrize("side", ["call.h5", "ort.h5"])
+@pytest.mark.parametrize("kind", ["m.onnx", "alone/m.onnx", "model", "model.safetensors", "m.pt", "m.jit"])
+def test_a_run_is_audited_against_a_checkpoint_of_any_kind(llama: Path, tmp_path: Path, kind: str, side: str) -> None:
+    """The graph's own file too, whatever its exporter calls the weights and however it turns them."""
+    weights = tmp_path / kind
+    weights.parent.mkdir(exist_ok=True)
+    state = safetensors.torch.load_file(llama / "model/model.safetensors")
+    if weights.suffix == ".onnx":
+        onnx.save_model(onnx.load_model(llama / "m.onnx"), weights)
+    elif weights.suffix == ".pt":
+        torch.save(state, weights)
+    elif weights.suffix == ".jit":
+        as_script(state, weights)
+    else:
+        weights = next((llama / "model").glob(f"*{weights.suffix}")) if weights.suffix else llama / "model"
+    recorded(llama / "m.onnx", FEEDS["llama"], tmp_path / "ort.h5").close()
+    trace = llama / side if side == "call.h5" else tmp_path / side
+    found = tracekit.audit(trace, weights)
+    assert (found.exit_code, found.culprits, found.weights) == (0, (), ())
+    declared = weights.is_dir() or weights.parent.name == "model"
+    # A graph states no settings: without a config.json, norms and attention are not recomputed, and that is said.
+    assert len(found.clean) == (29 if declared or side == "call.h5" else 16), found.text
+    assert ("those that the trace itself states" in found.text) == (not declared and side == "call.h5")
+    other = edited(llama, tmp_path, lambda model: put(tensor(model, "model.norm.weight"), np.full(32, 2, np.float32)))
+    told = tracekit.audit(trace, other)
+    assert told.exit_code == 1 and told.weights == ("model.norm.weight",)
+
+
+def as_script(state: dict[str, torch.Tensor], path: Path) -> None:
+    """The parameters as a TorchScript file keeps them."""
+    whole = torch.nn.Module()
+    for name, value in state.items():
+        *parts, last = name.split(".")
+        module = whole
+        for part in parts:
+            if not hasattr(module, part):
+                module.add_module(part, torch.nn.Module())
+            module = getattr(module, part)
+        module.register_parameter(last, torch.nn.Parameter(value))
+    scripted(path, whole)
 
 
 def test_generations_with_and_without_a_cache(llama: Path, tmp_path: Path) -> None:

@@ -395,7 +395,7 @@ def test_the_page_may_connect_to_nothing_and_runs_two_scripts_of_its_own():
         ((TRACES / "python.h5", "text.h5"), "neither a log"),
         ((TRACES / "python.h5", TRACES / "native.h5", "--oracle", "text.h5"), "neither a log"),
         ((TRACES / "python.h5", "--oracle", TRACES / "oracle.h5"), "leave out --oracle"),
-        ((TRACES / "layer.h5", "--weights", "missing"), "neither a folder"),
+        ((TRACES / "layer.h5", "--weights", "missing"), "No such file or directory"),
         ((TRACES / "python.h5", TRACES / "native.h5", "-o", "missing/report.html"), "cannot be written"),
     ],
 )

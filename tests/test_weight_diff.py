@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from tests.speech_traces import golden, tracekit
 from tracekit.checkpoints.compare import diff_weights
-from tracekit.checkpoints.kinds.safetensors import SafetensorsParameters
+from tracekit.checkpoints.parameters import open_parameters
 
 torch = pytest.importorskip("torch")
 Tensors = dict[str, np.ndarray]
@@ -162,7 +162,7 @@ def test_blocks_count_on_where_the_last_one_ended():
     save_file({"a": big}, "one.safetensors")
     big[2, 5] = 1
     save_file({"a": big}, "two.safetensors")
-    found = diff_weights(SafetensorsParameters("one.safetensors"), SafetensorsParameters("two.safetensors"))
+    found = diff_weights(open_parameters("one.safetensors"), open_parameters("two.safetensors"))
     assert (found.values[0].index, found.values[0].differing) == ((2, 5), 1)
 
 

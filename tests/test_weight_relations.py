@@ -14,7 +14,7 @@ from tests.speech_traces import tracekit
 from tracekit.checkpoints import compare
 from tracekit.checkpoints.adapter import Adapter
 from tracekit.checkpoints.compare import diff_weights
-from tracekit.checkpoints.kinds.safetensors import SafetensorsParameters
+from tracekit.checkpoints.parameters import Parameters, open_parameters
 from tracekit.checkpoints.relations import (
     AdapterTimes,
     Arrangement,
@@ -49,9 +49,9 @@ def update(rank: int, rows: int = ROWS, columns: int = COLUMNS) -> tuple[np.ndar
     return drawn.standard_normal((rows, rank)), drawn.standard_normal((rank, columns))
 
 
-def saved(tensor: np.ndarray, path: str) -> SafetensorsParameters:
+def saved(tensor: np.ndarray, path: str) -> Parameters:
     save_file({NAME: np.ascontiguousarray(tensor)}, path)
-    return SafetensorsParameters(path)
+    return open_parameters(path)
 
 
 def relation(one: np.ndarray, other: np.ndarray, adapter: Adapter | None = None) -> Relation | None:

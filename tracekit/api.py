@@ -16,7 +16,7 @@ from tracekit.align.renamed import Elsewhere, named
 from tracekit.align.rotary_order import in_order_of
 from tracekit.auditing import audit as auditing
 from tracekit.auditing.consequence import Weighing
-from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, why_no_checkpoint
+from tracekit.checkpoints.stated import borrowed_settings, find_checkpoint, open_checkpoint, why_no_checkpoint
 from tracekit.errors import TraceError
 from tracekit.formats.name_map import NameMap, gguf_names, read_names
 from tracekit.formats.opening import open_trace
@@ -140,8 +140,8 @@ def audit(
 
     Args:
         trace: the run.
-        weights: the checkpoint, if it is not where the trace says: a Hugging Face folder, a `.safetensors` or a GGUF
-            file.
+        weights: the checkpoint, if it is not where the trace says: a Hugging Face folder, or a file of safetensors,
+            PyTorch, TorchScript, GGUF or ONNX.
         names: a map of the engine's module names to the checkpoint's, or the TOML file that it is in.
         by: what recomputes the sites. The default follows recipes, in numpy; `tracekit_torch.by_reference(folder)` runs
             the reference program, of any model.
@@ -162,6 +162,7 @@ def audit(
         found = by(run, checkpoint)
         if not (found.clean or found.culprits):
             raise TraceError(f"{run.path}: holds no site that can be audited against {path}{_why(found.unknown)}")
+        notes += borrowed_settings(checkpoint)
         found = replace(explained_audit(run, checkpoint, found), notes=(*notes, *found.elsewhere, *unseen(run)))
         if isinstance(by, Weighing):
             culprits, told = by_consequence(found.culprits, by.weigher(run, found.elsewhere))

@@ -14,7 +14,9 @@ from tracekit_cli.reference import MODEL, MODULE, auditor
 @click.command("audit")
 @click.argument("trace", type=click.Path())
 @click.option(
-    "--weights", type=click.Path(), help="The checkpoint: a Hugging Face folder, a .safetensors or a GGUF file."
+    "--weights",
+    type=click.Path(),
+    help="The checkpoint: a folder or file of any kind that `tracekit weights` reads.",
 )
 @click.option("--names", type=click.Path(), help="A map of the engine's names to the checkpoint's (TOML).")
 @MODEL

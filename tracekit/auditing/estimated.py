@@ -26,6 +26,7 @@ from tracekit.auditing.recompute import Parameters, Recomputation, Window
 from tracekit.auditing.rounding import Floats, Result
 from tracekit.auditing.rounding import unit as unit_of
 from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.checkpoints.parameters import Parameters as StoredParameters
 from tracekit.inspection.site_rows import logits_width
 from tracekit.trace import Sequence, Trace
 
@@ -134,25 +135,26 @@ def _result(
     return recipe.operation.result(replace(run.given(recipe, window, inputs, closely), dtype=dtype))
 
 
+@dataclass(frozen=True)
+class _Unseen:
+    """A parameter of which only the trace's record is at hand."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bits(self) -> NDArray[Any]:
+        """Never. Raises KeyError."""
+        raise KeyError("the trace has no values")
+
+
 class Stated(Checkpoint):
     """What a trace says of its checkpoint: the model's numbers, and its parameters' names and shapes; no values."""
 
     def __init__(self, trace: Trace) -> None:
-        self.path = trace.path
         said = trace.config.get("model")
-        self.config = dict(said) if isinstance(said, dict) else {}
-        self._weights = trace.weights
-        self._entries = dict.fromkeys(trace.weights)  # type: ignore[assignment]
-
-    def dtype(self, name: str) -> str:
-        return self._weights[name].dtype
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._weights[name].shape
-
-    def bits(self, name: str) -> NDArray[Any]:
-        """Never: only the trace's records are at hand. Raises KeyError."""
-        raise KeyError(name)
+        held = {name: _Unseen(weight.dtype, weight.shape) for name, weight in trace.weights.items()}
+        super().__init__(StoredParameters(str(trace.path), held, dict(said) if isinstance(said, dict) else {}))
 
 
 class Estimated(Parameters):

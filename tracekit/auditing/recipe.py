@@ -212,7 +212,7 @@ class Book:
         if known is not None:
             return known.of_module(site.attributes)
         if self.family is not None:
-            norm = self.family.norm(site, self.declared, self.checkpoint.one_added)
+            norm = self.family.norm(site, self.declared, self.checkpoint.file.one_added)
             if norm is not None:
                 return norm
         eps = float(site.attributes.get("eps") or 0.0)

@@ -112,7 +112,7 @@ class Parameters:
         """The smallest value of each block of a weight, [outputs, blocks]: as the file has them, else, of a file that
         holds no blocks, the smallest of each."""
         found = self.find(name)
-        held = None if found is None else self.checkpoint.block_minima(found)
+        held = None if found is None else self.checkpoint.file.block_minima(found)
         if held is not None:
             return held.astype(np.float64)
         return np.asarray(weight.reshape(len(weight), -1, BLOCK).min(axis=2))

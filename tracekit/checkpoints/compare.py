@@ -18,7 +18,7 @@ from tracekit.checkpoints import relations
 from tracekit.checkpoints.adapter import Adapter
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.pairing import BLOCK, Order, TensorPair, Transposed, content_of, pair_tensors
-from tracekit.checkpoints.parameters import Parameters, open_parameters
+from tracekit.checkpoints.parameters import Parameters
 from tracekit.checkpoints.relations import Energies, Relation, Scalars
 
 HEADS = ("lm_head.weight", "embed_tokens.weight")
@@ -148,9 +148,8 @@ def _moved(
 
 def _drop_settings(side: Parameters, left: list[str]) -> int:
     """Takes out of `left` what a file says to be the graph's own; how many."""
-    settings = getattr(side, "settings", None)
-    of_graph = [] if settings is None else [name for name in left if settings(name)]
-    left[:] = [name for name in left if name not in set(of_graph)]
+    of_graph = {name for name in left if side.settings(name)}
+    left[:] = [name for name in left if name not in of_graph]
     return len(of_graph)
 
 
@@ -184,7 +183,7 @@ def relation_of(one: Checkpoint, other: Checkpoint, parameter: str) -> Relation 
     names = one.find(parameter), other.find(parameter)
     if names[0] is None or names[1] is None or one.shape(names[0]) != other.shape(names[1]):
         return None
-    found = _compare(open_parameters(one.path), names[0], open_parameters(other.path), names[1])
+    found = _compare(one.file, names[0], other.file, names[1])
     return None if found is None else found.relation
 
 

@@ -5,17 +5,17 @@ Source of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
-import os
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
-from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.gguf_reader import open_reader
+from tracekit.checkpoints.parameters import Parameters
 from tracekit.checkpoints.rotary_pairs import halves, interleaved
-from tracekit.dtypes import is_float, round_to, to_float
+from tracekit.dtypes import is_float, round_to
 from tracekit.formats.name_map import GGUF, SANDWICHED
 from tracekit.trace import Json, TraceError
 
@@ -24,11 +24,15 @@ ROTATED = ("self_attn.q_proj", "self_attn.k_proj")
 """Projections whose rows the converter reorders for architecture `llama` (rotary pairs next to each other)."""
 
 
-class GgufParameters:
-    """The tensors of a GGUF file; see `tracekit.checkpoints.compare.Parameters`.
+class GgufParameters(Parameters):
+    """The tensors of a GGUF file under the names and in the row order of Hugging Face, quantised blocks as the numbers
+    they stand for; the settings of its metadata as a `config.json` has them.
 
     Raises TraceError where the gguf library is missing or the file is damaged.
     """
+
+    _tensors: dict[str, Any]
+    one_added = True  # llama.cpp's conversion adds it
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -47,10 +51,6 @@ class GgufParameters:
             raise TraceError(f"{path}: is no sound GGUF file ({_line(error)}); fetch it again") from None
 
     @property
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    @property
     def file_names(self) -> list[str]:
         """The tensors by their names in the file."""
         return [str(tensor.name) for tensor in self._tensors.values()]
@@ -62,13 +62,38 @@ class GgufParameters:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(int(side) for side in reversed(self._tensors[name].shape))
 
+    def called(self, name: str) -> str | None:
+        return super().called(huggingface_name(name, self.architecture))
+
+    def bits(self, name: str) -> NDArray[Any]:
+        """The numbers of quantised blocks: they have no bits of their own."""
+        numbers = self.numbers(name)
+        return numbers if self.quantisation(name) else round_to(numbers, self.dtype(name))
+
+    def numbers(self, name: str) -> NDArray[Any]:
+        """With the 1 that the converter added to the weights of Gemma's norms."""
+        shape = self.shape(name)
+        return self._stored(name, 0, math.prod(shape)).reshape(shape)
+
+    def held_otherwise(self, name: str) -> Iterator[NDArray[Any]]:
+        """In the file's order of rows; without the 1 that is added to norms of Gemma."""
+        shape, heads = self.shape(name), self.heads_of(name)
+        yield self.values(name, 0, math.prod(shape)).reshape(shape)
+        if heads is not None:
+            yield interleaved(self.numbers(name), heads)
+
+    def quantisation(self, name: str) -> str | None:
+        """GGML's name of the blocks that a tensor is stored in; None of plain numbers."""
+        kind = self.dtype(name)
+        return None if is_float(kind) else kind
+
     def values(self, name: str, first: int, stop: int) -> NDArray[Any]:
         if self.architecture.startswith("gemma") and name.endswith("norm.weight"):
             # The converter adds the 1 that Gemma's norms add to their weights.
             return np.asarray(self._numbers(name, first, stop) - np.float32(1))
-        return self.stored(name, first, stop)
+        return self._stored(name, first, stop)
 
-    def stored(self, name: str, first: int, stop: int) -> NDArray[Any]:
+    def _stored(self, name: str, first: int, stop: int) -> NDArray[Any]:
         """As `values`, with the 1 that the converter added to the weights of Gemma's norms."""
         if self._rotated(name):
             return self._in_order(name).reshape(-1)[first:stop]
@@ -120,70 +145,6 @@ class GgufParameters:
     def heads_of(self, name: str) -> int | None:
         """Heads of a projection whose rows the file holds in rotary pairs; None of any other tensor."""
         return self._heads[0 if "q_proj" in name else 1] if self._rotated(name) else None
-
-
-class GgufCheckpoint(Checkpoint):
-    """A GGUF file as a checkpoint: names and row order of Hugging Face, quantised blocks as the numbers they stand for,
-    the settings of its metadata as a `config.json` has them. Raises TraceError where it is none."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        self._file = GgufParameters(self.path)
-        self.config = self._file.config
-        self._entries = dict.fromkeys(self._file.names)  # type: ignore[assignment]
-
-    @property
-    def one_added(self) -> bool:
-        return True  # llama.cpp's conversion adds it
-
-    def find(self, name: str) -> str | None:
-        return super().find(huggingface_name(name, self._file.architecture))
-
-    def dtype(self, name: str) -> str:
-        return self._file.dtype(name)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._file.shape(name)
-
-    def bits(self, name: str) -> NDArray[Any]:
-        """The numbers as float32 (float64 stays): quantised blocks have no bits of their own."""
-        shape = self.shape(name)
-        numbers = self._file.stored(name, 0, int(np.prod(shape, dtype=object)))
-        return np.asarray(numbers.reshape(shape))
-
-    def values(self, name: str, held_as: str | None = None) -> NDArray[Any]:
-        values = self.bits(name)
-        if held_as is None or held_as == "float32" or not is_float(held_as):
-            return values
-        return to_float(round_to(values, held_as), held_as)
-
-    def digest(self, name: str, held_as: str) -> int:
-        return _digest(round_to(self.bits(name), held_as))
-
-    def may_hold(self, name: str, held_as: str, digest: int) -> bool:
-        """Whether an engine that loads this file may hold a parameter of this digest: in the file's order of rows or in
-        Hugging Face's, with or without the 1 that is added to norms of Gemma. Of quantised blocks nobody can say:
-        engines round them to numbers in their own ways."""
-        if not is_float(self.dtype(name)) or digest == self.digest(name, held_as):
-            return True
-        shape = self.shape(name)
-        without = self._file.values(name, 0, int(np.prod(shape, dtype=object))).reshape(shape)
-        if digest == _digest(round_to(without, held_as)):
-            return True
-        heads = self._file.heads_of(name)
-        return heads is not None and digest == _digest(round_to(interleaved(self.bits(name), heads), held_as))
-
-    def block_minima(self, name: str) -> NDArray[np.float32] | None:
-        return self._file.block_minima(name)
-
-    def quantisation(self, name: str) -> str | None:
-        """GGML's name of the blocks that a tensor is stored in; None of plain numbers."""
-        kind = self.dtype(name)
-        return None if is_float(kind) else kind
-
-
-def _digest(bits: NDArray[Any]) -> int:
-    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
 
 
 ARCHITECTURES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text", "llama": "llama", "qwen2": "qwen2"}

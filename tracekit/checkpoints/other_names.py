@@ -27,7 +27,7 @@ def other_names(trace: Trace, checkpoint: Checkpoint) -> dict[str, str]:
         if weight.digest is None or weight.dtype not in STORAGE:
             continue
         # Of quantised blocks nobody can say what they hold once loaded: they show no content.
-        plain = (name for name in free[weight.shape] if checkpoint.quantisation(name) is None)
+        plain = (name for name in free[weight.shape] if checkpoint.file.quantisation(name) is None)
         same = [name for name in plain if checkpoint.may_hold(name, weight.dtype, weight.digest)]
         if len(same) == 1:
             ours, theirs = _before_their_common_end(weight.name, same[0])

@@ -289,11 +289,12 @@ def _order(rest: _Rest, one: str, other: str) -> Order:
     return Order.OTHER
 
 
-class Transposed:
+class Transposed(Parameters):
     """Parameters of which some matrices are transposed; holds one of them at a time."""
 
     def __init__(self, side: Parameters, turned: Iterable[str]) -> None:
-        self.path, self._side, self._turned = side.path, side, frozenset(turned)
+        super().__init__(side.path, {}, side.config)
+        self._side, self._turned = side, frozenset(turned)
         self._held: tuple[str, NDArray[Any]] | None = None
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tracekit.checkpoints.checkpoint import Checkpoint
@@ -19,6 +20,13 @@ HOW = (
     "PyTorch does it by itself for a model of `from_pretrained`, Rust in `tracekit::describe`, any other program as "
     "`checkpoint` of the log's first frame"
 )
+
+
+@dataclass(frozen=True)
+class SettingsOfTrace:
+    """Nothing declares a checkpoint's settings: it is judged by those that the trace itself states."""
+
+    checkpoint: str
 
 
 def stated_checkpoint(trace: Trace) -> str | None:
@@ -39,19 +47,20 @@ def find_checkpoint(trace: Trace) -> str | None:
 
 
 def open_checkpoint(path: str | os.PathLike[str], *traces: Trace) -> Checkpoint:
-    """A checkpoint of any kind: a folder, a .safetensors file or a GGUF file, which knows its parameters by the names
-    of these traces, too. Raises TraceError where it is none."""
-    found = _opened(path)
+    """A checkpoint of any kind, which knows its parameters by the names of these traces, too. Where nothing declares
+    its settings, they are those that the first trace states. Raises TraceError where it is none."""
+    found = Checkpoint(path)
+    if not found.config:
+        said = (trace.config.get("model") for trace in traces)
+        found.config = next((dict(model) for model in said if isinstance(model, dict)), {})
     found.other_names = {ours: theirs for trace in traces for ours, theirs in other_names(trace, found).items()}
     return found
 
 
-def _opened(path: str | os.PathLike[str]) -> Checkpoint:
-    if _is_gguf(Path(path)):
-        from tracekit.checkpoints.gguf import GgufCheckpoint
-
-        return GgufCheckpoint(path)
-    return Checkpoint(path)
+def borrowed_settings(checkpoint: Checkpoint) -> list[SettingsOfTrace]:
+    """What there is to say of a checkpoint's settings."""
+    borrowed = bool(checkpoint.config) and not checkpoint.file.config
+    return [SettingsOfTrace(checkpoint.path)] if borrowed else []
 
 
 def why_no_checkpoint(trace: Trace) -> str:
@@ -97,11 +106,3 @@ def _snapshots(folder: Path) -> Iterator[Path]:
     others = sorted((folder / "snapshots").glob("*"))
     if len(others) == 1:
         yield others[0]
-
-
-def _is_gguf(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"GGUF"
-    except OSError:
-        return False

@@ -21,8 +21,8 @@ from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter, TensorLike
 from tracekit.formats.log_trace import LogTrace
 from tracekit.formats.onnx_file import OnnxFile
+from tracekit.formats.onnx_modules import Branch, input_site, modules_of, value_types
 from tracekit.trace import LOGITS, Json, TraceError
-from tracekit_onnx.modules import Branch, input_site, modules_of
 from tracekit_onnx.rows import Shape, arranged
 from tracekit_onnx.sessions import load_session, optimised, path_of, session_of
 from tracekit_onnx.tapped import tapped
@@ -88,7 +88,7 @@ class RecordedSession:
         self.out = Path(out)
         self.fused: Fused | None = None
         self._file = OnnxFile(self.path)
-        types = _types(self._file)
+        types = value_types(self._file)
         self._modules = modules_of(self._file, types)
         self._sites = self._table(re.compile(sites or ""))
         copy = tapped(self._file.model, [site.place for site in self._sites.values() if site.place], types)
@@ -207,11 +207,9 @@ class RecordedSession:
             for held in module.parameters.values():
                 key = held.tensor.name, held.transposed
                 if key not in digests:
-                    bits = held.tensor.bits.T if held.transposed else held.tensor.bits
-                    flat = np.ascontiguousarray(bits).reshape(-1).view(np.uint8)
+                    flat = np.ascontiguousarray(held.bits).reshape(-1).view(np.uint8)
                     digests[key] = xxhash.xxh3_64_intdigest(flat.data)
-                shape = held.tensor.shape[::-1] if held.transposed else held.tensor.shape
-                row = {"name": held.name, "dtype": held.tensor.dtype, "shape": list(shape), "digest": digests[key]}
+                row = {"name": held.name, "dtype": held.dtype, "shape": list(held.shape), "digest": digests[key]}
                 rows[held.name] = row
         return list(rows.values())
 
@@ -417,25 +415,6 @@ def record(
 
 def _array(value: Any) -> NDArray[Any]:
     return value.numpy() if hasattr(value, "numpy") else np.asarray(value)
-
-
-def _types(file: OnnxFile) -> dict[str, int]:
-    """Value -> TensorProto's number of its format, of all graphs."""
-    import onnx
-
-    try:
-        model = onnx.shape_inference.infer_shapes(file.model)
-    except Exception:  # what it cannot say is taken for floats
-        model = file.model
-    found: dict[str, int] = {}
-    graphs = [model.graph]
-    while graphs:
-        graph = graphs.pop()
-        for value in (*graph.value_info, *graph.input, *graph.output):
-            if value.type.tensor_type.elem_type:
-                found[value.name] = value.type.tensor_type.elem_type
-        graphs += [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
-    return found
 
 
 def _config(path: Path) -> Json | None:

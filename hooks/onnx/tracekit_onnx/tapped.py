@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tracekit_onnx.modules import Branch
+from tracekit.formats.onnx_modules import Branch
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto

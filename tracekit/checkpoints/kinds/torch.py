@@ -8,10 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tracekit.dtypes import to_float
+from tracekit.checkpoints.parameters import Parameters, declared_settings
 from tracekit.formats.inert_pickle import Unread
 from tracekit.formats.torch_file import StoredTensor, read_torch_file, tensors_in
 from tracekit.trace import TraceError
@@ -25,34 +22,6 @@ BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of torch's zip format, and of the pickles before it."""
 NESTED = ("state_dict", "model", "module")
 """Where programs put a state dict that they save beside an epoch or an optimizer."""
-
-
-class TorchParameters:
-    """The tensors of a state dict, of a pickled module or of a TorchScript program; see
-    `tracekit.checkpoints.parameters.Parameters`. Files are mapped, not loaded. Raises TraceError where a file is
-    damaged, wants to run code, or holds no tensors."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._tensors: dict[str, StoredTensor] = {}
-        for file in torch_files(Path(path)):
-            self._tensors |= _tensors(file)
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def dtype(self, name: str) -> str:
-        return self._tensors[name].dtype
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensors[name].shape
-
-    def values(self, name: str, first: int, stop: int) -> NDArray[Any]:
-        tensor = self._tensors[name]
-        bits = tensor.bits
-        flat = bits.reshape(-1) if bits.flags.c_contiguous else bits.ravel()
-        return to_float(np.asarray(flat[first:stop]), tensor.dtype)
 
 
 def torch_files(path: Path) -> list[Path]:
@@ -104,12 +73,17 @@ class Torch:
             return bool(torch_files(path)) or any(path.glob("pytorch_model*.bin*"))
         return head.startswith(BEGINNINGS) or path.suffix in SUFFIXES
 
-    def open(self, path: Path) -> TorchParameters:
-        if path.is_dir() and not torch_files(path):
+    def open(self, path: Path) -> Parameters:
+        """The tensors of a state dict, of a pickled module or of a TorchScript program. Files are mapped, not loaded.
+        Raises TraceError where a file is damaged, wants to run code, or holds no tensors."""
+        files = torch_files(path)
+        if not files:
             raise TraceError(f"{path}: holds no {SINGLE} and no {INDEX}; fetch the checkpoint again")
-        if path.is_dir() and not (path / INDEX).exists():
-            return TorchParameters(str(torch_files(path)[0]))
-        return TorchParameters(str(path))
+        found: dict[str, StoredTensor] = {}
+        for file in files:
+            found |= _tensors(file)
+        single = path if len(files) > 1 else files[0]
+        return Parameters(str(single), found, declared_settings(path))
 
 
 KIND = Torch()

@@ -9,6 +9,7 @@ from tracekit.align.printed import PrintedOnly
 from tracekit.align.renamed import Origin
 from tracekit.align.rotary_order import RowsInPairs
 from tracekit.auditing.elsewhere import FactorElsewhere
+from tracekit.checkpoints.stated import SettingsOfTrace
 from tracekit.compare.drift import Drift, Trend
 from tracekit.compare.findings import (
     Chosen,
@@ -267,6 +268,11 @@ def _no_audit(found: NoAudit) -> str:
     if found.why is WhyNoAudit.UNREADABLE:
         return f"not audited: {found.detail}"
     return f"not audited: {found.path} is not what the reference ran with (give the checkpoint with --weights)"
+
+
+@words(SettingsOfTrace)
+def _settings_of_trace(found: SettingsOfTrace) -> str:
+    return f"no config.json is beside {found.checkpoint}: the settings are those that the trace itself states"
 
 
 @words(evidence.Uncalibrated)

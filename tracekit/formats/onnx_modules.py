@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from tracekit.formats.onnx_file import OnnxFile, OnnxTensor
+from tracekit.formats.onnx_scopes import BY_PARAMETER, Scope, parameter_scope, scope_of
 from tracekit.trace import INPUT_SUFFIX, Json
-from tracekit_onnx.scopes import BY_PARAMETER, Scope, parameter_scope, scope_of
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
@@ -37,6 +39,19 @@ class Parameter:
     name: str
     tensor: OnnxTensor
     transposed: bool = False
+
+    @property
+    def dtype(self) -> str:
+        return self.tensor.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape[::-1] if self.transposed else self.tensor.shape
+
+    @property
+    def bits(self) -> NDArray[Any]:
+        """The module's own, a view of the file."""
+        return self.tensor.bits.T if self.transposed else self.tensor.bits
 
 
 @dataclass
@@ -238,6 +253,25 @@ class _Reader:
                     if tensor is not None and not tensor.shape and tensor.code in FLOATS:
                         return {"eps": _short(float(tensor.values(0, 1)[0]))}
         return {}
+
+
+def value_types(file: OnnxFile) -> dict[str, int]:
+    """Value -> TensorProto's number of its format, of all graphs."""
+    import onnx
+
+    try:
+        model = onnx.shape_inference.infer_shapes(file.model)
+    except Exception:  # what it cannot say is taken for floats
+        model = file.model
+    found: dict[str, int] = {}
+    graphs = [model.graph]
+    while graphs:
+        graph = graphs.pop()
+        for value in (*graph.value_info, *graph.input, *graph.output):
+            if value.type.tensor_type.elem_type:
+                found[value.name] = value.type.tensor_type.elem_type
+        graphs += [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+    return found
 
 
 def input_site(module: Module) -> str:
