@@ -30,7 +30,8 @@ import tracekit
 from benchmarks.clean_runs import TEXT
 from tracekit.align.rotary_order import in_order_of
 from tracekit.auditing.audit import Audit, audit
-from tracekit.checkpoints.gguf import GgufCheckpoint
+from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.checkpoints.gguf import GgufParameters
 from tracekit.mistakes.culprits import explained_audit
 from tracekit.report.words import sentence
 
@@ -54,16 +55,16 @@ class Outcome:
     seconds: float = 0.0
 
 
-class Kept(GgufCheckpoint):
+class Kept(GgufParameters):
     """A file whose numbers are kept from one run to the next: most of an audit's time is making them."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
+        super().__init__(str(path))
         self._kept: dict[str, NDArray[Any]] = {}
 
-    def bits(self, name: str) -> NDArray[Any]:
+    def numbers(self, name: str) -> NDArray[Any]:
         if name not in self._kept:
-            self._kept[name] = super().bits(name)
+            self._kept[name] = super().numbers(name)
         return self._kept[name]
 
 
@@ -72,7 +73,7 @@ def main() -> None:
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="llama-cpp-runs-") as scratch:
         for path in options.models:
-            checkpoint, model = Kept(path), Model(path, Options())
+            checkpoint, model = Checkpoint(Kept(path)), Model(path, Options())
             for index in range(options.first, options.runs) if options.run is None else [options.run]:
                 outcome = drawn(options.seed, index, path, model)
                 judge(outcome, path, checkpoint, Path(scratch))
@@ -126,7 +127,7 @@ def drawn(seed: int, index: int, path: Path, model: Model) -> Outcome:
     return Outcome(path.stem, index, tuple(ids), settings)
 
 
-def judge(outcome: Outcome, path: Path, checkpoint: GgufCheckpoint, scratch: Path) -> None:
+def judge(outcome: Outcome, path: Path, checkpoint: Checkpoint, scratch: Path) -> None:
     """Run it twice, compare, audit. What breaks is an alarm as well."""
     began = time.process_time()
     try:
@@ -154,7 +155,7 @@ def same_logits(one: Path, other: Path, steps: int) -> bool:
     return bool(np.array_equal(*bits))
 
 
-def audited(path: Path, checkpoint: GgufCheckpoint) -> Audit:
+def audited(path: Path, checkpoint: Checkpoint) -> Audit:
     """As `tracekit.audit`, against a checkpoint that is open already."""
     with tracekit.open(path) as trace:
         run, _ = in_order_of(checkpoint, trace)

@@ -16,7 +16,7 @@ NAMES = {"kind", "sentence", "text", "words"}
 METHODS = {"startswith", "endswith", "removeprefix", "removesuffix", "partition", "rpartition", "find", "index"}
 """Methods that read a text."""
 READERS = {
-    "tracekit/checkpoints/checkpoint.py",  # safetensors' error
+    "tracekit/checkpoints/kinds/safetensors.py",  # safetensors' error
     "tracekit/extra/cosyvoice3/audio.py",  # soundfile's remarks
     "tracekit/extra/cosyvoice3/text_log.py",  # the text logs of CosyVoice's programs
 }
