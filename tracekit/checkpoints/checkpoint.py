@@ -16,7 +16,7 @@ from tracekit.dtypes import is_float, round_to, to_float
 
 PREFIXES = ("", "model.", "transformer.", "base_model.", "llm.")
 """What one side may put before a parameter's name where the other does not."""
-HEADS = ("lm_head.weight", "embed_out.weight")
+HEAD_NAMES = ("lm_head.weight", "embed_out.weight")
 """What the table of a logits head is called, which may be that of the embeddings."""
 TABLES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
 """Endings of the names of embedding tables that a head is tied to."""
@@ -45,14 +45,14 @@ class Checkpoint:
         """The checkpoint's name of a parameter that a trace calls `name`, prefixes and tied embeddings allowed for: a
         head is the embeddings' table where `config.json` ties it, even if the file has a table for it."""
         own, tied = self._own(name), self.config.get("tie_word_embeddings")
-        if not name.endswith(HEADS) or (own is not None and tied is not True):
+        if not name.endswith(HEAD_NAMES) or (own is not None and tied is not True):
             return own
         return own if tied is False else self._table() or own
 
     def _own(self, name: str) -> str | None:
         """The file's own entry; a head may be called otherwise than in the program."""
-        head = next((head for head in HEADS if name.endswith(head)), None)
-        options = [name] if head is None else [name, *(name.removesuffix(head) + other for other in HEADS)]
+        head = next((head for head in HEAD_NAMES if name.endswith(head)), None)
+        options = [name] if head is None else [name, *(name.removesuffix(head) + other for other in HEAD_NAMES)]
         return next((found for option in options if (found := self._named(option)) is not None), None)
 
     def _named(self, name: str) -> str | None:
@@ -82,7 +82,7 @@ class Checkpoint:
     def other_head(self, name: str) -> str | None:
         """The other table that a head might be taken for: the file's own where it is tied, the embeddings' where it is
         not. None where there is no other, and for what is no head."""
-        if not name.endswith(HEADS):
+        if not name.endswith(HEAD_NAMES):
             return None
         used = self.find(name)
         return next((other for other in (self._own(name), self._table()) if other not in (None, used)), None)
