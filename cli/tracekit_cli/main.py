@@ -53,8 +53,11 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="tracekit")
-def group() -> None:
+@click.pass_context
+def group(ctx: click.Context) -> None:
     """Record a language model in PyTorch and in Rust, and name the first step, layer or draw where they diverge."""
+    if ctx.invoked_subcommand == "record":
+        return  # the streams are the program's
     for stream in (sys.stdout, sys.stderr):
         # Texts out of a file may hold what no encoding can say: a lone surrogate, or é on an ASCII terminal.
         if isinstance(stream, io.TextIOWrapper):

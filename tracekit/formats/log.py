@@ -90,6 +90,7 @@ class LogWriter:
         self._hash = hash_frames
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._length = 0  # bytes of whole frames
+        self._identity = _identity(self._file)
         if stat.S_ISREG(os.fstat(self._file).st_mode):
             self._claim()
 
@@ -182,8 +183,17 @@ class LogWriter:
     def abandon(self) -> None:
         """Close the file as it is: it reads as recovered."""
         if self._file >= 0:
-            os.close(self._file)
+            if self._holds_the_log():
+                os.close(self._file)
             self._file = -1
+
+    def _holds_the_log(self) -> bool:
+        """Whether the descriptor is still the log's: a program that closes all of them may have a file of its own there
+        now."""
+        try:
+            return _identity(self._file) == self._identity
+        except OSError:
+            return False
 
     def __enter__(self) -> LogWriter:
         return self
@@ -204,6 +214,8 @@ class LogWriter:
         return state.intdigest()
 
     def _write(self, buffers: list[Any], length: int) -> None:
+        if not self._holds_the_log():
+            raise OSError(errno.EBADF, "the program closed it", self.path)
         if len(buffers) > IOV_LIMIT:
             buffers = [b"".join(buffers)]
         try:
@@ -218,6 +230,12 @@ class LogWriter:
                 os.ftruncate(self._file, self._length)
             raise
         self._length += length
+
+
+def _identity(file: int) -> tuple[int, int]:
+    """Which file a descriptor is open on."""
+    found = os.fstat(file)
+    return found.st_dev, found.st_ino
 
 
 def _as_tensor(value: TensorLike) -> Tensor:

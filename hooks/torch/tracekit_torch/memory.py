@@ -121,6 +121,7 @@ class CallMemory:
             slot.offset != self._used
             or slot.shape != value.shape
             or slot.dtype is not value.dtype
+            or value.is_meta
             or not self._blocks
             or slot.block is not self._blocks[self._index]
         ):

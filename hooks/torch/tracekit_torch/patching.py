@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _ABSENT = object()
+
+
+class Hook(functools.partial[Any]):
+    """A hook of a module that stays with that module: what is copied or pickled with a copy of it does nothing, and
+    needs no tracekit to be loaded."""
+
+    def __reduce__(self) -> Any:
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+@contextlib.contextmanager
+def without_hooks(module: Any) -> Iterator[None]:
+    """`module` without the `Hook`s of this recorder inside the block, for what compiles all hooks that it finds."""
+    names = ("_forward_hooks", "_forward_pre_hooks")
+    before = {name: getattr(module, name) for name in names}
+    for name, hooks in before.items():
+        setattr(module, name, type(hooks)((key, hook) for key, hook in hooks.items() if not isinstance(hook, Hook)))
+    try:
+        yield
+    finally:
+        for name, hooks in before.items():
+            setattr(module, name, hooks)
 
 
 def replace(owner: Any, name: str, replacement: Any) -> Callable[[], None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,11 +33,14 @@ from tracekit_torch.draws import Drawn, Draws
 from tracekit_torch.follow import Follow
 from tracekit_torch.memory import WORDS
 from tracekit_torch.options import Options
-from tracekit_torch.taps import Taps, first_tensor
+from tracekit_torch.outermost import Outermost, Standing
+from tracekit_torch.patching import Hook
+from tracekit_torch.taps import Call, Taps, first_tensor
 from tracekit_torch.texts import Texts
 from tracekit_torch.weights import weight_table
 
 LOG_SUFFIX = ".tklog"
+BESIDE = "calls of the model that another thread made during a generation or call that is recorded"
 
 
 @dataclass
@@ -124,12 +128,15 @@ class Recorder:
     """One run. `out` is the archive to make; the log stands next to it, with the suffix `.tklog`, until it is made."""
 
     def __init__(self, out: Path, options: Options, command: Json | None = None) -> None:
-        self.out = out
-        self.log_path = out if out.suffix == LOG_SUFFIX else out.with_suffix(LOG_SUFFIX)
+        self.named = out
+        """The archive, as it is asked for; the program may go to another folder."""
+        self.out = out.absolute()
+        self.log_path = self.out if out.suffix == LOG_SUFFIX else self.out.with_suffix(LOG_SUFFIX)
         self.options = options
         self.command = command
         self.texts = Texts(self.note)
-        self.follow = Follow(options.follow, options.follow_draws) if options.follow else None
+        self._followed = str(Path(options.follow or "").absolute())
+        self.follow = Follow(self._followed, options.follow_draws) if options.follow else None
         self.model: nn.Module | None = None
         self.adapter: Adapter | None = None
         self.taps: Taps | None = None
@@ -154,6 +161,11 @@ class Recorder:
         self._rows: list[Row] = []  # those that go on
         self.drawing: Row | None = None
         """The row that draws now, where an adapter knows it."""
+        self._outermost = Outermost()
+        self._left_out: dict[int, str] = {}
+        """Threads whose calls are left out now, and what those calls are."""
+        self._around: Call | None = None
+        """The recorded call, while the model runs inside it once more."""
         self._parameters: list[str] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -184,7 +196,7 @@ class Recorder:
         about = about or About(describe.model_config(model), describe.checkpoint(model, self.command is not None))
         if self.options.dtype is not None:
             precision.run_in(model, self.options.dtype, about.lifted)
-        self.model, self.adapter = model, adapter
+        self.adapter = adapter
         self.texts.source = getattr(getattr(about.lifted or model, "config", None), "_name_or_path", None)
         self._parameters = list(inspect.signature(model.forward).parameters)
         writer = self._open()
@@ -201,13 +213,15 @@ class Recorder:
             follow=self._following(),
             weights=weight_table(model),
         )
-        self._handles = [model.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)]
+        self._handles = [model.register_forward_pre_hook(Hook(self._before), with_kwargs=True, prepend=True)]
         self.taps = Taps(model, head, self.options, adapter.write, self.fail, about.left_out, about.encoder)
-        self._handles.append(model.register_forward_hook(self._after))
+        self._handles.append(model.register_forward_hook(Hook(self._after), always_call=True))
+        # Last: a thread that sees it goes on to call the model, hooks and all.
+        self.model = model
 
     def close(self, reason: str = "done", detail: str | None = None) -> None:
         """End the trace and make the archive; where that cannot be written it is said, and the log stays."""
-        if self.closed or os.getpid() != self._process:
+        if self.closed or self.in_child:
             return
         self.closed = True
         self._detach()
@@ -246,10 +260,15 @@ class Recorder:
 
     def _not_followed(self, trace: LogTrace) -> list[str]:
         """What the run was to follow and did not."""
-        if self.options.follow is None or self.broken is not None:
+        if self.follow is None or self.broken is not None:
             return []
-        with open_trace(self.options.follow) as followed:
+        with open_trace(self._followed) as followed:
             return _sentences(shortfalls(trace, followed))
+
+    @property
+    def in_child(self) -> bool:
+        """Whether this is a child process, which the program forked: the recording is its parent's."""
+        return os.getpid() != self._process
 
     def discard(self) -> None:
         """Remove what was written: it holds no sequence."""
@@ -350,18 +369,79 @@ class Recorder:
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: Json) -> None:
         if self.active and self.adapter is not None:
             try:
+                if torch._C._get_tracing_state() is not None or torch.compiler.is_compiling():
+                    self.lost("calls that torch.jit.trace or torch.export makes to see what the model does")
+                    return
+                if self.left_out is not None:
+                    self.lost(self.left_out)
+                    return
+                if not self._begins():
+                    return
                 named = dict(zip(self._parameters, args, strict=False)) | kwargs
                 value = first_tensor(named)
-                if value is not None and torch._C._functorch.is_functorch_wrapped_tensor(value):
+                if value is not None and value.is_meta:
+                    self.lost("calls of the model on the meta device, which have no values")
+                elif value is not None and torch._C._functorch.is_functorch_wrapped_tensor(value):
                     self.lost("calls under vmap or grad of torch.func, whose tensors have no values of their own")
                 else:
                     self.adapter.begin(named)
             except Exception as error:
                 self.fail(error)
 
+    @property
+    def thread(self) -> int | None:
+        """The thread whose generation is recorded now: the model's calls in others are none of it."""
+        return self._outermost.owner
+
+    @thread.setter
+    def thread(self, thread: int | None) -> None:
+        self._outermost.owner = thread
+
+    @property
+    def left_out(self) -> str | None:
+        """What the calls of this thread are, where they are left out now."""
+        return self._left_out.get(threading.get_ident())
+
+    @contextmanager
+    def leaving_out(self, calls: str) -> Iterator[None]:
+        """Leave out this thread's calls inside the block, which are no steps; `calls` is what they are, said at the
+        first."""
+        thread, inside = threading.get_ident(), self.left_out is not None
+        self._left_out.setdefault(thread, calls)
+        try:
+            yield
+        finally:
+            if not inside:
+                del self._left_out[thread]
+
+    @property
+    def inside_call(self) -> bool:
+        """Whether this thread, or another, runs the model now."""
+        return self._outermost.depth > 0
+
+    def _begins(self) -> bool:
+        """Whether a call that begins is the one to record; said where it is not."""
+        standing = self._outermost.begins()
+        if standing is Standing.BESIDE:
+            self.lost(BESIDE)
+        elif standing is Standing.INSIDE:
+            self.lost("calls of the model that were made inside another call of it")
+            if self.taps is not None and self.taps.call is not None:
+                self._around, self.taps.call = self.taps.call, None
+        return standing is Standing.RECORDED
+
     def _after(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.active and self.adapter is not None:
             try:
+                standing = self._outermost.ends()
+                back = standing is not Standing.BESIDE and self._outermost.depth < 2
+                if back and self._around is not None and self.taps is not None:
+                    self.taps.call, self._around = self._around, None
+                if standing is not Standing.RECORDED:
+                    return
+                if output is None and sys.exc_info()[0] is not None and self.taps is not None:
+                    self.taps.end()  # it failed
+                    return
                 self.adapter.end(output)
             except Exception as error:
                 self.fail(error)
@@ -576,8 +656,11 @@ def _sentences(findings: Sequence[object]) -> list[str]:
 
 
 def say(sentence: str) -> None:
-    """One line on stderr; stdout belongs to the recorded program."""
-    print(f"tracekit: {sentence}", file=sys.stderr, flush=True)
+    """One line on stderr, where the program still has one; stdout belongs to the recorded program."""
+    if sys.stderr is not None:
+        # Closed, or whatever the program put there.
+        with contextlib.suppress(Exception):
+            print(f"tracekit: {sentence}", file=sys.stderr, flush=True)
 
 
 def rows_of(tokens: torch.Tensor) -> Sequence[list[int]]:

@@ -43,7 +43,11 @@ class Program:
         """As a trace's `command` holds it: enough to run it again."""
         argv = ["-m", self.name] if self.is_module else [self.name]
         kind = {"module": self.name} if self.is_module else {"script": str(Path(self.name).resolve())}
-        return {"argv": [*argv, *self.arguments], "cwd": str(Path.cwd()), **kind}
+        try:
+            folder = str(Path.cwd())
+        except OSError:
+            folder = ""  # it is gone
+        return {"argv": [*argv, *self.arguments], "cwd": folder, **kind}
 
 
 def run(program: Program, out: Path, options: Options, strict: bool = False) -> NoReturn:
@@ -53,6 +57,7 @@ def run(program: Program, out: Path, options: Options, strict: bool = False) -> 
     Raises TraceError where the program cannot be found or the trace cannot be written.
     """
     _check(program, out)
+    limit = sys.getrecursionlimit()
     recorder = Recorder(out, options, program.as_json())
     recorder.leave_to_the_parent()
     watch = Watch(recorder, options.module)
@@ -66,18 +71,28 @@ def run(program: Program, out: Path, options: Options, strict: bool = False) -> 
             error = raised
         _join_threads()
     code = _exit_code(error)
+    if recorder.in_child:
+        _exit(error, code)
+    # The program is over: how deep it let itself go says nothing of what is left to do.
+    sys.setrecursionlimit(max(limit, sys.getrecursionlimit()))
     try:
         trouble = _close(recorder, watch, error) or (strict and bool(recorder.not_followed))
     except TraceError as failed:
         say(str(failed))
         trouble = True
+    _exit(error, 2 if code == 0 and trouble else code)
+
+
+def _exit(error: BaseException | None, code: int) -> NoReturn:
+    """End as the program did."""
     if isinstance(error, KeyboardInterrupt):
-        sys.stdout.flush()
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     if isinstance(error, SystemExit) and code != 0:
         raise SystemExit(error.code)
-    sys.exit(2 if code == 0 and trouble else code)
+    sys.exit(code)
 
 
 class Caught(SystemExit):
@@ -223,5 +238,5 @@ def _close(recorder: Recorder, watch: Watch, error: BaseException | None) -> boo
         return True
     if recorder.unwritten:
         return True
-    say(f"wrote {recorder.out}: {recorder.written or 'nothing that can be read'}")
+    say(f"wrote {recorder.named}: {recorder.written or 'nothing that can be read'}")
     return recorder.broken is not None or recorder.incomplete

@@ -19,12 +19,15 @@ from tracekit.trace import ENCODER, INPUT_SUFFIX, Json
 from tracekit_torch.eager import plain_name, uncompiled
 from tracekit_torch.memory import WORDS, CallMemory, Slot
 from tracekit_torch.options import Options
+from tracekit_torch.patching import Hook
 from tracekit_torch.rows import Axis, arranged
 from tracekit_torch.wiring import SeenTensors
 
 ROOT_SITE = "output"
 """Site of the outermost module's own output: it has no state-dict path."""
 SCRIPTED = "it is TorchScript, which calls no hooks"
+_NONE: dict[str, Any] = {}
+"""torch calls a hook that was removed during the call once more, and without the keywords that it asked for."""
 REPEAT_LIMIT = 64
 """A module that runs more often than this in one call (a recurrent cell) is recorded no further in that call."""
 
@@ -277,8 +280,8 @@ class Taps:
         if isinstance(tap.module, torch.jit.ScriptModule):
             return  # it takes no hooks
         if not tap.is_container and self._options.level == "all":
-            self._handles.append(tap.module.register_forward_pre_hook(self._before(tap), with_kwargs=True))
-        self._handles.append(tap.module.register_forward_hook(self._after(tap)))
+            self._handles.append(tap.module.register_forward_pre_hook(Hook(self._before(tap)), with_kwargs=True))
+        self._handles.append(tap.module.register_forward_hook(Hook(self._after(tap))))
 
     def _current(self, tap: Tap) -> Call | None:
         """The call that a run of the tap's module belongs to, if any."""
@@ -288,7 +291,7 @@ class Taps:
         return call if tap.in_encoder is None or tap.in_encoder == call.inside_encoder else None
 
     def _before(self, tap: Tap) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] = _NONE) -> None:
             call = self._current(tap)
             if call is None:
                 return

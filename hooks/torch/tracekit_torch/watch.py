@@ -11,6 +11,7 @@ import importlib.abc
 import importlib.machinery
 import re
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from torch import nn
 from tracekit.trace import Json, TraceError
 from tracekit_torch.adapters import LAST, ModelKind, failed, kinds
 from tracekit_torch.eager import DYNAMO, SAID, run_eagerly, uncompiled
-from tracekit_torch.patching import replace
+from tracekit_torch.patching import replace, without_hooks
 from tracekit_torch.recorder import Recorder
 from tracekit_torch.texts import TOKENIZER_MODULE
 
@@ -44,6 +45,7 @@ class Watch:
         self._awaited: str | None = None
         self._after_import: dict[str, list[Callable[[ModuleType], None]]] = {}
         self._kinds = kinds(recorder.note)
+        self._finding = threading.RLock()
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -53,6 +55,7 @@ class Watch:
         self._watch_imports()
         if self._recorder.model is None:
             self._watch_modules()
+        self._watch_scripting()
         try:
             yield
         finally:
@@ -85,11 +88,16 @@ class Watch:
 
     def found(self, model: nn.Module, sampling: Json | None = None) -> None:
         """Record `model` from now on."""
+        with self._finding:
+            if self._recorder.model is None and self._recorder.broken is None:
+                try:
+                    self._attach(uncompiled(model), sampling)
+                finally:
+                    # Not before: another thread's call would pass by what is not hooked yet.
+                    self._release_modules()
+
+    def _attach(self, model: nn.Module, sampling: Json | None) -> None:
         recorder = self._recorder
-        if recorder.model is not None or recorder.broken is not None:
-            return
-        model = uncompiled(model)
-        self._release_modules()
         kind = next(kind for kind in self._kinds if self._ask(kind, kind.knows, model))
         try:
             kind.attach(recorder, model, sampling)
@@ -201,6 +209,20 @@ class Watch:
             finder = _AfterImport(self._after_import)
             sys.meta_path.insert(0, finder)
             self._undo.append(lambda: sys.meta_path.remove(finder))
+
+    def _watch_scripting(self) -> None:
+        """TorchScript compiles the hooks of a module with it, and these cannot be."""
+        from torch.jit import _recursive
+
+        original = getattr(_recursive, "get_hook_stubs", None)
+        if original is None:
+            return
+
+        def stubs(module: nn.Module) -> Any:
+            with without_hooks(module):
+                return original(module)
+
+        self._undo.append(replace(_recursive, "get_hook_stubs", stubs))
 
     def _watch_compiler(self, module: ModuleType) -> None:
         run_eagerly(module, functools.partial(self._recorder.lost, SAID), self._undo)

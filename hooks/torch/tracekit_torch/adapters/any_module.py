@@ -32,6 +32,7 @@ class AnyModule:
             return
         flat = value.dim() == 1 or (value.dim() == 2 and value.is_floating_point())
         batch, time = (1, value.shape[0]) if flat else (value.shape[0], value.shape[1])
+        self._end_rows("error", "the call before it did not return")
         state = generator_state()
         self._rows = [self._recorder.new_row(0, time) for _ in range(batch)]
         for index, row in enumerate(self._rows):

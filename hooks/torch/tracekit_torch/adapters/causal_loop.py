@@ -11,7 +11,8 @@ that goes on. It is held back in memory until the next call, or the end, decides
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +52,7 @@ class HeldCall:
     axis: str | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Waiting:
     """What is known between two calls."""
 
@@ -66,7 +67,7 @@ class Waiting:
     """What would have been chosen, where another trace is followed."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Begun:
     """The sequences of one loop, a row of the batch each."""
 
@@ -87,8 +88,20 @@ class Begun:
     """Of an encoder-decoder, for each row, which rows of the encoder's input are no padding."""
     encoder: list[dict[str, torch.Tensor]] | None = None
     """What the encoder was given, for each row."""
-    cache: Any = None
-    """The cache that the last call was given or made."""
+    held_cache: Callable[[], Any] = lambda: None
+
+    @property
+    def cache(self) -> Any:
+        """The cache that the last call was given or made; None once the program has let it go, or where that cannot be
+        seen (of tuples)."""
+        return self.held_cache()
+
+    def hold(self, cache: Any) -> None:
+        """The last call gave this cache."""
+        try:
+            self.held_cache = weakref.ref(cache)
+        except TypeError:
+            self.held_cache = lambda: None
 
 
 class CausalLoop:
@@ -102,6 +115,8 @@ class CausalLoop:
         self._stops = eos if isinstance(eos, list) else [eos]
         self._begun: Begun | None = None
         self._waiting: Waiting | None = None
+        self._aside: list[tuple[Begun, Waiting]] = []
+        """Loops that another one came in between of: each goes on when its cache is given again."""
         self._encodes = bool(getattr(config, "is_encoder_decoder", False))
 
     @property
@@ -118,6 +133,7 @@ class CausalLoop:
         if taps is None or value is None:
             self._recorder.lost("calls of the model whose token ids or embeddings are not among its arguments")
             return
+        self._turn_to(arguments)
         cached = self._cached(arguments)
         fed = [] if value.is_floating_point() else [[int(token) for token in row] for row in value.tolist()]
         if not self._goes_on(fed, cached):
@@ -132,13 +148,46 @@ class CausalLoop:
             begun.spans = spans(arguments.get("attention_mask"), axis.batch, axis.time)
         taps.begin(value.shape[0], value.shape[1], length=begun.fed, encoder=axis)
 
+    def _turn_to(self, arguments: Json) -> None:
+        """Go on with the loop whose cache is given, where several take turns. One whose cache is gone has ended."""
+        cache = cache_of(arguments)
+        if self._begun is not None and (cache is None or self._begun.cache is not cache):
+            found = next((each for each in self._aside if cache is not None and each[0].cache is cache), None)
+            if found is not None or (self._begun.cache is not None and cache_length(arguments) == 0):
+                self._put_aside()
+            if found is not None:
+                self._aside.remove(found)
+                self._begun, self._waiting = found
+        self._end_aside([each for each in self._aside if each[0].cache is None], None, None)
+
+    def _put_aside(self) -> None:
+        if self._begun is not None and self._waiting is not None:
+            self._aside.append((self._begun, self._waiting))
+            self._begun = self._waiting = None
+        else:
+            self.finish(None, None)
+
+    def _end_aside(self, loops: list[tuple[Begun, Waiting]], reason: str | None, detail: str | None) -> None:
+        now = self._begun, self._waiting
+        for loop in loops:
+            self._aside.remove(loop)
+            self._begun, self._waiting = loop
+            self.finish(reason, detail)
+        self._begun, self._waiting = now
+
+    def finish_all(self, reason: str | None, detail: str | None) -> None:
+        """The run is over."""
+        self.finish(reason, detail)
+        self._end_aside(list(self._aside), reason, detail)
+
     def _cached(self, arguments: Json) -> int:
         """Positions before a call; where the cache does not say it, those that were fed to this very cache."""
         cached = cache_length(arguments)
         if cached is not None:
             return cached
         begun = self._begun
-        return begun.fed if begun is not None and begun.cache is cache_of(arguments) else 0
+        cache = cache_of(arguments)
+        return begun.fed if begun is not None and cache is not None and begun.cache is cache else 0
 
     @staticmethod
     def _encoder_axis(arguments: Json) -> Axis | None:
@@ -166,7 +215,7 @@ class CausalLoop:
         axis = taps.call.encoder
         if axis is not None and begun.spans is None:
             begun.spans = spans(None, *axis.size)
-        begun.cache = cache_of(output)
+        begun.hold(cache_of(output))
         logits = output_logits(output)
         head = taps.call.head_output
         if logits is not None and head is not None and head.data_ptr() != logits.data_ptr():

@@ -24,6 +24,7 @@ from tracekit_torch.adapters.speech_models import silent_tokens
 from tracekit_torch.adapters.speech_rows import InputRow, Run, Vocabulary, runs
 from tracekit_torch.adapters.speech_segment import Segment
 from tracekit_torch.draws import Drawn
+from tracekit_torch.patching import Hook
 from tracekit_torch.recorder import Choice, Recorder, Row, as_tensor, generator_state
 
 SPECIAL = ("sos", "eos_token", "task_id", "fill_token")
@@ -53,11 +54,11 @@ class CosyVoice:
     def listen(self) -> None:
         """Hook the modules that a segment calls."""
         held = self._recorder.hold
-        held(self._inner.register_forward_pre_hook(self._before_inner, with_kwargs=True, prepend=True))
-        held(self.head.register_forward_hook(self._after_decoder))
+        held(self._inner.register_forward_pre_hook(Hook(self._before_inner), with_kwargs=True, prepend=True))
+        held(self.head.register_forward_hook(Hook(self._after_decoder)))
         for module, vocabulary in ((self._text, Vocabulary.TEXT), (self._speech, Vocabulary.SPEECH)):
             if module is not None:
-                held(module.register_forward_pre_hook(self._looking_up(vocabulary)))
+                held(module.register_forward_pre_hook(Hook(self._looking_up(vocabulary))))
 
     # ---------------------------------------------------------------- as the recorder wants it
 
@@ -196,10 +197,10 @@ class CosyVoice:
 
         return looking_up
 
-    def _before_inner(self, _: nn.Module, args: tuple[Any, ...], kwargs: Json) -> None:
-        rows = kwargs.get("inputs_embeds")
+    def _before_inner(self, _: nn.Module, args: tuple[Any, ...], kwargs: Json | None = None) -> None:
+        rows = (kwargs or {}).get("inputs_embeds")
         if self._current is not None and isinstance(rows, torch.Tensor) and self._recorder.active:
-            self._recorder.guarded(self._begin_call, self._current, rows, cache_length(kwargs) or 0)
+            self._recorder.guarded(self._begin_call, self._current, rows, cache_length(kwargs or {}) or 0)
 
     def _begin_call(self, segment: Segment, rows: torch.Tensor, first: int) -> None:
         """The Qwen2 inside is called with `rows` [1, time, width], the first at position `first`."""

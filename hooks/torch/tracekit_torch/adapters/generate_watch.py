@@ -6,7 +6,9 @@ import functools
 import gc
 import inspect
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +19,7 @@ from tracekit_torch import describe
 from tracekit_torch.adapters import ModelKind, Watching, transformers_causal
 from tracekit_torch.adapters.processors import watched_chain
 from tracekit_torch.adapters.transformers_causal import TransformersCausal
-from tracekit_torch.recorder import Recorder
+from tracekit_torch.recorder import BESIDE, Recorder
 
 GENERATION_MODULE = "transformers.generation.utils"
 STEPWISE = "_sample"
@@ -31,6 +33,11 @@ NOT_STEPWISE = {
     "_dola_decoding": "DoLa decoding",
 }
 """Decoding methods whose forward calls are not one step each."""
+
+
+INSIDE_ANOTHER = "generations inside another generation that is recorded"
+OF_A_PROCESSOR = "calls of the model that a logits processor makes"
+OF_A_CRITERION = "calls of the model that a stopping criterion makes"
 
 
 class CausalModels(ModelKind):
@@ -91,9 +98,13 @@ class _GenerateWatch:
         names = list(inspect.signature(original).parameters)[1:]
 
         def sample(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if self._generates:
+                with self._leaving_out(INSIDE_ANOTHER):
+                    return original(model, *args, **kwargs)
             adapter = self._begin_generation(model, dict(zip(names, args, strict=False)) | kwargs)
             if adapter is None:
-                return original(model, *args, **kwargs)
+                with self._another_goes_on(model):
+                    return original(model, *args, **kwargs)
             try:
                 result = original(model, *args, **kwargs)
             except BaseException as error:
@@ -124,6 +135,33 @@ class _GenerateWatch:
             self._recorder.fail(error)
             return None
 
+    @property
+    def _generates(self) -> bool:
+        """Whether this thread's generation is being recorded."""
+        adapter = self._recorder.adapter
+        generation = adapter.generation if isinstance(adapter, TransformersCausal) else None
+        return generation is not None and generation.thread == threading.get_ident() and self._recorder.active
+
+    @contextmanager
+    def _another_goes_on(self, model: nn.Module) -> Iterator[None]:
+        """Leave out a generation of the recorded model that began while another thread ran it: to its end, since its
+        beginning is not known."""
+        adapter = self._recorder.adapter
+        if isinstance(adapter, TransformersCausal) and self._recorder.active and self._recorder.model is model:
+            with self._recorder.leaving_out(BESIDE):
+                yield
+        else:
+            yield
+
+    @contextmanager
+    def _leaving_out(self, calls: str) -> Iterator[None]:
+        """Leave out the calls that a recorded generation makes inside the block, which are none of its steps."""
+        if self._generates:
+            with self._recorder.leaving_out(calls):
+                yield
+        else:
+            yield
+
     def _say_if_another(self, model: nn.Module) -> None:
         """A second model generates: one is recorded. Not said where the user chose which, or of an assistant."""
         recorder, adapter = self._recorder, self._recorder.adapter
@@ -138,12 +176,10 @@ class _GenerateWatch:
             adapter = self._adapter_of(model)
             if adapter is None:
                 return original(model, *args, **kwargs)
-            self._recorder.lost(f"{words}, which does not choose one token a step")
-            adapter.mute(True)
-            try:
+            left_out = f"{words}, which does not choose one token a step"
+            self._recorder.lost(left_out)
+            with self._recorder.leaving_out(left_out):
                 return original(model, *args, **kwargs)
-            finally:
-                adapter.mute(False)
 
         return decode
 
@@ -161,7 +197,7 @@ class _GenerateWatch:
             adapter = self._recorder.adapter
             if not isinstance(adapter, TransformersCausal) or not self._recorder.active or not adapter.listening():
                 return original(processors, *args, **kwargs)
-            with watched_chain(processors) as chain:
+            with watched_chain(processors, self._recorder.fail) as chain, self._recorder.leaving_out(OF_A_PROCESSOR):
                 scores = original(processors, *args, **kwargs)
             try:
                 adapter.processed(processors, scores, chain)
@@ -173,7 +209,8 @@ class _GenerateWatch:
 
     def _criteria(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def stop(criteria: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
-            done = original(criteria, input_ids, *args, **kwargs)
+            with self._leaving_out(OF_A_CRITERION):
+                done = original(criteria, input_ids, *args, **kwargs)
             adapter = self._recorder.adapter
             generation = adapter.generation if isinstance(adapter, TransformersCausal) else None
             if generation is None or criteria is not generation.criteria or not self._recorder.active:

@@ -6,7 +6,7 @@ stand-ins that run the real ones and look at what came out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,25 +40,30 @@ class Stage:
 class _Seen:
     """A processor's stand-in. The list asks for the signature of `__call__`, so the instance has the real one."""
 
-    def __init__(self, processor: Any, chain: list[Stage]) -> None:
+    def __init__(self, processor: Any, chain: list[Stage], fail: Callable[[Exception], None]) -> None:
         self._processor = processor
         self._chain = chain
+        self._fail = fail
         vars(self)["__call__"] = processor.__call__
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         out = self._processor(input_ids, scores, **kwargs)
-        if isinstance(out, torch.Tensor) and out.dim() == 2:
-            alive = (out > -torch.inf).sum(dim=-1).tolist()
-            self._chain.append(Stage(type(self._processor).__name__, settings_of(self._processor), alive))
+        try:
+            if isinstance(out, torch.Tensor) and out.dim() == 2:
+                alive = (out > -torch.inf).sum(dim=-1).tolist()
+                self._chain.append(Stage(type(self._processor).__name__, settings_of(self._processor), alive))
+        except Exception as error:
+            self._fail(error)
         return out
 
 
 @contextmanager
-def watched_chain(processors: Any) -> Iterator[list[Stage]]:
-    """Watch a list of processors inside the block; it is as it was behind it, an error included."""
+def watched_chain(processors: Any, fail: Callable[[Exception], None]) -> Iterator[list[Stage]]:
+    """Watch a list of processors inside the block; after it the list is as it was, also where one of them fails. `fail`
+    is told of an error that is not theirs."""
     chain: list[Stage] = []
     originals = list(processors)
-    processors[:] = [_Seen(each, chain) for each in originals]
+    processors[:] = [_Seen(each, chain, fail) for each in originals]
     try:
         yield chain
     finally:
@@ -67,7 +72,7 @@ def watched_chain(processors: Any) -> Iterator[list[Stage]]:
 
 def settings_of(processor: Any) -> Json:
     """The numbers that a processor works with, by its attributes' names."""
-    everything = vars(processor)
+    everything = getattr(processor, "__dict__", {})
     names = ARGUMENTS.get(type(processor).__name__) or tuple(everything)
     found: Json = {}
     for name in names:

@@ -30,7 +30,8 @@ from tracekit_torch.adapters.causal_loop import CausalLoop
 from tracekit_torch.adapters.encoder_runs import EncoderRun, encoded, encoder_axis
 from tracekit_torch.adapters.processors import Stage
 from tracekit_torch.draws import Drawn
-from tracekit_torch.recorder import About, Choice, Recorder, Row, generator_state, rows_of, survivors
+from tracekit_torch.patching import Hook
+from tracekit_torch.recorder import BESIDE, About, Choice, Recorder, Row, generator_state, rows_of, survivors
 from tracekit_torch.rows import Axis
 from tracekit_torch.taps import first_tensor
 
@@ -327,7 +328,7 @@ class TransformersCausal:
         self._recorder = recorder
         self._model = model
         self._generation: Generation | None = None
-        self._muted = False
+        self._beginning = threading.Lock()
         self._loop = CausalLoop(recorder, model)
         self._encoder = encoder_of(model)
         self._encoding: EncoderRun | None = None
@@ -340,17 +341,17 @@ class TransformersCausal:
         if self._encoder is not None:
             names = list(inspect.signature(self._encoder.forward).parameters)
 
-            def before(_: nn.Module, args: tuple[Any, ...], kwargs: Json) -> None:
-                if self._recorder.active and not self._muted:
+            def before(_: nn.Module, args: tuple[Any, ...], kwargs: Json | None = None) -> None:
+                if kwargs is not None and self._recorder.active and not self.muted:
                     self._recorder.guarded(self._begin_encoder, dict(zip(names, args, strict=False)) | kwargs)
 
             def after(_: nn.Module, args: Any, output: Any) -> None:
-                if self._recorder.active and not self._muted:
+                if self._recorder.active and not self.muted:
                     self._recorder.guarded(self._end_encoder, output)
 
             hold = self._recorder.hold
-            hold(self._encoder.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
-            hold(self._encoder.register_forward_hook(after))
+            hold(self._encoder.register_forward_pre_hook(Hook(before), with_kwargs=True, prepend=True))
+            hold(self._encoder.register_forward_hook(Hook(after)))
 
     def _begin_encoder(self, arguments: Json) -> None:
         taps = self._recorder.taps
@@ -381,7 +382,7 @@ class TransformersCausal:
 
     def begin(self, arguments: Json) -> None:
         """The model is called."""
-        if self._muted or self._of_another_thread:
+        if self._of_another_thread:
             return
         self._thread = threading.get_ident()
         if self._generation is not None:
@@ -391,7 +392,7 @@ class TransformersCausal:
 
     def end(self, output: Any) -> None:
         """The model has answered."""
-        if self._muted or self._of_another_thread:
+        if self.muted or self._of_another_thread:
             return
         if self._generation is not None:
             self._generation.end_call(output)
@@ -406,7 +407,7 @@ class TransformersCausal:
         busy = self._generation.thread if self._generation is not None else None if call is None else call.thread
         if busy is None or busy == threading.get_ident():
             return False
-        self._recorder.lost("calls of the model that another thread made during a generation or call that is recorded")
+        self._recorder.lost(BESIDE)
         return True
 
     def write(self) -> None:
@@ -423,8 +424,8 @@ class TransformersCausal:
     def listening(self) -> bool:
         """Between two calls of a generation or a loop."""
         if self._generation is not None:
-            return not self._muted and self._generation.thread == threading.get_ident()
-        return not self._muted and self._loop.waits_for_token and self._thread == threading.get_ident()
+            return not self.muted and self._generation.thread == threading.get_ident()
+        return not self.muted and self._loop.waits_for_token and self._thread == threading.get_ident()
 
     def drew(self, drawn: Drawn) -> torch.Tensor | None:
         """Something was drawn."""
@@ -440,7 +441,7 @@ class TransformersCausal:
         """The run is over."""
         if self._generation is not None:
             self._generation.end(reason or "left", detail)
-        self._loop.finish(reason, detail)
+        self._loop.finish_all(reason, detail)
 
     # ---------------------------------------------------------------- told by the watch on transformers
 
@@ -458,8 +459,11 @@ class TransformersCausal:
 
     def begin_generation(self, model: nn.Module, arguments: Json) -> bool:
         """`_sample` begins on `model`; False where that is none of ours or already goes on."""
-        if model is not self._model or self._generation is not None or self._muted:
-            return False
+        with self._beginning:
+            busy = self._generation is not None or self.muted or self._recorder.inside_call
+            if model is not self._model or busy or self._recorder.thread is not None:
+                return False
+            self._recorder.thread = threading.get_ident()
         self._loop.finish(None, None)
         input_ids = arguments["input_ids"]
         run, hidden = self._encoding, encoded(arguments)
@@ -474,14 +478,11 @@ class TransformersCausal:
     def end_generation(self, reason: str, detail: str | None = None) -> None:
         """`_sample` is over."""
         generation, self._generation = self._generation, None
+        self._recorder.thread = None
         if generation is not None:
             generation.end(reason, detail)
 
     @property
     def muted(self) -> bool:
-        """Whether calls are left out now."""
-        return self._muted
-
-    def mute(self, muted: bool) -> None:
-        """Leave out calls of a decoding method whose steps cannot be told apart."""
-        self._muted = muted
+        """Whether calls of this thread are left out now."""
+        return self._recorder.left_out is not None
