@@ -12,6 +12,9 @@ import pytest
 import xxhash
 
 import tracekit
+from tracekit.align.sites import SequencePair, SitePair
+from tracekit.compare.noted import noted_alike
+from tracekit.compare.yardstick import _Conditions
 from tracekit.dtypes import STORAGE, all_finite, to_float
 from tracekit.formats.archive import NOTED_BYTES, write_archive
 from tracekit.formats.log import LogWriter, Tensor
@@ -103,3 +106,59 @@ def test_every_dtype_has_its_notes(tmp_path: Path) -> None:
         for name in (*STORAGE, "empty"):
             noted = trace.sequences[0].blocks(name)
             assert noted is not None and noted.finite.all() and noted.stop.tolist() == [3]
+
+
+def alike(one: Path, other: Path) -> tuple[bool, list[str]]:
+    """Whether the site is alike by its notes, up to position 310, and of which files values were read for it."""
+    with tracekit.open(one) as reference, tracekit.open(other) as candidate:
+        pair, site = SequencePair(0, reference.sequences[0], candidate.sequences[0]), SitePair("a", "a", 0)
+        read = []
+        for sequence in (reference.sequences[0], candidate.sequences[0]):
+            kept = sequence.read
+            sequence.read = lambda *asked, kept=kept, path=sequence.path: (read.append(path), kept(*asked))[1]  # type: ignore
+        return noted_alike(pair, site, 0, 200) and noted_alike(pair, site, 210, 300), read
+
+
+def test_equal_digests_spare_the_reading(tmp_path: Path) -> None:
+    one, other = archive(tmp_path / "one.h5"), archive(tmp_path / "other.h5")
+    assert alike(one, other) == (True, [])
+
+
+@pytest.mark.parametrize("row", [0, STEP, 199, 200, 289])
+def test_one_changed_bit_shows(tmp_path: Path, row: int) -> None:
+    values = np.random.default_rng(0).standard_normal((ROWS, WIDTH), np.float32)
+    values.view(np.uint32)[row, WIDTH - 1] ^= 1
+    one, other = archive(tmp_path / "one.h5"), archive(tmp_path / "other.h5", values)
+    assert not alike(one, other)[0]
+    with tracekit.open(one) as reference, tracekit.open(other) as candidate:
+        found = tracekit.diff(reference, candidate)
+    assert found.compared is not None and found.compared.values == ROWS * WIDTH
+    assert "largest error" in repr(found)
+
+
+def test_what_lies_beyond_the_compared_rows_does_not_count(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((ROWS, WIDTH), np.float32)
+    values[295] = 0
+    one, other = archive(tmp_path / "one.h5"), archive(tmp_path / "other.h5", values)
+    assert alike(one, other) == (True, [str(one), str(other)])  # the last block reaches beyond position 300
+
+
+def test_other_positions_and_changed_files_are_read(tmp_path: Path) -> None:
+    one, other = archive(tmp_path / "one.h5"), archive(tmp_path / "other.h5", first=1)
+    assert not alike(one, other)[0]
+    touched = archive(tmp_path / "touched.h5")
+    os.utime(touched)
+    assert alike(one, touched) == (False, [])
+    with tracekit.open(one) as reference, tracekit.open(touched) as candidate:
+        assert tracekit.diff(reference, candidate).verdict == "parity"
+
+
+def test_conditions_are_those_of_the_sites_before() -> None:
+    conditions = _Conditions()
+    conditions.add(1, 0, np.array([1.0, 5.0]))
+    conditions.add(1, 3, np.array([2.0]))
+    assert conditions.before(1, 0, 4).tolist() == [1, 1, 1, 1]
+    assert conditions.before(2, 1, 5).tolist() == [5, 1, 2, 1]
+    conditions.add(2, 0, np.array([9.0]))
+    assert conditions.before(2, 0, 2).tolist() == [1, 5]
+    assert conditions.before(7, 0, 2).tolist() == [9, 5]

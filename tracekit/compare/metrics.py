@@ -48,9 +48,19 @@ def row_errors(base: Reader, other: Reader, first: int, stop: int, bytes_a_row: 
     difference = np.empty(stop - first)
     norm = np.empty(stop - first)
     scratch: list[NDArray[Any]] = []
-    for begin, end in _blocks(first, stop, bytes_a_row):
-        rows = slice(begin - first, end - first)
-        difference[rows], norm[rows] = _block(base(begin, end), other(begin, end), scratch)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for begin, end in _blocks(first, stop, bytes_a_row):
+            rows = slice(begin - first, end - first)
+            difference[rows], norm[rows] = _squares(base(begin, end), other(begin, end), scratch)
+        sound = np.isfinite(difference) & np.isfinite(norm)
+        np.sqrt(difference, out=difference)
+        np.sqrt(norm, out=norm)
+    if not sound.all():
+        for begin, end in _blocks(first, stop, bytes_a_row):
+            rows = slice(begin - first, end - first)
+            if not sound[rows].all():
+                ours, theirs = base(begin, end).astype(np.float64), other(begin, end).astype(np.float64)
+                difference[rows], norm[rows] = _careful_block(ours, theirs)
     return RowErrors(difference, norm)
 
 
@@ -60,19 +70,15 @@ def _blocks(first: int, stop: int, bytes_a_row: int) -> Iterator[tuple[int, int]
         yield begin, min(stop, begin + rows)
 
 
-def _block(base: NDArray[Any], other: NDArray[Any], scratch: list[NDArray[Any]]) -> tuple[Floats, Floats]:
-    """Errors of one block. `scratch` keeps the memory of the difference from block to block: fresh pages cost more than
-    the subtraction."""
+def _squares(base: NDArray[Any], other: NDArray[Any], scratch: list[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Squared L2 norms of the difference and of the base, a row each. `scratch` keeps the memory of the difference from
+    block to block: fresh pages cost more than the subtraction."""
     if base.dtype != other.dtype:
         base, other = base.astype(np.float64), other.astype(np.float64)
     if not scratch or scratch[0].shape[0] < len(base) or scratch[0].dtype != base.dtype:
         scratch[:] = [np.empty_like(base)]
-    with np.errstate(over="ignore", invalid="ignore"):
-        gap = np.subtract(other, base, out=scratch[0][: len(base)])
-        squares, norms = np.vecdot(gap, gap), np.vecdot(base, base)
-    if not (np.isfinite(squares).all() and np.isfinite(norms).all()):
-        return _careful_block(base.astype(np.float64), other.astype(np.float64))
-    return np.sqrt(squares.astype(np.float64)), np.sqrt(norms.astype(np.float64))
+    gap = np.subtract(other, base, out=scratch[0][: len(base)])
+    return np.vecdot(gap, gap), np.vecdot(base, base)
 
 
 def _careful_block(base: Floats, other: Floats) -> tuple[Floats, Floats]:

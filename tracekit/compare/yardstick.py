@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tracekit.align.sites import SequencePair, SitePair, same_prompt
 from tracekit.compare.metrics import RowErrors, row_errors
+from tracekit.compare.noted import noted_alike
 from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.inspection.site_rows import Reader, logits_reader, logits_width, row_bytes, site_reader
 from tracekit.trace import Sequence, Trace
@@ -64,6 +65,15 @@ class Yardstick(Protocol):
     def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None: ...
 
     def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None: ...
+
+
+def _apart(pair: SequencePair, site: SitePair, first: int, stop: int, bytes_a_row: int) -> RowErrors:
+    """Errors of the candidate's rows against the reference's; values whose digests are equal are not read, and have no
+    norm."""
+    if noted_alike(pair, site, first, stop):
+        return RowErrors(np.zeros(stop - first), np.zeros(stop - first))
+    readers = site_reader(pair.reference, site.name), site_reader(pair.candidate, site.candidate)
+    return row_errors(*readers, first, stop, bytes_a_row)
 
 
 def _exact(error: RowErrors) -> Judged | None:
@@ -171,6 +181,41 @@ class Amplified:
         return own((one, other), self._pairs[pair.index].names, site, (first, stop), tests)
 
 
+class _Conditions:
+    """How much more than elsewhere the sites judged so far were off, by position. They come in the order of the
+    computation, so that one running maximum stands for all of them but those of the last order."""
+
+    def __init__(self) -> None:
+        self._so_far = np.ones(0)  # over the sites of an order below `_order`
+        self._last: list[tuple[int, Floats]] = []  # those of `_order`: first position, condition
+        self._order = 0
+
+    def add(self, order: int, first: int, condition: Floats) -> None:
+        """What was judged of a site from position `first` on; `order` is that of the last one, or higher."""
+        if order > self._order:
+            self._take_in()
+            self._order = order
+        self._last.append((first, condition))
+
+    def before(self, order: int, first: int, stop: int) -> Floats:
+        """The largest condition of the sites below `order` at positions [first, stop): 1 or more."""
+        if order > self._order:
+            self._take_in()
+        out = np.ones(stop - first)
+        known = self._so_far[first:stop]
+        out[: len(known)] = known
+        return out
+
+    def _take_in(self) -> None:
+        for first, condition in self._last:
+            end = first + len(condition)
+            if end > len(self._so_far):
+                more = max(end, 2 * len(self._so_far)) - len(self._so_far)
+                self._so_far = np.concatenate([self._so_far, np.ones(more)])
+            np.maximum(self._so_far[first:end], condition, out=self._so_far[first:end])
+        self._last.clear()
+
+
 class Uncalibrated:
     """A floor from dtype and depth, raised at positions that earlier sites were already off at more than elsewhere; the
     verdict says that it is uncalibrated. One of them judges the sites of a pair in the order of the computation.
@@ -182,13 +227,12 @@ class Uncalibrated:
 
     def __init__(self, own: OwnDifference | None = None) -> None:
         self.amplified = Amplified(own)
-        self._conditions: dict[int, list[tuple[int, int, Floats]]] = {}  # by pair: order, first position, condition
+        self._conditions: dict[int, _Conditions] = {}  # by pair
 
     def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
         one, other = pair.reference, pair.candidate
         self.amplified.called(pair, site.name, site.candidate)
-        readers = site_reader(one, site.name), site_reader(other, site.candidate)
-        error = row_errors(*readers, first, stop, row_bytes(one, site.name))
+        error = _apart(pair, site, first, stop, row_bytes(one, site.name))
         unit = _roundoff(one.sites[site.name].dtype, other.sites[site.candidate].dtype)
         exact = _exact(error)
         if exact is not None:
@@ -197,7 +241,7 @@ class Uncalibrated:
         judged = self.amplified.judged(pair, site.name, first, stop, judged)
         # What is wrong excuses nothing that follows from it.
         condition = np.where(judged.wrong, 1.0, _relative_condition(error, unit))
-        self._conditions.setdefault(pair.index, []).append((site.order, first, condition))
+        self._conditions.setdefault(pair.index, _Conditions()).add(site.order, first, condition)
         return judged
 
     def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
@@ -217,13 +261,8 @@ class Uncalibrated:
 
     def _condition(self, pair: SequencePair, order: int, first: int, stop: int) -> Floats:
         """How much more than elsewhere the sites before this one were off, by position: 1 or more."""
-        out = np.ones(stop - first)
-        for earlier, begin, condition in self._conditions.get(pair.index, ()):
-            start, end = max(first, begin), min(stop, begin + len(condition))
-            if earlier < order and start < end:
-                rows = slice(start - first, end - first)
-                out[rows] = np.maximum(out[rows], condition[start - begin : end - begin])
-        return out
+        conditions = self._conditions.get(pair.index)
+        return np.ones(stop - first) if conditions is None else conditions.before(order, first, stop)
 
     def _measure(self, error: RowErrors, unit: float, order: int, condition: Floats) -> Judged:
         allowed = allowed_units(unit, order) * unit
@@ -294,7 +333,7 @@ class Oracle(Fallback):
         ours, theirs = site_reader(one, site.name), site_reader(other, site.candidate)
         bytes_a_row = row_bytes(oracle, site.name)
         # Identical values need no judge, whatever the oracle says.
-        apart = row_errors(ours, theirs, first, stop, bytes_a_row)
+        apart = _apart(pair, site, first, stop, bytes_a_row)
         exact = _exact(apart)
         if exact is not None:
             return exact
@@ -361,7 +400,7 @@ class Noise(Fallback):
         one = pair.reference
         self.amplified.called(pair, site.name, site.candidate)
         ours = site_reader(one, site.name)
-        apart = row_errors(ours, site_reader(pair.candidate, site.candidate), first, stop, row_bytes(one, site.name))
+        apart = _apart(pair, site, first, stop, row_bytes(one, site.name))
         exact = _exact(apart)
         if exact is not None:
             return exact

@@ -54,6 +54,8 @@ from tracekit.trace import (
     site_from_row,
 )
 
+RESIDENT_BYTES = 64 << 20
+"""Bytes of values that are read before they leave memory: a trace may be larger than the machine's."""
 HEAP = b"GCOL\x01"
 """How a collection of the global heap begins (HDF5 File Format Specification 3.0, III.E)."""
 
@@ -81,6 +83,7 @@ class _Reader:
     def __init__(self, path: str) -> None:
         self.path = path
         self._heaps_are_sound = False
+        self._resident = 0  # bytes of the mapped file, about
         try:
             told = Path(path).stat()
             self.size, self._changed = told.st_size, told.st_mtime_ns
@@ -93,6 +96,14 @@ class _Reader:
     def close(self) -> None:
         with contextlib.suppress(RuntimeError, ValueError, OSError):
             self.file.close()
+
+    def handed_out(self, nbytes: int) -> None:
+        """Note that a view of so many bytes is read: what was read before leaves memory, and comes back from the file
+        where it is asked for again."""
+        self._resident += nbytes
+        if self._resident > RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self.map.madvise(mmap.MADV_DONTNEED)
+            self._resident = 0
 
     def fail(self, where: str, why: str) -> TraceError:
         return TraceError(f"{self.path}: {where}: {why}; record or import it again")
@@ -477,20 +488,21 @@ class ArchiveSequence(BrowsableSequence):
     @_reads
     def _values(self, data: SiteData) -> Array:
         """All rows of a site, [rows, width], a view into the file."""
-        values = self._mapped.get(data.name)
-        if values is None:
-            group = self._site_group
-            values = None if group is None else self._reader.rows(group, escape(data.name), data.dtype)
-            if values is None or values.shape != (data.rows, data.width):
-                raise self._reader.fail(f"{self._group.name}/sites/{data.name}", "its rows are not those it claims")
-            self._mapped[data.name] = values
+        group = self._site_group
+        values = None if group is None else self._reader.rows(group, escape(data.name), data.dtype)
+        if values is None or values.shape != (data.rows, data.width):
+            raise self._reader.fail(f"{self._group.name}/sites/{data.name}", "its rows are not those it claims")
+        self._mapped[data.name] = values
         return values
 
     def read(self, site: str, first: int, stop: int) -> Array:
         data = self.sites.get(site)
         if data is None:
             raise TraceError(f"{self._reader.path}: sequence {self.index}: site {site!r} is not recorded")
-        values = self._values(data)
+        values = self._mapped.get(site)
+        if values is None:
+            values = self._values(data)
+        self._reader.handed_out((stop - first) * values[:1].nbytes)
         pieces = []
         row, at = 0, first
         for begin, end in data.ranges:
