@@ -217,6 +217,18 @@ def test_what_the_engine_ran_with_is_told_from_the_file(fault: str, tmp_path: Pa
         assert audit.culprits[0].own.statistics.columns.argmax() == row
 
 
+def test_heads_whose_columns_are_exchanged_are_named_where_blocks_have_smallest_values(tmp_path: Path) -> None:
+    sizes = tiny_gguf.Sizes(heads=2)
+    right = tiny_gguf.write(tmp_path / "right.gguf", sizes, kind="Q4_1")
+    wrong = tiny_gguf.write(tmp_path / "wrong.gguf", sizes, kind="Q4_1")
+    _, site = tiny_gguf.damage(wrong, "columns of heads swapped")
+    llama_cpp.record(wrong, tmp_path / "t.h5", prompt=PROMPT, max_new_tokens=12)
+    (culprit,) = tracekit.audit(tmp_path / "t.h5", right).culprits
+    assert culprit.site == site
+    assert culprit.explanation.mistake.id == "head_columns_permuted"
+    assert culprit.explanation.values["moved"] == 2
+
+
 def in_pytorch(model: Path, target: Path, ids: tuple[int, ...], tokens: int) -> Path:
     """A trace of transformers' Llama with the numbers that a file's blocks stand for."""
     import torch

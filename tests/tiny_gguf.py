@@ -121,6 +121,11 @@ def damage(path: Path, fault: str) -> tuple[int | None, str]:
             head[[1, 2]] = head[[2, 1]]
             reader.data.flush()
             return None, "model.layers.0.self_attn.q_proj"
+        case "columns of heads swapped":  # of heads as wide as a block
+            blocks = rows("blk.1.attn_output.weight").reshape(-1, 2, 20)
+            blocks[:] = blocks[:, ::-1].copy()
+            reader.data.flush()
+            return None, "model.layers.1.self_attn.o_proj"
         case "another layer's tensor":
             rows("blk.1.ffn_down.weight")[:] = rows("blk.0.ffn_down.weight")
             reader.data.flush()

@@ -46,7 +46,7 @@ class Model:
 
     def __init__(self, path: str | os.PathLike[str], options: Options) -> None:
         self.path, self._library = os.fspath(path), library()
-        self.parameters = GgufParameters(self.path)
+        self.parameters, self.repacked = GgufParameters(self.path), options.repack
         self._lib, self._ffi = self._library.lib, self._library.ffi
         params = self._lib.llama_model_default_params()
         params.n_gpu_layers, params.use_extra_bufts = 0, options.repack
@@ -59,6 +59,7 @@ class Model:
             raise TraceError(f"{self.path}: has an encoder; only decoders are recorded")
         self._vocabulary = self._lib.llama_model_get_vocab(self.pointer)
         self.tokens = int(self._lib.llama_vocab_n_tokens(self._vocabulary))
+        self.stop_tokens = [token for token in range(self.tokens) if self.stops(token)]
 
     def _why(self) -> str:
         return (self._library.errors or ["it does not say why"])[0]
@@ -129,14 +130,14 @@ class Model:
 
 
 def record(
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | Model,
     out: str | os.PathLike[str],
     *,
     prompt: str | Sequence[int],
     options: Options | None = None,
     **settings: Any,
 ) -> Generated:
-    """Generate with llama.cpp from a GGUF file and record it into the archive `out`.
+    """Generate with llama.cpp from a GGUF file, or one that is loaded already, and record it into the archive `out`.
 
     `prompt` is a text or token ids; `settings` are the fields of `Options` where none are given. Raises TraceError
     where the library is missing or of an unknown build, the model cannot be loaded, or the archive cannot be written.
@@ -150,14 +151,11 @@ def record(
     except OSError as error:
         raise TraceError(f"{target}: cannot be written: {error.strerror}") from None
     followed = None if options.follow is None else _tokens_of(options.follow)
-    loaded = Model(model, options)
-    try:
+    with _loaded(model, options) as loaded:
         ids = loaded.ids(prompt) if isinstance(prompt, str) else _checked(loaded, prompt)
         with LogWriter(log) as writer:
             _open(writer, loaded, options)
             done = _generate(loaded, writer, ids, prompt, options, followed)
-    finally:
-        loaded.close()
     if log != target:
         with LogTrace(log) as trace:
             write_archive(trace, target)
@@ -166,14 +164,31 @@ def record(
 
 
 def generate(
-    model: str | os.PathLike[str], *, prompt: str | Sequence[int], options: Options | None = None, **settings: Any
+    model: str | os.PathLike[str] | Model,
+    *,
+    prompt: str | Sequence[int],
+    options: Options | None = None,
+    **settings: Any,
 ) -> Generated:
     """The same generation without recording it."""
     options = options or Options(**settings)
-    loaded = Model(model, options)
-    try:
+    with _loaded(model, options) as loaded:
         ids = loaded.ids(prompt) if isinstance(prompt, str) else _checked(loaded, prompt)
         return _generate(loaded, None, ids, prompt, options, None)
+
+
+@contextmanager
+def _loaded(model: str | os.PathLike[str] | Model, options: Options) -> Iterator[Model]:
+    """A model; one that is loaded here is freed again. Raises TraceError where a loaded one holds its weights in
+    another order than the options say."""
+    if isinstance(model, Model):
+        if model.repacked != options.repack:
+            raise TraceError(f"{model.path}: was loaded with repack={model.repacked}; load it as it shall run")
+        yield model
+        return
+    loaded = Model(model, options)
+    try:
+        yield loaded
     finally:
         loaded.close()
 
@@ -255,13 +270,12 @@ class _Steps:
     def begin(self, ids: list[int], prompt: str | Sequence[int]) -> None:
         if self._writer is None:
             return
-        stops = [token for token in range(self._model.tokens) if self._model.stops(token)]
         text = prompt if isinstance(prompt, str) else None
         self._writer.sequence(
             0,
             {"prompt/token_ids": np.array(ids, dtype=np.int64)},
             prompt_text=text,
-            sampling=self._options.sampling(stops),
+            sampling=self._options.sampling(self._model.stop_tokens),
             seed=self._options.seed,
         )
 

@@ -11,7 +11,7 @@ from tracekit.auditing.operations import Attention, Core
 from tracekit.mistakes.explanation import Value
 from tracekit.mistakes.registry import Complexity, SiteMistake
 from tracekit.mistakes.sites.outputs import column_order, moved_columns
-from tracekit.mistakes.sites.weights import multiplied
+from tracekit.mistakes.sites.weights import columns, multiplied
 from tracekit.mistakes.suspect import Case, Hypothesis, Made, plainly
 
 Order = NDArray[np.int64]
@@ -83,12 +83,15 @@ def _heads_exchanged(case: Case, width: int) -> Made | None:
     """Which head's columns each head of the input meets: products of every head with every head's columns, of which a
     least-squares fit picks one each."""
     x, matrix = case.inputs[0], case.run.parameters.matrix(case.recipe)
-    heads = x.shape[1] // width
+    heads = columns(case) // width
     if not 1 < heads <= MOST_HEADS or case.recorded.shape[0] * DIRECTIONS < 2 * heads * heads:
         return None
+    of_heads = _columns_of(heads, columns(case), x.shape[1])
+    if of_heads is None:
+        return None
     directions = np.random.default_rng(0).standard_normal((matrix.weight.shape[0], DIRECTIONS))
-    mixed = (directions.T @ matrix.weight).reshape(DIRECTIONS, heads, width)
-    products = np.einsum("rhc,dgc->rdhg", x.reshape(len(x), heads, width), mixed)
+    mixed = (directions.T @ matrix.weight)[:, of_heads]
+    products = np.einsum("rhc,dgc->rdhg", x[:, of_heads], mixed)
     wanted = (case.recorded - (0.0 if matrix.bias is None else matrix.bias)) @ directions
     if not (np.isfinite(products).all() and np.isfinite(wanted).all()):
         return None
@@ -97,8 +100,18 @@ def _heads_exchanged(case: Case, width: int) -> Made | None:
     moved = int(np.sum(order != np.arange(heads)))
     if len(np.unique(order)) < heads or not moved:
         return None
-    weight = matrix.weight.reshape(-1, heads, width)[:, order].reshape(matrix.weight.shape)
+    weight = matrix.weight.copy()
+    weight[:, of_heads] = matrix.weight[:, of_heads[order]]
     return multiplied(case, weight, matrix.bias), {"moved": moved, "heads": heads}
+
+
+def _columns_of(heads: int, width: int, wide: int) -> Order | None:
+    """The columns that are each head's, [heads, columns], those of its blocks' smallest values with them; None where
+    a block is of two heads."""
+    if width % heads or (wide - width) % heads:
+        return None
+    parts = np.arange(width).reshape(heads, -1), np.arange(width, wide).reshape(heads, -1)
+    return np.hstack(parts)
 
 
 def _interleaved(width: int, head: int) -> Order:

@@ -20,6 +20,13 @@ def multiplied(case: Case, weight: Floats, bias: Floats | None) -> Result:
     return operations.linear(operations.Matrix(weight, bias), case.inputs[0], case.dtype, closely=True)
 
 
+def columns(case: Case) -> int:
+    """Columns of the weight. What is multiplied has more of them where the sums of blocks of the inputs are multiplied
+    with the blocks' smallest values, apart from the rest."""
+    wide: int = case.inputs[0].shape[1]
+    return wide * BLOCK // (BLOCK + 1) if case.recipe.operation.reads_minima else wide
+
+
 def _transposed(case: Case) -> Iterator[Hypothesis]:
     matrix = case.run.parameters.matrix(case.recipe)
     if matrix.weight.shape[0] == matrix.weight.shape[1]:
@@ -35,6 +42,7 @@ def _other_head(case: Case) -> Iterator[Hypothesis]:
     tied = str(bool(checkpoint.config.get("tie_word_embeddings"))).lower()
     bias = case.run.parameters.matrix(case.recipe).bias
     values = checkpoint.values(other).astype(np.float64)
+    values = np.pad(values, ((0, 0), (0, case.inputs[0].shape[1] - values.shape[1])))
     yield plainly(multiplied, case, values, bias, found=other, stated=used, tied=tied)
 
 
@@ -78,7 +86,7 @@ def _fitted_gain(case: Case) -> Made:
 
 def _one_entry(case: Case) -> Made:
     """One column's error is one input column times a number."""
-    x, error = case.inputs[0], case.recorded - case.right.values
+    x, error = case.inputs[0][:, : columns(case)], case.recorded - case.right.values
     column = int(np.sum(np.square(error) / case.right.variance, axis=0).argmax())
     powers = np.maximum(np.square(x).sum(axis=0), 1e-290)
     gains = x.T @ error[:, column] / powers
