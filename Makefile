@@ -14,7 +14,7 @@ export TRACEKIT_MODEL = $(abspath $(MODEL))
 export TRACEKIT_NATIVE = $(abspath $(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model gemma3-model cosyvoice3-model transformers4 demo test lint parity bench faults bench-faults bench-clean bench-mutants bench-llama-cpp shootout museum traces cosyvoice3-parity cosyvoice3-faults \
+.PHONY: help setup model gemma3-model cosyvoice3-model transformers4 demo test lint parity bench faults bench-faults bench-clean bench-classes bench-mutants bench-llama-cpp shootout museum traces cosyvoice3-parity cosyvoice3-faults \
         cosyvoice3-guide postmortem bench-repros fuzz clean native docs notebook
 
 help: ## This list
@@ -110,6 +110,9 @@ bench-clean: setup model ## Runs without a fault, drawn at random: 0 alarms; RUN
 bench-llama-cpp: $(VENV)/.ready $(GGUF) ## Three real GGUF files: runs of llama.cpp without a fault, and planted faults; RUNS=n SEED=n (about 20 minutes)
 	$(BIN)/python -m benchmarks.llama_cpp --runs $(or $(RUNS),30) --seed $(or $(SEED),0) $(GGUF)
 	$(BIN)/python -m benchmarks.llama_cpp_faults --seed $(or $(SEED),0) $(GGUF)
+
+bench-classes: $(VENV)/.ready ## Every class of transformers that generates, eager against sdpa: 0 alarms; ONLY=REGEX (hours)
+	$(BIN)/python -m benchmarks.causal_classes --kind causal --kind seq2seq --kind vision --kind speech --attention eager --attention sdpa --only '$(ONLY)'
 
 bench-mutants: $(VENV)/.ready ## Modelling files changed at random, each mutant audited by the unchanged program; SEED=n (about 10 minutes)
 	$(BIN)/python -m benchmarks.mutants --seed $(or $(SEED),0)

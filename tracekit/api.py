@@ -163,7 +163,9 @@ def audit(
         if not (found.clean or found.culprits):
             raise TraceError(f"{run.path}: holds no site that can be audited against {path}{_why(found.unknown)}")
         notes += borrowed_settings(checkpoint)
-        found = replace(explained_audit(run, checkpoint, found), notes=(*notes, *found.elsewhere, *unseen(run)))
+        found = replace(
+            explained_audit(run, checkpoint, found), notes=(*notes, *found.notes, *found.elsewhere, *unseen(run))
+        )
         if isinstance(by, Weighing):
             culprits, told = by_consequence(found.culprits, by.weigher(run, found.elsewhere))
             found = replace(found, culprits=tuple(culprits), consequences=told)

@@ -36,7 +36,7 @@ from tracekit.checkpoints.stated import find_checkpoint
 from tracekit.checkpoints.widened import narrowed
 from tracekit.inspection.non_finite import NonFinite, first_non_finite
 from tracekit.inspection.positions import prompt_length, step_of
-from tracekit.inspection.sanity import Loss, losses
+from tracekit.inspection.sanity import Loss, losses, uncached
 from tracekit.inspection.settings import Difference, declared_differences, other_sizes
 from tracekit.inspection.site_rows import logits_width
 from tracekit.trace import Sequence, Trace, TraceError
@@ -84,6 +84,7 @@ class Culprit:
 
 
 NOT_FINITE = "its inputs are not finite"
+COMPUTED_AGAIN = "without a cache, what it read of earlier positions was computed again and is not recorded"
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,9 @@ def audit(
     for recipe in known:
         if recipe.site not in seen:
             blind = any(recipe.site in run.blind for run in runs)
-            unknown[recipe.site] = NOT_FINITE if blind else "its inputs are not recorded at the same positions"
+            again = any(run.reads_others(recipe) for run in runs)
+            held = COMPUTED_AGAIN if again else "its inputs are not recorded at the same positions"
+            unknown[recipe.site] = NOT_FINITE if blind else held
     ranked = sorted(culprits.values(), key=lambda culprit: (culprit.sequence, culprit.step, culprit.order))
     return Audit(
         tuple(ranked),
@@ -188,6 +191,7 @@ def audit(
         tests=tests,
         peak=peak,
         lost=tuple(losses(trace)),
+        notes=tuple(uncached(trace)) if any(run.reads_others(recipe) for recipe in known for run in runs) else (),
     )
 
 

@@ -19,6 +19,7 @@ from tracekit.auditing.rounding import Floats, Result, unit
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.widened import narrowed
 from tracekit.dtypes import is_float
+from tracekit.inspection.sanity import recomputed_from
 from tracekit.inspection.site_rows import logits_reader, site_reader
 from tracekit.trace import ENCODER_PREFIX, Sequence, Trace, TraceError
 
@@ -226,9 +227,16 @@ class Recomputation:
         return ranges
 
     def _from_start(self, site: str) -> int:
-        """The first position that is not recorded."""
+        """The first position that did not read all those before it as they are recorded."""
         data = self.sequence.sites.get(site)
-        return next((stop for first, stop in data.ranges if first == 0), 0) if data is not None else 0
+        held = next((stop for first, stop in data.ranges if first == 0), 0) if data is not None else 0
+        again = recomputed_from(self.sequence)
+        # One row alone shows nothing of what is read from others.
+        return held if again is None else min(held, again) if again > 1 else 0
+
+    def reads_others(self, recipe: Recipe) -> bool:
+        """Whether a site reads earlier positions as a later call computed them again, which is not recorded."""
+        return recomputed_from(self.sequence) is not None and bool(self._inputs_by_rows(recipe)[1])
 
     def covers(self, site: str, window: Window) -> bool:
         """Whether all rows of a window are recorded of a site."""

@@ -115,6 +115,7 @@ SEQUENCE: dict[str, Kind] = {
     "sampling": _is_object,
     "seed": _is_seed,
     **dict.fromkeys(("counts", "followed"), _is_object),
+    "recomputed": is_count,
 }
 DRAW: dict[str, Kind] = {
     "op": _is_text,

@@ -144,11 +144,18 @@ class LogWriter:
         self.write_frame("sequence", {"sequence": sequence, **metadata}, tensors)
 
     def call(
-        self, sequence: int, position: int, rows: int, tensors: Mapping[str, TensorLike], axis: str | None = None
+        self,
+        sequence: int,
+        position: int,
+        rows: int,
+        tensors: Mapping[str, TensorLike],
+        axis: str | None = None,
+        again: int = 0,
     ) -> None:
         """The values of one forward call: each tensor [rows, width]. `axis` says what the rows are, where they are no
-        positions of the sequence."""
-        self.write_frame("call", {"sequence": sequence, "position": position, "rows": rows, "axis": axis}, tensors)
+        positions of the sequence; `again`: positions before the first that the call computed again, without a cache."""
+        call = {"sequence": sequence, "position": position, "rows": rows, "axis": axis, "again": again or None}
+        self.write_frame("call", call, tensors)
 
     def lost(self, what: str) -> None:
         """Something that the program computed and that is not in this log."""

@@ -126,6 +126,7 @@ class LogSequence(BrowsableSequence):
         self.end_reason: str | None = None
         self.end_detail: str | None = None
         self.followed: Json | None = None
+        self._recomputed: int | None = None
 
     @property
     def path(self) -> str:
@@ -165,7 +166,8 @@ class LogSequence(BrowsableSequence):
     def info(self) -> Json:
         known = ("sequence", "prompt_text", "texts", "sampling", "seed")
         told = {name: value for name, value in self._frame.metadata.items() if name not in known}
-        return told if self.followed is None else told | {"followed": self.followed}
+        seen = {"followed": self.followed, "recomputed": self._recomputed}
+        return told | {name: value for name, value in seen.items() if value is not None}
 
     @property
     def rng_state(self) -> bytes | None:
@@ -258,6 +260,11 @@ class LogSequence(BrowsableSequence):
             raise ValueError("position and rows must be counts")
         if first + rows > MOST_POSITION:
             raise ValueError(f"position {first + rows} is beyond any cache")
+        again = frame.metadata.get("again") or 0
+        if type(again) is not int or not 0 <= again <= first:
+            raise ValueError(f"{again} positions computed again before position {first}")
+        if again:
+            self._recomputed = min(first, first if self._recomputed is None else self._recomputed)
         axis = frame.metadata.get("axis")
         if axis not in (None, ENCODER):
             raise ValueError(f"axis {axis!r} is unknown")

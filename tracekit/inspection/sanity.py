@@ -107,6 +107,16 @@ class PositionsMissing:
 
 
 @dataclass(frozen=True)
+class Uncached:
+    """A program without a cache: what a position read of earlier ones was computed again, and is not recorded."""
+
+    path: str
+    sequence: int
+    first: int
+    """The first such position."""
+
+
+@dataclass(frozen=True)
 class LooksAhead:
     """A model whose positions see later ones: only those of the prompt's call can be computed again."""
 
@@ -145,6 +155,19 @@ def capture_problems(trace: Trace) -> list[object]:
     if any(counts(sequence) for sequence in trace.sequences):
         return [CountsOnly(trace.path, any(sequence.step_count for sequence in trace.sequences))]
     return [problem for sequence in trace.sequences for problem in (*_problems(sequence), *_unseen_in(sequence))]
+
+
+def recomputed_from(sequence: Sequence) -> int | None:
+    """Of a program without a cache, the first position whose call computed those before it again: what it read of them
+    is not what is recorded, but another rounding of it. None where no call did."""
+    first: int | None = sequence.info.get("recomputed")
+    return first
+
+
+def uncached(trace: Trace) -> list[Uncached]:
+    """The first sequence of a trace that was generated without a cache."""
+    found = ((sequence, recomputed_from(sequence)) for sequence in trace.sequences)
+    return [Uncached(trace.path, sequence.index, first) for sequence, first in found if first is not None][:1]
 
 
 def unseen(trace: Trace) -> list[Unseen]:

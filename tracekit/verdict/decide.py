@@ -25,7 +25,7 @@ from tracekit.formats.name_map import NameMap, gguf_names
 from tracekit.generations import generation_of
 from tracekit.inspection.following import shortfalls
 from tracekit.inspection.non_finite import first_non_finite
-from tracekit.inspection.sanity import CutOff, capture_problems
+from tracekit.inspection.sanity import CutOff, capture_problems, uncached
 from tracekit.mistakes.culprits import is_precise
 from tracekit.trace import Trace, TraceError
 from tracekit.verdict import evidence
@@ -260,6 +260,8 @@ def _notes(case: Case, ruling: Ruling | None) -> Iterator[object]:
             yield evidence.RecorderNote(trace.path, trace.status_detail)
     for trace in traces:
         yield from shortfalls(trace)
+    if case.examination is not None:
+        yield from (note for trace in traces for note in uncached(trace))
     yield from _afterwards(*traces)
     yield from _not_finite(*traces)
     if ruling is None or ruling.cause in (Cause.NEAR_TIE, Cause.PRECISION, Cause.CAPTURE):

@@ -498,8 +498,9 @@ class Recorder:
             self.taps.new_sequences()
         return row
 
-    def write_call(self, row: Row, position: int, first: int, batch_row: int) -> None:
-        """Write the values that the taps hold of one row of the batch, rows `first` on, the first at `position`."""
+    def write_call(self, row: Row, position: int, first: int, batch_row: int, again: int = 0) -> None:
+        """Write the values that the taps hold of one row of the batch, rows `first` on, the first at `position`.
+        `again`: positions before it that this call computed again."""
         taps = self.taps
         if taps is None or taps.call is None:
             return
@@ -511,7 +512,8 @@ class Recorder:
         mixed = call.encoder is not None and any(slot.axis is not None for slot in taps.memory.slots)
         layout = taps.memory.layout() if call.batch == 1 and first == 0 and not mixed else None
         if layout is None:
-            self.writer.call(row.sequence, position, call.time - first, self.call_tensors(first, batch_row))
+            tensors = self.call_tensors(first, batch_row)
+            self.writer.call(row.sequence, position, call.time - first, tensors, again=again)
             return
         self._wait()
         metadata = {"sequence": row.sequence, "position": position, "rows": call.time}

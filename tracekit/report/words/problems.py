@@ -25,6 +25,7 @@ from tracekit.inspection.sanity import (
     SharedValues,
     SitesEnded,
     SitesNotFound,
+    Uncached,
 )
 from tracekit.report.words import words
 
@@ -96,6 +97,14 @@ def _logits_not_judged(found: LogitsNotJudged) -> str:
     else:
         said = f"of {found.positions} positions only"
     return f"{where}: the reference's logits are {said}; they are not judged"
+
+
+@words(Uncached)
+def _uncached(found: Uncached) -> str:
+    return (
+        f"{found.path}: sequence {found.sequence} was generated without a cache: from position {found.first} on, what "
+        "attention read of earlier positions was computed again and is not recorded; recipes judge it up to there"
+    )
 
 
 @words(LooksAhead)

@@ -99,4 +99,5 @@ def write_call(
         skipped = max(0, row.next_position + row.padding - first, row.padding - first)
         if row.reason is not None or skipped >= time:
             continue
-        recorder.write_call(row, first + skipped - row.padding, skipped, index)
+        position = first + skipped - row.padding
+        recorder.write_call(row, position, skipped, index, position - max(0, first - row.padding))

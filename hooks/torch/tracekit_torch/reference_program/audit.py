@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -19,17 +20,19 @@ from tracekit.auditing.own_error import FALSE_ALARMS, Own, tests_of
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.dtypes import UNIT_ROUNDOFF, is_float
 from tracekit.inspection.non_finite import first_non_finite
-from tracekit.inspection.sanity import LogitsNotJudged, LooksAhead, losses
+from tracekit.inspection.sanity import LogitsNotJudged, LooksAhead, losses, recomputed_from
 from tracekit.inspection.settings import declared_differences
 from tracekit.inspection.site_rows import logits_width
 from tracekit.mistakes.culprits import ExplainedCulprit
 from tracekit.trace import INPUT_SUFFIX, Sequence, Trace
+from tracekit_torch.reference_program.computed_again import ComputedAgain
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 from tracekit_torch.reference_program.explaining import explanations
 from tracekit_torch.reference_program.first_calls import first_calls, looks_ahead
 from tracekit_torch.reference_program.loading import forward_of, on_its_tokens
 from tracekit_torch.reference_program.replay import Replay, Replayed
 
+FLOAT32 = UNIT_ROUNDOFF["float32"]
 DRAWS = 8
 """Runs with drawn roundings."""
 MOST_DRAWN = 1 << 28
@@ -138,6 +141,7 @@ class Judge:
         self.multiples: dict[str, float] = {}
         """Of sites that are wrong and hold a multiple of what they should: what that is, over what they hold."""
         self._model, self._trace, self._sequence, self._unit, self._level = model, trace, sequence, unit, level
+        self._again = recomputed_from(sequence)
 
     def with_factors(self, factors: Mapping[str, float]) -> Judge:
         """The same of recorded values that are multiplied first."""
@@ -154,13 +158,13 @@ class Judge:
             own = self._own(site, site.draws)
             if own is not None:
                 owns[site.site] = own
-                if 1.0 < max(own.over.values()) <= CLOSE:
+                if 1.0 < max(own.over.values()) <= (CLOSE if self._again is None else math.inf):
                     since[site.site] = site.since
                     elements = max(elements, site.values.size)
 
-        self._run(judge, 0, DRAWS)
+        self._run(judge, DrawnRounding(self._unit, FLOAT32, 0, DRAWS))
         if since:
-            owns |= self._closely(since, elements)
+            owns |= self._closely(since, elements) if self._again is None else self._with_others(since, self._again)
         return list(owns.values())
 
     def _closely(self, since: dict[str, int], elements: int) -> dict[str, Own]:
@@ -177,19 +181,34 @@ class Judge:
 
         runs = max(DRAWS, min(CLOSE_DRAWS, MOST_DRAWN // elements))
         for first in range(0, CLOSE_DRAWS, runs):
-            self._run(keep, first + 1, min(runs, CLOSE_DRAWS - first), only, since.keys())
+            drawn = DrawnRounding(self._unit, FLOAT32, first + 1, min(runs, CLOSE_DRAWS - first), only)
+            self._run(keep, drawn, since.keys())
+        return self._owns_of(sites, draws)
+
+    def _with_others(self, doubtful: Collection[str], first: int) -> dict[str, Own]:
+        """Sites of a program without a cache, whose positions from `first` on read others than the recorded ones; by
+        more draws while one is near its limit."""
+        sites: dict[str, Replayed] = {}
+        draws: dict[str, list[NDArray[np.float32]]] = {name: [] for name in doubtful}
+
+        def keep(site: Replayed) -> None:
+            sites[site.site] = site
+            draws[site.site].append(site.draws)
+
+        owns: dict[str, Own] = {}
+        for seed in range(CLOSE_DRAWS // DRAWS):
+            drawn = ComputedAgain(self._unit, FLOAT32, seed + 1, DRAWS, first, self._sequence.positions)
+            self._run(keep, drawn, doubtful)
+            owns = self._owns_of(sites, draws)
+            if not any(1.0 < max(own.over.values()) <= CLOSE for own in owns.values()):
+                break
+        return owns
+
+    def _owns_of(self, sites: Mapping[str, Replayed], draws: Mapping[str, list[NDArray[np.float32]]]) -> dict[str, Own]:
         owns = {name: self._own(site, np.concatenate(draws[name])) for name, site in sites.items()}
         return {name: own for name, own in owns.items() if own is not None}
 
-    def _run(
-        self,
-        met: Callable[[Replayed], None],
-        seed: int,
-        runs: int,
-        operations: int | None = None,
-        sites: Collection[str] | None = None,
-    ) -> None:
-        drawn = DrawnRounding(self._unit, UNIT_ROUNDOFF["float32"], seed, runs, operations)
+    def _run(self, met: Callable[[Replayed], None], drawn: DrawnRounding, sites: Collection[str] | None = None) -> None:
         with on_its_tokens(self._trace, self._sequence):
             self.replay.run(drawn, met, sites)
 
@@ -207,7 +226,9 @@ class Judge:
         result = drawn_result(values, draws, unit)
         own = judged(site.site, rows, recorded, result, self._level, unit)
         gain = _multiple(recorded, result) if own.wrong else None
-        if gain is not None:
+        if gain is None:
+            self.multiples.pop(site.site, None)
+        else:
             self.multiples[site.site] = 1.0 / gain
         return own
 

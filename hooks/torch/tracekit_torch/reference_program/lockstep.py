@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -63,27 +65,35 @@ class Lockstep(TorchDispatchMode):  # type: ignore[no-untyped-call]
         gave; None for nothing. `args`: as they were before, of an operation in place."""
         raise NotImplementedError
 
-    def add(self, value: Tensor, off: Tensor) -> None:
-        """The runs are off at `value` by as much more, float32 [runs, *value.shape], by the operation before."""
+    def add(self, value: Tensor, off: Tensor, since: int | None = None) -> None:
+        """The runs are off at `value` by as much more, float32 [runs, *value.shape], by the operations `since`, as
+        bits; by default the one before."""
+        since = 1 << self.operations if since is None else since
         beside = self._of(value)
         if beside is None:
-            self._keep(value, off, 1 << self.operations)
+            self._keep(value, off, since)
             return
         beside.of(value, value.dim()).add_(off)
-        beside.since |= 1 << self.operations
+        beside.since |= since
 
     def off(self, value: Tensor) -> Tensor | None:
         """What the runs are off at `value`, float32 [runs, *value.shape]; None where they are alike."""
         beside = self._of(value)
         return None if beside is None else beside.of(value, value.dim())
 
+    def draws(self, off: NDArray[np.float32], positions: NDArray[np.int64] | None) -> NDArray[np.float32]:
+        """Of what all runs are off, [runs, rows, width], that which rows at these positions are judged by; None: rows
+        that are no positions."""
+        return off
+
     def since(self, value: Tensor) -> int:
         """The operations that were off since the values that `value` was computed from were put in, as bits."""
         beside = self._of(value)
         return 0 if beside is None else beside.since
 
-    def put(self, into: Tensor, value: Tensor) -> None:
-        """Put the same values into a tensor of all runs."""
+    def put(self, into: Tensor, value: Tensor, first: int | None = None) -> None:
+        """Put the same values into a tensor of all runs. `first`: the position of its first row, where its rows are
+        positions."""
         with _disable_current_modes():
             into.copy_(value)
             beside = self._of(into)

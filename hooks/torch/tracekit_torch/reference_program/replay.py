@@ -171,15 +171,15 @@ class Replay:
         if self._only is None or name in self._only:
             places = np.concatenate([np.arange(*window) for window in data.ranges])
             self._compare(name, stored, places, np.concatenate(read).astype(np.float64), parts)
-        for part, recorded in zip(parts, read, strict=True):
+        for part, recorded, window in zip(parts, read, data.ranges, strict=True):
             # Those that are not finite, too: what the candidate computed from them is not judged.
-            self._put(part, torch.tensor(recorded).reshape(part.shape))
+            self._put(part, torch.tensor(recorded).reshape(part.shape), window[0] if data.axis is None else None)
 
-    def _put(self, into: torch.Tensor, value: torch.Tensor) -> None:
+    def _put(self, into: torch.Tensor, value: torch.Tensor, first: int | None) -> None:
         if self._drawn is None:
             into.copy_(value)
         else:
-            self._drawn.put(into, value)
+            self._drawn.put(into, value, first)
 
     def _compare(
         self, name: str, stored: str, places: NDArray[np.int64], recorded: Floats, parts: list[torch.Tensor]
@@ -197,8 +197,15 @@ class Replay:
                     off[:, first : first + len(part)] = error.reshape(runs, len(part), -1).numpy()
                 first += len(part)
             since = self._drawn.since(parts[0])
+            off = self._drawn.draws(off, self._positions(stored, places))
         exact = values[0] if len(values) == 1 else torch.cat(values)
         self._met(Replayed(name, stored, places, recorded, exact.numpy(), off, since))
+
+    def _positions(self, stored: str, places: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """The positions of a site's rows; None where they are no positions of the sequence."""
+        if stored == LOGITS:
+            return places + self._sequence.step(0).position
+        return places if self._sequence.sites[stored].axis is None else None
 
     def _logits(self, output: Any) -> None:
         """The logits of the steps, as the model gives them."""
