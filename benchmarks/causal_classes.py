@@ -191,6 +191,7 @@ def loaded(name: str, folder: Path, way: Way) -> nn.Module:
 def generating(model: Any, way: Way) -> Callable[[], torch.Tensor]:
     """What generates a few tokens, the same each time."""
     settings: dict[str, Any] = dict(SAMPLED) if way.how in ("sampled", "batched") else {"do_sample": False}
+    settings["num_beams"] = 1  # a default of some, and no choice of one token a step
     if way.how == "chunked":
         settings["prefill_chunk_size"] = 4
     if way.how == "uncached":
@@ -200,6 +201,9 @@ def generating(model: Any, way: Way) -> Callable[[], torch.Tensor]:
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": (ids != 0).long()}
     if getattr(model.config, "is_encoder_decoder", False):
         given = {name: value.flip(1) for name, value in given.items()}
+        told = model.generation_config
+        if told.decoder_start_token_id is None and told.bos_token_id is None:
+            settings["decoder_start_token_id"] = 3
     main = getattr(model, "main_input_name", "input_ids")
     if main in ("input_features", "input_values"):
         encoder = model.config
@@ -271,6 +275,9 @@ def _recorded(out: Outcome, name: str, folder: Path, way: Way, path: Path) -> Pa
             tokens = run()
     except Exception as error:
         _alarm(out, way, "record", error)
+        return None
+    if not path.exists():
+        out.withheld.append({"way": way.label(), "what": "record", "said": heard.getvalue().strip()[-300:]})
         return None
     if not torch.equal(plain, tokens):
         _alarm(out, way, "tokens", "the recorded run gives other tokens")
