@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tracekit_llama_cpp as llama_cpp
 from tracekit_llama_cpp.library import check_build, check_layout, library
-from tracekit_llama_cpp.taps import dense
+from tracekit_llama_cpp.plan import Plan, dense
+from tracekit_llama_cpp.taps import Taps
 
 import tracekit
 from tests import tiny_gguf
@@ -112,6 +113,34 @@ def test_follows_another_trace(plain: Path, tmp_path: Path) -> None:
     with tracekit.open(tmp_path / "a.h5") as one, tracekit.open(tmp_path / "b.h5") as other:
         assert tuple(one.sequences[0].tokens) == done.tokens == tuple(other.sequences[0].tokens)
         assert any(event.kind == "forced" for index in range(8) for event in other.sequences[0].step(index).events)
+
+
+@pytest.mark.parametrize("way", ["sampled", "micro-batches", "batches", "no flash attention"])
+@pytest.mark.parametrize("level", ["layers", "all"])
+def test_what_is_found_once_is_what_is_found_each_time(
+    way: str, level: str, quantised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"prompt": PROMPT * 2, "max_new_tokens": 12, "level": level, **WAYS[way]}
+    planned, followed = tmp_path / "planned.tklog", []
+    write = Plan.write
+    monkeypatch.setattr(Plan, "write", lambda plan, *rest: (followed.append(plan), write(plan, *rest)))
+    llama_cpp.record(quantised, planned, **settings)
+    assert len(followed) >= 8
+    monkeypatch.setattr(Taps, "_follow", lambda *_: False)
+    llama_cpp.record(quantised, tmp_path / "each.tklog", **settings)
+    assert planned.read_bytes() == (tmp_path / "each.tklog").read_bytes()
+
+
+def test_a_graph_that_changes_is_said_to_be_lost_and_the_run_goes_on(
+    quantised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"prompt": PROMPT, "max_new_tokens": 6}
+    free = llama_cpp.generate(quantised, **settings)
+    monkeypatch.setattr(Plan, "computed", lambda *_: False)
+    assert llama_cpp.record(quantised, tmp_path / "t.h5", **settings) == free
+    with tracekit.open(tmp_path / "t.h5") as trace:
+        assert trace.sequences[0].step_count == 6
+        assert "graph is not the one that it was" in trace.config["lost"][0]
 
 
 def test_strides_are_followed() -> None:

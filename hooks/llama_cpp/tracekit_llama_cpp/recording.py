@@ -321,7 +321,7 @@ class _Steps:
 
     def _decode(self, context: Any, tokens: Sequence[int], position: int, taps: Taps | None) -> NDArray[np.float32]:
         if taps is not None:
-            taps.batch(position)
+            taps.batch(position, len(tokens))
         logits = self._model.decode(context, tokens)
         if taps is not None:
             taps.done()
