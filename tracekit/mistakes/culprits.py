@@ -14,7 +14,7 @@ from tracekit.auditing.recipe import recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.mistakes import explain
-from tracekit.mistakes.explanation import Explanation
+from tracekit.mistakes.explanation import Explanation, TriedInPart
 from tracekit.mistakes.suspect import Case
 from tracekit.trace import Trace
 
@@ -29,11 +29,20 @@ class ExplainedCulprit(Culprit):
     """A culprit with what its mistake is, where one mistake accounts for all of its recorded rows."""
 
     explanation: Explanation | None = None
+    all_tried: bool = True
+    """Whether all edits of the reference's source were tried, where edits are what is tried."""
 
     @classmethod
-    def of(cls, culprit: Culprit, explanation: Explanation | None) -> ExplainedCulprit:
+    def of(cls, culprit: Culprit, explanation: Explanation | None, all_tried: bool = True) -> ExplainedCulprit:
         one = culprit
-        return cls(one.sequence, one.step, one.position, one.site, one.order, one.own, explanation)
+        return cls(one.sequence, one.step, one.position, one.site, one.order, one.own, explanation, all_tried)
+
+    @property
+    def in_part(self) -> tuple[TriedInPart, ...]:
+        """That edits were left untried, where that bears on what is said: a recipe alone needs none."""
+        explanation = self.explanation
+        by_recipe = explanation is not None and not explanation.lines
+        return () if self.all_tried or by_recipe else (TriedInPart(explanation is not None),)
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ def alike(trace: Trace, checkpoint: Checkpoint, found: Audit, wiring: Trace | No
 
 def explained_audit(trace: Trace, checkpoint: Checkpoint, found: Audit) -> ExplainedAudit:
     """The audit of one trace with its culprits explained."""
-    edits = {one.site: one.explanation for one in found.culprits if isinstance(one, ExplainedCulprit)}
+    edits = {one.site: one for one in found.culprits if isinstance(one, ExplainedCulprit)}
     culprits = explained(trace, checkpoint, _with_recipes(trace, checkpoint, found), None)
     culprits = [_with_edit(culprit, edits.get(culprit.site)) for culprit in culprits]
     if all(map(is_precise, culprits)):
@@ -116,14 +125,17 @@ def explained_audit(trace: Trace, checkpoint: Checkpoint, found: Audit) -> Expla
     return ExplainedAudit(**{**vars(found), "culprits": tuple(culprits), "clean": found.clean - guilty})
 
 
-def _with_edit(culprit: ExplainedCulprit, edit: Explanation | None) -> ExplainedCulprit:
+def _with_edit(culprit: ExplainedCulprit, edited: ExplainedCulprit | None) -> ExplainedCulprit:
     """A culprit with the edit of the reference's source that explains it: a recipe names the mistake, an edit its line.
     The declared formula in another arithmetic has no wrong line."""
     named = culprit.explanation
-    if edit is None or named is edit or is_precise(culprit):
+    if edited is None or is_precise(culprit):
         return culprit
+    edit, all_tried = edited.explanation, edited.all_tried
+    if edit is None or named is edit:
+        return replace(culprit, all_tried=all_tried)
     both = edit if named is None else replace(named, also=(*named.also, edit))
-    return replace(culprit, explanation=both)
+    return replace(culprit, explanation=both, all_tried=all_tried)
 
 
 def _with_recipes(trace: Trace, checkpoint: Checkpoint, found: Audit) -> list[Culprit]:

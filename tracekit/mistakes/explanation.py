@@ -142,6 +142,14 @@ class NotToldApart:
     edits: tuple[EditedLine, ...]
 
 
+@dataclass(frozen=True)
+class TriedInPart:
+    """As evidence: not all edits of the reference's source were tried; too much is computed since the last sites."""
+
+    found: bool
+    """Whether one was found before."""
+
+
 def in_the_source(explanation: Explanation) -> tuple[InTheSource | NotToldApart, ...]:
     """What is to be said of an explanation's lines, after the explanation itself."""
     named, others = explanation.lines[:1], explanation.lines[1:]

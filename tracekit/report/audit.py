@@ -74,6 +74,7 @@ def _mistake(group: list[ExplainedCulprit], consequences: Consequences | None) -
     if explanation is not None:
         lines.append(f"    {sentence(Explained(explanation))}")
         lines += [f"    {sentence(said)}" for said in in_the_source(explanation)]
+    lines += [f"    {sentence(said)}" for said in first.in_part]
     share = None if consequences is None else consequences.of(first.site)
     if share is not None and consequences is not None:
         lines.append(f"    {share_text(share, consequences)}{_with(group, share)}")

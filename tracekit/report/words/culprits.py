@@ -67,7 +67,8 @@ def _at(wrong: int, rows: int) -> str:
 
 def culprit_json(culprit: ExplainedCulprit, side: str = "candidate") -> Json:
     """Place, size of the local error over its rounding bound (`own`), the statistic that is furthest beyond its limit,
-    the fitted gain, the evidence with its numbers, the explanation."""
+    the fitted gain, the evidence with its numbers, the explanation; `all_tried`, whether all edits of the reference's
+    source were, where that is what is tried."""
     own = culprit.own
     return {
         "side": side,
@@ -80,4 +81,5 @@ def culprit_json(culprit: ExplainedCulprit, side: str = "candidate") -> Json:
         "gain": 1.0 + own.statistics.gain,
         "evidence": fields_of(culprit.evidence) | {"text": sentence(culprit.evidence)},
         "explanation": explanation_json(culprit.explanation),
+        "all_tried": culprit.all_tried,
     }

@@ -4,7 +4,7 @@ out`."""
 from __future__ import annotations
 
 from tracekit.mistakes.edited_line import EditedLine, EditKind
-from tracekit.mistakes.explanation import InTheSource, NotToldApart
+from tracekit.mistakes.explanation import InTheSource, NotToldApart, TriedInPart
 from tracekit.report.words import sentence, words
 
 CHANGES = {
@@ -51,3 +51,9 @@ def _not_told_apart(said: NotToldApart) -> str:
     lines = [f"{one.name}:{one.line}" for one in said.edits]
     more = f" and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
     return f"these values do not tell it from a change at {', '.join(lines[:LISTED])}{more}"
+
+
+@words(TriedInPart)
+def _in_part(said: TriedInPart) -> str:
+    then = "others may fit as well" if said.found else "record more sites before this one to have the line named"
+    return f"not all edits of the reference's source were tried: {then}"

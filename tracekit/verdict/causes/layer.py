@@ -36,6 +36,7 @@ def _culprit(case: Case, first: SiteAtFault) -> Ruling:
     explanation = first.culprit.explanation
     if explanation is not None:
         evidence += [Explained(explanation), *map(FitsAsWell, explanation.also[:MANY_ALSO])]
+    evidence += first.culprit.in_part
     return Ruling(Cause.LAYER, first, (*evidence, *_not_covered(case, first)), explanation)
 
 

@@ -94,7 +94,10 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
             if not own.wrong:
                 clean.add(site)
             elif site not in culprits:
-                culprits[site] = ExplainedCulprit.of(culprit_of(trace, sequence, own), why.get(site))
+                tried = why[site]
+                culprits[site] = ExplainedCulprit.of(
+                    culprit_of(trace, sequence, own), tried.explanation, tried.all_tried
+                )
         unknown |= judge.replay.missed
         unjudged += [] if judge.replay.logits_missed is None else [judge.replay.logits_missed]
     ranked = sorted(culprits.values(), key=lambda one: (one.sequence, one.step, one.order))

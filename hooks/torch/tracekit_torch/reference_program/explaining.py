@@ -27,6 +27,7 @@ from tracekit.trace import LOGITS, Sequence, Trace
 from tracekit_torch.reference_program.capturing import Capturing
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 from tracekit_torch.reference_program.edits import Change, Edit, all_edits
+from tracekit_torch.reference_program.first_segments import FirstSegments
 from tracekit_torch.reference_program.fitting import deviation, fitted
 from tracekit_torch.reference_program.loading import forward_of
 from tracekit_torch.reference_program.replay import Replayed
@@ -46,6 +47,8 @@ ROUNDED_OFTEN = 4.0
 """Roundoffs of itself that a value may be off by, before its own rounding is drawn."""
 FINALISTS = 24
 """Edits that are judged by their own rounding, those that leave least."""
+NOT_REFUTED = 48
+"""Edits that the first positions leave to be tried at all of them, those that leave least there."""
 NEARLY = 1.3
 """Times the least residual up to which an edit holds as well."""
 ROUNDED_AWAY = 0.05
@@ -60,32 +63,74 @@ DIGITS = (1, 2, 3, 4, 5, 6)
 
 def explanations(
     model: nn.Module, trace: Trace, sequence: Sequence, wrong: list[Own], unit: float, factors: Mapping[str, float]
-) -> dict[str, Explanation]:
-    """By site, for those culprits of a sequence that an edit of the reference explains. `unit`: unit roundoff of the
-    dtype that the candidate computes in; `factors`: as `Replay` takes them."""
+) -> dict[str, Tried]:
+    """By site, of the culprits of a sequence: the edit of the reference that explains it, and whether all were tried.
+    `unit`: unit roundoff of the dtype that the candidate computes in; `factors`: as `Replay` takes them."""
     if not wrong:
         return {}
+    names = [own.recipe.site for own in wrong]
     replay = Capturing(model, sequence, forward_of(model, trace, sequence), factors)
-    sites = replay.sites_with_segments([own.recipe.site for own in wrong])
-    found: dict[str, Explanation] = {}
+    sites = replay.sites_with_segments(names)
+    firsts = FirstSegments(model, trace, sequence, names, factors)
+    found: dict[str, Tried] = {}
     known: list[Held] = []
     left = ALL_WORK
     for own in wrong:
         name = own.recipe.site
+        found[name] = Tried(None, all_tried=False)
         if name not in sites or left <= 0.0:
             continue
         site, segment = sites[name]
         data = sequence.sites.get(site.stored)
         stored = data.dtype if data is not None else sequence.logits_dtype or "float32"
-        units = unit, UNIT_ROUNDOFF.get(stored, unit)
-        suspect = Suspect(site, own, segment, units, prompt_length(sequence), min(WORK, left))
-        held = suspect.held(known) if suspect.faithful else []
-        left -= segment.work
-        explanation = suspect.explanation(held)
-        if explanation is not None:
-            known = held
-            found[name] = explanation
+        units, prompt = (unit, UNIT_ROUNDOFF.get(stored, unit)), prompt_length(sequence)
+        wrong_rows = site.rows[_finite(site)][own.wrong_rows()]
+        suspect = Suspect(site, own, wrong_rows, segment, units, prompt)
+        if suspect.faithful:
+            first = firsts.of(site, wrong_rows)
+            brief = None if first is None else Suspect(first[0], own, wrong_rows, first[1], units, prompt)
+            budget = Budget(min(WORK, left), (segment,) if first is None else (segment, first[1]))
+            held = suspect.held(known, brief, budget)
+            left -= budget.used
+            found[name] = Tried(suspect.explanation(held), not budget.spent)
+            known = known if found[name].explanation is None else held
     return found
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What trying edits at a culprit gave."""
+
+    explanation: Explanation | None
+    all_tried: bool
+    """Whether all were: the work may have come to its limit before."""
+
+
+class Budget:
+    """Numbers that may be computed for a culprit, by some segments together."""
+
+    def __init__(self, most: float, segments: tuple[Segment, ...]) -> None:
+        self._most, self._segments = most, segments
+        self.spent = False
+        """Whether something was left undone."""
+
+    @property
+    def used(self) -> float:
+        return sum(segment.work for segment in self._segments)
+
+    def left(self) -> bool:
+        """Whether more may be computed; it is waited for."""
+        self.spent = self.spent or self.used > self._most
+        return not self.spent
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is known of an edit before it is tried."""
+
+    number: float | None = None
+    meant: bool = False
+    """Whether it is the number of the same edit elsewhere; else the fit begins with it."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +187,18 @@ class Suspect:
     """A culprit with its segment, on which edits are tried."""
 
     def __init__(
-        self, site: Replayed, own: Own, segment: Segment, units: tuple[float, float], prompt: int, most: float
+        self,
+        site: Replayed,
+        own: Own,
+        wrong: NDArray[np.int64],
+        segment: Segment,
+        units: tuple[float, float],
+        prompt: int,
     ) -> None:
-        self._site, self._own, self._segment, self._prompt, self._most = site, own, segment, prompt, most
+        self._site, self._own, self._wrong, self._segment, self._prompt = site, own, wrong, segment, prompt
         self._unit, self._stored = units
         self._where, self._acts = EVERYWHERE, np.ones(len(site.rows), dtype=bool)
-        self._rows = np.isfinite(site.recorded).all(axis=1) & np.isfinite(site.values).all(axis=1)
+        self._rows = _finite(site)
         self._recorded = site.recorded[self._rows]
         self._right = self._drawn(site.values, self._off({}, 0, DRAWS))
         self._scale = 1.0 / np.sqrt(self._right.variance)
@@ -159,23 +210,57 @@ class Suspect:
         values = self._segment.run({})
         return values is not None and np.allclose(values, self._site.values, rtol=1e-9, atol=1e-12, equal_nan=True)
 
-    def held(self, known: list[Held]) -> list[Held]:
-        """Edits that leave no more than rounding, of which the first is to be named; `known`, which explained another
-        culprit, are tried first."""
-        keys = {one.key: one.number for one in known}
-        again = [
-            (trial, keys[key])
-            for trial in self._trials({key[0] for key in keys})  # type: ignore[index]
-            if (key := self._key(trial)) in keys
-        ]
-        found = self._judged(again) or self._judged((trial, None) for trial in self._trials())
+    def held(self, known: list[Held], first: Suspect | None, budget: Budget) -> list[Held]:
+        """Edits that leave no more than rounding, of which the first is to be named.
+
+        Args:
+            known: edits that explained another culprit: they are tried first.
+            first: the same culprit at the first positions alone; what is refuted there is not tried.
+            budget: what may be computed.
+        """
+        found = self._judged(self._again({one.key: Start(one.number, meant=True) for one in known}), budget)
+        if found:
+            return found
+        starts = None if first is None else first._not_refuted(budget)
+        found = self._judged(self._all(starts), budget)
         if not found and self._narrow():
-            found = self._judged((trial, None) for trial in self._trials())
+            found = self._judged(self._all(starts), budget)
         return found
+
+    def _again(self, starts: Mapping[Hashable, Start]) -> Iterator[tuple[Trial, Start]]:
+        for trial in self._trials({key[0] for key in starts}):  # type: ignore[index]
+            if (key := self._key(trial)) in starts:
+                yield trial, starts[key]
+
+    def _all(self, starts: Mapping[Hashable, Start] | None) -> Iterator[tuple[Trial, Start]]:
+        """Every edit; where the first positions were asked, those that they do not refute, and those of which they tell
+        nothing."""
+        if starts is None:
+            yield from ((trial, Start()) for trial in self._trials())
+            return
+        yield from self._again(starts)
+        count = int(self._site.rows.max()) + 1
+        yield from ((trial, Start()) for trial in self._trials() if trial.change.along == count)
+
+    def _not_refuted(self, budget: Budget) -> dict[Hashable, Start]:
+        """Edits that leave little, and the numbers that fit best."""
+        left: list[tuple[float, Hashable, Start]] = []
+        for _ in range(2):
+            for trial in self._trials():
+                if not budget.left():
+                    break
+                tried = self._tried(trial, Start())
+                if tried and tried[-1].left <= NEAR:
+                    left.append((tried[-1].left, self._key(trial), Start(tried[-1].number)))
+            if left or not self._narrow():
+                break
+        left.sort(key=lambda each: each[0])
+        return {key: start for _, key, start in reversed(left[:NOT_REFUTED])}
 
     def _narrow(self) -> bool:
         """From now on an edit acts in the prompt alone, or in decoding alone, where nothing else is wrong."""
-        rows, wrong = self._site.rows[self._rows], self._own.wrong_rows()
+        rows = self._site.rows[self._rows]
+        wrong = np.isin(rows, self._wrong)
         if self._site.site == LOGITS or not wrong.any():
             return False
         for extent, part in ((Extent.PROMPT, rows < self._prompt), (Extent.DECODING, rows >= self._prompt)):
@@ -263,12 +348,12 @@ class Suspect:
         looped = [places for places in self._repeated if in_a_loop(self._segment.nodes[places[0]].frames[-1])]
         return frozenset(place for places in looped for place in places)
 
-    def _judged(self, trials: Iterable[tuple[Trial, float | None]]) -> list[Held]:
+    def _judged(self, trials: Iterable[tuple[Trial, Start]], budget: Budget) -> list[Held]:
         tried: list[tuple[float, Trial, list[Try]]] = []
-        for trial, number in trials:
-            if self._segment.work > self._most:
+        for trial, start in trials:
+            if not budget.left():
                 break
-            options = self._tried(trial, number)
+            options = self._tried(trial, start)
             if options and options[-1].left <= NEAR:
                 tried.append((options[-1].left, trial, options))
         tried.sort(key=lambda each: each[0])
@@ -293,12 +378,16 @@ class Suspect:
         spread = deviation(partial(self._error, trial), number)
         return spread < abs(number - neutral)
 
-    def _tried(self, trial: Trial, number: float | None) -> list[Try]:
+    def _tried(self, trial: Trial, start: Start) -> list[Try]:
         """What comes of an edit; with a number that may be meant where there is one, before the one that fits best."""
         change = trial.change
         if change.neutral is None:
             return self._with(trial, None)
-        if number is None:
+        if start.meant:
+            number = start.number
+        elif start.number is not None:
+            number = fitted(partial(self._error, trial), None, (start.number,), self._signal)
+        else:
             number = fitted(partial(self._error, trial), change.neutral, change.starts, self._signal)
         best = [] if number is None else self._with(trial, number)
         if not best or number is None or best[0].left > NEAR:
@@ -377,3 +466,8 @@ class Suspect:
 
 def _made(change: Change, number: float, given: Given) -> Result:
     return change.make(given, number)
+
+
+def _finite(site: Replayed) -> NDArray[np.bool_]:
+    """The rows whose values are."""
+    return np.asarray(np.isfinite(site.recorded).all(axis=1) & np.isfinite(site.values).all(axis=1))

@@ -6,16 +6,15 @@ later calls' own values at earlier positions are not recorded. So such a trace i
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 
-from tracekit.trace import Array, Sequence, SiteData, Trace
-from tracekit.trace_view import SequenceView, TraceView
+from tracekit.trace import Sequence, Trace
+from tracekit.trace_view import TraceView
 from tracekit_torch.adapters.causal_calls import output_logits
+from tracekit_torch.reference_program.first_positions import FirstPositions
 from tracekit_torch.reference_program.loading import forward_of
 from tracekit_torch.taps import first_tensor
 
@@ -45,30 +44,9 @@ def _logits(output: Any) -> torch.Tensor | None:
 
 def first_calls(trace: Trace) -> Trace:
     """Of each sequence, the positions and the step of its prompt's call."""
-    return cast(Trace, TraceView(trace, map(_FirstCall, trace.sequences)))
+    return cast(Trace, TraceView(trace, map(_first_call, trace.sequences)))
 
 
-class _FirstCall(SequenceView):
-    """What the call of the prompt computed."""
-
-    def __init__(self, inner: Sequence) -> None:
-        super().__init__(inner)
-        self.step_count = min(inner.step_count, 1)
-        self.positions = inner.step(0).position + 1 if inner.step_count else inner.positions
-        cut = {name: self._first(data) for name, data in inner.sites.items()}
-        self.sites = {name: data for name, data in cut.items() if data.ranges}
-
-    @property
-    def tokens(self) -> Array:
-        """i64 [steps]"""
-        return self.inner.tokens[: self.step_count]
-
-    def logits(self, first: int, stop: int) -> Array | None:
-        """As `tracekit.trace.Sequence`."""
-        return self.inner.logits(first, min(stop, self.step_count))
-
-    def _first(self, data: SiteData) -> SiteData:
-        if data.axis is not None:  # an encoder's, which is called once
-            return data
-        windows = np.minimum(data.ranges, self.positions)
-        return replace(data, ranges=tuple((int(a), int(b)) for a, b in windows if a < b))
+def _first_call(sequence: Sequence) -> FirstPositions:
+    count = sequence.step(0).position + 1 if sequence.step_count else sequence.positions
+    return FirstPositions(sequence, count)

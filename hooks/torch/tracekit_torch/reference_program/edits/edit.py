@@ -42,6 +42,9 @@ class Change:
     """Positions of the nodes that are changed, where they are others than the one."""
     kind: EditKind | None = None
     """Of this form, where it is not the edit's."""
+    along: int | None = None
+    """Size of the dimension that it acts along, where it acts along one: along the positions, what it does to the first
+    of them depends on how many come after them."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 from tracekit.mistakes.edited_line import EditKind
@@ -11,6 +11,8 @@ from tracekit_torch.reference_program.segment import Given, Result, Segment, Val
 
 SHAPES = {"view", "_unsafe_view", "expand", "reshape", "as_strided", "zeros", "ones", "empty", "full", "new_zeros"}
 """Operations whose numbers are shapes."""
+TAKES = {"slice", "select", "narrow"}
+"""Operations whose numbers are a dimension, and bounds or an index along it."""
 LARGEST = 2**31
 """Bounds above this stand for the end."""
 
@@ -20,7 +22,8 @@ def _changes(segment: Segment, place: int) -> Iterator[Change]:
     if node.name in SHAPES or not node.args:
         return
     arguments = node.func._schema.arguments
-    rank = segment.clean[node.inputs[0]].dim() if node.inputs else 0
+    shape = segment.clean[node.inputs[0]].shape if node.inputs else ()
+    rank = len(shape)
     for number, stated in enumerate(node.args):
         kind = str(arguments[number].type)
         if "int" not in kind or isinstance(stated, Value):
@@ -28,11 +31,13 @@ def _changes(segment: Segment, place: int) -> Iterator[Change]:
         axis = "dim" in arguments[number].name
         if isinstance(stated, int):
             for other in _others(stated, rank, axis):
-                yield _of(number, other, stated, other, other if axis else other - stated)
+                size = _size(node.args[1] if node.name in TAKES and not axis else other, shape)
+                yield _of(number, other, stated, other, other if axis else other - stated, size)
         elif isinstance(stated, list | tuple) and axis and all(isinstance(each, int) for each in stated):
             for item, each in enumerate(stated):
                 for other in _others(each, rank, axis):
-                    yield _of(number, [*stated[:item], other, *stated[item + 1 :]], each, other, (item, other))
+                    others = [*stated[:item], other, *stated[item + 1 :]]
+                    yield _of(number, others, each, other, (item, other), _size(other, shape))
 
 
 def _others(stated: int, rank: int, axis: bool) -> Iterator[int]:
@@ -42,11 +47,15 @@ def _others(stated: int, rank: int, axis: bool) -> Iterator[int]:
         yield from (stated + 1, stated - 1)
 
 
-def _of(at: int, value: Any, stated: int, other: int, label: Hashable) -> Change:
+def _size(dim: Any, shape: Sequence[int]) -> int | None:
+    return shape[dim] if isinstance(dim, int) and -len(shape) <= dim < len(shape) else None
+
+
+def _of(at: int, value: Any, stated: int, other: int, label: Hashable, along: int | None) -> Change:
     def changed(given: Given, number: float) -> Result:
         return given.result(*given.args[:at], value, *given.args[at + 1 :])
 
-    return Change(("index", at, label), changed, number=float(other), stated=float(stated))
+    return Change(("index", at, label), changed, number=float(other), stated=float(stated), along=along)
 
 
 EDIT = Edit(EditKind.INDEX, Freedom.AMONG_FEW, 6, _changes)

@@ -22,10 +22,10 @@ def _changes(segment: Segment, place: int) -> Iterator[Change]:
     for dim, size in enumerate(out.shape):
         if size > 1:
             for by, words in ROLLED.items():
-                yield Change(("rolled", dim, by), _rolled(by, dim), other=f"{words} along dimension {dim}")
-            yield Change(("flipped", dim), _flipped(dim), other=f"reversed along dimension {dim}")
+                yield Change(("rolled", dim, by), _rolled(by, dim), other=f"{words} along dimension {dim}", along=size)
+            yield Change(("flipped", dim), _flipped(dim), other=f"reversed along dimension {dim}", along=size)
     if out.dim() > 1 and out.shape[-1] == out.shape[-2] > 1:
-        yield Change("transposed", _transposed, other="transposed")
+        yield Change("transposed", _transposed, other="transposed", along=size)
 
 
 def _rolled(by: int, dim: int) -> Any:

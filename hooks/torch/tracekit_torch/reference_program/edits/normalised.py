@@ -17,9 +17,10 @@ def _changes(segment: Segment, place: int) -> Iterator[Change]:
     node = segment.nodes[place]
     out = segment.clean[node.outputs[0]] if len(node.outputs) == 1 else None
     if out is not None and out.is_floating_point() and out.dim() and out.shape[-1] > 1:
-        yield Change("sum", _to_sum_one, other="divided by its sum")
-        yield Change("mean square", _to_mean_square, other="divided by its root mean square")
-        yield Change("softmax", _softmax, other="given to a softmax")
+        size = out.shape[-1]
+        yield Change("sum", _to_sum_one, other="divided by its sum", along=size)
+        yield Change("mean square", _to_mean_square, other="divided by its root mean square", along=size)
+        yield Change("softmax", _softmax, other="given to a softmax", along=size)
 
 
 def _to_sum_one(given: Given, number: float) -> Result:
