@@ -20,9 +20,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import tracekit_torch  # noqa: E402
+from tracekit_torch.reference_program import explaining  # noqa: E402
 from tracekit_torch.reference_program.capturing import Capturing  # noqa: E402
 from tracekit_torch.reference_program.fitting import deviation  # noqa: E402
 from tracekit_torch.reference_program.loading import forward_of, load_reference  # noqa: E402
+from tracekit_torch.reference_program.segment import Segment  # noqa: E402
 
 from tests import tiny_families  # noqa: E402
 
@@ -212,6 +214,53 @@ def test_a_number_that_does_nothing_is_not_determined() -> None:
 
     assert deviation(left, 9.0) == float("inf")
     assert deviation(left, 0.5) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("most", [None, 1e6])
+def test_what_was_not_tried_is_said(
+    checkpoints: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: float | None
+) -> None:
+    """Where the work comes to its limit before all edits were tried, no line is claimed as if all had been."""
+    if most is not None:
+        monkeypatch.setattr(explaining, "WORK", most)
+    found = _audited(checkpoints("granite"), tmp_path / "run.h5", FAULTS["scale of the residual"][1])
+    assert found.culprits
+    assert all(culprit.all_tried is (most is None) for culprit in found.culprits)
+    assert [told["all_tried"] for told in found.to_json()["culprits"]] == [most is None] * len(found.culprits)
+    assert ("not all edits of the reference's source were tried" in found.text) is (most is not None)
+
+
+@pytest.mark.parametrize("faulty", [True, False])
+def test_the_first_positions_refute_what_is_not_tried_at_all(
+    checkpoints: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faulty: bool
+) -> None:
+    """Of a long run, few edits are made of the whole: those that remain, and those along the positions."""
+    folder = checkpoints("granite")
+    model = tiny_families.load(folder)
+    if faulty:
+        _set(model, scaling=0.3)
+    with tracekit_torch.record(model, tmp_path / "run.h5"):
+        ids = torch.randint(3, 160, (1, 70), generator=torch.Generator().manual_seed(2))
+        model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    tried: dict[int, set[tuple[str, int]]] = {}
+    run = Segment.run
+
+    def counted(self: Segment, changed: Any) -> Any:
+        values = run(self, changed)
+        if values is not None:
+            tried.setdefault(len(values), set()).update((self.nodes[place].name, place) for place in changed)
+        return values
+
+    monkeypatch.setattr(Segment, "run", counted)
+    with tracekit.open(tmp_path / "run.h5") as trace:
+        found = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
+    assert bool(found.culprits) is faulty, found.text
+    if faulty:
+        explanation = found.culprits[0].explanation
+        assert explanation is not None and found.culprits[0].all_tried
+        assert any("* scaling" in line.source and line.number == pytest.approx(0.3) for line in explanation.lines)
+        assert sorted(tried) == [16, 75]
+        assert len(tried[75]) < len(tried[16])
 
 
 def test_two_faults_are_two_lines(checkpoints: Any, tmp_path: Path) -> None:
