@@ -90,7 +90,7 @@ def explanations(
             first = firsts.of(site, wrong_rows)
             brief = None if first is None else Suspect(first[0], own, wrong_rows, first[1], units, prompt)
             budget = Budget(min(WORK, left), (segment,) if first is None else (segment, first[1]))
-            held = suspect.held(known, brief, budget)
+            held = suspect.held(known, brief if brief is not None and brief.faithful else None, budget)
             left -= budget.used
             found[name] = Tried(suspect.explanation(held), not budget.spent)
             known = known if found[name].explanation is None else held

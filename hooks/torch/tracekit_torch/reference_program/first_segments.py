@@ -35,10 +35,10 @@ class FirstSegments:
     def of(self, site: Replayed, wrong: NDArray[np.int64]) -> tuple[Replayed, Segment] | None:
         """A site that is wrong at the positions `wrong`, with what feeds it; None where that is no smaller than the
         whole, or where later positions change what is computed there."""
-        count = FEWEST
-        while count <= int(wrong[:ENOUGH][-1]):
+        count, last = FEWEST, int(wrong[:ENOUGH].max(initial=0))
+        while count <= last:
             count *= 2
-        if site.site == LOGITS or 2 * count > self._sequence.positions:
+        if site.site == LOGITS or not wrong.size or 2 * count > self._sequence.positions:
             return None
         if count not in self._captured:
             self._captured[count] = self._capture(count)
