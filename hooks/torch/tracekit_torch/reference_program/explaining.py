@@ -35,9 +35,11 @@ from tracekit_torch.reference_program.segment import Changed, Given, Result, Seg
 from tracekit_torch.reference_program.source_lines import Lines, in_a_loop, lines_of
 
 Floats = NDArray[np.float64]
-WORK, ALL_WORK = 1.2e10, 4e10
+WORK, ALL_WORK = 1e10, 4e10
 """Numbers computed for one culprit, and for all of a sequence together: what a core does in some ten seconds. Not time:
 what is found must not depend on the machine."""
+OF_THE_FIRST = 0.5
+"""Share of it that the first positions may take: what they do not refute has to be tried."""
 DRAWS, CLOSE_DRAWS = 8, 32
 CLOSE = 4.0
 """Times its limit up to which a statistic is judged by more draws."""
@@ -118,10 +120,11 @@ class Budget:
     def used(self) -> float:
         return sum(segment.work for segment in self._segments)
 
-    def left(self) -> bool:
-        """Whether more may be computed; it is waited for."""
-        self.spent = self.spent or self.used > self._most
-        return not self.spent
+    def left(self, share: float = 1.0) -> bool:
+        """Whether more of a share of it may be computed; what asks leaves something undone where not."""
+        enough = self.used <= share * self._most
+        self.spent = self.spent or not enough
+        return enough
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,7 @@ class Suspect:
         left: list[tuple[float, Hashable, Start]] = []
         for _ in range(2):
             for trial in self._trials():
-                if not budget.left():
+                if not budget.left(OF_THE_FIRST):
                     break
                 tried = self._tried(trial, Start())
                 if tried and tried[-1].left <= NEAR:

@@ -67,4 +67,4 @@ def _stands_in(segment: Segment, place: int, value: int, out: torch.Tensor) -> b
     )
 
 
-EDIT = Edit(EditKind.LEFT_OUT, Freedom.NONE, 5, _changes)
+EDIT = Edit(EditKind.LEFT_OUT, Freedom.NONE, 1, _changes)
