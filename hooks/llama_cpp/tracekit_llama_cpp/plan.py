@@ -32,6 +32,8 @@ class _Copy:
     """A tensor, its sides and strides when it was first copied, and where in the arena its bytes go."""
 
     tensor: Any
+    shape: Any  # the bytes of ggml's sides and strides, as they are now
+    known: bytes  # as they were
     sides: list[int]
     steps: list[int]
     first: int
@@ -54,7 +56,8 @@ class Plan:
     """The nodes of a graph in the order of asking, whether each is wanted, and what is copied when it is computed."""
 
     def __init__(self, library: Library, nodes: list[Any], taken: Mapping[str, Taken], micro: int) -> None:
-        self._library, self.nodes, self.micro = library, nodes, micro
+        self._library, self.nodes, self.micro, self.count = library, nodes, micro, len(nodes)
+        self._get = library.lib.ggml_backend_tensor_get
         self.operations = [int(node.op) for node in nodes]
         self._copies: dict[int, list[_Copy]] = {}
         self._groups: list[_Group] = []
@@ -74,13 +77,15 @@ class Plan:
     def _copy(self, one: Taken, first: int, size: int) -> _Copy:
         sides, steps = shape_of(self._library.ffi, one.tensor)
         itemsize = size // (one.value.shape[0] * one.value.shape[1])
-        return _Copy(one.tensor, sides, steps, first, size, span(sides, steps, itemsize), itemsize)
+        # The two arrays lie one after the other, so that one comparison tells whether any number of them changed.
+        shape = self._library.ffi.buffer(one.tensor.ne, 64)
+        return _Copy(one.tensor, shape, shape[:], sides, steps, first, size, span(sides, steps, itemsize), itemsize)
 
     def computed(self, index: int, arena: NDArray[np.uint8], base: Any) -> bool:
         """Copy what is to be copied after a node. False where a tensor is no longer of the shape that it was."""
-        ffi, get = self._library.ffi, self._library.lib.ggml_backend_tensor_get
+        ffi, get = self._library.ffi, self._get
         for copy in self._copies[index]:
-            if shape_of(ffi, copy.tensor) != (copy.sides, copy.steps):
+            if copy.shape[:] != copy.known:
                 return False
             if copy.whole == copy.size:
                 get(copy.tensor, base + copy.first, 0, copy.size)

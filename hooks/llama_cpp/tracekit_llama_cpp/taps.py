@@ -74,7 +74,7 @@ class Taps:
         """A graph is over: what was copied of it is written."""
         plan, self._plan = self._plan, None
         if plan is not None:
-            if self._place < len(plan.nodes):
+            if self._place < plan.count:
                 self._lose()
                 return
             plan.write(self._writer, self._arena, self._at)
@@ -110,25 +110,28 @@ class Taps:
     # ------------------------------------------------------------------ nodes
 
     def _called(self, node: Any, ask: bool, _: Any) -> bool:
-        if self.failure is not None or self._lost:
-            return not ask
         plan, place = self._plan, self._place
-        if plan is not None and place == len(plan.nodes) and ask:
-            self._flush()
-            plan = None
-        if plan is None:
-            if ask:
-                wanted = self._asked(node)
-                self._asked_for.append(node)
-                return wanted
-            self._computed(node)
-            return True
+        if plan is None or (ask and place == plan.count):
+            return self._found(node, ask)
         if not ask:
             return plan.computed(place - 1, self._arena, self._base) or self._lose()
         if node != plan.nodes[place] or node.op != plan.operations[place]:
             return not self._lose()
         self._place = place + 1
         return plan.wanted[place]
+
+    def _found(self, node: Any, ask: bool) -> bool:
+        """As llama.cpp asks, where there is no plan, or the graph of one is over."""
+        if self.failure is not None or self._lost:
+            return not ask
+        if self._plan is not None:
+            self._flush()
+        if not ask:
+            self._computed(node)
+            return True
+        wanted = self._asked(node)
+        self._asked_for.append(node)
+        return wanted
 
     def _lose(self) -> bool:
         """The graph is not the one that it was for as many rows: the rest of the call is not recorded, and said."""
@@ -140,7 +143,7 @@ class Taps:
 
     def _failed(self, kind: Any, error: BaseException, trace: Any) -> None:
         """The run goes on without being recorded."""
-        self.failure = error
+        self.failure, self._plan = error, None
 
     def _asked(self, node: Any) -> bool:
         found = self._nodes.module(node)
