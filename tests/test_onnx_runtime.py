@@ -442,6 +442,116 @@ def test_what_cannot_be_recorded_is_one_line(llama: Path, tmp_path: Path) -> Non
         assert code == 2 and said.count("\n") == 0, (words, said)
 
 
+# -------------------------------------------------------------------- graphs of other kinds
+
+
+def graph_file(path: Path, nodes: list[Any], shape: list[int], held: dict[str, np.ndarray]) -> Path:
+    """A graph from `x` of a shape to `y`."""
+    ends = [onnx.helper.make_tensor_value_info(name, 1, sides) for name, sides in (("x", shape), ("y", None))]
+    tensors = [onnx.numpy_helper.from_array(value, name) for name, value in held.items()]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save_model(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    return path
+
+
+def same_as_plain(path: Path, feeds: dict[str, Any], out: Path) -> Trace:
+    """Its recording, of a run that gives what the plain one gives."""
+    plain = ort.InferenceSession(path).run(None, feeds)
+    given = tracekit_onnx.record(path, feeds, out)
+    assert all(np.array_equal(one, other) for one, other in zip(plain, given, strict=True))
+    trace = tracekit.open(out)
+    assert trace.status == "complete"
+    return trace
+
+
+@pytest.mark.parametrize("kind", ["Loop", "Scan"])
+def test_what_is_inside_a_loop_is_said_not_to_be_recorded(tmp_path: Path, kind: str) -> None:
+    make, info = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    inside = make("MatMul", ["h", "cell.weight"], ["hh"], "/cell/MatMul")
+    if kind == "Loop":
+        held = [info("i", 7, []), info("c", 9, []), info("h", 1, None)]
+        ends = [info("co", 9, []), info("hh", 1, None)]
+        body = onnx.helper.make_graph([inside, make("Identity", ["c"], ["co"])], "b", held, ends)
+        loop = [make("Loop", ["turns", "true", "a"], ["z"], "/loop/Loop", body=body)]
+    else:
+        added = [make("Add", ["hh", "e"], ["s"]), make("Identity", ["s"], ["o"])]
+        ends = [info("s", 1, [4]), info("o", 1, [4])]
+        body = onnx.helper.make_graph([inside, *added], "b", [info("h", 1, [4]), info("e", 1, [4])], ends)
+        scan = make("Scan", ["zero", "rows"], ["last_state", "all"], "/loop/Scan", body=body, num_scan_inputs=1)
+        loop = [make("Squeeze", ["a", "axes"], ["rows"]), scan, make("Unsqueeze", ["all", "axes"], ["z"])]
+    first, last = (
+        make("MatMul", list(at[:2]), [at[2]], at[3])
+        for at in (("x", "first.weight", "a", "/first/MatMul"), ("z", "last.weight", "y", "/last/MatMul"))
+    )
+    weights = {
+        f"{name}.weight": np.eye(4, dtype=np.float32) + number for number, name in enumerate(("first", "cell", "last"))
+    }
+    held_too = {"turns": np.array(3), "true": np.array(True), "axes": np.array([0]), "zero": np.zeros(4, np.float32)}
+    path = graph_file(tmp_path / "m.onnx", [first, *loop, last], [1, 3, 4], weights | held_too)
+    trace = same_as_plain(path, {"x": np.ones((1, 3, 4), np.float32)}, tmp_path / "t.h5")
+    assert {"first", "last"} <= set(trace.sequences[0].sites)
+    assert trace.sites["cell"].skipped == f"it is inside a {kind}, which runs it again and again"
+    assert set(weights) <= set(trace.weights)
+
+
+def test_an_image_is_one_position_and_a_node_of_no_scope_is_a_module(tmp_path: Path) -> None:
+    """As Paddle and other converters write graphs: nothing says which module a node is from."""
+    draw = np.random.default_rng(0)
+    held = {
+        "w_0": draw.standard_normal((8, 3, 3, 3), np.float32),
+        "w_1": draw.standard_normal((4, 8, 1, 1), np.float32),
+    }
+    make = onnx.helper.make_node
+    nodes = [
+        make("Conv", ["x", "w_0"], ["a"], "p2o.Conv.0"),
+        make("Relu", ["a"], ["b"]),
+        make("Conv", ["b", "w_1"], ["y"]),
+    ]
+    path = graph_file(tmp_path / "m.onnx", nodes, [2, 3, 8, 8], held)
+    image = draw.standard_normal((2, 3, 8, 8), np.float32)
+    trace = same_as_plain(path, {"x": image}, tmp_path / "t.h5")
+    assert [sequence.positions for sequence in trace.sequences] == [1, 1]
+    assert {"p2o.Conv.0": (1, 288), "y": (1, 144)}.items() <= {
+        name: trace[1].site(name).values.shape for name in trace.sequences[1].sites
+    }.items()
+    put_wrong = onnx.load_model(path)
+    put(tensor(put_wrong, "w_1"), held["w_1"] * np.float32(1.01))
+    onnx.save_model(put_wrong, tmp_path / "wrong.onnx")
+    found = tracekit.diff(trace, same_as_plain(tmp_path / "wrong.onnx", {"x": image}, tmp_path / "w.h5"))
+    assert (found.verdict, found.cause, found.site) == ("divergence", "weights", "y")
+    assert "y.weight" in found.text
+
+
+def test_what_onnx_runtime_makes_of_a_graph_is_recorded_or_said(llama: Path, tmp_path: Path) -> None:
+    """Optimised offline, in its own operators; quantised to integers, in its own and as QuantizeLinear pairs."""
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    onnx.save_model(onnx.load_model(llama / "m.onnx"), tmp_path / "m.onnx")
+    options = ort.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "fused.onnx"), 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    ort.InferenceSession(tmp_path / "m.onnx", options)
+    fused = same_as_plain(tmp_path / "fused.onnx", FEEDS["llama"], tmp_path / "fused.h5")
+    assert tracekit.diff(llama / "call.h5", fused).verdict == "parity" and len(fused.sequences[0].sites) >= 25
+
+    quantization.quantize_dynamic(tmp_path / "m.onnx", tmp_path / "int8.onnx")
+    integers = same_as_plain(tmp_path / "int8.onnx", FEEDS["llama"], tmp_path / "int8.h5")
+    whole = [name for name, site in integers.sites.items() if site.module_class == "MatMulInteger"]
+    assert len(whole) == 15 and all(integers.sites[name].skipped == "gives no floats" for name in whole)
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.feeds = iter([FEEDS["llama"]])
+
+        def get_next(self) -> Any:
+            return next(self.feeds, None)
+
+    quantization.quantize_static(tmp_path / "m.onnx", tmp_path / "pairs.onnx", Reader())
+    pairs = same_as_plain(tmp_path / "pairs.onnx", FEEDS["llama"], tmp_path / "pairs.h5")
+    assert {"model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"} <= set(pairs.sequences[0].sites)
+    assert not pairs.weights  # integers are no parameter of the program
+
+
 # -------------------------------------------------------------------- TorchScript
 
 

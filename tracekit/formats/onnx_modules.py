@@ -1,7 +1,8 @@
 """The modules of a graph: what each gives, what it reads, and its parameters.
 
 What a module gives is the one value of floats that its nodes make and others read. A module of which several values are
-read (a rotary table's cosine and sine) is left out: which of them the program calls its output is not known.
+read (a rotary table's cosine and sine) is left out: which of them the program calls its output is not known. So are
+those inside `Loop` and `Scan`, which have as many values as there are turns.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from tracekit.formats.onnx_file import OnnxFile, OnnxTensor
-from tracekit.formats.onnx_scopes import BY_PARAMETER, Scope, parameter_scope, scope_of
+from tracekit.formats.onnx_scopes import BY_PARAMETER, FUSED, Scope, parameter_scope, scope_of
 from tracekit.trace import INPUT_SUFFIX, Json
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 FLOATS = (1, 10, 11, 16)
 """TensorProto's numbers of the floats that are recorded: float32, float16, float64, bfloat16."""
+PACKED = (2, 3, 21, 22)
+"""Those of the integers that weights are quantised to: uint8, int8, uint4, int4."""
+QUANTISED = ("DequantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv")
+"""Operators that read such weights, and no plain ones."""
 LOOPS = ("Loop", "Scan")
 EPS = ("epsilon",)
 CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -73,10 +78,11 @@ class Module:
 
 @dataclass
 class _Nodes:
-    """One graph: its nodes, and who makes and reads each value."""
+    """One graph: its nodes, and who makes and reads each value; `loop`: the operator that runs it again and again."""
 
     graph: GraphProto
     branch: Branch
+    loop: str | None = None
     makers: dict[str, int] = field(default_factory=dict)
     readers: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
 
@@ -94,18 +100,20 @@ def modules_of(file: OnnxFile, types: dict[str, int]) -> list[Module]:
     number of its format, where it is known."""
     found: list[Module] = []
     for nodes in _graphs(file.model.graph, ()):
-        found += _Reader(file, nodes, types).modules()
+        outside = {module.name for module in found} if nodes.loop else ()
+        found += [module for module in _Reader(file, nodes, types).modules() if module.name not in outside]
     _tell_apart(found)
     return found
 
 
-def _graphs(graph: GraphProto, branch: Branch) -> Iterator[_Nodes]:
-    """A graph and the branches of its `If` nodes; what runs again and again is left out."""
-    yield _Nodes(graph, branch)
+def _graphs(graph: GraphProto, branch: Branch, loop: str | None = None) -> Iterator[_Nodes]:
+    """A graph and those that its nodes hold; what is inside a loop is said to be where the loop is."""
+    yield _Nodes(graph, branch, loop)
     for index, node in enumerate(graph.node):
         for attribute in node.attribute:
-            if attribute.HasField("g") and node.op_type not in LOOPS:
-                yield from _graphs(attribute.g, (*branch, (index, attribute.name)))
+            if attribute.HasField("g"):
+                around = loop or (node.op_type if node.op_type in LOOPS else None)
+                yield from _graphs(attribute.g, branch if around else (*branch, (index, attribute.name)), around)
 
 
 def _read(node: NodeProto) -> Iterator[str]:
@@ -134,10 +142,16 @@ class _Reader:
     def __init__(self, file: OnnxFile, nodes: _Nodes, types: dict[str, int]) -> None:
         self._file, self._nodes, self._types = file, nodes, types
         self._named = frozenset(file.tensors)
+        held = frozenset(name for name in self._named if self._is_parameter(name) or self._is_packed(name))
+        self._unpacked = {
+            node.output[0]
+            for node in nodes.graph.node
+            if node.op_type == "DequantizeLinear" and self._is_packed(node.input[0])
+        }
         self._scopes: dict[int, Scope] = {}
         for index, node in enumerate(nodes.graph.node):
             if node.op_type != "Constant":
-                scope = scope_of(node) or parameter_scope(node, self._named)
+                scope = scope_of(node) or parameter_scope(node, held)
                 if scope is not None:
                     self._scopes[index] = scope
 
@@ -154,7 +168,12 @@ class _Reader:
 
     def _holds_parameters(self, indices: list[int]) -> bool:
         nodes = self._nodes.graph.node
-        return any(self._is_parameter(name) for index in indices for name in nodes[index].input)
+        read = (name for index in indices for name in nodes[index].input)
+        return any(self._is_parameter(name) or self._is_packed(name) or name in self._unpacked for name in read)
+
+    def _is_packed(self, name: str) -> bool:
+        tensor = self._file.tensors.get(name)
+        return tensor is not None and tensor.code in PACKED and len(tensor.shape) > 1
 
     def _is_parameter(self, name: str) -> bool:
         tensor = self._file.tensors.get(name)
@@ -181,7 +200,9 @@ class _Reader:
             if self._nodes.makers.get(value, -1) not in own and value not in self._named and self._is_float(value)
         )
         entering = {value: None for value in entering if not self._is_constant(value)}
-        why = None if len(left) == 1 else f"{len(left)} of its values are read by others"
+        why = None if len(left) == 1 else f"{len(left)} of its values are read by others" if left else "gives no floats"
+        if self._nodes.loop is not None:
+            left, entering, why = [], {}, f"it is inside a {self._nodes.loop}, which runs it again and again"
         order = self._nodes.makers[left[0]] if len(left) == 1 else max(indices)
         direct = [index for index in indices if self._scopes[index].path == name]
         only = direct[0] if len(direct) == 1 else None
@@ -220,9 +241,11 @@ class _Reader:
 
     def _is_constant(self, value: str) -> bool:
         maker = self._nodes.makers.get(value)
-        return maker is not None and self._nodes.graph.node[maker].op_type == "Constant"
+        return value in self._unpacked or (maker is not None and self._nodes.graph.node[maker].op_type == "Constant")
 
     def _add_parameters(self, module: Module, node: NodeProto) -> None:
+        if node.domain == FUSED or node.op_type in QUANTISED:
+            return  # their tensors are packed, or scales: no parameter of the program
         for at, name in enumerate(node.input):
             if not self._is_parameter(name):
                 continue

@@ -2,7 +2,8 @@
 
 torch.onnx's dynamo exporter writes `pkg.torch.onnx.name_scopes` and `pkg.torch.onnx.class_hierarchy` into a node's
 metadata; the exporter before it, and optimum, name nodes `/model/layers.0/self_attn/q_proj/MatMul`. A node without
-either is told by the parameter that it reads, if it is called `X.weight`.
+either is told by the parameter that it reads, if it is called `X.weight`. Else a node that is a module by itself (a
+convolution; what ONNX Runtime fused) is one under its own name.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ BY_PARAMETER = {
     "RMSNormalization": "RMSNorm",
     "BatchNormalization": "BatchNorm",
     "GroupNormalization": "GroupNorm",
+    **{name: name for name in ("LSTM", "GRU", "RNN", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv")},
 }
-"""Operators that are a module by themselves."""
+"""Operators that are a module by themselves, and its class."""
+FUSED = "com.microsoft"
+"""Domain of the operators that ONNX Runtime puts in place of several."""
 LONGEST = 1 << 16
 """Characters of metadata that are read."""
 
@@ -63,11 +67,14 @@ def scope_of(node: NodeProto) -> Scope | None:
 
 
 def parameter_scope(node: NodeProto, parameters: frozenset[str]) -> Scope | None:
-    """The module whose `weight` an operator reads, where it is a module by itself."""
-    if node.op_type not in BY_PARAMETER:
+    """The module that an operator is by itself: that whose `weight` it reads, else one of the node's own name."""
+    read = [name for name in node.input if name in parameters]
+    if not read or (node.op_type not in BY_PARAMETER and node.domain != FUSED):
         return None
-    read = [name for name in node.input if name in parameters and name.endswith(".weight")]
-    return Scope(read[0].removesuffix(".weight")) if len(read) == 1 else None
+    weights = [name.removesuffix(".weight") for name in read if name.endswith(".weight")]
+    if node.op_type in BY_PARAMETER and len(weights) == 1:
+        return Scope(weights[0])
+    return Scope(node.name or node.output[0])
 
 
 def _list(text: str | None) -> list[str]:

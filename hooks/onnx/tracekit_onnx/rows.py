@@ -12,16 +12,20 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Shape:
-    """A call over [batch, time]; `flat`: it was given [time, ...] without a batch."""
+    """A call over [batch, time]; `flat`: it was given [time, ...] without a batch; `image`: [batch, channels, ...] of
+    one position."""
 
     batch: int
     time: int
     flat: bool = False
+    image: bool = False
 
     @classmethod
     def of(cls, value: NDArray[Any]) -> Shape:
         """That of a call whose first input this is."""
         flat = value.ndim == 1 or (value.ndim == 2 and value.dtype.kind == "f")
+        if value.ndim > 3:
+            return cls(value.shape[0], 1, image=True)
         return cls(1, value.shape[0], flat) if flat else cls(value.shape[0], value.shape[1])
 
 
@@ -39,6 +43,8 @@ def arranged(shape: Shape, value: NDArray[Any], width: int | None) -> NDArray[An
 
 def _ways(shape: Shape, value: NDArray[Any]) -> Iterator[NDArray[Any]]:
     batch, time, sides = shape.batch, shape.time, value.shape
+    if shape.image and sides and sides[0] == batch:
+        yield value
     if value.ndim >= 2 and sides[:2] == (batch, time):
         yield value
     if value.ndim and sides[0] == batch * time and (value.ndim == 2 or shape.flat):
