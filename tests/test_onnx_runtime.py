@@ -18,6 +18,7 @@ import transformers
 
 import tracekit
 from tests.speech_traces import tracekit as command
+from tracekit.programs.recorded import recorded as recorded_program
 from tracekit.trace import Trace
 
 onnx = pytest.importorskip("onnx")
@@ -440,6 +441,15 @@ def test_what_cannot_be_recorded_is_one_line(llama: Path, tmp_path: Path) -> Non
     ):
         code, said = command("record", "--engine", "onnx", *words, "-o", str(tmp_path / "t.h5"))
         assert code == 2 and said.count("\n") == 0, (words, said)
+
+
+def test_the_runtime_against_itself_and_as_a_command_that_a_bisection_runs(llama: Path, tmp_path: Path) -> None:
+    request = (str(llama / "m.onnx"), "--prompt-ids", "5,17,9,40", "--max-new-tokens", "3")
+    code, said = command("check", "--engine", "onnx", "--", *request)
+    assert code == 0 and said.count("optimisation") == 3, said
+    words = ["tracekit", "record", "--engine", "onnx", *request]
+    path = recorded_program(words, tmp_path / "run")
+    assert tracekit.open(path).sequences[0].step_count == 3
 
 
 # -------------------------------------------------------------------- graphs of other kinds

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tracekit.bisect.history import CannotBuild, Ready
 from tracekit.errors import TraceError
+from tracekit.programs.python import as_python
 
 PINNED = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)(?P<extras>\[[\w,. -]*\])?==(?P<version>[\w.!+-]+)")
 LISTED = re.compile(r"^Available versions: (?P<versions>.*)$", re.MULTILINE)
@@ -22,7 +23,8 @@ LAST = 300
 
 @dataclass
 class Packages:
-    """Versions of one package from `good` to `bad`, as pip lists them. A `python` in the command is the environment's.
+    """Versions of one package from `good` to `bad`, as pip lists them. The interpreter of a command that begins with
+    `python` or `tracekit` is the environment's.
 
     What else the program needs is taken from the environment that runs tracekit, unless the package asks for another
     version of it.
@@ -72,7 +74,8 @@ class Packages:
         if done.returncode:
             raise CannotBuild(f"{wanted}: cannot be installed{_said(done)}")
         bare = self.words[0] in ("python", "python3")
-        words = (str(python.absolute()), *self.words[1:]) if bare else self.words
+        own = as_python(list(self.words), str(python.absolute()))
+        words = (str(python.absolute()), *self.words[1:]) if bare else tuple(own)
         return Ready(words, variables={"PATH": f"{python.parent.absolute()}:{_path()}"})
 
     def close(self) -> None:

@@ -6,7 +6,14 @@ import re
 import sys
 from pathlib import Path
 
+MODULE = ("-m", "tracekit_cli")
+"""How an interpreter is asked for tracekit's command."""
 PYTHON = re.compile(r"python(3(\.\d+)?)?(\.exe)?$")
+
+
+def as_python(words: list[str], interpreter: str = sys.executable) -> list[str]:
+    """A command of tracekit's own as that of an interpreter, others as they are."""
+    return [interpreter, *MODULE, *words[1:]] if words[0] == "tracekit" else words
 
 
 def is_python(words: list[str]) -> bool:

@@ -11,10 +11,10 @@ from tracekit.errors import TraceError
 from tracekit.formats.opening import open_trace
 from tracekit.programs.child import end, start
 from tracekit.programs.native import NativeOptions, environment
-from tracekit.programs.python import interpreter_and_program, is_python
+from tracekit.programs.python import MODULE, as_python, interpreter_and_program, is_python
 
-RECORDER = ("-m", "tracekit_cli")
-"""How an interpreter is asked for tracekit's command."""
+RECORD = (*MODULE, "record")
+"""What records in an interpreter; a command that is this already, `tracekit record --engine NAME`, records itself."""
 LAST_LINE = 300
 """Characters of a failed program's last line that are kept."""
 
@@ -27,8 +27,8 @@ def recorded(
     variables: Mapping[str, str] | None = None,
     timeout: float | None = None,
 ) -> Path:
-    """Run `words` with recording on, and return the trace, a file in `folder`, which is made. `variables` are added to
-    the environment; `timeout` is in seconds.
+    """Run `words`, which may be `tracekit record --engine NAME ...`, with recording on, and return the trace, a file in
+    `folder`, which is made. `variables` are added to the environment; `timeout` is in seconds.
 
     Raises TraceError, in one line, where the program cannot be started, fails, is not done in time, or records nothing.
     """
@@ -36,12 +36,15 @@ def recorded(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TraceError(f"{folder}: cannot be written: {error.strerror}") from None
+    words = as_python(words)
     python = is_python(words)
     out = folder / ("run.h5" if python else "run.tklog")
     out.unlink(missing_ok=True)
     if python:
         interpreter, program = interpreter_and_program(words)
-        words = [interpreter, *RECORDER, "record", "-o", str(out), *program]
+        own = tuple(program[: len(RECORD)]) == RECORD
+        record = ["-o", str(out)]
+        words = [interpreter, *program, *record] if own else [interpreter, *RECORD, *record, *program]
         told: Mapping[str, str] = os.environ
     else:
         told = environment(out, NativeOptions(), folder)

@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from tracekit.selfcheck.options import WithOptions
+from tracekit.selfcheck.variation import PROMPT_IDS, THREADS
 from tracekit.trace import TraceError
-from tracekit_cli.engines import Engine, out_option
+from tracekit_cli.engines import Engine, in_process, out_option
 
 
 @click.command(name="onnx", short_help="Record a run of ONNX Runtime.")
@@ -62,4 +64,13 @@ def _ids(option: str, text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-ENGINE = Engine("onnx", command)
+OPTIONS = {PROMPT_IDS: "--prompt-ids", THREADS: "--threads", "optimisation": "--optimisation"}
+VALUES = {THREADS: ("2",), "optimisation": ("disabled", "basic", "extended")}
+
+
+def varied(words: tuple[str, ...]) -> WithOptions:
+    """A decoder's file with options, and what may be varied of them."""
+    return WithOptions(words, OPTIONS, VALUES, in_process(command))
+
+
+ENGINE = Engine("onnx", command, varied)
