@@ -216,6 +216,18 @@ def test_a_number_that_does_nothing_is_not_determined() -> None:
     assert deviation(left, 0.5) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("scaling", [0.275, 0.25])
+def test_the_roundest_number_is_named_first(checkpoints: Any, tmp_path: Path, scaling: float) -> None:
+    """The scores' scale times 1.1, or the soft cap that divides them over 1.1."""
+    found = _audited(checkpoints("gemma2"), tmp_path / "run.h5", lambda model: _set(model, scaling=scaling))
+    assert bool(found.culprits) is (scaling != 0.25), found.text
+    for culprit in found.culprits:
+        assert culprit.explanation is not None
+        first, *others = culprit.explanation.lines
+        assert first.number == 0.275 and "* scaling" in first.source
+        assert any("/ softcap" in line.source for line in others)
+
+
 @pytest.mark.parametrize("most", [None, 1e6])
 def test_what_was_not_tried_is_said(
     checkpoints: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: float | None

@@ -364,7 +364,7 @@ class Suspect:
         held = [one for one in made if one is not None]
         least = min((one.residual for one in held), default=0.0)
         near = [one for one in held if one.residual <= max(NEARLY * least, ROUNDED_AWAY)]
-        return sorted(near, key=lambda one: (not one.determined, one.trial.freedom, one.residual))
+        return sorted(near, key=lambda one: (not one.determined, one.trial.freedom, _digits(one.number), one.residual))
 
     def _first_that_holds(self, trial: Trial, options: list[Try]) -> Held | None:
         for one in options:
@@ -474,3 +474,8 @@ def _made(change: Change, number: float, given: Given) -> Result:
 def _finite(site: Replayed) -> NDArray[np.bool_]:
     """The rows whose values are."""
     return np.asarray(np.isfinite(site.recorded).all(axis=1) & np.isfinite(site.values).all(axis=1))
+
+
+def _digits(number: float | None) -> int:
+    """Digits that a number is said with: of edits that do the same, the one with the fewest is meant."""
+    return 0 if number is None else len(f"{number:.9e}".partition("e")[0].lstrip("-").rstrip("0"))
