@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -305,3 +306,15 @@ class GgufEdited:
 
     def __exit__(self, *_: object) -> None:
         self._path.write_bytes(self._bytes)
+
+
+def test_the_lines_of_the_readme_end_in_a_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_gguf.write(tmp_path / "model.gguf", kind="Q4_1")
+    monkeypatch.chdir(tmp_path)
+    section = (Path(__file__).parent.parent / "README.md").read_text().partition("## Record llama.cpp\n")[2]
+    lines = [line.strip() for line in section.partition("\n## ")[0].splitlines() if line.startswith("    ")]
+    assert lines[0].startswith("pip install ") and len(lines) == 4
+    for line in lines[1:]:
+        done = run(*shlex.split(line)[1:])
+        assert done.returncode == 0, done.stderr
+    assert "PARITY" in done.stdout and "precision" in done.stdout

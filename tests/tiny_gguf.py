@@ -27,11 +27,11 @@ class Sizes:
 
 
 def byte_tokens() -> list[str]:
-    """The 256 bytes as GPT-2 writes them, and special tokens up to the vocabulary's size."""
+    """The 256 bytes as GPT-2 writes them, special tokens up to the vocabulary's size, and one that is merged."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     letters = [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
-    return [*letters, *(f"<s{index}>" for index in range(VOCABULARY - 256))]
+    return [*letters, *(f"<s{index}>" for index in range(VOCABULARY - 257)), "ab"]
 
 
 def tensors(sizes: Sizes, seed: int = 0, bias: bool = False) -> dict[str, NDArray[np.float32]]:
@@ -83,7 +83,7 @@ def write(
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(byte_tokens())
-    writer.add_token_types([1] * 256 + [3] * (VOCABULARY - 256))
+    writer.add_token_types([1] * 256 + [3] * (VOCABULARY - 257) + [1])
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(257)

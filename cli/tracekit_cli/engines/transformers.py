@@ -13,8 +13,8 @@ from tracekit.selfcheck.variation import BATCH, CHUNK, DTYPE, KEEP_PREFIX, PROMP
 from tracekit_cli.engines import Engine, in_process, out_option
 
 
-@click.command(name="transformers", short_help="Record a greedy generation of a model folder.")
-@click.argument("model", type=click.Path(), metavar="FOLDER")
+@click.command(name="transformers", short_help="Record a greedy generation of a model folder or GGUF file.")
+@click.argument("model", type=click.Path(), metavar="FOLDER | MODEL.gguf")
 @out_option
 @click.option("--prompt", metavar="TEXT", help="What the model goes on from.")
 @click.option("--prompt-ids", metavar="N,N,...", help="The same as token ids.")
@@ -29,7 +29,7 @@ from tracekit_cli.engines import Engine, in_process, out_option
 @click.option("--dtype", metavar="DTYPE", help="float64, float32, bfloat16 or float16. Default: the checkpoint's.")
 @click.option("--attention", metavar="NAME", help="eager, sdpa, ... Default: transformers'.")
 def command(model: str, out: Path | None, prompt: str | None, prompt_ids: str | None, **settings: Any) -> None:
-    """Generate greedily from a folder that transformers loads, through a loop of calls, and record it."""
+    """Generate greedily from a folder or GGUF file that transformers loads, through a loop of calls, and record it."""
     if (prompt is None) == (prompt_ids is None):
         raise click.UsageError("give --prompt TEXT or --prompt-ids N,N,...")
     try:

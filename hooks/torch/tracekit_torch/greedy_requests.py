@@ -31,20 +31,35 @@ class Request:
 
 
 def load(folder: str, dtype: str | None, attention: str | None) -> Any:
-    """A model of transformers, in the dtype that its folder states where none is given. Raises TraceError."""
+    """A model of transformers, of a folder or a GGUF file, in the dtype that its folder states where none is given; a
+    file's blocks as the float32 numbers that they stand for. Raises TraceError."""
     try:
         import transformers
     except ImportError:
         raise TraceError("--engine transformers needs transformers: pip install transformers") from None
     if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise TraceError(f"--dtype {dtype}: give float64, float32, bfloat16 or float16")
+    where, how = _place(folder)
+    held = ("float32" if how else "auto") if dtype is None else getattr(torch, dtype)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto" if dtype is None else getattr(torch, dtype), attn_implementation=attention
+            where, dtype=held, attn_implementation=attention, **how
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise TraceError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # of a damaged GGUF file it may be any
+        raise TraceError(f"{folder}: cannot be loaded: {_line(error)}") from None
+    model.config._name_or_path = folder  # of a GGUF file, transformers keeps the folder that it is in
     return model.eval()
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _place(path: str) -> tuple[str, dict[str, str]]:
+    """What transformers is given for a folder or the name of a model, and for a GGUF file."""
+    if not path.endswith(".gguf"):
+        return path, {}
+    return str(Path(path).parent), {"gguf_file": Path(path).name}
 
 
 def ids_of(folder: str, text: str | None, listed: str | None) -> tuple[int, ...]:
@@ -56,10 +71,13 @@ def ids_of(folder: str, text: str | None, listed: str | None) -> tuple[int, ...]
         return tuple(map(int, words))
     import transformers
 
+    where, how = _place(folder)
     try:
-        ids = transformers.AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
-    except (OSError, ValueError, KeyError) as error:
-        raise TraceError(f"{folder}: has no tokenizer: {str(error).splitlines()[0]}; give --prompt-ids") from None
+        ids = transformers.AutoTokenizer.from_pretrained(where, **how)(text)["input_ids"]
+    except Exception as error:  # the tokenizers library raises no other of a damaged vocabulary
+        raise TraceError(
+            f"{folder}: has no tokenizer: {str(error).strip().splitlines()[0]}; give --prompt-ids"
+        ) from None
     if not ids:
         raise TraceError("--prompt: makes no token; give a longer one")
     return tuple(ids)
