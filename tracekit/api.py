@@ -16,6 +16,7 @@ from tracekit.align.renamed import Elsewhere, named
 from tracekit.align.rotary_order import in_order_of
 from tracekit.auditing import audit as auditing
 from tracekit.auditing.consequence import Weighing
+from tracekit.auditing.routing import routed
 from tracekit.checkpoints.stated import borrowed_settings, find_checkpoint, open_checkpoint, why_no_checkpoint
 from tracekit.errors import TraceError
 from tracekit.formats.name_map import NameMap, gguf_names, read_names
@@ -163,11 +164,10 @@ def audit(
         if not (found.clean or found.culprits):
             raise TraceError(f"{run.path}: holds no site that can be audited against {path}{_why(found.unknown)}")
         notes += borrowed_settings(checkpoint)
-        found = replace(
-            explained_audit(run, checkpoint, found), notes=(*notes, *found.notes, *found.elsewhere, *unseen(run))
-        )
+        said = (*notes, *found.notes, *found.elsewhere, *routed(found.routed), *unseen(run))
+        found = replace(explained_audit(run, checkpoint, found), notes=said)
         if isinstance(by, Weighing):
-            culprits, told = by_consequence(found.culprits, by.weigher(run, found.elsewhere))
+            culprits, told = by_consequence(found.culprits, by.weigher(run, found))
             found = replace(found, culprits=tuple(culprits), consequences=told)
         told = audit_json(found, run, checkpoint)
         return Audit(**_fields(found), text=audit_text(found, run, checkpoint), told=told)

@@ -31,6 +31,7 @@ from tracekit.auditing.outliers import Peers
 from tracekit.auditing.own_error import FALSE_ALARMS, Own, own_error, site_windows, tests_of
 from tracekit.auditing.recipe import Recipe, order_of, recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
+from tracekit.auditing.routing import OtherExperts
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.stated import find_checkpoint
 from tracekit.checkpoints.widened import narrowed
@@ -111,6 +112,8 @@ class Audit:
     """The largest statistic of any site, in units of its limit: above 1 there is a culprit."""
     elsewhere: tuple[FactorElsewhere, ...] = ()
     """Sites that hold a multiple of the reference's values, which the candidate makes up for later."""
+    routed: tuple[OtherExperts, ...] = ()
+    """Where a router chose other experts than the reference's scores say."""
     lost: tuple[Loss, ...] = ()
     """What the trace should hold and does not: nobody can say that it is within its bounds."""
 

@@ -7,12 +7,12 @@ none, its own; with those of some sites, what these sites do. Types only: a refe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from tracekit.auditing.elsewhere import FactorElsewhere
+from tracekit.auditing.audit import Audit
 from tracekit.trace import Trace
 
 
@@ -103,6 +103,6 @@ that the reference does not have."""
 class Weighing(Protocol):
     """An auditor with a reference program to run again."""
 
-    def weigher(self, trace: Trace, elsewhere: Iterable[FactorElsewhere]) -> Weigher:
-        """What the culprits of a trace do to its logits. `elsewhere`: what the audit found. Calling it raises
-        TraceError where the program does not run on the trace's tokens."""
+    def weigher(self, trace: Trace, found: Audit) -> Weigher:
+        """What the culprits of a trace do to its logits. `found`: the audit of the trace. Calling it raises TraceError
+        where the program does not run on the trace's tokens."""

@@ -22,6 +22,7 @@ from tracekit.auditing.operations.passed_on import PassedOn
 from tracekit.auditing.operations.unmeasured import Unmeasured
 from tracekit.auditing.stated_arithmetic import Stated
 from tracekit.checkpoints.checkpoint import PREFIXES, Checkpoint
+from tracekit.inspection.positions import prompt_length
 from tracekit.trace import INPUT_SUFFIX, Site, Trace, resolve
 
 HEAD = "lm_head"
@@ -89,6 +90,7 @@ class Book:
         self.why: dict[str, str] = {}
         self.stored = {name for sequence in trace.sequences for name in sequence.sites}
         self.positions = max((sequence.positions for sequence in trace.sequences), default=0)
+        self.prompt = min(map(prompt_length, trace.sequences), default=0)
         self.blocks = {name.rpartition(".")[0].removesuffix(INPUT_SUFFIX) for name in self._named()}
         self.family = family_of(self.declared)
         self.arithmetic = Stated.of(trace)

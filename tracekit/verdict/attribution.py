@@ -16,6 +16,7 @@ from tracekit.auditing.operations.embedding_table import Embedding
 from tracekit.auditing.own_error import FALSE_ALARMS
 from tracekit.auditing.recipe import recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
+from tracekit.auditing.routing import RoutedOtherwise, routed
 from tracekit.auditing.stated_arithmetic import Stated
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, stated_checkpoint, why_no_checkpoint
@@ -102,6 +103,8 @@ class Examination:
     """How many the audit of the candidate made, at a false alarm of `FALSE_ALARMS` for all together."""
     consequences: Consequences | None = None
     """What the candidate's culprits do to its logits; they are in that order. Only a reference program tells."""
+    routed: tuple[RoutedOtherwise, ...] = ()
+    """Where the candidate's routers chose other experts than the reference's scores say, which that tells as well."""
 
     @property
     def named(self) -> frozenset[str]:
@@ -174,7 +177,7 @@ def examine(traces: Pair, checkpoint: Checkpoint, found: Search, by: Auditor | N
     culprits += same
     told = None
     if isinstance(by, Weighing):
-        culprits, told = by_consequence(culprits, by.weigher(candidate, audited.elsewhere))
+        culprits, told = by_consequence(culprits, by.weigher(candidate, audited))
     return Examination(
         checkpoint,
         tuple(culprits),
@@ -186,6 +189,7 @@ def examine(traces: Pair, checkpoint: Checkpoint, found: Search, by: Auditor | N
         _harmless(reference, candidate, checkpoint, audited.clean),
         audited.tests,
         told,
+        routed(audited.routed),
     )
 
 
@@ -206,6 +210,7 @@ def _completed(audited: Audit, judged: Audit, stops: Mapping[int, int]) -> Audit
         unknown={site: judged.unknown.get(site, why) for site, why in audited.unknown.items() if site not in seen},
         values=audited.values or judged.values,
         elsewhere=judged.elsewhere,
+        routed=judged.routed,
     )
 
 
@@ -275,6 +280,7 @@ def settle(found: Search, examination: Examination) -> Settled:
     as_stated = None if guilty else _as_stated(victims, examination, found.pair)
     if not guilty and as_stated is None:
         victims, notes = _inherited(victims, examination, found.pair)
+    notes += examination.routed
     inherited = {id(finding) for finding in victims}
     left = [finding for finding in found.findings if id(finding) not in inherited]
     faults = [finding for finding in guilty if not finding.precise]

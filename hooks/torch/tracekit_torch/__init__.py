@@ -7,7 +7,7 @@ with tracekit_torch.record(model, "run.h5"):
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -16,7 +16,6 @@ from torch import nn
 
 from tracekit.auditing.audit import Audit
 from tracekit.auditing.consequence import Weigher
-from tracekit.auditing.elsewhere import FactorElsewhere
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.trace import Trace
 from tracekit_torch.options import Options
@@ -86,11 +85,11 @@ class ByReference:
 
         return audit_by(self._of(trace), trace, checkpoint)
 
-    def weigher(self, trace: Trace, elsewhere: Iterable[FactorElsewhere]) -> Weigher:
-        """What the culprits of a trace do to its logits. Raises TraceError."""
+    def weigher(self, trace: Trace, found: Audit) -> Weigher:
+        """What the culprits of a trace do to its logits; `found` is its audit. Raises TraceError."""
         from tracekit_torch.reference_program.consequence import weigher
 
-        return weigher(self._of(trace), trace, {each.site: each.factor for each in elsewhere})
+        return weigher(self._of(trace), trace, found)
 
     def _of(self, trace: Trace) -> nn.Module:
         """The model for the dtype that a trace declares."""

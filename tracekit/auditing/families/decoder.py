@@ -15,7 +15,7 @@ from tracekit.auditing.operations.gate import Gate
 from tracekit.auditing.operations.norms import RmsNorm
 from tracekit.auditing.operations.operation import Operation
 from tracekit.auditing.operations.residual_sum import ResidualSum
-from tracekit.auditing.rotary import Rotary
+from tracekit.auditing.rotary import Rotary, scaling_of
 from tracekit.trace import INPUT_SUFFIX, Json, Site, resolve
 
 if TYPE_CHECKING:
@@ -142,8 +142,9 @@ class Decoder(Family):
             return self.unlisted_window(declared, layer)
         return int(window) if kind == "sliding_attention" else None
 
-    def core(self, declared: Json, layer: int, positions: int = 0) -> Core | None:
-        """The attention core of a layer; None where its rotary embedding is not known, or not for as many positions."""
+    def core(self, declared: Json, layer: int, positions: int = 0, prompt: int = 0) -> Core | None:
+        """The attention core of a layer; None where its rotary embedding is not known, or not for a run of as many
+        positions, the shortest prompt of so many."""
         heads = int(declared.get("num_attention_heads") or 0)
         if not heads or not (declared.get("head_dim") or declared.get("hidden_size")):
             return None
@@ -156,6 +157,11 @@ class Decoder(Family):
             longest = int(declared.get("max_position_embeddings") or 1 << 62)
             if rotary.kind == "dynamic" and positions > longest:
                 return None  # frequencies then depend on the length
+            if rotary.kind == "longrope":
+                first = int(dict(rotary.scaling)["original_max_position_embeddings"])
+                rotary = replace(rotary, long=prompt > first)
+                if prompt <= first < positions:
+                    return None  # keys of the cache were rotated by others
         except (KeyError, TypeError, ValueError):
             return None
         return Core(
@@ -187,7 +193,9 @@ class Decoder(Family):
         scaling |= rope
         theta = float(scaling.pop("rope_theta", None) or declared.get("rope_theta") or 10000.0)
         partial = float(scaling.pop("partial_rotary_factor", None) or declared.get("partial_rotary_factor") or 1.0)
-        return Rotary(theta, int(head_dim * partial), tuple(sorted(scaling.items())))
+        if scaling.get("rope_type") == "proportional":  # all are rotated, some by nothing
+            return Rotary(theta, head_dim, scaling_of(declared, scaling | {"partial_rotary_factor": partial}))
+        return Rotary(theta, int(head_dim * partial), scaling_of(declared, scaling))
 
 
 def full_every(usual: int, declared: Json, layer: int) -> str:
@@ -301,7 +309,7 @@ class DecoderLayer:
 
     def _core(self, found: str | None) -> None:
         book, name = self.book, f"{self.attention}.o_proj{INPUT_SUFFIX}"
-        core = self.family.core(book.declared, self.index, book.positions)
+        core = self.family.core(book.declared, self.index, book.positions, book.prompt)
         if found is not None:
             book.why[name] = f"the block has {found}, which no recipe reckons with"
         elif book.arithmetic.unknown_cache is not None:

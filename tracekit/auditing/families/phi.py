@@ -41,7 +41,7 @@ class Phi(Decoder):
         after = f"{stem}final_layernorm" if last else f"{stem}layers.{index + 1}.input_layernorm"
         inside = sorted(book.inside(layer))
         strange = next((name for part, known in PARTS.items() if (name := beyond(known, inside, part))), None)
-        core, activation = self.core(book.declared, index, book.positions), self.activation(book.declared)
+        core, activation = self.core(book.declared, index, book.positions, book.prompt), self.activation(book.declared)
         if strange is not None or core is None or activation is None:
             what = f"the layer has {strange}" if strange else "config.json declares a rotary embedding or an activation"
             book.why |= dict.fromkeys((entry, layer, merged, activated), f"{what}, which no recipe reckons with")

@@ -8,6 +8,7 @@ from typing import Any
 
 from tracekit.auditing.operations import Core, Rotary
 from tracekit.mistakes.core import ATTENTION, changed, core_of, fitted
+from tracekit.mistakes.explanation import Value
 from tracekit.mistakes.fitting import logarithmic
 from tracekit.mistakes.registry import Complexity, SiteMistake
 from tracekit.mistakes.suspect import Case, Hypothesis
@@ -39,7 +40,8 @@ def _unscaled(case: Case) -> Iterator[Hypothesis]:
 
 def _partly(case: Case) -> Iterator[Hypothesis]:
     core = core_of(case)
-    for share in SHARES if core.rotate_queries else ():
+    by_dimension = core.rotary.kind in ("longrope", "proportional")  # of which each has its own number
+    for share in SHARES if core.rotate_queries and not by_dimension else ():
         width = int(core.head_dim * share) // 2 * 2
         if width and width != core.rotary.width:
             values = {"found": width, "stated": core.rotary.width, "head_dim": core.head_dim}
@@ -50,7 +52,7 @@ def _theta(case: Case) -> Iterator[Hypothesis]:
     core = core_of(case)
 
     def change(theta: float) -> Core:
-        return replace(core, rotary=Rotary(theta, core.rotary.width, core.rotary.scaling))
+        return replace(core, rotary=replace(core.rotary, theta=theta))
 
     if core.rotate_queries:
         grid = sorted({*COMMON_THETAS, *logarithmic(50.0, 2e8, 60)})
@@ -66,6 +68,36 @@ def _divided(case: Case) -> Iterator[Hypothesis]:
 
     if core.rotate_queries:
         yield fitted(case, change, logarithmic(0.1, 64.0, 60), "factor")
+
+
+def _with_factor(rotary: Rotary, factor: float) -> Rotary:
+    """The rotary embedding with another factor on cos and sin."""
+    return replace(rotary, scaling=tuple(sorted({**dict(rotary.scaling), "attention_factor": factor}.items())))
+
+
+def _without_factor(case: Case) -> Iterator[Hypothesis]:
+    core = core_of(case)
+    stated = core.rotary.frequencies()[1]
+    if core.rotate_queries and stated != 1.0:
+        values: dict[str, Value] = {"scaling": core.rotary.kind, "stated": stated}
+        yield changed(case, values, rotary=_with_factor(core.rotary, 1.0))
+
+
+def _factor(case: Case) -> Iterator[Hypothesis]:
+    core = core_of(case)
+
+    def change(factor: float) -> Core:
+        return replace(core, rotary=_with_factor(core.rotary, factor))
+
+    if core.rotate_queries and core.rotary.kind in ("yarn", "longrope"):
+        yield fitted(case, change, logarithmic(0.25, 4.0, 60), "found", stated=core.rotary.frequencies()[1])
+
+
+def _other_divisors(case: Case) -> Iterator[Hypothesis]:
+    rotary = core_of(case).rotary
+    if core_of(case).rotate_queries and rotary.kind == "longrope":
+        found, stated = ("short", "long") if rotary.long else ("long", "short")
+        yield changed(case, {"found": found, "stated": stated}, rotary=replace(rotary, long=not rotary.long))
 
 
 INTERLEAVED = SiteMistake(
@@ -109,6 +141,26 @@ PROMPT_KEYS_NOT = SiteMistake(
 )
 SCALING_LEFT_OUT = SiteMistake(
     "rotary_scaling_left_out", "rotary scaling {scaling} is left out", at=ATTENTION, hypotheses=_unscaled
+)
+FACTOR_LEFT_OUT = SiteMistake(
+    "rotary_factor_left_out",
+    "the factor {stated:.6g} of {scaling} on cos and sin is left out",
+    at=ATTENTION,
+    hypotheses=_without_factor,
+)
+FACTOR = SiteMistake(
+    "rotary_factor",
+    "cos and sin multiplied by {found:.6g} instead of {stated:.6g}",
+    main="found",
+    at=ATTENTION,
+    complexity=Complexity.NUMBER,
+    hypotheses=_factor,
+)
+OTHER_DIVISORS = SiteMistake(
+    "rotary_other_divisors",
+    "the {found} factors of longrope instead of the {stated} ones",
+    at=ATTENTION,
+    hypotheses=_other_divisors,
 )
 PARTIAL = SiteMistake(
     "partial_rotary",

@@ -9,6 +9,7 @@ from tracekit.align.printed import PrintedOnly
 from tracekit.align.renamed import Origin
 from tracekit.align.rotary_order import RowsInPairs
 from tracekit.auditing.elsewhere import FactorElsewhere
+from tracekit.auditing.routing import RoutedOtherwise
 from tracekit.checkpoints.stated import SettingsOfTrace
 from tracekit.compare.drift import Drift, Trend
 from tracekit.compare.findings import (
@@ -313,6 +314,26 @@ def _factor_elsewhere(found: FactorElsewhere) -> str:
         f"{found.site}: {found.factor:.6g} times what is recorded is the reference's value, as later sites show: the "
         "candidate multiplies at another place; both are right"
     )
+
+
+@words(RoutedOtherwise)
+def _routed_otherwise(found: RoutedOtherwise) -> str:
+    first, more = found.first, found.positions - 1
+    place = f"sequence {first.sequence}, " if first.sequence else ""
+    beyond = f" and {more} more" if more else ""
+    said = (
+        f"{first.router}: the candidate chose {_numbers(first.candidate)} where the reference chooses "
+        f"{_numbers(first.reference)} of {first.among}, at {place}step {first.step}, "
+        f"position {first.position}{beyond}: "
+    )
+    if first.near_tie:
+        return f"{said}near-tie, scores {first.margin:.1e} apart; neither is wrong"
+    over = f", {times(first.margin / first.rounding)} what rounding explains" if first.rounding else ""
+    return f"{said}scores {first.margin:.2g} apart{over}"
+
+
+def _numbers(experts: tuple[int, ...]) -> str:
+    return ", ".join(map(str, experts))
 
 
 @words(ComputesAsStated)

@@ -17,7 +17,10 @@ from tracekit.verdict.ruling import Ruling
 
 EXPLAINED_BY = {
     "model.rope_theta": (rotary.THETA.id,),
-    "model.rope_scaling": (rotary.SCALING_LEFT_OUT.id, rotary.DIVIDED.id, rotary.THETA.id),
+    "model.rope_scaling": (
+        *(rotary.SCALING_LEFT_OUT.id, rotary.DIVIDED.id, rotary.THETA.id),
+        *(rotary.FACTOR_LEFT_OUT.id, rotary.FACTOR.id, rotary.OTHER_DIVISORS.id),
+    ),
     "model.rms_norm_eps": (norms.EPS.id,),
     "model.hidden_act": (gates.ACTIVATION.id,),
     "model.num_key_value_heads": (scores.HEAD_MAP.id,),

@@ -17,6 +17,7 @@ from tracekit.auditing.drawn_error import drawn_result, judged
 from tracekit.auditing.elsewhere import FactorElsewhere
 from tracekit.auditing.operations import Result
 from tracekit.auditing.own_error import FALSE_ALARMS, Own, tests_of
+from tracekit.auditing.routing import OtherExperts
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.dtypes import UNIT_ROUNDOFF, is_float
 from tracekit.inspection.non_finite import first_non_finite
@@ -24,13 +25,16 @@ from tracekit.inspection.sanity import LogitsNotJudged, LooksAhead, losses, reco
 from tracekit.inspection.settings import declared_differences
 from tracekit.inspection.site_rows import logits_width
 from tracekit.mistakes.culprits import ExplainedCulprit
-from tracekit.trace import INPUT_SUFFIX, Sequence, Trace
+from tracekit.mistakes.explanation import Explanation
+from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, Trace
+from tracekit_torch.reference_program.chosen_otherwise import Taken, chosen_otherwise, explanation
 from tracekit_torch.reference_program.computed_again import ComputedAgain
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 from tracekit_torch.reference_program.explaining import explanations
 from tracekit_torch.reference_program.first_calls import first_calls, looks_ahead
 from tracekit_torch.reference_program.loading import forward_of, on_its_tokens
 from tracekit_torch.reference_program.replay import Replay, Replayed
+from tracekit_torch.reference_program.routing import Choice, Forced
 
 FLOAT32 = UNIT_ROUNDOFF["float32"]
 DRAWS = 8
@@ -73,10 +77,12 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
     unknown: dict[str, str] = {}
     unjudged: list[LogitsNotJudged] = []
     factors: dict[str, float] = {}
+    routed: list[OtherExperts] = []
     values, peak = 0, 0.0
     tests = sum(_tests(sequence) for sequence in trace.sequences)
     for sequence in trace.sequences:
-        judge = Judge(model, trace, sequence, unit, FALSE_ALARMS / max(tests, 1), factors)
+        level = FALSE_ALARMS / max(tests, 1)
+        judge = Judge(model, trace, sequence, unit, level, factors)
         owns = judge.owns()
         wrong = [own for own in owns if own.wrong]
         if wrong and not causal:
@@ -86,7 +92,13 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
         if judge.multiples:
             judge, owns = multiplied_elsewhere(judge, owns)
             wrong, factors = [own for own in owns if own.wrong], dict(judge.factors)
-        why = explanations(model, trace, sequence, wrong, unit, factors)
+        taken, by_experts = Taken(), dict[str, Explanation]()
+        if wrong and judge.choices:
+            taken = chosen_otherwise(judge, sequence, owns, level)
+            judge, owns, by_experts = with_experts(judge, owns, taken)
+            wrong = [own for own in owns if own.wrong]
+            routed += taken.found
+        why = explanations(model, trace, sequence, wrong, unit, factors, taken.near_ties)
         for own in owns:
             site = own.recipe.site
             values += own.statistics.rows.size * own.statistics.columns.size
@@ -94,9 +106,9 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
             if not own.wrong:
                 clean.add(site)
             elif site not in culprits:
-                tried = why[site]
+                tried, chosen = why[site], by_experts.get(site)
                 culprits[site] = ExplainedCulprit.of(
-                    culprit_of(trace, sequence, own), tried.explanation, tried.all_tried
+                    culprit_of(trace, sequence, own), tried.explanation or chosen, tried.all_tried or chosen is not None
                 )
         unknown |= judge.replay.missed
         unjudged += [] if judge.replay.logits_missed is None else [judge.replay.logits_missed]
@@ -112,6 +124,7 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
         tests=tests,
         peak=peak,
         elsewhere=tuple(FactorElsewhere(site, factor) for site, factor in factors.items()),
+        routed=tuple(routed),
         lost=(*losses(trace), *unjudged),
     )
 
@@ -138,9 +151,17 @@ class Judge:
         unit: float,
         level: float,
         factors: Mapping[str, float] = MappingProxyType({}),
+        forced: Forced = MappingProxyType({}),
     ) -> None:
-        self.replay = Replay(model, sequence, forward_of(model, trace, sequence), factors)
-        self.factors = factors
+        self.replay = Replay(model, sequence, forward_of(model, trace, sequence), factors, forced)
+        self.factors, self.forced = factors, forced
+        self.choices: list[Choice] = []
+        """Of experts, each with the rounding of its scores."""
+        self.made_before: dict[str, int] = {}
+        """By site, how many of them were made before it."""
+        self.row_errors: dict[str, dict[int, float]] = {}
+        """Of wrong sites: the error of each row over its rounding, by position."""
+        self._variances: dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
         self.multiples: dict[str, float] = {}
         """Of sites that are wrong and hold a multiple of what they should: what that is, over what they hold."""
         self._model, self._trace, self._sequence, self._unit, self._level = model, trace, sequence, unit, level
@@ -148,7 +169,35 @@ class Judge:
 
     def with_factors(self, factors: Mapping[str, float]) -> Judge:
         """The same of recorded values that are multiplied first."""
-        return Judge(self._model, self._trace, self._sequence, self._unit, self._level, factors)
+        return Judge(self._model, self._trace, self._sequence, self._unit, self._level, factors, self.forced)
+
+    def with_forced(self, forced: Forced) -> Judge:
+        """The same with experts that were chosen otherwise."""
+        return Judge(self._model, self._trace, self._sequence, self._unit, self._level, self.factors, forced)
+
+    def errors_with(self, forced: Forced, sites: Collection[str]) -> dict[str, dict[int, float]]:
+        """Of wrong sites: the error of each row over its rounding, by position, were these experts chosen."""
+        replay = Replay(
+            self._model, self._sequence, forward_of(self._model, self._trace, self._sequence), self.factors,
+            {**self.forced, **forced},
+        )  # fmt: skip
+        found: dict[str, dict[int, float]] = {}
+
+        def judge(site: Replayed) -> None:
+            rows, variance = self._variances[site.site]
+            of = np.isin(site.rows, rows)
+            found[site.site] = self._errors(site.site, rows, site.recorded[of] - site.values[of], variance)
+
+        with on_its_tokens(self._trace, self._sequence):
+            replay.run(None, judge, sites)
+        return found
+
+    def _errors(
+        self, site: str, rows: NDArray[np.int64], gap: NDArray[np.float64], variance: NDArray[np.float64]
+    ) -> dict[int, float]:
+        sizes = np.sqrt((np.square(gap) / variance).mean(axis=1)).tolist()
+        places = rows if site != LOGITS else [self._sequence.step(int(row)).position for row in rows]
+        return {int(place): size for place, size in zip(places, sizes, strict=True)}
 
     def owns(self) -> list[Own]:
         """The own error of every site, of those near their limits by more draws."""
@@ -161,11 +210,13 @@ class Judge:
             own = self._own(site, site.draws)
             if own is not None:
                 owns[site.site] = own
+                self.made_before[site.site] = len(self.replay.choices)
                 if 1.0 < max(own.over.values()) <= (CLOSE if self._again is None else math.inf):
                     since[site.site] = site.since
                     elements = max(elements, site.values.size)
 
         self._run(judge, DrawnRounding(self._unit, FLOAT32, 0, DRAWS))
+        self.choices = self.replay.choices
         if since:
             owns |= self._closely(since, elements) if self._again is None else self._with_others(since, self._again)
         return list(owns.values())
@@ -233,6 +284,9 @@ class Judge:
             self.multiples.pop(site.site, None)
         else:
             self.multiples[site.site] = 1.0 / gain
+        if own.wrong:
+            self._variances[site.site] = rows, result.variance
+            self.row_errors[site.site] = self._errors(site.site, rows, recorded - values, result.variance)
         return own
 
 
@@ -261,3 +315,26 @@ def multiplied_elsewhere(judge: Judge, owns: list[Own]) -> tuple[Judge, list[Own
         if {own.recipe.site for own in found if own.wrong} < before:
             judge, owns = other, found
     return judge, owns
+
+
+def with_experts(judge: Judge, owns: list[Own], taken: Taken) -> tuple[Judge, list[Own], dict[str, Explanation]]:
+    """The sequence judged with the experts that the candidate took. Near-ties are no fault of a site; a site that is
+    wrong by other choices alone is explained by them, and one that is wrong besides is judged with them made."""
+    if taken.near_ties:
+        judge = judge.with_forced(taken.near_ties)
+        owns = judge.owns()
+    if not taken.others:
+        return judge, owns, {}
+    rest = {own.recipe.site: own for own in judge.with_forced({**taken.near_ties, **taken.others}).owns()}
+    why: dict[str, Explanation] = {}
+    out, last = [], 0
+    for own in owns:
+        site = own.recipe.site
+        if own.wrong and site in rest and not rest[site].wrong:
+            said = explanation(taken, judge.made_before[site], last)
+            why |= {} if said is None else {site: said}
+            last = judge.made_before[site]
+            out.append(own)
+        else:
+            out.append(rest.get(site, own))
+    return judge, out, why

@@ -11,6 +11,7 @@ from torch import nn
 
 from tracekit.trace import LOGITS, Sequence
 from tracekit_torch.reference_program.replay import Replay, Replayed, recorded_parts, rows_of
+from tracekit_torch.reference_program.routing import Forced
 from tracekit_torch.reference_program.segment import Capture, Segment
 
 
@@ -23,8 +24,9 @@ class Capturing(Replay):
         sequence: Sequence,
         forward: Callable[[], Any],
         factors: Mapping[str, float] = MappingProxyType({}),
+        forced: Forced = MappingProxyType({}),
     ) -> None:
-        super().__init__(model, sequence, forward, factors)
+        super().__init__(model, sequence, forward, factors, forced)
         self._capture = Capture()
 
     def sites_with_segments(self, names: list[str]) -> dict[str, tuple[Replayed, Segment]]:

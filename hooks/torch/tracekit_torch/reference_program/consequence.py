@@ -17,12 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from tracekit.auditing.audit import Audit
 from tracekit.auditing.consequence import Consequence, Consequences, Repaired, StepTokens, TokensBy, Weigher
 from tracekit.sampling.drawing import gives, own_way, trials
 from tracekit.sampling.replay import Streams, observe
 from tracekit.trace import LOGITS, NO_TOKEN, Sequence, Trace
 from tracekit_torch.reference_program.loading import forward_of, on_its_tokens
 from tracekit_torch.reference_program.replay import Floats, Replay
+from tracekit_torch.reference_program.routing import Forced, near_ties
 
 SHOWN = 8
 """Steps whose tokens are shown."""
@@ -33,15 +35,16 @@ Errors = Mapping[str, NDArray[np.float32]]
 """Own errors by site, [rows, width] of its recorded rows."""
 
 
-def weigher(model: nn.Module, trace: Trace, factors: Mapping[str, float]) -> Weigher:
-    """Works out what groups of sites do to the logits of a trace, by the reference `model` in float64. `factors`: as
-    `Replay` takes them."""
+def weigher(model: nn.Module, trace: Trace, found: Audit) -> Weigher:
+    """Works out what groups of sites do to the logits of a trace, by the reference `model` in float64. `found`: its
+    audit by that model."""
+    factors = {each.site: each.factor for each in found.elsewhere}
 
     def weigh(groups: Seq[Collection[str]]) -> Consequences | None:
         runs = []
         for sequence in trace.sequences:
             with np.errstate(all="ignore"), on_its_tokens(trace, sequence):
-                runs.append(_weighed(model, trace, sequence, groups, factors))
+                runs.append(_weighed(model, trace, sequence, groups, factors, near_ties(found, sequence)))
         return _together([run for run in runs if run is not None], groups)
 
     return weigh
@@ -100,17 +103,22 @@ class Weighed:
 
 
 def _weighed(
-    model: nn.Module, trace: Trace, sequence: Sequence, groups: Seq[Collection[str]], factors: Mapping[str, float]
+    model: nn.Module,
+    trace: Trace,
+    sequence: Sequence,
+    groups: Seq[Collection[str]],
+    factors: Mapping[str, float],
+    forced: Forced,
 ) -> Weighed | None:
     """None where a value is not finite, or nothing was met."""
     forward = forward_of(model, trace, sequence)
-    exact = Replay(model, sequence, forward, factors)
+    exact = Replay(model, sequence, forward, factors, forced)
     exact.run()
     own = {name: (site.recorded - site.values).astype(np.float32) for name, site in exact.sites.items()}
     if not own or not all(np.isfinite(error).all() for error in own.values()):
         return None
     at = LOGITS if LOGITS in own else list(own)[-1]
-    disturbed = Disturbed(model, sequence, forward)
+    disturbed = Disturbed(model, sequence, forward, forced=forced)
 
     def values(sites: Collection[str]) -> Floats:
         return disturbed.values({name: error for name, error in own.items() if name in sites}, at)

@@ -31,6 +31,7 @@ from tracekit_torch.reference_program.first_segments import FirstSegments
 from tracekit_torch.reference_program.fitting import deviation, fitted
 from tracekit_torch.reference_program.loading import forward_of
 from tracekit_torch.reference_program.replay import Replayed
+from tracekit_torch.reference_program.routing import Forced
 from tracekit_torch.reference_program.segment import Changed, Given, Result, Segment
 from tracekit_torch.reference_program.source_lines import Lines, in_a_loop, lines_of
 
@@ -64,16 +65,22 @@ DIGITS = (1, 2, 3, 4, 5, 6)
 
 
 def explanations(
-    model: nn.Module, trace: Trace, sequence: Sequence, wrong: list[Own], unit: float, factors: Mapping[str, float]
+    model: nn.Module,
+    trace: Trace,
+    sequence: Sequence,
+    wrong: list[Own],
+    unit: float,
+    factors: Mapping[str, float],
+    forced: Forced,
 ) -> dict[str, Tried]:
     """By site, of the culprits of a sequence: the edit of the reference that explains it, and whether all were tried.
-    `unit`: unit roundoff of the dtype that the candidate computes in; `factors`: as `Replay` takes them."""
+    `unit`: unit roundoff of the dtype that the candidate computes in; `factors`, `forced`: as `Replay` takes them."""
     if not wrong:
         return {}
     names = [own.recipe.site for own in wrong]
-    replay = Capturing(model, sequence, forward_of(model, trace, sequence), factors)
+    replay = Capturing(model, sequence, forward_of(model, trace, sequence), factors, forced)
     sites = replay.sites_with_segments(names)
-    firsts = FirstSegments(model, trace, sequence, names, factors)
+    firsts = FirstSegments(model, trace, sequence, names, factors, forced)
     found: dict[str, Tried] = {}
     known: list[Held] = []
     left = ALL_WORK

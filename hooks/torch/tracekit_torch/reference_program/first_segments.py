@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from tracekit_torch.reference_program.capturing import Capturing
 from tracekit_torch.reference_program.first_positions import FirstPositions
 from tracekit_torch.reference_program.loading import forward_of, on_its_tokens
 from tracekit_torch.reference_program.replay import Replayed
+from tracekit_torch.reference_program.routing import Forced
 from tracekit_torch.reference_program.segment import Segment
 
 ENOUGH = 8
@@ -27,9 +29,16 @@ class FirstSegments:
     """Segments over as many of a sequence's first positions as show what is wrong at a site."""
 
     def __init__(
-        self, model: nn.Module, trace: Trace, sequence: Sequence, names: list[str], factors: Mapping[str, float]
+        self,
+        model: nn.Module,
+        trace: Trace,
+        sequence: Sequence,
+        names: list[str],
+        factors: Mapping[str, float],
+        forced: Forced = MappingProxyType({}),
     ) -> None:
-        self._model, self._trace, self._sequence, self._names, self._factors = model, trace, sequence, names, factors
+        self._model, self._trace, self._sequence, self._names = model, trace, sequence, names
+        self._factors, self._forced = factors, forced
         self._captured: dict[int, dict[str, tuple[Replayed, Segment]]] = {}
 
     def of(self, site: Replayed, wrong: NDArray[np.int64]) -> tuple[Replayed, Segment] | None:
@@ -52,6 +61,7 @@ class FirstSegments:
     def _capture(self, count: int) -> dict[str, tuple[Replayed, Segment]]:
         sequence = cast(Sequence, FirstPositions(self._sequence, count))
         with suppress(TraceError), on_its_tokens(self._trace, sequence):
-            replay = Capturing(self._model, sequence, forward_of(self._model, self._trace, sequence), self._factors)
+            forward = forward_of(self._model, self._trace, sequence)
+            replay = Capturing(self._model, sequence, forward, self._factors, self._forced)
             return replay.sites_with_segments(self._names)
         return {}

@@ -24,6 +24,7 @@ from tracekit.inspection.sanity import LogitsNotJudged
 from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, SiteData, resolve_in
 from tracekit_torch.eager import plain_name
 from tracekit_torch.reference_program.lockstep import Lockstep
+from tracekit_torch.reference_program.routing import Choice, Choosing, Forced
 from tracekit_torch.rows import Axis, arranged
 from tracekit_torch.taps import first_tensor, repeated
 
@@ -55,6 +56,7 @@ class Replay:
         sequence: what was recorded.
         forward: calls the model on the sequence's tokens, as one prefill without a cache.
         factors: what recorded values are multiplied by, by site (`elsewhere`); 1 of the others.
+        forced: choices of experts to make otherwise than by the scores (`routing`).
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Replay:
         sequence: Sequence,
         forward: Callable[[], Any],
         factors: Mapping[str, float] = MappingProxyType({}),
+        forced: Forced = MappingProxyType({}),
     ) -> None:
         self.sites: dict[str, Replayed] = {}
         """By name; `logits` among them. Empty where `run` was told what to do with them."""
@@ -70,7 +73,12 @@ class Replay:
         """Sites that are recorded and were not met with the same shape, and why."""
         self.logits_missed: LogitsNotJudged | None = None
         """Why recorded logits were not compared."""
-        self._model, self._sequence, self._forward, self._factors = model, sequence, forward, factors
+        self.choices: list[Choice] = []
+        """Of experts, those of the run so far."""
+        self._model, self._sequence, self._forward = model, sequence, forward
+        self._factors, self._forced = factors, forced
+        self._running: list[str] = [""]
+        """Modules that run, each in the one before it."""
         self._met: Callable[[Replayed], None] = self._keep
         self._drawn: Lockstep | None = None
         self._only: Collection[str] | None = None
@@ -94,7 +102,10 @@ class Replay:
         """
         self._met, self._drawn, self._only = met or self._keep, drawn, only
         self._fired, self._seen, self._held = {}, set(), {}
-        with torch.no_grad(), self._hooks(), drawn or nullcontext():
+        self._running = [""]
+        choosing = Choosing(self._sequence.positions, lambda: self._running[-1], self._forced, drawn)
+        self.choices = choosing.made
+        with torch.no_grad(), self._hooks(), drawn or nullcontext(), choosing:
             self._logits(self._forward())
         for name in self._sequence.sites:
             if name not in self._seen:
@@ -119,6 +130,7 @@ class Replay:
 
     def _before(self, path: str) -> Callable[..., None]:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._running.append(path)
             self._at(
                 repeated(path, self._fired.get(path, 0)) + INPUT_SUFFIX,
                 first_tensor(args) if args else first_tensor(kwargs),
@@ -128,6 +140,7 @@ class Replay:
 
     def _after(self, path: str) -> Callable[..., None]:
         def after(_: nn.Module, args: Any, output: Any) -> None:
+            self._running.pop()
             name = repeated(path, self._fired.get(path, 0))
             self._fired[path] = self._fired.get(path, 0) + 1
             self._at(name, output if type(output) is torch.Tensor else first_tensor(output))
