@@ -177,7 +177,8 @@ def unseen(trace: Trace) -> list[Unseen]:
 
 def _unseen_in(sequence: Sequence) -> Iterator[Unseen]:
     why = {str(event.detail): event.step for event in reversed(sequence.events) if event.kind == UNSEEN}
-    if why:
+    # A greedy generation draws nothing: a token of it that is not the largest is a wrong choice, not one unseen.
+    if why and sequence.sampling.get("do_sample") is not False:
         count = len({event.step for event in sequence.events if event.kind == UNSEEN})
         reason, step = min(why.items(), key=lambda item: item[1])
         yield DrawsUnseen(sequence.path, sequence.index, count, sequence.step_count, step, reason)

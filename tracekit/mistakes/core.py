@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tracekit.auditing import operations
 from tracekit.auditing.operations import Attention, Core, Floats, Result
+from tracekit.auditing.operations.attention_core import variance_of_other
 from tracekit.mistakes.engine_steps import FORMATS, core_steps
 from tracekit.mistakes.explanation import Value
 from tracekit.mistakes.fitting import best_on_grid
@@ -69,4 +70,4 @@ def attended_from(case: Case, core: Core, q: Floats, k: Floats, v: Floats) -> Re
     values = operations.attend(core, q, k, v, rows)
     emulated = tuple(operations.attend(core, q, k, v, rows, how) for how in case.right.hows)
     emulated += tuple(steps.made() for steps in core_steps(case, core, [q, k, v]) if case.dtype in FORMATS)
-    return Result(values, case.right.variance, rounded=emulated)
+    return Result(values, variance_of_other(core, case.right, values), rounded=emulated)

@@ -324,7 +324,25 @@ def _drawn_variance(core: Core, dtype: str, values: Floats, draws: list[Floats],
     at = np.arange(len(values))
     everywhere = np.stack([np.interp(at, picked, relative[:, head]) for head in range(core.heads)], axis=1)
     columns = (squares / spread[:, :, None]).mean(axis=0)
-    variance = np.square(everywhere)[:, :, None] * (size[:, :, None] * columns + np.square(values).reshape(shape)) / 2.0
+    variance = np.square(everywhere)[:, :, None] * _sizes(size, columns, np.square(values).reshape(shape))
     if len(picked) == len(values):
         variance = shrunk(variance, squares, len(draws))
     return np.asarray(variance.reshape(values.shape) + rounding(values, dtype))
+
+
+def _sizes(size: Floats, columns: Floats, own: Floats) -> Floats:
+    """What the errors of a head's elements are relative to, [rows, heads, head_dim]: half the head's mean square `size`
+    [rows, heads] in the proportion of its `columns` [heads, head_dim], half the element's square."""
+    return np.asarray((size[:, :, None] * columns + own) / 2.0)
+
+
+def variance_of_other(core: Core, right: Result, values: Floats) -> Floats:
+    """The variance of what another core gives of the same inputs, [rows, width], from that of the right one: other
+    elements of it cancel."""
+    shape = (-1, core.heads, core.head_dim)
+    spread = np.maximum(right.variance.reshape(shape).mean(axis=2), 1e-290)
+    columns = (right.variance.reshape(shape) / spread[:, :, None]).mean(axis=0)
+    sizes = [np.square(each).reshape(shape).mean(axis=2) for each in (right.values, values)]
+    relative = spread / np.maximum(sizes[0], 1e-290)
+    other = relative[:, :, None] * _sizes(sizes[1], columns, np.square(values).reshape(shape))
+    return np.maximum(right.variance, other.reshape(values.shape))
