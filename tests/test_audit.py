@@ -74,7 +74,8 @@ def record(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     def run(model: str | Path, *arguments: str) -> Trace:
         log = scratch / f"{len(list(scratch.iterdir()))}.tklog"
         folder = folders[model] if isinstance(model, str) else model
-        words = ["--model", str(folder), "--prompt-ids", PROMPT, "--max-new-tokens", TOKENS, "--greedy"]
+        prompt = [] if "--prompt-ids" in arguments else ["--prompt-ids", PROMPT]
+        words = ["--model", str(folder), *prompt, "--max-new-tokens", TOKENS, "--greedy"]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("TRACEKIT_")}
         done = subprocess.run(
             [engine, *words, *arguments], env=clean | {"TRACEKIT_LOG": str(log)}, capture_output=True, text=True
@@ -153,6 +154,18 @@ def test_a_mistake_is_named_and_explained(record, folders, model, fault, site, t
     assert first.explanation is not None, first.evidence
     assert sentence(first.explanation) == text
     assert found.exit_code == 1
+
+
+def test_values_added_up_in_16_bits_in_decoding_are_a_choice_of_precision(record, tmp_path):
+    """candle's product of one row in float16, which only a long prompt shows."""
+    load_script("make_tiny_model").make("llama", tmp_path, num_hidden_layers=1)
+    prompt = ",".join(["7"] * 120)
+    words = ("--prompt-ids", prompt, "--dtype", "f16", "--variant", "kv-repeat")
+    found = audited(record(tmp_path, *words), tmp_path)
+    assert [sentence(each.explanation) for each in found.culprits] == ["the sum of the values rounded to float16"]
+    assert found.exit_code == 0
+    planted = audited(record(tmp_path, *words, "--fault", "gain:model.layers.0.mlp.down_proj:1.05"), tmp_path)
+    assert planted.exit_code == 1 and "model.layers.0.mlp.down_proj" in {each.site for each in planted.culprits}
 
 
 IN_16_BITS = [

@@ -36,11 +36,13 @@ NORM_STEPS: tuple[tuple[str, stepwise.NormSteps], ...] = (
     ("the mean square and the reciprocal of its root", stepwise.times_twice_rounded),
 )
 CORE_STEPS: tuple[tuple[str, bool, bool], ...] = (
+    ("", False, False),
     ("the softmax", True, False),
     ("rotary positions, frequencies and angles", False, True),
     ("the softmax, and rotary positions, frequencies and angles", True, True),
 )
 """What is rounded, and the switches of `Emulated`: softmax, rotary."""
+SUMMED = "the sum of the values"
 
 
 def steps_of(case: Case) -> Iterator[Steps]:
@@ -78,12 +80,12 @@ def core_steps(case: Case, core: Core, inputs: list[Floats]) -> Iterator[Steps]:
     for what, softmax, rotary in CORE_STEPS:
         if rotary and not (core.rotate_queries or core.rotate_keys):
             continue
-        for scores in (1, 2) if softmax else (0, 1, 2):
+        for scores in () if not what else (1, 2) if softmax else (0, 1, 2):
             how = Emulated(case.dtype, scores, softmax=softmax, rotary=rotary)
             yield Steps(what, lambda how=how: _attended(case, core, inputs, how))  # type: ignore[misc]
-        if softmax:
+        if softmax or not rotary:
             how = Emulated(case.dtype, 1, softmax=softmax, rotary=rotary, sums=True)
-            said = f"{what}, and the sum of the values"
+            said = f"{what}, and {SUMMED}" if what else SUMMED
             yield Steps(said, lambda how=how: _attended(case, core, inputs, how))  # type: ignore[misc]
             yield Steps(said, lambda how=how: _in_decoding(case, core, inputs, how))  # type: ignore[misc]
 
