@@ -32,7 +32,7 @@ def by(folder):
 
 
 def recorded(folder, path, *, use_cache=False, prompt=PROMPT, gain=None):
-    """A recorded run. `gain`: of what the sixth layer's attention gives the last row of a call."""
+    """A recorded run. `gain`: of what the sixth layer's attention gives positions after the prompt."""
     model = tiny_families.load(folder)
 
     def run():
@@ -45,8 +45,7 @@ def recorded(folder, path, *, use_cache=False, prompt=PROMPT, gain=None):
 
         def wrong(_, args):
             given = args[0].clone()
-            if given.shape[1] > len(prompt):
-                given[:, -1] *= gain
+            given[:, len(prompt) :] *= gain
             return given
 
         model.model.layers[5].self_attn.o_proj.register_forward_pre_hook(wrong)
