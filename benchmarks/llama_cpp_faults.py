@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from benchmarks.llama_cpp import Kept, audited
 from tracekit.auditing.audit import Audit
+from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.gguf import huggingface_name
 from tracekit.checkpoints.gguf_reader import open_reader
 
@@ -166,7 +167,7 @@ def main() -> None:
     missed = 0
     with tempfile.TemporaryDirectory(prefix="llama-cpp-faults-") as scratch:
         for path in options.models:
-            sound, checkpoint, copy = File(path), Kept(path), Path(scratch) / path.name
+            sound, checkpoint, copy = File(path), Checkpoint(Kept(path)), Path(scratch) / path.name
             shutil.copyfile(path, copy)
             for kind, plant in KINDS.items():
                 for index in range(options.each if options.only in (None, kind) else 0):
