@@ -1,15 +1,13 @@
-"""The recipes in numpy and the reference program judge alike: the same culprits, and bounds of one size."""
+"""The recipes in numpy and the reference program judge alike: bounds of one size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import tracekit
 from tracekit.auditing.audit import auditable
 from tracekit.auditing.drawn_error import drawn_result
 from tracekit.auditing.recompute import Parameters, Recomputation
@@ -20,7 +18,6 @@ from tracekit.trace import Trace
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import tracekit_torch  # noqa: E402
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding  # noqa: E402
 from tracekit_torch.reference_program.loading import forward_of, load_reference  # noqa: E402
 from tracekit_torch.reference_program.replay import Replay  # noqa: E402
@@ -69,45 +66,3 @@ def test_bounds_of_clean_sites_are_of_one_size(checkpoints: Any, tmp_path: Path,
     off = {name: ratio for name, ratio in ratios.items() if name not in exact and not 1 / factor <= ratio <= factor}
     assert not off, off
     assert len(exact) <= 1  # the rows of a table
-
-
-def _eps(model: Any) -> None:
-    for module in model.modules():
-        for name in ("variance_epsilon", "eps"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 3e-3)
-
-
-def _theta(model: Any) -> None:
-    rotary = model.model.rotary_emb
-    rotary.inv_freq.copy_(500.0 ** (-torch.arange(0, 2 * len(rotary.inv_freq), 2) / (2 * len(rotary.inv_freq))))
-
-
-def _gain(model: Any) -> None:
-    module = model.get_submodule("model.layers.1.self_attn.k_proj")
-    forward = module.forward
-    module.forward = lambda *args: forward(*args) * 1.02
-
-
-def _activation(model: Any) -> None:
-    for layer in model.model.layers:
-        for name in ("act_fn", "activation_fn"):
-            if hasattr(layer.mlp, name):
-                setattr(layer.mlp, name, torch.nn.ReLU())
-
-
-FAULTS: dict[str, Callable[[Any], None]] = {"eps": _eps, "theta": _theta, "gain": _gain, "activation": _activation}
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("fault", FAULTS)
-def test_the_same_culprits(checkpoints: Any, tmp_path: Path, fault: str, dtype: str) -> None:
-    for family in FAMILIES:
-        folder, model = checkpoints(family), tiny.load(checkpoints(family), dtype=dtype)
-        FAULTS[fault](model)
-        with tiny.run(model, tmp_path / f"{family}.h5") as trace:
-            one = tracekit.audit(trace, folder)
-            other = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
-        found = [{culprit.site for culprit in audit.culprits} - audit.unknown.keys() for audit in (one, other)]
-        covered = found[1] - one.unknown.keys()
-        assert found[0] == covered and found[0], (family, found[0] ^ covered)
