@@ -67,6 +67,7 @@ class Tap:
         "name",
         "outputs",
         "source",
+        "turns",
         "why_not",
     )
 
@@ -77,6 +78,8 @@ class Tap:
         self.keeps_input = False
         self.is_head = False
         self.is_container = not owns_state(module)
+        self.turns = isinstance(module, nn.Conv1d)
+        """Its values have their rows last."""
         self.axis: Axis | None = None
         """The rows of its input in this call."""
         self.in_encoder: bool | None = None
@@ -296,10 +299,12 @@ class Taps:
             if call is None:
                 return
             try:
-                value = first_tensor(args) if args else first_tensor(kwargs)
-                value = _rows_first(call, tap, value)
+                given = args or kwargs
+                value = args[0] if args and type(args[0]) is torch.Tensor else first_tensor(given)
+                if tap.turns:
+                    value = _rows_first(call, value)
                 if value is not None and tap.fired < REPEAT_LIMIT:
-                    tap.axis = self._axis(call, value)
+                    tap.axis = call.axis if call.encoder is None else self._axis(call, value)
                     tap.source = self._source(call, tap, value)
             except Exception as error:
                 self._fail(error)
@@ -313,7 +318,8 @@ class Taps:
                 return
             try:
                 value = output if type(output) is torch.Tensor else first_tensor(output)
-                value = _rows_first(call, tap, value)
+                if tap.turns:
+                    value = _rows_first(call, value)
                 if value is not None and tap.fired < REPEAT_LIMIT:
                     self._see(call, tap, value)
                 elif tap.fired == REPEAT_LIMIT and tap.outputs:
@@ -353,6 +359,10 @@ class Taps:
         axis = tap.axis or call.axis
         source = call.seen.source(value)
         tap.last_rows = 0
+        if source is not None and (place is None or not place.stored):
+            return source
+        if source is None and place is not None and self._keep_as_before(call, place, value, axis):
+            return place.slot.name
         if source is None and self.encoded is not None and self._is_encoded(value):
             source = self.encoded[1]
         if source is None and arranged(axis, value, None) is None:
@@ -403,9 +413,7 @@ class Taps:
             self._keep_tail(place, tail)
             return
         slot = place.slot
-        as_before = place.as_it_is and slot.rows == axis.size and axis.name == place.axis
-        if as_before and self.memory.keep_again(slot, value):
-            call.seen.add(value, slot)
+        if self._keep_as_before(call, place, value, axis):
             return
         why = _unfit(axis, value)
         rows = None if why is not None else arranged(axis, value, None if place.form is None else place.form[1])
@@ -426,6 +434,15 @@ class Taps:
         self.memory.keep(slot, rows, axis.rows)
         slot.rows = axis.size
         call.seen.add(value, slot)
+
+    def _keep_as_before(self, call: Call, place: Place, value: torch.Tensor, axis: Axis) -> bool:
+        """Copy a value of the shape and to the place of the last one, the usual case while decoding; else False."""
+        slot = place.slot
+        as_before = place.as_it_is and not place.over and slot.rows == axis.size and axis.name == place.axis
+        if not as_before or not self.memory.keep_again(slot, value):
+            return False
+        call.seen.add(value, slot)
+        return True
 
     def _keep_tail(self, place: Place, tail: torch.Tensor) -> None:
         if not place.stored:
@@ -462,11 +479,11 @@ class Taps:
         self.changed[place.slot.name] = {key: value for key, value in place.row.items() if value is not None}
 
 
-def _rows_first(call: Call, tap: Tap, value: torch.Tensor | None) -> torch.Tensor | None:
+def _rows_first(call: Call, value: torch.Tensor | None) -> torch.Tensor | None:
     """A convolution's [batch, channels, time] as [batch, time, channels]; None while the encoder's rows are not known,
     which a convolution leads to and does not have. Where the rows are those of a batch, there is no time to turn to the
     front, and what leads to the convolution is stored as it is, too."""
-    if value is None or not isinstance(tap.module, nn.Conv1d) or value.dim() != 3 or call.axis.flat:
+    if value is None or value.dim() != 3 or call.axis.flat:
         return value
     axis = call.encoder if call.inside_encoder and call.encoder is not None else call.axis
     return None if axis.time is None else value.transpose(1, 2)

@@ -6,6 +6,7 @@ import gc
 import sys
 import weakref
 from collections.abc import Callable
+from itertools import compress
 from typing import Any
 
 TOKENIZER_MODULE = "transformers.tokenization_utils_base"
@@ -62,8 +63,7 @@ class Texts:
         module = sys.modules.get(TOKENIZER_MODULE)
         if module is None:
             return None
-        base = module.PreTrainedTokenizerBase
-        living = [item for item in gc.get_objects() if issubclass(type(item), base)]
+        living = _instances(module.PreTrainedTokenizerBase)
         if len(living) < 2:
             return living[0] if living else None
         own = [item for item in living if self.source and getattr(item, "name_or_path", None) == self.source]
@@ -73,3 +73,17 @@ class Texts:
                 "recorded; start the recording before the program makes its tokenizer"
             )
         return own[-1] if own else None
+
+
+def _instances(base: type) -> list[Any]:
+    """Living objects of a class and of those derived from it. Hundreds of thousands of objects are looked at, all of
+    it in C, and nothing of theirs is called."""
+    kinds: dict[int, type] = {}
+    todo = [base]
+    while todo:
+        kind = todo.pop()
+        if id(kind) not in kinds:
+            kinds[id(kind)] = kind
+            todo += type.__subclasses__(kind)
+    objects = gc.get_objects()
+    return list(compress(objects, map(kinds.__contains__, map(id, map(type, objects)))))

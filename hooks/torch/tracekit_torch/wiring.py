@@ -38,6 +38,8 @@ class SeenTensors:
         earlier, version, slot = seen
         if earlier is not tensor and not _same_elements(earlier, tensor):
             return None
+        if version is not None and not tensor.is_inference():
+            return slot.name if tensor._version == version else None
         return slot.name if _unwritten(tensor, version, slot.view) else None
 
     def source_of_last_rows(self, tensor: torch.Tensor) -> str | None:
