@@ -15,7 +15,7 @@ export TRACEKIT_NATIVE = $(abspath $(NATIVE))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup model gemma3-model cosyvoice3-model transformers4 demo test lint parity bench faults bench-faults bench-clean bench-classes bench-mutants bench-llama-cpp shootout museum traces cosyvoice3-parity cosyvoice3-faults \
-        cosyvoice3-guide postmortem bench-repros fuzz clean native docs notebook
+        cosyvoice3-guide postmortem bench-repros fuzz kills clean native docs notebook
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ fuzz: setup ## 20,000 damaged archives, logs, checkpoints, dumps and exported mo
 	$(BIN)/python -m tests.attacks.fuzz --format checkpoint --seeds $(or $(SEEDS),0:20000)
 	$(BIN)/python -m tests.attacks.fuzz --format dump --seeds $(or $(SEEDS),0:20000)
 	$(BIN)/python -m tests.attacks.fuzz --format exported --seeds $(or $(SEEDS),0:20000)
+
+kills: setup ## SIGKILL at random moments of recordings, their close and import, both sides; KILLS=n SEED=n
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.attacks.kills --kills $(or $(KILLS),1000) --seed $(or $(SEED),0) --native $(NATIVE)
 
 parity: setup model ## Tokens of transformers and of the native engine, 20 seeds x 100 tokens and greedy
 	$(BIN)/python scripts/parity.py --model $(MODEL) --native $(NATIVE)

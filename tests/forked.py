@@ -7,7 +7,9 @@ a hundred programs takes minutes; a fork takes milliseconds.
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -65,7 +67,8 @@ class Forks:
         self._process.stdin.flush()
         code = int(self._process.stdout.readline())
         texts = [path.read_text(errors="backslashreplace") for path in (out, err)]
-        out.unlink(), err.unlink()
+        out.unlink()
+        err.unlink()
         return Done(code, *texts)
 
     def close(self) -> None:
@@ -73,17 +76,23 @@ class Forks:
         self._process.communicate()
 
 
+def load() -> None:
+    """Import what the programs need."""
+    for name in (
+        "tracekit_torch.running",
+        "transformers.generation.utils",
+        "transformers.models.llama.modeling_llama",
+        "tracekit_cli.import_log",
+        "tracekit_cli.record",
+    ):
+        importlib.import_module(name)
+    gc.freeze()
+
+
 def serve() -> None:
     """Fork for each line of stdin."""
-    import torch  # noqa: F401
-    import tracekit_torch.running
-    import transformers.generation.utils
-    from tracekit_cli import record  # noqa: F401
-    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: F401
-
-    assert tracekit_torch.running and transformers.generation.utils
+    load()
     lines, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
-    gc.freeze()
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
@@ -94,7 +103,7 @@ def serve() -> None:
         if child == 0:
             lines.close()
             answers.close()
-            _end(lambda asked=asked: _become(asked))
+            become(asked)
         answers.write(f"{_waited(child)}\n")
         answers.flush()
 
@@ -111,7 +120,7 @@ def _waited(child: int) -> int:
     return -999
 
 
-def _end(program: Callable[[], None]) -> NoReturn:
+def _ended(program: Callable[[], None]) -> NoReturn:
     """Run a program and end as the interpreter does, but for tearing down all of torch, which takes seconds."""
     code: object = 0
     try:
@@ -139,8 +148,11 @@ def _end(program: Callable[[], None]) -> NoReturn:
     os._exit(int(code or 0) & 0xFF)  # type: ignore[call-overload]
 
 
-def _become(asked: dict[str, object]) -> None:
-    """Turn this fork into the program that is asked for, and run it."""
+def become(asked: dict[str, object]) -> NoReturn:
+    """Turn this fork into the program that is asked for, run it, and end as it does.
+
+    asked: `words` of a command of tracekit's or a `script`; `cwd`; files for `out` and `err`; `limits` by name.
+    """
     import resource
 
     for number, name in ((1, "out"), (2, "err")):
@@ -152,6 +164,10 @@ def _become(asked: dict[str, object]) -> None:
     assert isinstance(limits, dict)
     for name, most in limits.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
+    _ended(functools.partial(_program, asked))
+
+
+def _program(asked: dict[str, object]) -> None:
     if "script" in asked:
         script = str(asked["script"])
         sys.argv = [script]

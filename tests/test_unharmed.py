@@ -15,6 +15,7 @@ import pytest
 
 import tracekit
 from tests.test_engine import QWEN2, Engine, FolderOf, engine, folder_of, native  # noqa: F401
+from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter
 from tracekit.formats.log_trace import LogTrace
 
@@ -265,3 +266,69 @@ def test_what_goes_wrong_around_a_draw_is_not_the_programs(tmp_path: Path, scrip
     plain = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout == plain.stdout
     assert done.stderr.count("recording stopped") == 1
+
+
+# ---------------------------------------------------------------- where a trace is written
+
+
+ODD_NAMES = ("a\nb", "-o", "#1%20", "näme ✓", "x" * 200, "a'b\"c", "%s{0}$HOME")
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=range(len(ODD_NAMES)))
+def test_a_path_may_have_any_characters(tmp_path: Path, name: str) -> None:
+    log = interleaved(tmp_path / f"{name}.tklog")
+    imported = run("import", "--keep-log", str(log), "-o", str(tmp_path / f"{name}.h5"), cwd=tmp_path)
+    assert imported.returncode == 0 and imported.stderr == "", imported.stderr
+    for path in (log, tmp_path / f"{name}.h5"):
+        with tracekit.open(path) as trace:
+            assert trace.status == "complete" and len(trace.sequences) == 2
+        shown = run("show", str(path), cwd=tmp_path)
+        assert shown.returncode == 0, shown.stderr
+
+
+def test_a_path_may_be_no_text(tmp_path: Path) -> None:
+    log = interleaved(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.tklog")))
+    imported = run("import", os.fspath(log), cwd=tmp_path)
+    assert imported.returncode == 0 and imported.stderr == "", imported.stderr
+    with tracekit.open(log.with_suffix(".h5")) as trace:
+        assert trace.status == "complete"
+    missing = run("show", os.fspath(log), cwd=tmp_path)
+    assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "No such file" in missing.stderr
+
+
+def test_a_name_that_is_too_long_is_said(tmp_path: Path) -> None:
+    log = interleaved(tmp_path / "run.tklog")
+    done = run("import", str(log), "-o", "x" * 300 + ".h5", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "name too long" in done.stderr
+    assert log.exists()
+
+
+def test_an_import_onto_a_full_disk_leaves_the_log(tmp_path: Path) -> None:
+    log = interleaved(tmp_path / "run.tklog")
+    before = log.read_bytes()
+    for most in (1000, 3000):
+        done = run("import", str(log), cwd=tmp_path, most=most)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "File too large" in done.stderr, done.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["run.tklog"] and log.read_bytes() == before
+
+
+def test_two_imports_at_once_leave_one_archive(tmp_path: Path) -> None:
+    log = interleaved(tmp_path / "run.tklog")
+    words = [*TRACEKIT, "import", "--keep-log", str(log)]
+    both = [subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.h5", "run.tklog"]
+    assert tracekit.open(tmp_path / "run.h5").status == "complete"
+
+
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = interleaved(tmp_path / "run.tklog")
+    with LogTrace(log) as trace:
+        write_archive(trace, tmp_path / "first.h5")
+        for name, now in (("back", 1), ("never", 0)):
+            monkeypatch.setattr("time.time_ns", lambda now=now: now)
+            monkeypatch.setattr("time.time", lambda now=now: float(now))
+            write_archive(trace, tmp_path / f"{name}.h5")
+            assert tracekit.diff(
+                tracekit.open(tmp_path / "first.h5"), tracekit.open(tmp_path / f"{name}.h5")
+            ).verdict == ("parity")

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+MOST_DIMENSIONS = 32
+"""Of a tensor; numpy has no more, before its version 2."""
+
 STORAGE: dict[str, np.dtype[Any]] = {
     "bool": np.dtype("?"),
     "uint8": np.dtype("u1"),

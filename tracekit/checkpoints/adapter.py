@@ -62,6 +62,6 @@ class Adapter:
 def _config(path: Path) -> Json:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -143,7 +143,7 @@ def declared_settings(path: Path) -> Json:
         file = inner[0]
     try:
         declared = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise TraceError(f"{file}: is no JSON; fetch the checkpoint again") from None
     if not isinstance(declared, dict):
         raise TraceError(f"{file}: holds no settings; fetch the checkpoint again")

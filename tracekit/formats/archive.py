@@ -20,6 +20,7 @@ import numpy as np
 import xxhash
 
 from tracekit.dtypes import STORAGE, all_finite
+from tracekit.formats.unfailing_file import UnfailingFile
 from tracekit.trace import (
     Array,
     Draw,
@@ -74,7 +75,7 @@ def write_archive(trace: Trace, path: str | os.PathLike[str]) -> None:
         raise TraceError(f"{target}: cannot be written: {error.strerror}") from None
     try:
         now = time.time_ns() // 1000 * 1000  # file systems keep microseconds, if not more
-        with h5py.File(scratch, "w", libver="earliest") as file:
+        with UnfailingFile(scratch) as held, h5py.File(held, "w", libver="earliest") as file:
             file.attrs["written"] = now
             _write_trace(file, trace)
         os.utime(scratch, ns=(now, now))

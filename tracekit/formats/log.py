@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from tracekit.dtypes import FROM_SAFETENSORS, SAFETENSORS, STORAGE
+from tracekit.dtypes import FROM_SAFETENSORS, MOST_DIMENSIONS, SAFETENSORS, STORAGE
 from tracekit.trace import Array, Json, TraceError
 
 MAGIC = b"TKL1"
@@ -354,6 +354,8 @@ def _tensors(header: Json, data_start: int, data_length: int) -> dict[str, Store
         dtype = FROM_SAFETENSORS[entry["dtype"]]
         shape = tuple(entry["shape"])
         begin, end = entry["data_offsets"]
+        if len(shape) > MOST_DIMENSIONS:
+            raise ValueError(f"{name!r} has {len(shape)} dimensions")
         if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
             raise ValueError(f"{name!r} has a shape or an offset that is no count")
         count = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from tracekit.trace import Json, Trace
@@ -70,14 +71,16 @@ def in_effect(model: Json, other: Json) -> Json:
 def as_used(declared: Json) -> Json:
     """A `config.json` of transformers 4 or 5 in the words that traces use: theta and scaling apart, defaults there."""
     plain = dict(declared)
-    rope = dict(plain.pop("rope_parameters", None) or {})
+    parameters = plain.pop("rope_parameters", None)
+    rope = dict(parameters) if isinstance(parameters, dict) else {}
     if rope:
         plain.setdefault("rope_theta", rope.pop("rope_theta", None))
         plain.setdefault("rope_scaling", rope if rope.get("rope_type", "default") != "default" else None)
-    heads = plain.get("num_attention_heads")
+    heads, width = plain.get("num_attention_heads"), plain.get("hidden_size") or 0
     if heads:
         plain.setdefault("num_key_value_heads", heads)
-        plain.setdefault("head_dim", int(plain.get("hidden_size") or 0) // int(heads))
+        if isinstance(heads, int) and isinstance(width, int):
+            plain.setdefault("head_dim", width // heads)
     if "use_sliding_window" in plain:
         plain.setdefault("sliding_window", None)
     plain = in_effect(plain, {})
@@ -98,7 +101,8 @@ def plain_setting(name: str, value: object) -> object:
 
 
 def same_setting(one: object, other: object) -> bool:
-    if isinstance(one, int | float) and isinstance(other, int | float):
+    if isinstance(one, int | float) and isinstance(other, int | float) and one != other:
         # A number that went through float32 on one side still is the same setting.
-        return abs(one - other) <= 1e-6 * max(abs(one), abs(other))
+        with contextlib.suppress(OverflowError):  # an integer beyond all floats
+            return abs(one - other) <= 1e-6 * max(abs(one), abs(other))
     return bool(one == other)

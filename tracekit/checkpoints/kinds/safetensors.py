@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from tracekit.checkpoints.parameters import Parameters, declared_settings
-from tracekit.dtypes import FROM_SAFETENSORS, STORAGE
+from tracekit.dtypes import FROM_SAFETENSORS, MOST_DIMENSIONS, STORAGE
 from tracekit.trace import TraceError
 
 INDEX = "model.safetensors.index.json"
@@ -47,7 +47,7 @@ def _files(path: Path) -> list[Path]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise TraceError(f"{index}: is no index of safetensors files; fetch the checkpoint again") from None
         if any(os.path.sep in str(name) for name in names):
             raise TraceError(f"{index}: names a file outside its folder; fetch the checkpoint again")
@@ -78,6 +78,8 @@ def _read_header(path: Path) -> dict[str, _Entry]:
         dtype = FROM_SAFETENSORS.get(word)
         if dtype is None:
             raise TraceError(f"{path}: {name} is of dtype {word}, which tracekit does not read; convert the checkpoint")
+        if len(shape) > MOST_DIMENSIONS:
+            raise TraceError(f"{path}: {name} has {len(shape)} dimensions; convert the checkpoint")
         start -= math.prod(shape) * STORAGE[dtype].itemsize
         entries[name] = _Entry(mapped, dtype, shape, start)
     return dict(reversed(entries.items()))

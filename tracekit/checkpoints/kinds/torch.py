@@ -34,7 +34,7 @@ def torch_files(path: Path) -> list[Path]:
         return [path / name for name in names if (path / name).exists()][:1]
     try:
         named = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise TraceError(f"{index}: is no index of a checkpoint's files; fetch the checkpoint again") from None
     if any(os.path.sep in name for name in named):
         raise TraceError(f"{index}: names a file outside its folder; fetch the checkpoint again")

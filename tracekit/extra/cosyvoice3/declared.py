@@ -15,7 +15,7 @@ from typing import Any
 
 from tracekit.extra.cosyvoice3.speech import PROMPT_TEXT, SPOKEN_TEXT
 from tracekit.extra.cosyvoice3.tagged_yaml import Tagged, parse
-from tracekit.inspection.settings import SWITCHES, as_used, in_effect
+from tracekit.inspection.settings import SWITCHES, as_used, in_effect, same_setting
 from tracekit.sampling.processors import GENERATE, ONLY_SAMPLED
 from tracekit.trace import Json, Sequence, Trace, TraceError
 
@@ -253,10 +253,7 @@ def _trap(setting: Setting, trace: Trace, value: Any) -> str | None:
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, list) is not isinstance(other, list):
         one, other = (value if isinstance(value, list) else [value] for value in (one, other))
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        # A number that went through float32 on one side still is the same setting.
-        return abs(one - other) <= 1e-6 * max(abs(one), abs(other))
-    return bool(one == other)
+    return same_setting(one, other)
 
 
 def _stops(setting: Setting, trace: Trace) -> Used:
