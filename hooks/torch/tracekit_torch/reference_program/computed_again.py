@@ -18,7 +18,7 @@ FREE = 8
 """Runs that nothing is put into."""
 
 
-class ComputedAgain(DrawnRounding):
+class ComputedAgain(DrawnRounding):  # type: ignore[no-untyped-call]
     """`draws` errors of each position, whose earlier positions are off as another call's are.
 
     A position's own values are put in as they were recorded, and earlier ones off. So there are two runs for each draw:
