@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from scripts.candle_models import CASES, FAMILIES, Case, Row
 from tracekit.auditing.elsewhere import FactorElsewhere
 from tracekit.mistakes.explanation import Extent
 
-ROOT = Path(__file__).parent.parent
 WINDOW = "the sliding window of 8 is ignored"
 BOTH_WINDOWS = f"in the prompt: a window of 9 positions instead of 8; in decoding: {WINDOW}"
 
@@ -84,25 +82,6 @@ def test_norms_that_are_not_recorded_are_part_of_what_the_reference_judges(
         lines = culprit.explanation.lines
         assert "masking_utils.py" in {line.file for line in lines}
         assert culprit.explanation.where.extent is Extent.PROMPT
-
-
-@pytest.mark.real
-def test_a_second_real_model_is_at_parity(crate: tuple[dict[str, int], Path], tmp_path: Path) -> None:
-    """Gemma 3 270M: 34 positions, 8 tokens, float32. Its window of 512 is longer than the text."""
-    folder = Path(os.environ.get("TRACEKIT_GEMMA", ROOT / ".cache/gemma3-270m"))
-    if not (folder / "model.safetensors").exists():
-        pytest.skip(f"{folder} is missing; make it with `make gemma3-model`")
-    checkpoint = candle_models.in_old_words(folder, tmp_path / "gemma3")
-    case = Case(34, 8, None)
-    reference, native = tmp_path / "py.h5", tmp_path / "native.h5"
-    candle_models.record_reference(checkpoint, reference, case)
-    candle_models.record_native(crate[1], "gemma3", checkpoint, native, case)
-    row = candle_models.compare("gemma3", 1, case, reference, native, checkpoint)
-    assert (row.verdict, row.differences) == ("parity", ())
-    for run in (reference, native):
-        found = by_the_reference(run, checkpoint)
-        assert found.exit_code == 0, found.text
-        assert found.unknown == {}
 
 
 def test_a_theta_that_is_not_read_is_named(run: Callable[..., Row], tmp_path: Path) -> None:
