@@ -345,4 +345,4 @@ def variance_of_other(core: Core, right: Result, values: Floats) -> Floats:
     sizes = [np.square(each).reshape(shape).mean(axis=2) for each in (right.values, values)]
     relative = spread / np.maximum(sizes[0], 1e-290)
     other = relative[:, :, None] * _sizes(sizes[1], columns, np.square(values).reshape(shape))
-    return np.maximum(right.variance, other.reshape(values.shape))
+    return np.asarray(np.maximum(right.variance, other.reshape(values.shape)))
