@@ -108,10 +108,14 @@ PROCESSES = (
         "daemonize",
         """
         call(2)
+        done, told = os.pipe()
         if os.fork():
+            os.close(told)
+            os.read(done, 1)  # what the daemon prints is there when this process ends
             os._exit(0)
         os.setsid()
         call(3)
+        os.close(told)
         """,
         left="run.tklog",
         recovered=True,
