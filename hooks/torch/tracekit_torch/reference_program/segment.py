@@ -471,8 +471,8 @@ def _frames(frame: FrameType | None) -> tuple[Frame, ...]:
     found = []
     while frame is not None:
         file = frame.f_code.co_filename
-        if file.startswith(HERE) and file != __file__:
-            break  # the replay, which runs the model
+        if file.startswith(HERE) and file != __file__ and frame.f_code.co_name != "__torch_dispatch__":
+            break  # the replay, which runs the model; another mode only looks at operations on their way
         if _of_the_model(file):
             found.append(Frame(frame.f_code, frame.f_lasti, frame.f_lineno))
         frame = frame.f_back
