@@ -80,7 +80,7 @@ def test_norms_that_are_not_recorded_are_part_of_what_the_reference_judges(
     )
     for culprit in found.culprits:
         lines = culprit.explanation.lines
-        assert "masking_utils.py" in {line.file for line in lines}
+        assert any(Path(line.file).name == "masking_utils.py" for line in lines)
         assert culprit.explanation.where.extent is Extent.PROMPT
 
 
