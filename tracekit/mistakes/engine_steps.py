@@ -55,7 +55,7 @@ def steps_of(case: Case) -> Iterator[Steps]:
         case Gate() | Activation() as operation if operation.activation in stepwise.ACTIVATIONS:
             yield Steps("every step of the activation", lambda: _activated(case, operation.activation))
         case Attention() as attention:
-            yield from core_steps(case, attention.core, case.inputs)
+            yield from core_steps(case, attention.core, case.inputs, sums_alone=True)
 
 
 def norm_steps(case: Case, norm: Norm, weight: Floats | None) -> Iterator[Steps]:
@@ -74,11 +74,12 @@ def _activated(case: Case, activation: str) -> Floats:
     return active if len(case.inputs) == 1 else as_stored(active * case.inputs[1], case.dtype)
 
 
-def core_steps(case: Case, core: Core, inputs: list[Floats]) -> Iterator[Steps]:
+def core_steps(case: Case, core: Core, inputs: list[Floats], sums_alone: bool = False) -> Iterator[Steps]:
     """An attention core from these queries, keys and values. Scores are rounded as a product, or again when they are
-    scaled; a row by itself may be added up in 16 bits, as a product of one row is."""
+    scaled; a row by itself may be added up in 16 bits, as a product of one row is. `sums_alone`: also where nothing
+    else is rounded, which takes long."""
     for what, softmax, rotary in CORE_STEPS:
-        if rotary and not (core.rotate_queries or core.rotate_keys):
+        if (rotary and not (core.rotate_queries or core.rotate_keys)) or not (what or sums_alone):
             continue
         for scores in () if not what else (1, 2) if softmax else (0, 1, 2):
             how = Emulated(case.dtype, scores, softmax=softmax, rotary=rotary)
