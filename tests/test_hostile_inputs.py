@@ -8,9 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5py
 import pytest
 
 from tests.attacks import fuzz, hostile_inputs
+from tests.small_run import write_run
+from tracekit.formats.archive import write_archive
+from tracekit.formats.log_trace import LogTrace
 
 MEMORY = 1 << 30
 """Bytes of address space beyond what a process has before it reads."""
@@ -47,6 +51,28 @@ def of_configs(folder: Path) -> Iterator[Case]:
             yield path.parent.name, words, path
 
 
+def of_archives(folder: Path) -> Iterator[Case]:
+    with LogTrace(write_run(folder / "sound.tklog")) as trace:
+        write_archive(trace, folder / "sound.h5")
+    sound = (folder / "sound.h5").read_bytes()
+    for name, edit in hostile_inputs.archives().items():
+        path = folder / f"{name}.h5"
+        path.write_bytes(sound)
+        with h5py.File(path, "r+") as file:
+            edit(file)
+        commands: list[list[str | Path]] = [
+            ["show", path, "--json"],
+            ["show", path, "--step", "1", "--site", "up"],
+            ["diff", folder / "sound.tklog", path],
+            ["audit", path, "--weights", fuzz.ROOT / "traces/model"],
+            ["summary", path],
+            ["tokens", path],
+            ["names", folder / "sound.tklog", path],
+        ]
+        for words in commands:
+            yield name, list(map(str, words)), path
+
+
 def work(make: Callable[[Path], Iterator[Case]], folder: Path, found: list[str]) -> None:
     """Run all cases; what is wrong goes into `found`."""
     first = True
@@ -65,7 +91,7 @@ def work(make: Callable[[Path], Iterator[Case]], folder: Path, found: list[str])
             found.append(f"{name}: {took:.0f} s: {' '.join(words)}")
 
 
-@pytest.mark.parametrize("make", [of_checkpoints, of_configs])
+@pytest.mark.parametrize("make", [of_checkpoints, of_configs, of_archives])
 def test_absurd_contents(make: Callable[[Path], Iterator[Case]], tmp_path: Path) -> None:
     MARK.unlink(missing_ok=True)
     with multiprocessing.get_context("spawn").Manager() as manager:

@@ -1,4 +1,4 @@
-"""Files that state absurd things in sound containers: checkpoints and configurations.
+"""Files that state absurd things in sound containers: checkpoints, configurations and archives.
 
 `make_hostile` has files whose containers lie. Here safetensors, GGUF, ONNX, zip, JSON and YAML are
 what they should be, and what they hold is not.
@@ -11,8 +11,10 @@ import json
 import pickle
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 
@@ -182,3 +184,102 @@ def write(folder: Path, files: dict[str, bytes]) -> list[Path]:
         path.write_bytes(data)
         out.append(path)
     return out
+
+
+SITE = "sequences/0/sites/up"
+Edit = Callable[[h5py.File], None]
+
+
+def _replaced(path: str, **creation: object) -> Edit:
+    def edit(file: h5py.File) -> None:
+        del file[path]
+        file.create_dataset(path, **creation)
+
+    return edit
+
+
+def _cycle(file: h5py.File) -> None:
+    del file["sequences/0/sites"]
+    file["sequences/0/sites"] = h5py.SoftLink("/sequences/0")
+    file["sequences/0/loop"] = h5py.SoftLink("/sequences/0/loop")
+
+
+def _hard_cycle(file: h5py.File) -> None:
+    del file["sequences/0/sites"]
+    file["sequences/0/sites"] = file["sequences"]
+
+
+def _deep(file: h5py.File) -> None:
+    group = file["sequences/0"]
+    for _ in range(3000):
+        group = group.create_group("0")
+
+
+def _wide(file: h5py.File) -> None:
+    for index in range(20_000):
+        file["sequences"].create_group(f"x{index}")
+
+
+def _text(value: object) -> np.bytes_:
+    return np.bytes_(json.dumps(value).encode())
+
+
+def _stated(**changes: object) -> Edit:
+    """The trace states other hyper-parameters."""
+
+    def edit(file: h5py.File) -> None:
+        config = json.loads(bytes(file["config"][()]))
+        config["model"] = {**config.get("model", {}), **changes}
+        del file["config"]
+        file["config"] = _text(config)
+
+    return edit
+
+
+def _many_sites(count: int) -> Edit:
+    def edit(file: h5py.File) -> None:
+        rows = [{"name": f"m.{index}", "class": "Linear", "order": index} for index in range(count)]
+        del file["site_table"]
+        file["site_table"] = _text(rows)
+
+    return edit
+
+
+def archives() -> dict[str, Edit]:
+    """Ways to spoil a sound archive whose containers stay sound."""
+    compound = np.zeros(9, dtype=[("real", "<f4"), ("imaginary", "<f4")])
+    enum = h5py.enum_dtype({"a": 0, "b": 1}, basetype="i4")
+    return {
+        "soft-link-cycle": _cycle,
+        "hard-link-cycle": _hard_cycle,
+        "deep-groups": _deep,
+        "many-groups": _wide,
+        "compound": _replaced(SITE, data=np.zeros((9, 32), dtype=compound.dtype)),
+        "enum": _replaced(SITE, shape=(9, 32), dtype=enum),
+        "vlen": _replaced(SITE, shape=(9, 32), dtype=h5py.vlen_dtype(np.float32)),
+        "objects": _replaced(SITE, shape=(9, 32), dtype=h5py.ref_dtype),
+        "regions": _replaced(SITE, shape=(9, 32), dtype=h5py.regionref_dtype),
+        "strings": _replaced(SITE, shape=(9, 32), dtype=h5py.string_dtype()),
+        "opaque": _replaced(SITE, data=np.zeros((9, 32), dtype="V4")),
+        "complex": _replaced(SITE, data=np.zeros((9, 32), dtype=np.complex64)),
+        "scalar": _replaced(SITE, data=np.float32(0)),
+        "empty-shape": _replaced(SITE, shape=None, dtype="<f4"),
+        "no-width": _replaced(SITE, shape=(9, 0), dtype="<f4"),
+        "tokens-compound": _replaced("sequences/0/steps/token", data=compound[:6]),
+        "tokens-floats": _replaced("sequences/0/steps/token", data=np.full(6, np.nan)),
+        "tokens-vlen": _replaced("sequences/0/steps/token", shape=(6,), dtype=h5py.vlen_dtype(np.int64)),
+        "tokens-bomb": _replaced(
+            "sequences/0/steps/token", shape=(1 << 34,), dtype="<i8", chunks=(1 << 20,), compression=9
+        ),
+        "logits-bomb": _replaced(
+            "sequences/0/steps/logits", shape=(6, 1 << 32), dtype="<f4", chunks=(1, 1 << 20), compression=9
+        ),
+        "config-vlen": _replaced("config", data=["{}"], dtype=h5py.string_dtype()),
+        "config-number": _replaced("config", data=np.float64(np.nan)),
+        "config-deep": _replaced("config", data=np.bytes_(b'{"model":' + b"[" * 100_000 + b"]" * 100_000 + b"}")),
+        "config-nan": _stated(rope_theta=float("nan"), rms_norm_eps=float("-inf")),
+        "config-huge": _stated(num_hidden_layers=10**9, hidden_size=10**12, vocab_size=10**18),
+        "config-negative": _stated(num_attention_heads=-4, num_key_value_heads=0, head_dim=-1),
+        "config-strings": _stated(num_attention_heads="four", rope_theta="1e4", rms_norm_eps=[1]),
+        "many-sites": _many_sites(100_000),
+    }
