@@ -15,10 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tracekit_llama_cpp as llama_cpp
-from tracekit_llama_cpp.options import LEVELS, Options
+from tracekit_llama_cpp.options import Options
 from tracekit_llama_cpp.recording import Model
 
 from benchmarks.recording import report
+from tracekit.programs.levels import LEVELS
 
 PROMPT = "The history of Rome began when"
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -27,20 +26,14 @@ from tracekit.errors import TraceError
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter, Tensor
 from tracekit.formats.log_trace import LogTrace
-from tracekit.programs.native import LEVELS, draw_row
+from tracekit.programs.levels import LEVELS, keeps
+from tracekit.programs.native import draw_row
 from tracekit.trace import INPUT_SUFFIX, Draw, Json
 
 CLASS = "tap"
 """Class of a site of which nothing is known but its values."""
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def is_layer(name: str) -> bool:
-    """Whether a site is the output of a whole layer, or stands before or after the layers: `model.layers.3`."""
-    parts = name.split(".")
-    numbers = [index for index, part in enumerate(parts) if part.isdecimal()]
-    return not name.endswith(INPUT_SUFFIX) and (not numbers or numbers[0] == len(parts) - 1)
 
 
 def _unharmed(otherwise: Callable[..., Any]) -> Callable[[F], F]:
@@ -141,7 +134,7 @@ class Recording:
         calls: dict[int, dict[str, Tensor]] = {}  # by how many rows it is of: a head may give the last one alone
         table: dict[str, Json] = {}
         for name, value in values.items():
-            if not self._keeps(name):
+            if not keeps(self._level, self._pattern, name):
                 continue
             first = held.setdefault(id(value), name)
             if name.endswith(INPUT_SUFFIX):
@@ -200,11 +193,11 @@ class Recording:
         assert self._out is not None
         wanted = os.environ if by_environment else {}
         self._level = wanted.get("TRACEKIT_LEVEL") or LEVELS[-1]
-        self._pattern = re.compile(wanted.get("TRACEKIT_SITES") or "")
+        self._pattern = wanted.get("TRACEKIT_SITES") or None
         self._most = wanted.get("TRACEKIT_LOGITS") or "full"
         if by_environment and wanted.get("TRACEKIT_LOG_IS_NEW") == "1" and self._out.stat().st_size:
             raise TraceError(f"{self._out}: was written by another process of this run; give this one another log")
-        recorder: Json = {"level": self._level, "sites": self._pattern.pattern or None, "logits": self._most}
+        recorder: Json = {"level": self._level, "sites": self._pattern, "logits": self._most}
         follow: Json | None = None
         if wanted.get("TRACEKIT_FOLLOW"):
             self._followed = LogTrace(Path(wanted["TRACEKIT_FOLLOW"]))
@@ -222,11 +215,6 @@ class Recording:
     @property
     def _is_archive(self) -> bool:
         return self._out is not None and self._out.suffix in (".h5", ".hdf5")
-
-    def _keeps(self, name: str) -> bool:
-        if LEVELS.index(self._level) < LEVELS.index("layers") or (self._level == "layers" and not is_layer(name)):
-            return False
-        return self._pattern.search(name) is not None
 
     def _say(self, rows: Mapping[str, Json]) -> None:
         """The rows of the site table that the log does not have."""

@@ -10,9 +10,8 @@ import numpy as np
 
 from tracekit.formats.log import LogWriter, TensorLike
 from tracekit.formats.opening import open_trace
+from tracekit.programs.levels import LEVELS
 from tracekit.trace import Draw, Json, Sequence, Trace, TraceError
-
-LEVELS = ("tokens", "logits", "layers", "all")
 
 
 @dataclass(frozen=True)

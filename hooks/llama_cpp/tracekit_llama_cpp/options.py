@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from tracekit.programs.levels import LEVELS, keeps
 from tracekit.trace import Json, TraceError
 
-LEVELS = ("tokens", "logits", "layers", "all")
 CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2}
 """Formats of cached keys and values, by ggml's number of each."""
 FLASH = {"auto": -1, "off": 0, "on": 1}
@@ -73,9 +73,7 @@ class Options:
 
     def keeps(self, name: str) -> bool:
         """Whether the level and the pattern want the site of this name."""
-        if self.level in ("tokens", "logits") or (self.level == "layers" and not is_layer(name)):
-            return False
-        return self.sites is None or re.search(self.sites, name) is not None
+        return keeps(self.level, self.sites, name)
 
     def sampling(self, stops: list[int]) -> Json:
         """As a sequence's `sampling` says it, by the names of transformers' GenerationConfig."""
@@ -91,10 +89,3 @@ class Options:
         how: Json = {"threads": self.threads, "batch": self.batch, "micro_batch": self.micro_batch}
         how |= {"flash_attention": self.flash_attention, "cache_type": self.cache_type, "repack": self.repack}
         return {"level": self.level, "sites": self.sites, "follow": self.follow, "engine": how}
-
-
-def is_layer(name: str) -> bool:
-    """Whether a site is the output of a whole layer, or stands before or after the layers."""
-    parts = name.split(".")
-    numbers = [index for index, part in enumerate(parts) if part.isdecimal()]
-    return not name.endswith(":in") and (not numbers or numbers[0] == len(parts) - 1)

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from tracekit.programs.levels import LEVELS, keeps
 from tracekit.trace import TraceError
 
-LEVELS = ("tokens", "logits", "layers", "all")
 RNG_MODES = ("fast", "thorough", "cpu")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -54,9 +54,7 @@ class Options:
 
     def keeps_site(self, name: str) -> bool:
         """Whether the level and the pattern want the site of this name."""
-        if self.level in ("tokens", "logits") or (self.level == "layers" and not is_layer(name)):
-            return False
-        return self.sites is None or re.search(self.sites, name) is not None
+        return keeps(self.level, self.sites, name)
 
     def as_json(self) -> dict[str, Any]:
         """As the trace's `recorder` object holds it."""
@@ -70,15 +68,6 @@ class Options:
             "follow_draws": self.follow_draws,
             "dtype": self.dtype,
         }
-
-
-def is_layer(name: str) -> bool:
-    """Whether nothing follows the first number in a site's name: `model.embed_tokens`, `model.layers.3`."""
-    if name.endswith(":in"):
-        return False
-    parts = name.split(".")
-    numbers = [index for index, part in enumerate(parts) if part.isdecimal()]
-    return not numbers or numbers[0] == len(parts) - 1
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
