@@ -130,7 +130,7 @@ def _beyond(
 
 
 def _result(
-    run: Recomputation, recipe: Recipe, window: Window, inputs: list[Floats], dtype: str, closely: bool = False
+    run: Recomputation, recipe: Recipe, window: Window, inputs: list[Floats], dtype: str, closely: int = 0
 ) -> Result:
     return recipe.operation.result(replace(run.given(recipe, window, inputs, closely), dtype=dtype))
 

@@ -45,6 +45,8 @@ ONE_SITE = FALSE_ALARMS / 1e6
 """Probability of a false alarm of one test where the number of tests is not known: a trace has a million of them."""
 ODD = 0.05
 """Error over its bound from which a value is another than the emulated one: in 16 bits the next number is 1 away."""
+NEAR_LIMIT = 4.0
+"""Times its limit up to which a statistic is judged once more, by more draws."""
 STANDS_OUT = 4.0
 """Times the median that a row's error must be to say that the mistake is in such rows alone."""
 STANDS_OUT_ROWS = 8.0
@@ -298,10 +300,13 @@ def own_error(run: Recomputation, recipe: Recipe, stop: int = 1 << 62, level: fl
     windows = [part for block in site_windows(run, recipe, stop) for part in run.finite(recipe, block)]
     if not windows:
         return None
-    own = _judged(run, recipe, windows, level, closely=False)
+    own = _judged(run, recipe, windows, level, closely=0)
     # The cheap bounds take a product's sizes as spread evenly, the core's errors as alike between the rows where they
     # were drawn, and those of all rows as independent; judge by the full ones.
-    return _judged(run, recipe, windows, level, closely=True) if own.wrong else own
+    own = _judged(run, recipe, windows, level, closely=1) if own.wrong else own
+    # Few draws may miss what a single value is off by, where others cancel in it.
+    near = own.wrong and max(own.over.values()) < NEAR_LIMIT
+    return _judged(run, recipe, windows, level, closely=2) if near else own
 
 
 def site_windows(run: Recomputation, recipe: Recipe, stop: int) -> list[Window]:
@@ -317,7 +322,7 @@ def _blocks(window: Window, width: int) -> list[Window]:
     return [Window(first, min(first + rows, window.stop)) for first in range(window.first, window.stop, rows)]
 
 
-def _judged(run: Recomputation, recipe: Recipe, windows: list[Window], level: float, closely: bool) -> Own:
+def _judged(run: Recomputation, recipe: Recipe, windows: list[Window], level: float, closely: int) -> Own:
     tally = Tally()
     width: dict[Statistic, float] = {}
     sketches, rows, shares = [], [], []

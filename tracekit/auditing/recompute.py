@@ -292,7 +292,7 @@ class Recomputation:
                 "that was read, or say with prompt/vocabulary which table each is from"
             )
 
-    def given(self, recipe: Recipe, window: Window, inputs: list[Floats], closely: bool = False) -> Given:
+    def given(self, recipe: Recipe, window: Window, inputs: list[Floats], closely: int = 0) -> Given:
         """What the operation of a recipe is computed from. Raises TraceError where a token id has no row."""
         weights, tokens = self.parameters.of(recipe), NO_TOKENS
         if recipe.operation.reads_tokens:
@@ -300,7 +300,7 @@ class Recomputation:
             self._check_ids(recipe, tokens, len(weights.table()), window.first)
         return Given(inputs, window.rows, self.computed_in(recipe), weights, tokens, closely)
 
-    def result(self, recipe: Recipe, window: Window, inputs: list[Floats], closely: bool = False) -> Result:
+    def result(self, recipe: Recipe, window: Window, inputs: list[Floats], closely: int = 0) -> Result:
         """What the site should hold, and how far rounding may have moved it."""
         return recipe.operation.result(self.given(recipe, window, inputs, closely))
 

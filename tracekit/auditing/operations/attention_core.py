@@ -21,6 +21,8 @@ DRAWN_ROUNDINGS = 3
 """Runs of the attention core with drawn rounding errors; each of its heads gives head_dim samples a row."""
 CLOSE_ROUNDINGS = 8
 """The same where a core looks wrong and is judged closely, at every position."""
+MOST_ROUNDINGS = 32
+"""The same where it is near its limit then: eight draws may miss what a value is off by in which others cancel."""
 DRAWN_ROWS = 32
 """Query positions at which the core's rounding errors are drawn; between them the spread is interpolated."""
 
@@ -298,7 +300,7 @@ def _spread(attention: Attention, given: Given, values: Floats, wide: bool) -> R
     picked = np.unique(np.linspace(0, len(values) - 1, drawn).astype(np.int64))
     exact = values if attention.cache is None else attend(core, q, k, v, given.rows)
     draws = []
-    for seed in range(CLOSE_ROUNDINGS if given.closely else DRAWN_ROUNDINGS):
+    for seed in range((DRAWN_ROUNDINGS, CLOSE_ROUNDINGS, MOST_ROUNDINGS)[given.closely]):
         how = attention.drawn(given.dtype, seed, wide)
         draws.append(attend(core, q[picked], k, v, given.rows[picked], how) - exact[picked])
     variance = _drawn_variance(core, given.dtype, values, draws, picked)

@@ -46,9 +46,9 @@ class Linear(Operation):
 
     def result(self, given: Given) -> Result:
         if not self.minima:
-            return linear(given.weights.matrix(), given.inputs[0], given.dtype, given.closely)
+            return linear(given.weights.matrix(), given.inputs[0], given.dtype, bool(given.closely))
         width = given.inputs[0].shape[1] * BLOCK // (BLOCK + 1)
-        return in_two_sums(given.weights.matrix(), given.inputs[0], width, given.dtype, given.closely)
+        return in_two_sums(given.weights.matrix(), given.inputs[0], width, given.dtype, bool(given.closely))
 
     def values(self, given: Given) -> Floats:
         matrix = given.weights.matrix()

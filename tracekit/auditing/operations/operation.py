@@ -46,8 +46,8 @@ class Given:
     weights: Weights
     tokens: NDArray[np.int64]
     """Token ids of the rows, of an operation that looks them up; empty for others."""
-    closely: bool = False
-    """Whether to take the bounds by the full, slower way."""
+    closely: int = 0
+    """Whether to take the bounds by the full, slower way: 1, or 2 with as many draws as a site near its limit needs."""
 
 
 @dataclass(frozen=True)
