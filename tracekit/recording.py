@@ -178,7 +178,9 @@ class Recording:
 
     @_unharmed(lambda *_: None)
     def _end(self, index: int, steps: int, reason: str) -> None:
-        followed = None if self._followed is None else {"tokens": steps}
+        followed = None
+        if self._followed is not None:
+            followed = {"tokens": sum(self._forced(index, step) is not None for step in range(steps))}
         self._log.end_sequence(index, steps, reason, followed=followed)
 
     # ------------------------------------------------------------------ the log
