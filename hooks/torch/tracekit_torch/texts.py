@@ -6,7 +6,6 @@ import gc
 import sys
 import weakref
 from collections.abc import Callable
-from itertools import compress
 from typing import Any
 
 TOKENIZER_MODULE = "transformers.tokenization_utils_base"
@@ -76,14 +75,9 @@ class Texts:
 
 
 def _instances(base: type) -> list[Any]:
-    """Living objects of a class and of those derived from it. Hundreds of thousands of objects are looked at, all of
-    it in C, and nothing of theirs is called."""
-    kinds: dict[int, type] = {}
-    todo = [base]
-    while todo:
-        kind = todo.pop()
-        if id(kind) not in kinds:
-            kinds[id(kind)] = kind
-            todo += type.__subclasses__(kind)
-    objects = gc.get_objects()
-    return list(compress(objects, map(kinds.__contains__, map(id, map(type, objects)))))
+    """Living objects of a class and of those derived from it: an object refers to its class, and the collector finds
+    what does, in C, among hundreds of thousands of objects; nothing of theirs is called."""
+    kinds: list[type] = [base]
+    for kind in kinds:
+        kinds += (each for each in type.__subclasses__(kind) if each not in kinds)
+    return [item for item in gc.get_referrers(*kinds) if type(item) in kinds]
