@@ -79,5 +79,6 @@ def _instances(base: type) -> list[Any]:
     what does, in C, among hundreds of thousands of objects; nothing of theirs is called."""
     kinds: list[type] = [base]
     for kind in kinds:
-        kinds += (each for each in type.__subclasses__(kind) if each not in kinds)
+        derived: list[type] = type.__subclasses__(kind)
+        kinds += (each for each in derived if each not in kinds)
     return [item for item in gc.get_referrers(*kinds) if type(item) in kinds]
