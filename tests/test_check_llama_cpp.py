@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("xllamacpp")
 
+import gguf
+import numpy as np
+import tracekit_llama_cpp
+
 from tests import tiny_gguf
 from tests.speech_traces import tracekit
+from tracekit import diff, open
+from tracekit.selfcheck.conduct import check
+from tracekit.selfcheck.variation import Outcome
+from tracekit.verdict.cause import Cause
+from tracekit.verdict.decision import Decision
+from tracekit.verdict.evidence import InStatedUnits
 
 
 def test_a_sound_file_has_no_finding(tmp_path: Path) -> None:
@@ -23,3 +35,68 @@ def test_a_sound_file_has_no_finding(tmp_path: Path) -> None:
     varied = {name for _, name, _ in outcomes}
     assert varied >= {"threads", "micro_batch", "flash_attention", "cache_type"}
     assert {way for way, _, _ in outcomes} >= {"at_once", "chunks", "long_prompt"}
+
+
+IDS = [5, 9, 3, 17, 40, 22, 8]
+
+
+def scaled(model: Path, to: Path, tensor: str, factor: float) -> Path:
+    """A copy of a file of Q4_1 blocks in which one tensor is so many times as large."""
+    to.write_bytes(model.read_bytes())
+    reader = gguf.GGUFReader(str(to), "r+")
+    blocks = next(each for each in reader.tensors if each.name == tensor).data.reshape(-1, 20)
+    scale = blocks[:, :4].copy().view("<f2")
+    blocks[:, :4] = (scale.astype(np.float32) * factor).astype("<f2").view(np.uint8)
+    reader.data.flush()
+    return to
+
+
+@dataclass(frozen=True)
+class FewSites:
+    """llama.cpp at a level that keeps the layers' outputs, with and without flash attention, and from a file with a
+    fault."""
+
+    model: Path
+    faulty: Path
+    base = "llama.cpp"
+    settings = frozenset({"way"})
+    values: Mapping[str, tuple[str, ...]] = ()  # type: ignore[assignment]
+
+    def record(self, settings: Mapping[str, str], folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        way = settings.get("way", "as usual")
+        file, attention = (self.faulty, "off") if way == "faulty" else (self.model, "off" if way == "off" else "on")
+        out = folder / "run.h5"
+        options = {"max_new_tokens": 5, "level": "layers", "flash_attention": attention}
+        tracekit_llama_cpp.record(file, out, prompt=IDS, **options)
+        return out
+
+
+@pytest.mark.parametrize("tensor", ["blk.1.attn_output.weight", "blk.1.ffn_down.weight", "blk.1.attn_v.weight"])
+def test_few_sites_are_judged_in_the_stated_arithmetic_and_a_fault_among_them_is_named(
+    tensor: str, tmp_path: Path
+) -> None:
+    model = tiny_gguf.write(tmp_path / "tiny.gguf", tiny_gguf.Sizes(layers=3), kind="Q4_1")
+    faulty = scaled(model, tmp_path / "faulty.gguf", tensor, 1.01)
+    program = FewSites(model, faulty, {"way": ("off", "faulty")})
+    found = {each.variation.value: each for each in check(program, tmp_path / "runs", str(model)).findings}
+    assert found["off"].outcome is Outcome.WITHIN_ROUNDING
+    assert found[None].outcome is Outcome.WITHIN_ROUNDING  # against the checkpoint
+    assert found["faulty"].outcome is Outcome.FAULT
+    verdict = found["faulty"].verdict
+    assert verdict is not None and verdict.finding is not None and verdict.cause is Cause.LAYER
+    assert verdict.finding.site == "model.layers.1"
+
+
+def test_few_sites_without_their_file_are_judged_in_the_unit_of_the_stated_arithmetic(tmp_path: Path) -> None:
+    model = tiny_gguf.write(tmp_path / "tiny.gguf", tiny_gguf.Sizes(layers=3), kind="Q4_1")
+    faulty = scaled(model, tmp_path / "faulty.gguf", "blk.1.ffn_down.weight", 3.0)
+    program = FewSites(model, faulty)
+    runs = {way: program.record({"way": way}, tmp_path / way) for way in ("as usual", "off", "faulty")}
+    model.unlink()
+    faulty.unlink()
+    with open(runs["as usual"]) as base, open(runs["off"]) as off, open(runs["faulty"]) as wrong:
+        sound = diff(base, off)
+        assert sound.decision is Decision.PARITY and any(isinstance(note, InStatedUnits) for note in sound.notes)
+        found = diff(base, wrong)
+    assert found.cause is Cause.LAYER and found.finding is not None and found.finding.site == "model.layers.1"

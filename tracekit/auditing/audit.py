@@ -32,6 +32,7 @@ from tracekit.auditing.own_error import FALSE_ALARMS, Own, own_error, site_windo
 from tracekit.auditing.recipe import Recipe, order_of, recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
 from tracekit.auditing.routing import OtherExperts
+from tracekit.auditing.unrecorded import Unrecorded
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.stated import find_checkpoint
 from tracekit.checkpoints.widened import narrowed
@@ -163,7 +164,11 @@ def audit(
     peers = Peers()
     values, peak = 0, 0.0
     runs = [Recomputation(sequence, parameters) for sequence in trace.sequences]
+    unrecorded = Unrecorded(trace, parameters, wiring)
+    across = [site for site in unrecorded.sites if site.site in unknown and (only is None or site.site in only)]
+    ends = {run.sequence.index: (stops or {}).get(run.sequence.index, 1 << 62) for run in runs}
     tests = _tests(known, runs, stops or {})
+    tests += sum(unrecorded.tests(run.sequence, ends[run.sequence.index], across) for run in runs)
     for recipe, results in _own_errors(known, runs, stops or {}, FALSE_ALARMS / tests):
         progress(recipe.site)
         for run, own in results:
@@ -173,6 +178,19 @@ def audit(
             if own.wrong and recipe.site not in culprits:
                 culprits[recipe.site] = culprit_of(trace, run.sequence, own)
             peers.add(run, own)
+    for site in across:
+        progress(site.site)
+        for run in runs:
+            with np.errstate(all="ignore"):
+                found = unrecorded.judged(site, run.sequence.index, ends[run.sequence.index], FALSE_ALARMS / tests)
+            if found is None:
+                continue
+            seen.add(site.site)
+            unknown.pop(site.site, None)
+            values += len(found.statistics.rows) * len(found.statistics.columns)
+            peak = max(peak, *found.over.values())
+            if found.wrong and site.site not in culprits:
+                culprits[site.site] = culprit_of(trace, run.sequence, found)
     for run, own in peers.outliers():
         culprits.setdefault(own.recipe.site, culprit_of(trace, run.sequence, own))
     for recipe in known:

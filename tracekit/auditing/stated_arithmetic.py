@@ -13,6 +13,12 @@ from dataclasses import dataclass, field
 from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.trace import Trace
 
+BLOCKS = 2.0**-7
+"""Unit roundoff of blocks of 8 bits: half a step of 127 in the largest value, which in 32 normal ones is twice the
+usual size."""
+PRODUCTS = {"F16": UNIT_ROUNDOFF["float16"], "BF16": UNIT_ROUNDOFF["bfloat16"]}
+"""The same of formats of a product's inputs that are no blocks."""
+
 
 @dataclass(frozen=True)
 class Stated:
@@ -31,6 +37,12 @@ class Stated:
         """Whether it rounds more than float32 does."""
         dtypes = (self.cache, self.attention_sums, self.gelu)
         return bool(self.products) or any(UNIT_ROUNDOFF[dtype] > UNIT_ROUNDOFF["float32"] for dtype in dtypes if dtype)
+
+    @property
+    def unit(self) -> float:
+        """Unit roundoff of its coarsest rounding, relative to values of usual size; 0 where it states none."""
+        dtypes = [*(UNIT_ROUNDOFF[each] for each in (self.cache, self.attention_sums, self.gelu) if each)]
+        return max([0.0, *dtypes, *(PRODUCTS.get(read, BLOCKS) for read in self.products.values())])
 
     @classmethod
     def of(cls, trace: Trace) -> Stated:

@@ -225,15 +225,17 @@ class Uncalibrated:
 
     calibration = "uncalibrated"
 
-    def __init__(self, own: OwnDifference | None = None) -> None:
+    def __init__(self, own: OwnDifference | None = None, coarse: float = 0.0) -> None:
+        """`coarse`: unit roundoff of an arithmetic that both sides state, where it is coarser than their dtype's."""
         self.amplified = Amplified(own)
+        self._coarse = coarse
         self._conditions: dict[int, _Conditions] = {}  # by pair
 
     def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
         one, other = pair.reference, pair.candidate
         self.amplified.called(pair, site.name, site.candidate)
         error = _apart(pair, site, first, stop, row_bytes(one, site.name))
-        unit = _roundoff(one.sites[site.name].dtype, other.sites[site.candidate].dtype)
+        unit = max(self._coarse, _roundoff(one.sites[site.name].dtype, other.sites[site.candidate].dtype))
         exact = _exact(error)
         if exact is not None:
             return exact
@@ -249,7 +251,7 @@ class Uncalibrated:
         if readers is None:
             return None
         error = row_errors(readers[0], readers[1], 0, stop, 8 * readers[2])
-        unit = _roundoff(_computed_in(pair.reference), _computed_in(pair.candidate))
+        unit = max(self._coarse, _roundoff(_computed_in(pair.reference), _computed_in(pair.candidate)))
         first = pair.reference.step(0).position
         condition = self._condition(pair, LOGITS_ORDER, first, first + stop)
         exact = _exact(error)

@@ -75,10 +75,11 @@ class BeyondAddingUp:
 
 @dataclass(frozen=True)
 class ComputesAsStated:
-    """Sites differ because one side computes in an arithmetic that its trace states: recomputed in it, from the same
-    parameters as the other side's, every site is within its bound."""
+    """Sites differ because one side computes in an arithmetic that its trace states, or both do: recomputed in it, from
+    the same parameters as the other side's, every site is within its bound."""
 
     path: str
+    both: bool  # whether both sides do, each in its own
     site: str  # the first that differs
     ratio: float
     products: Mapping[str, str]  # format of the weight -> format that the inputs are rounded to
@@ -103,6 +104,8 @@ class Examination:
     """How many the audit of the candidate made, at a false alarm of `FALSE_ALARMS` for all together."""
     consequences: Consequences | None = None
     """What the candidate's culprits do to its logits; they are in that order. Only a reference program tells."""
+    reference_unknown: Mapping[str, str] = field(default_factory=dict)
+    """The reference's sites that were not audited, and why; known where it was audited for itself."""
     routed: tuple[RoutedOtherwise, ...] = ()
     """Where the candidate's routers chose other experts than the reference's scores say, which that tells as well."""
 
@@ -164,8 +167,10 @@ def examine(traces: Pair, checkpoint: Checkpoint, found: Search, by: Auditor | N
         audited = _completed(audited, by(candidate, checkpoint), _all(candidate, stops))
     suspects = {culprit.site for culprit in audited.culprits}
     others: tuple[Culprit, ...] = ()
+    unaudited: Mapping[str, str] = {}
     if suspects or found.findings:
-        others = audit(reference, checkpoint, stops=_all(reference, ours), only=suspects or None).culprits
+        other = audit(reference, checkpoint, stops=_all(reference, ours), only=suspects or None)
+        others, unaudited = other.culprits, other.unknown
         if by is not None and uncovered:
             more = _within(by(reference, checkpoint), _all(reference, ours), uncovered)
             others += tuple(culprit for culprit in more if not suspects or culprit.site in suspects)
@@ -189,6 +194,7 @@ def examine(traces: Pair, checkpoint: Checkpoint, found: Search, by: Auditor | N
         _harmless(reference, candidate, checkpoint, audited.clean),
         audited.tests,
         told,
+        unaudited,
         routed(audited.routed),
     )
 
@@ -291,16 +297,17 @@ def settle(found: Search, examination: Examination) -> Settled:
 
 
 def _as_stated(cleared: list[Finding], examination: Examination, traces: Pair) -> ComputesAsStated | None:
-    """The arithmetic that accounts for sites that differ and are within their bounds: one side states it, and no site
-    was left unaudited, where a fault could hide."""
-    sides = [Stated.of(trace) for trace in traces.traces]
-    coarse = [trace for trace, stated in zip(traces.traces, sides, strict=True) if stated.coarse]
-    if len(coarse) != 1 or examination.unknown:
+    """The arithmetic that accounts for sites that differ and are within their bounds: a side states it, and no site was
+    left unaudited, where a fault could hide; on neither side, where both state one."""
+    coarse = [(trace, stated) for trace in traces.traces if (stated := Stated.of(trace)).coarse]
+    both = len(coarse) == 2
+    if not coarse or examination.unknown or (both and examination.reference_unknown):
         return None
-    stated = next(each for each in sides if each.coarse)
+    trace, stated = coarse[-1]
     for finding in cleared:
         if isinstance(finding, SiteWrong | LogitsWrong):
-            return ComputesAsStated(coarse[0].path, finding.site, finding.ratio, stated.products, stated.cache, finding)
+            how = stated.products, stated.cache
+            return ComputesAsStated(trace.path, both, finding.site, finding.ratio, *how, finding)
     return None
 
 

@@ -15,6 +15,7 @@ from tracekit.align.rotary_order import in_one_order, in_order_of
 from tracekit.align.sites import check_yardstick
 from tracekit.auditing.audit import Auditor
 from tracekit.auditing.estimated import OwnDifferences
+from tracekit.auditing.stated_arithmetic import Stated
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.compare.counted import counted_differences, is_counted
 from tracekit.compare.findings import Finding, Stage, TokenDiffers
@@ -115,6 +116,11 @@ def verdict_of(
                 yardstick = yardstick_of(pair.reference, oracle, noise)  # it remembers what it has judged
                 found = search(pair, yardstick, examination.harmless.keys())
                 known += examination.harmless.values()
+    if examination is None and found.findings and oracle is None and not noise and _stated_unit(pair):
+        # No layer can be recomputed in the arithmetic that both sides state: its unit says what they may differ by.
+        known.append(evidence.InStatedUnits(_stated_unit(pair)))
+        yardstick = Uncalibrated(OwnDifferences(pair.reference), _stated_unit(pair))
+        found = search(pair, yardstick)
     case, ruling, rounding = _ruled(found, examination, yardstick)
     calibration, uncalibrated = used_calibration(yardstick)
     if no_audit is not None:
@@ -122,6 +128,12 @@ def verdict_of(
     if uncalibrated:
         known.append(evidence.Uncalibrated(uncalibrated[0], len(uncalibrated) - 1, yardstick.calibration))
     return replace(_reached(case, ruling, calibration, [*rounding, *known]), uncalibrated=uncalibrated)
+
+
+def _stated_unit(pair: Pair) -> float:
+    """Unit roundoff of the arithmetic that both sides state; 0 where one states none that is coarser than float32."""
+    stated = [Stated.of(trace) for trace in pair.traces]
+    return max(each.unit for each in stated) if all(each.coarse for each in stated) else 0.0
 
 
 def _ruled(

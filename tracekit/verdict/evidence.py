@@ -193,6 +193,13 @@ class NotFiniteAlike:
 
 
 @dataclass(frozen=True)
+class InStatedUnits:
+    """Both sides state a coarse arithmetic, and nothing recomputes sites in it: they are judged in its unit."""
+
+    unit: float
+
+
+@dataclass(frozen=True)
 class Uncalibrated:
     """Sites that the oracle or the noise does not hold."""
 

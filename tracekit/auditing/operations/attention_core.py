@@ -128,7 +128,7 @@ class Attention(Operation):
 
     def values(self, given: Given) -> Floats:
         q, k, v = given.inputs
-        return attend(self.core, q, k, v, given.rows)
+        return attend(self.core, q, k, v, given.rows, Exact(self.cache))
 
     def fits(self, shapes: Mapping[str, Shape], inputs: list[int], width: int) -> bool:
         queries, cached = self.core.heads * self.core.head_dim, self.core.kv_heads * self.core.head_dim

@@ -276,6 +276,14 @@ def _settings_of_trace(found: SettingsOfTrace) -> str:
     return f"no config.json is beside {found.checkpoint}: the settings are those that the trace itself states"
 
 
+@words(evidence.InStatedUnits)
+def _in_stated_units(found: evidence.InStatedUnits) -> str:
+    return (
+        f"both sides state an arithmetic with a roundoff of {found.unit:.1g}, and no checkpoint was found to recompute "
+        "it: smaller faults than that are not seen"
+    )
+
+
 @words(evidence.Uncalibrated)
 def _uncalibrated(found: evidence.Uncalibrated) -> str:
     others = f" and {found.more} more" if found.more else ""
@@ -340,8 +348,13 @@ def _numbers(experts: tuple[int, ...]) -> str:
 def _computes_as_stated(found: ComputesAsStated) -> str:
     read = ", ".join(f"{kind} at {held} weights" for held, kind in found.products.items())
     parts = [*([f"inputs rounded to {read}"] if read else []), *([f"a {found.cache} cache"] if found.cache else [])]
+    who = (
+        "both sides compute in the arithmetic that they state"
+        if found.both
+        else (f"{found.path} computes in the arithmetic that it states")
+    )
     return (
-        f"{found.path} computes in the arithmetic that it states ({'; '.join(parts)}): every site is within its bound "
+        f"{who} ({'; '.join(parts)}): every site is within its bound "
         f"in it, though {found.site} is {found.ratio:.3g}× the tolerance from the other side's"
     )
 
