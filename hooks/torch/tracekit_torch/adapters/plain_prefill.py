@@ -12,7 +12,7 @@ from torch import nn
 
 from tracekit.trace import ENCODER_PREFIX, NO_TOKEN, Sequence, Trace, TraceError
 
-TOKENS = "token_ids"
+TOKENS, EMBEDDED = "token_ids", "inputs_embeds"
 
 
 def plain_prefill(model: nn.Module, trace: Trace, sequence: Sequence) -> Callable[[], Any]:
@@ -48,6 +48,10 @@ def _arguments(model: nn.Module, trace: Trace, sequence: Sequence) -> dict[str, 
     if sequence.prompt_ids is None and not sequence.step_count and others:
         return _batch(others)
     ids = known_tokens(trace, sequence)
+    if not sequence.step_count and EMBEDDED not in others:  # one call, whose masks and types are part of what it gives
+        taken = inspect.signature(model.forward).parameters
+        more = {name: value for name, value in others.items() if name in taken}
+        return _batch({name: _first(value, sequence) for name, value in more.items()} | {TOKENS: ids})
     if (ids == NO_TOKEN).any():
         raise TraceError(
             f"{trace.path}: sequence {sequence.index}: position {int((ids == NO_TOKEN).argmax())} of its input is no "
@@ -58,6 +62,13 @@ def _arguments(model: nn.Module, trace: Trace, sequence: Sequence) -> dict[str, 
 
 def _of_encoder(name: str) -> bool:
     return name.startswith(ENCODER_PREFIX)
+
+
+def _first(value: np.ndarray[Any, Any], sequence: Sequence) -> np.ndarray[Any, Any]:
+    """An input at the positions of a sequence, of which more may have been recorded."""
+    whole = sequence.prompt_ids
+    of_positions = whole is not None and value.ndim > 0 and len(value) == len(whole)
+    return value[: sequence.positions] if of_positions else value
 
 
 def _batch(inputs: dict[str, Any]) -> dict[str, Any]:
