@@ -1,4 +1,4 @@
-"""Mistakes of public reports on tiny random models: each is found at its site and explained, its harmless twin is not."""
+"""Mistakes of public reports on tiny random models: each is found at its site and explained, its twin is not."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import tracekit_torch  # noqa: E402
+
+from tests import tiny_families  # noqa: E402
 
 LENGTH = 24
 
@@ -59,3 +61,46 @@ def test_positions_counted_from_0_in_place_of_pad_and_1(tmp_path: Path, pad: int
     line = found.culprits[0].explanation.lines[0]
     assert (line.kind, line.name) == (EditKind.LOOKED_UP, "modeling_xlm_roberta.py")
     assert "looked up rows counted by position from 0" in found.text
+
+
+def _sum_in(dtype: str) -> Callable[[Any], None]:
+    """1 + w of every norm computed in a format."""
+
+    def plant(model: Any) -> None:
+        for module in model.modules():
+            if type(module).__name__ == "GemmaRMSNorm":
+                factor = 1.0 + module.weight.detach().to(getattr(torch, dtype))
+                module.forward = lambda x, module=module, factor=factor: (
+                    module._norm(x.float()) * factor.float()
+                ).type_as(x)
+
+    return plant
+
+
+@pytest.mark.parametrize("model", ["gemma"])
+@pytest.mark.parametrize(
+    ("held", "computed", "found"),
+    [
+        ("bfloat16", "float32", {"what": "weight + 1", "dtype": "bfloat16"}),  # a checkpoint in 16 bits
+        ("float32", "float32", {"what": "weight and weight + 1", "dtype": "bfloat16"}),
+        ("bfloat16", "bfloat16", None),  # in a program of that format it is rounding like any other
+    ],
+)
+def test_1_and_the_weight_of_a_norm_added_in_bfloat16(
+    tmp_path: Path, model: str, held: str, computed: str, found: dict[str, str] | None
+) -> None:
+    folder = tiny_families.make(model, tmp_path / "model")
+    tiny_families.load(folder, dtype=held).save_pretrained(folder)
+    traces = {}
+    for name, dtype in (("right", "float64"), ("wrong", "bfloat16")):
+        program = tiny_families.load(folder, dtype=computed)
+        _sum_in(dtype)(program)
+        traces[name] = tiny_families.run(program, tmp_path / f"{name}.h5")
+    for by in ({}, {"by": tracekit_torch.by_reference(folder)}):
+        assert not tracekit.audit(traces["right"], folder, **by).culprits
+        audit = tracekit.audit(traces["wrong"], folder, **by)
+        said = {(culprit.explanation.mistake.id, *culprit.explanation.values.values()) for culprit in audit.culprits}
+        assert said == (set() if found is None else {("norm_weight_rounded", *found.values())}), audit.text
+        assert len(audit.culprits) == (0 if found is None else 5)
+    verdict = tracekit.diff(traces["right"], traces["wrong"], weights=folder)
+    assert verdict.verdict == ("parity" if found is None else "divergence"), verdict.text

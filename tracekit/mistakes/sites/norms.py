@@ -14,7 +14,7 @@ from tracekit.auditing.operations.norms import LayerNorm, Norm, RmsNorm
 from tracekit.auditing.recipe import Recipe
 from tracekit.mistakes.engine_steps import FORMATS, norm_steps
 from tracekit.mistakes.registry import Complexity, SiteMistake
-from tracekit.mistakes.suspect import Case, Hypothesis, Made, plainly, unchanged
+from tracekit.mistakes.suspect import Case, Hypothesis, Made, narrower, plainly, unchanged
 
 NORMS = (RmsNorm.kind, LayerNorm.kind)
 COMMON_EPS = (1e-12, 1e-8, 1e-6, 1e-5, 1e-3)
@@ -70,6 +70,26 @@ def _sum(more: int) -> str:
 def _unweighted(case: Case) -> Iterator[Hypothesis]:
     if case.run.parameters.vector(case.recipe, "weight") is not None:
         yield plainly(_with_weight, case, None)
+
+
+def _weight_rounded(case: Case) -> Iterator[Hypothesis]:
+    """What a norm multiplies by, in a narrower format: its weight, or the sum of that and 1."""
+    weight, one = case.run.parameters.vector(case.recipe, "weight"), float(_norm(case).plus_one)
+    if weight is None:
+        return
+    for dtype in narrower(case):
+        narrow = as_stored(weight, dtype)
+        options = {"weight": narrow + one}
+        if one:
+            options |= {
+                _sum(1): as_stored(weight + one, dtype),
+                f"weight and {_sum(1)}": as_stored(narrow + one, dtype),
+            }
+        tried = [weight + one]
+        for what, factor in options.items():
+            if not any(np.array_equal(factor, other) for other in tried):
+                tried.append(factor)
+                yield plainly(_with_weight, case, factor, what=what, dtype=dtype)
 
 
 def _centred(case: Case) -> Iterator[Hypothesis]:
@@ -146,6 +166,9 @@ WEIGHT_MINUS_1 = SiteMistake(
     "norm_weight_minus_1", "{found} used instead of {stated}", at=NORMS, hypotheses=_weight_plus(-1)
 )
 WEIGHT_LEFT_OUT = SiteMistake("norm_weight_left_out", "weight left out", at=NORMS, hypotheses=_unweighted)
+WEIGHT_ROUNDED = SiteMistake(
+    "norm_weight_rounded", "{what} rounded to {dtype}", main="dtype", at=NORMS, hypotheses=_weight_rounded
+)
 SKIPPED = SiteMistake(
     "norm_skipped",
     "the norm is skipped",

@@ -30,7 +30,9 @@ def _changes(segment: Segment, place: int) -> Iterator[Change]:
             yield Change(("counted", first), _at(counted + first), other=f"counted by position from {first}")
     for by in range(-FURTHEST, FURTHEST + 1):
         if by and int(stated.min()) + by >= 0 and int(stated.max()) + by < rows:
-            yield Change(("shifted", by), _at(stated + by), other=f"{abs(by)} {'after' if by > 0 else 'before'} its own")
+            yield Change(
+                ("shifted", by), _at(stated + by), other=f"{abs(by)} {'after' if by > 0 else 'before'} its own"
+            )
 
 
 def _at(rows: torch.Tensor) -> Any:
