@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 from tracekit.auditing import operations
 from tracekit.auditing.operations import Attention, Core, Floats, Result
 from tracekit.auditing.operations.attention_core import variance_of_other
-from tracekit.mistakes.engine_steps import FORMATS, core_steps
+from tracekit.mistakes.engine_steps import FORMATS, attended_as, core_steps
 from tracekit.mistakes.explanation import Value
 from tracekit.mistakes.fitting import best_on_grid
-from tracekit.mistakes.suspect import Case, Hypothesis, Made, plainly
+from tracekit.mistakes.suspect import Case, Hypothesis, InOrders, Made, Rows, Values, plainly
 
 ATTENTION = (Attention.kind,)
 FITTED_ROWS = 12
@@ -59,15 +60,19 @@ def exactly(case: Case, core: Core, rows: NDArray[np.int64]) -> Floats:
     return operations.attend(core, q[rows], k, v, case.window.rows[rows])
 
 
-def attended(case: Case, core: Core) -> Result:
+def attended(case: Case, core: Core) -> Values:
     """The core at all rows, also as the engines that are emulated round it."""
     return attended_from(case, core, *case.inputs)
 
 
-def attended_from(case: Case, core: Core, q: Floats, k: Floats, v: Floats) -> Result:
+def attended_from(case: Case, core: Core, q: Floats, k: Floats, v: Floats) -> Values:
     """The same from other inputs, [positions, heads * head_dim] each."""
-    rows = case.window.rows
-    values = operations.attend(core, q, k, v, rows)
-    emulated = tuple(operations.attend(core, q, k, v, rows, how) for how in case.right.hows)
-    emulated += tuple(steps.made() for steps in core_steps(case, core, [q, k, v]) if case.dtype in FORMATS)
-    return Result(values, variance_of_other(core, case.right, values), rounded=emulated)
+    values = operations.attend(core, q, k, v, case.window.rows)
+    exact = Result(values, variance_of_other(core, case.right, values))
+    if case.dtype not in FORMATS:
+        return exact
+    orders: list[Callable[[Rows], Floats]] = [
+        partial(attended_as, case, core, [q, k, v], how) for how in case.right.hows
+    ]
+    orders += [steps.at for steps in core_steps(case, core, [q, k, v]) if steps.at is not None]
+    return InOrders(exact, tuple(orders))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -17,17 +18,19 @@ from tracekit.auditing.operations.activation import Activation
 from tracekit.auditing.operations.gate import Gate
 from tracekit.auditing.operations.norms import Norm, RmsNorm
 from tracekit.auditing.rounding import as_stored
-from tracekit.mistakes.suspect import Case
+from tracekit.mistakes.suspect import Case, Rows
 
 FORMATS = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class Steps:
-    """One arithmetic: what is rounded, and the rows [rows, width] that it gives."""
+    """One arithmetic: what is rounded, and the rows [rows, width] that it gives, all or some of them."""
 
     what: str
     made: Callable[[], Floats]
+    at: Callable[[Rows], Floats] | None = None
+    """Some rows alone, of a core: indexes into the case's."""
 
 
 NORM_STEPS: tuple[tuple[str, stepwise.NormSteps], ...] = (
@@ -83,21 +86,31 @@ def core_steps(case: Case, core: Core, inputs: list[Floats], sums_alone: bool = 
             continue
         for scores in () if not what else (1, 2) if softmax else (0, 1, 2):
             how = Emulated(case.dtype, scores, softmax=softmax, rotary=rotary)
-            yield Steps(what, lambda how=how: _attended(case, core, inputs, how))  # type: ignore[misc]
+            yield _steps(what, partial(attended_as, case, core, inputs, how))
         if softmax or not rotary:
             how = Emulated(case.dtype, 1, softmax=softmax, rotary=rotary, sums=True)
             said = f"{what}, and {SUMMED}" if what else SUMMED
-            yield Steps(said, lambda how=how: _attended(case, core, inputs, how))  # type: ignore[misc]
-            yield Steps(said, lambda how=how: _in_decoding(case, core, inputs, how))  # type: ignore[misc]
+            yield _steps(said, partial(attended_as, case, core, inputs, how))
+            yield _steps(said, partial(_in_decoding, case, core, inputs, how))
 
 
-def _attended(case: Case, core: Core, inputs: list[Floats], how: Emulated) -> Floats:
+def _steps(what: str, at: Callable[[Rows], Floats]) -> Steps:
+    return Steps(what, lambda: at(slice(None)), at)
+
+
+def attended_as(case: Case, core: Core, inputs: list[Floats], how: Emulated, rows: Rows) -> Floats:
+    """An attention core from these inputs in an engine's arithmetic at some rows, [rows, width]."""
     q, k, v = inputs
-    return operations.attend(core, q, k, v, case.window.rows, how)
+    return operations.attend(core, q[rows], k, v, case.window.rows[rows], how)
 
 
-def _in_decoding(case: Case, core: Core, inputs: list[Floats], how: Emulated) -> Floats:
+def _in_decoding(case: Case, core: Core, inputs: list[Floats], how: Emulated, rows: Rows) -> Floats:
     """The sum of the values in 16 bits in decoding alone, where a call has one row."""
     wide = Emulated(how.dtype, how.scores, softmax=how.softmax, rotary=how.rotary)
-    reading = (case.window.rows < case.prompt)[:, None]
-    return np.where(reading, _attended(case, core, inputs, wide), _attended(case, core, inputs, how))
+    at = np.arange(len(case.window.rows))[rows]
+    reading = case.window.rows[at] < case.prompt
+    out = np.empty((len(at), inputs[0].shape[1]))
+    for part, arithmetic in ((reading, wide), (~reading, how)):
+        if part.any():
+            out[part] = attended_as(case, core, inputs, arithmetic, at[part])
+    return out

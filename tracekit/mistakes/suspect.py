@@ -15,7 +15,7 @@ from tracekit.auditing import operations
 from tracekit.auditing.audit import Culprit
 from tracekit.auditing.evidence import Statistic
 from tracekit.auditing.operations import Core, Floats, Result
-from tracekit.auditing.own_error import Statistics, Tally, spread_width
+from tracekit.auditing.own_error import LARGEST, Statistics, Tally, root_mean_square, spread_width
 from tracekit.auditing.recipe import Recipe, Recipes
 from tracekit.auditing.recompute import Recomputation, Window, joined
 from tracekit.inspection.positions import prompt_length
@@ -43,7 +43,29 @@ side of a tie may move one. More is the work of another mistake."""
 NICE_DIGITS = (1, 2, 3, 4)
 """A fitted number is rounded to the fewest digits with which it still holds."""
 
-Values = Floats | Result
+SAMPLES = (8, 32)
+"""Rows on which values in an engine's arithmetic are tried before all: most hypotheses are far off on each of them."""
+CERTAINLY = 1.001
+"""Times its limit from which an error on some rows is beyond it, whatever the last bits of sums are."""
+
+Rows = NDArray[np.int64] | slice
+"""Indexes into the rows of a case."""
+
+
+@dataclass(frozen=True)
+class InOrders:
+    """A result with what it becomes in each arithmetic of engines, which is worked out on the rows that are asked for:
+    emulating an attention core takes a hundred times as long as computing it."""
+
+    exact: Result
+    orders: tuple[Callable[[Rows], Floats], ...]
+
+    def all(self) -> Result:
+        """In every arithmetic at all rows."""
+        return replace(self.exact, rounded=tuple(order(slice(None)) for order in self.orders))
+
+
+Values = Floats | Result | InOrders
 """What a site would hold, [rows, width]; a Result where the orders of rounding are known."""
 Made = tuple[Values, Mapping[str, Value]]
 """The same with what was fitted, by the names that the mistake's words have."""
@@ -69,6 +91,16 @@ class Hypothesis:
     """The same with a number: the core at it."""
     changes: int = 1
     """Things that are changed: of hypotheses that fit alike, the one that changes fewest is the simplest."""
+
+
+def exactly_of(values: Values) -> Floats:
+    """Without the engines' roundings."""
+    match values:
+        case InOrders():
+            return values.exact.values
+        case Result():
+            return values.values
+    return values
 
 
 def plainly(make: Callable[..., Values | None], *arguments: object, **values: Value) -> Hypothesis:
@@ -212,9 +244,9 @@ class Case:
             return
         values, found = made[0], {**hypothesis.values, **made[1]}
         if mistake.precision:
-            yield self._precise(values, found)
+            yield self._precise(exactly_of(values), found)
             return
-        plain = values.values if isinstance(values, Result) else values
+        plain = exactly_of(values)
         if mistake.main in made[1] and moves_nothing(plain, self.right.values, self.dtype):
             return
         fit = self._fit(hypothesis, values, found)
@@ -233,18 +265,21 @@ class Case:
         return Where(Extent.DECODING) if first == self.prompt else Where(Extent.ONWARDS, first)
 
     def _fit(self, hypothesis: Hypothesis, values: Values, found: Mapping[str, Value]) -> Fit:
+        if isinstance(values, InOrders):
+            if self._refuted(values, hypothesis.variance):
+                return Fit(found, math.inf, False, changes=hypothesis.changes)
+            values = values.all()
         statistics, worst = self.judge(values, hypothesis.variance)
         holds, residual = worst <= 1.0 and statistics.size <= self.needed, statistics.size
         wide = operations.unit(self.dtype) <= operations.ACCUMULATOR
         if wide and not holds and hypothesis.flips:
-            holds, residual = self._mostly(values.values if isinstance(values, Result) else values)
+            holds, residual = self._mostly(exactly_of(values))
         return Fit(found, residual, holds, changes=hypothesis.changes)
 
-    def _precise(self, values: Values, found: Mapping[str, Value]) -> Fit:
+    def _precise(self, values: Floats, found: Mapping[str, Value]) -> Fit:
         """A choice of precision holds where it gives the recorded bits, but for what lay next to a tie: more may be the
         work of a wrong formula."""
-        plain = values.values if isinstance(values, Result) else values
-        same = float(np.mean(self.recorded == plain))
+        same = float(np.mean(self.recorded == values))
         statistics, worst = self.judge(values)
         enough = SAME_BITS if self.recipe.operation.block == 1 else SAME_BITS_OF_SUMS
         left = min(self.needed, MOST_LEFT * self.judge(self.right)[0].size)
@@ -279,14 +314,49 @@ class Case:
                 return other
         return fit
 
-    def judge(self, values: Values, more: Floats | None = None) -> tuple[Statistics, float]:
+    def _refuted(self, values: InOrders, more: Floats | None) -> bool:
+        """Whether a few rows alone are off by more than all may be, in every arithmetic: then `judge` finds so too."""
+        plain, shape = values.exact.values, self.recorded.shape
+        variance = self._variance(values.exact, more)
+        stored = operations.in_16_bits(self.dtype, lambda: [operations.as_stored(plain, self.dtype)])
+        made: list[Callable[[Rows], Floats]] = [each.__getitem__ for each in (plain, *stored)]
+        level, width = self.level, self._width
+        row = root_mean_square(shape[1], level) * max(1.0, width.get(Statistic.ROW, 1.0))
+        size = root_mean_square(shape[0] * shape[1], level) * max(1.0, width.get(Statistic.SIZE, 1.0))
+
+        def beyond(order: Callable[[Rows], Floats], rows: NDArray[np.int64]) -> bool:
+            error = np.nan_to_num(np.square(self.recorded[rows] - order(rows)) / variance[rows], nan=math.inf)
+            squares = np.minimum(error.mean(axis=1), float(LARGEST))
+            least = math.sqrt(float(squares.sum()) / shape[0])
+            largest = math.sqrt(float(squares.max()))
+            return least > CERTAINLY * min(size, self.needed) or largest > CERTAINLY * row
+
+        def by_a_few(order: Callable[[Rows], Floats]) -> bool:
+            return any(beyond(order, rows) for rows in self._samples)
+
+        return all(map(by_a_few, [*made, *values.orders]))
+
+    @cached_property
+    def _samples(self) -> list[NDArray[np.int64]]:
+        """Few rows and more of them, spread over those that are wrong, where more than that are at hand."""
+        wrong = np.flatnonzero(self.wrong)
+        wrong = wrong if wrong.size else np.arange(len(self.recorded))
+        counts = [count for count in SAMPLES if 2 * count <= len(self.recorded)]
+        spread = [np.linspace(0, len(wrong) - 1, min(count, len(wrong))) for count in counts]
+        return [np.unique(wrong[at.astype(np.int64)]) for at in spread]
+
+    def _variance(self, made: Result, more: Floats | None) -> Floats:
+        """Of what may be left: of the right values, of those that were made, and of two roundings of these."""
+        variance = np.maximum(
+            np.maximum(self.right.variance, made.variance), operations.rounding(made.values, self.dtype, 2.0)
+        )
+        return variance if more is None else variance + more
+
+    def judge(self, values: Floats | Result, more: Floats | None = None) -> tuple[Statistics, float]:
         """Statistics of what is left, and the largest over its limit."""
         made = values.closest(self.recorded) if isinstance(values, Result) else replace(self.right, values=values)
         plain = made.values
-        variance = np.maximum(
-            np.maximum(self.right.variance, made.variance), operations.rounding(plain, self.dtype, 2.0)
-        )
-        variance = variance if more is None else variance + more
+        variance = self._variance(made, more)
         orders = operations.in_16_bits(self.dtype, lambda: [operations.as_stored(plain, self.dtype)])
         orders = (*orders, *(made.rounded if isinstance(values, Result) else ()))
         tally = Tally()
