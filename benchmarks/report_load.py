@@ -26,9 +26,11 @@ import numpy as np
 import tracekit
 from tracekit.align.pair import Pair
 from tracekit.formats.log import LogWriter
+from tracekit.report.json import record_of
 from tracekit.report.page import Compared, write_page
 from tracekit.report.text import verdict_text
 from tracekit.verdict.outcome import Group, Postmortem, Rate, Run, Seed, State
+from tracekit.verdict.record import VerdictRecord
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -125,7 +127,7 @@ def pairs(runs: list[Path]) -> Iterator[Compared]:
             with tracekit.open(path) as candidate:
                 verdict = tracekit.diff(reference, candidate)
                 text = verdict_text(verdict, reference, candidate)
-                yield Compared(f"group-{index}", Pair.of(reference, candidate), verdict.to_json(), text)
+                yield Compared(f"group-{index}", Pair.of(reference, candidate), record_of(verdict), text)
 
 
 def postmortem(runs: list[Path], count: int, steps: int) -> Postmortem:
@@ -139,7 +141,7 @@ def postmortem(runs: list[Path], count: int, steps: int) -> Postmortem:
         Group(
             name=f"group-{index}",
             cause="layer",
-            site=verdicts[index]["site"],
+            site=verdicts[index].site,
             mechanism=None,
             failing=True,
             seeds=members,
@@ -157,7 +159,7 @@ def postmortem(runs: list[Path], count: int, steps: int) -> Postmortem:
     return Postmortem("python example.py --seed {seed}", "./native --seed {seed}", seeds, found, failing)
 
 
-def _seed(seed: int, steps: int, verdict: dict[str, object] | None) -> Seed:
+def _seed(seed: int, steps: int, verdict: VerdictRecord | None) -> Seed:
     ours = Run(0, steps, ("length",), trace="reference.h5")
     theirs = Run(0, steps - seed % 7, ("length",), fallbacks=seed % 3, trace="candidate.h5")
     margins = tuple(np.random.default_rng(seed).exponential(size=steps).tolist())

@@ -25,8 +25,9 @@ from pathlib import Path
 from tabulate import tabulate
 
 import tracekit
+from tracekit.report.json import record_of
 from tracekit.repro import Case, Command, Repro, write_repro
-from tracekit.trace import Json
+from tracekit.verdict.record import VerdictRecord
 
 ROOT = Path(__file__).parent.parent
 SEED = 3
@@ -107,13 +108,13 @@ class Bench:
         subprocess.run(words, env=told | {"TRACEKIT_LOG": str(log)}, check=True, capture_output=True, text=True)
         return log
 
-    def repro(self, fault: str) -> tuple[Json, Repro | None]:
+    def repro(self, fault: str) -> tuple[VerdictRecord, Repro | None]:
         """The verdict on a fault, and its repro if it shows. Raises CalledProcessError where it cannot be planted."""
         words = self.engine.words(fault)
         candidate = self.record("candidate", words)
         with tracekit.open(self.reference) as one, tracekit.open(candidate) as other:
-            verdict = tracekit.diff(one, other).to_json()
-        if verdict["cause"] is None:
+            verdict = record_of(tracekit.diff(one, other))
+        if verdict.cause is None:
             return verdict, None
         name = re.sub(r"[^a-z0-9]+", "-", fault.lower())
         command = Command(tuple(words), str(self.folder))
@@ -146,7 +147,7 @@ def tried(bench: Bench, fault: str, tests: list[Test]) -> tuple[str, str, str, s
     except subprocess.CalledProcessError as error:
         return fault, "not run", "", "", "", error.stderr.strip()[-120:]
     if made is None:
-        return fault, "no fault shows", str(verdict["verdict"]), "", "", ""
+        return fault, "no fault shows", verdict.decision.value, "", "", ""
     if made.path is None:
         return fault, "no repro", _cause(verdict), "", "", str(made.why)
     right = all(_judges(test, made.path, bench.engine.words()) for test in tests)
@@ -161,9 +162,9 @@ def _judges(test: Test, path: Path, mended: list[str]) -> bool:
     return bool(broken.returncode) and said and test(path, mended).returncode == 0
 
 
-def _cause(verdict: Json) -> str:
-    kind = (verdict["explanation"] or {}).get("kind")
-    return f"{verdict['cause']}: {kind}" if kind else str(verdict["cause"])
+def _cause(verdict: VerdictRecord) -> str:
+    mistake = "" if verdict.explanation is None else f": {verdict.explanation.mistake}"
+    return f"{verdict.cause}{mistake}"
 
 
 def _cut(counts: tuple[int, int]) -> str:

@@ -19,14 +19,22 @@ from typing import Any
 
 import pytest
 
+from tracekit.align.pair import Side
+from tracekit.compare.findings import LogitsWrong
+from tracekit.mistakes.explanation import Explanation, Mistake
 from tracekit.postmortem import margins, program
 from tracekit.postmortem.failure import Facts, rule
 from tracekit.postmortem.groups import conclude
-from tracekit.postmortem.plan import Plan, Side, checked, parse_seeds
-from tracekit.postmortem.store import open_store, read_json, write_json
+from tracekit.postmortem.plan import Plan, checked, parse_seeds
+from tracekit.postmortem.store import open_store, read_as, read_json, write_json
 from tracekit.programs import child as child_program
+from tracekit.report.json import record_of
 from tracekit.trace import TraceError
+from tracekit.verdict.cause import Cause
+from tracekit.verdict.decision import Decision
 from tracekit.verdict.outcome import Run, Seed, SeenFault, State
+from tracekit.verdict.record import VerdictRecord
+from tracekit.verdict.verdict import Verdict
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "tests/fixtures/seeded_program.sh"
@@ -367,8 +375,14 @@ def test_rates_have_wilson_intervals() -> None:
     assert margins.rate(0, 0).high == 1.0
 
 
+def told(cause: Cause, site: str, step: int, explanation: Explanation | None = None) -> VerdictRecord:
+    """A divergence at a site."""
+    found = LogitsWrong(sequence=0, step=step, position=None, site=site, ratio=9.0, error=1e-3)
+    return record_of(Verdict(Decision.DIVERGENCE, cause, found, (found,), "uncalibrated", explanation))
+
+
 def test_near_ties_are_no_failures() -> None:
-    verdict = {"cause": "near-tie", "site": "token", "step": 3, "explanation": None, "evidence": ["margin"]}
+    verdict = told(Cause.NEAR_TIE, "token", 3)
     tie = Seed(2, State.NEAR_TIE, Run(0, 5), Run(0, 5), 0, 3, verdict)
     found = conclude("a", "b", [Seed(1, State.PASS, Run(0, 5), Run(0, 5)), tie], asked=2)
     assert found.failing.count == 0
@@ -377,17 +391,18 @@ def test_near_ties_are_no_failures() -> None:
 
 def test_groups_of_one_mistake_at_two_sites_have_names_of_their_own() -> None:
     def failing(number: int, site: str, *also: SeenFault) -> Seed:
-        verdict = {"cause": "layer", "site": site, "step": 1, "explanation": {"kind": "gain", "text": "gain 2"}}
-        return Seed(number, State.FAIL, Run(0, 5), Run(0, 5), 0, 1, verdict | {"evidence": []}, also=also)
+        verdict = told(Cause.LAYER, site, 1, Explanation(Mistake("gain", "gain 2")))
+        return Seed(number, State.FAIL, Run(0, 5), Run(0, 5), 0, 1, verdict, also=also)
 
-    other = SeenFault("layer", "down", "gain", 1, "gain 2")
+    other = SeenFault(Cause.LAYER, "down", "gain", 1, "gain 2")
     found = conclude("a", "b", [failing(1, "up"), failing(2, "down"), failing(3, "up", other)], asked=3)
     assert {group.site: group.name for group in found.groups} == {"up": "layer-gain-up", "down": "layer-gain-down"}
     assert {group.site: dict(group.overlaps) for group in found.groups} == {"up": {}, "down": {"layer-gain-up": (3,)}}
 
 
 def test_a_seed_is_read_back_as_it_was_written() -> None:
-    seed = Seed(1, State.FAIL, Run(0, 5), Run(0, 5), also=(SeenFault("stop", "stop", None, 4, "stops on 7"),))
+    also = (SeenFault(Cause.STOP, "stop", None, 4, "stops on 7"),)
+    seed = Seed(1, State.FAIL, Run(0, 5), Run(0, 5), verdict=told(Cause.LAYER, "up", 1), also=also)
     assert Seed.from_json(json.loads(json.dumps(seed.to_json()))) == seed
 
 
@@ -398,6 +413,7 @@ def test_a_store_has_files_whole_or_not_at_all(tmp_path: Path, remote: bool) -> 
     (tmp_path / "trace").write_bytes(b"123")
     store.deliver(tmp_path / "trace", "seeds/3/run.h5")
     assert read_json(store, "seeds/3/a.json") == {"x": 1}
+    assert read_as(store, "seeds/3/a.json", Seed.from_json) is None
     assert read_json(store, "seeds/4/a.json") is None
     with store.local("seeds/3/run.h5") as path:
         assert path.read_bytes() == b"123"

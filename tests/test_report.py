@@ -25,6 +25,7 @@ from tests.speech_traces import tracekit
 from tracekit.align.pair import Pair
 from tracekit.compare.yardstick import Uncalibrated
 from tracekit.report.error_map import EQUAL, INFINITE, NOT_COMPARED, compared_steps, levels, site_errors
+from tracekit.report.json import record_of
 from tracekit.report.page import Compared, write_page
 from tracekit.report.text import verdict_text
 from tracekit.verdict.outcome import EndsTooSoon, Group, Postmortem, Rate, Run, Seed, State
@@ -79,7 +80,7 @@ def pair_of(one: Path, other: Path, title: str = "pair") -> Compared:
     reference, candidate = tk.open(one), tk.open(other)
     verdict = tk.diff(reference, candidate)
     return Compared(
-        title, Pair.of(reference, candidate), verdict.to_json(), verdict_text(verdict, reference, candidate)
+        title, Pair.of(reference, candidate), record_of(verdict), verdict_text(verdict, reference, candidate)
     )
 
 
@@ -164,7 +165,7 @@ def test_the_verdict_comes_first_and_in_words():
         "The same up to step 5, where the tokens part.",
         "29 sites by 6 steps",
         "recomputed in float64",
-        "Step 5, where the tokens part",
+        "Step 5, where the tokens differ",
         "rope_theta",
     ]
     places = [text.index(part) for part in order]

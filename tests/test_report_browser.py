@@ -18,6 +18,7 @@ from tests.small_run import VOCABULARY, write_run
 from tests.speech_traces import tracekit
 from tests.test_report import outcome, pair_of
 from tracekit.align.pair import Pair
+from tracekit.report.json import record_of
 from tracekit.report.page import Compared, write_page
 from tracekit.report.text import verdict_text
 
@@ -61,10 +62,10 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     verdict = tk.diff(reference, candidate)
     text = verdict_text(verdict, reference, candidate) + "\n</pre><script>alert(9)</script>"
     title = "<img src=x onerror=alert(10)>"
-    again = Compared(f"{title}2", Pair.of(reference, candidate), verdict.to_json(), text)
+    again = Compared(f"{title}2", Pair.of(reference, candidate), record_of(verdict), text)
     write_page(
         folder / "report.html",
-        [Compared(title, Pair.of(reference, candidate), verdict.to_json(), text), again],
+        [Compared(title, Pair.of(reference, candidate), record_of(verdict), text), again],
         outcome(),
     )
     return folder / "report.html"

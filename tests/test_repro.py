@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 import tracekit
 from benchmarks.repros import TEXT, Bench, Engine, run_cargo, run_pytest
 from tests import speech_model
+from tracekit.report.json import record_of
 from tracekit.repro import Case, Command, Repro, write_repro
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +38,7 @@ def repro(bench: Bench, fault: str) -> tuple[Repro, str]:
     """The repro of a fault, and the cause that it was found to have."""
     verdict, made = bench.repro(fault)
     assert made is not None and made.path is not None, made
-    return made, str(verdict["cause"])
+    return made, str(verdict.cause)
 
 
 @pytest.mark.parametrize(("fault", "cause"), FAULTS.items())
@@ -103,7 +104,7 @@ def test_it_holds_what_a_person_needs(bench: Bench) -> None:
 def test_what_cannot_be_cut_says_why(bench: Bench) -> None:
     reference = bench.record("reference", bench.engine.words())
     with tracekit.open(reference) as one, tracekit.open(reference) as other:
-        verdict = tracekit.diff(one, other).to_json()
+        verdict = record_of(tracekit.diff(one, other))
     command = Command(tuple(bench.engine.words()), str(bench.folder))
     made = write_repro(bench.folder / "repro", Case("none", 3, verdict, reference, reference, command))
     assert made.path is None and made.why

@@ -28,6 +28,7 @@ from tracekit.mistakes.ranking import by_consequence
 from tracekit.report.audit import audit_json, audit_text
 from tracekit.report.json import verdict_json
 from tracekit.report.text import verdict_text
+from tracekit.report.words import sentence
 from tracekit.trace import Json, Trace
 from tracekit.verdict import decide
 
@@ -84,9 +85,9 @@ class Audit(ExplainedAudit):
 
     def _repr_html_(self) -> str:
         rows = []
-        for row in self.told["culprits"]:
-            why = row["explanation"]["text"] if row["explanation"] else "not explained"
-            rows.append((row["site"], row["step"], row["position"], f"{row['own']:.3g}", why))
+        for each in self.culprits:
+            why = "not explained" if each.explanation is None else sentence(each.explanation)
+            rows.append((each.site, each.step, each.position, f"{each.own.statistics.size:.3g}", why))
         heads = ("site", "step", "position", "local error / rounding bound", "explanation")
         title = f"{self.told['trace']}  against  {self.told['checkpoint']}: {self.told['verdict']}"
         return html_table(title, heads if rows else (), rows)

@@ -12,7 +12,7 @@ import click
 
 import tracekit
 from tracekit.formats.name_map import NameMap, read_names
-from tracekit.report.json import verdict_json
+from tracekit.report.json import record_of
 from tracekit.report.page import Alone, Compared, write_page, write_trace_page
 from tracekit.report.text import verdict_text
 from tracekit.trace import TraceError
@@ -75,4 +75,4 @@ def _pairs(reference: tracekit.Trace, candidates: tuple[str, ...], by: Measure) 
             both = paired(reference, candidate, by.names, by.weights)
             verdict = verdict_of(both, by.oracle, by.noise, weights=by.weights)
             text = verdict_text(verdict, reference, candidate, by.oracle)
-            yield Compared(path, both, verdict_json(verdict), text, by.oracle, by.noise, by.weights)
+            yield Compared(path, both, record_of(verdict), text, by.oracle, by.noise, by.weights)

@@ -180,6 +180,10 @@ class DrawField(StrEnum):
     WORDS = "words"
 
 
+DRAWS = "draws"
+"""Site of every `DrawDiffers`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DrawDiffers(Finding):
     """Another use of the random generator."""

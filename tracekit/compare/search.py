@@ -17,6 +17,7 @@ from tracekit.align.sites import SequencePair, SitePair, check_same_model
 from tracekit.compare import survivors
 from tracekit.compare.drift import Drift, drift
 from tracekit.compare.findings import (
+    DRAWS,
     Chosen,
     DrawDiffers,
     DrawField,
@@ -388,7 +389,7 @@ def _draw_difference(pair: SequencePair, one: Step, other: Step) -> DrawDiffers 
             sequence=pair.index,
             step=one.index,
             position=one.position,
-            site="draws",
+            site=DRAWS,
             field=name,
             values=values,
             draw=draw,

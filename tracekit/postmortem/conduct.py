@@ -12,7 +12,7 @@ from tracekit.postmortem.examine import SEEDS, Task, is_suspicious, needs_full, 
 from tracekit.postmortem.groups import Key, conclude, key_of
 from tracekit.postmortem.plan import Plan
 from tracekit.postmortem.program import STOPPED, Stopped
-from tracekit.postmortem.store import Store, read_json, write_json
+from tracekit.postmortem.store import Store, read_as, read_json, write_json
 from tracekit.report.postmortem_text import postmortem_json
 from tracekit.trace import TraceError
 from tracekit.verdict.outcome import BROKEN, Postmortem, Run, Seed, State
@@ -60,7 +60,8 @@ class Conduct:
             self.plan.reference, self.plan.candidate, self._outcomes(control).values(), asked=len(self.seeds)
         )
         if control is not None:
-            found = replace(found, control=control, control_text=self._full[control].text)
+            full = self._full[control]
+            found = replace(found, control=control, control_text=full.text, control_headline=full.headline)
         write_json(self.store, FOUND, postmortem_json(found))
         return found
 
@@ -117,9 +118,9 @@ class Conduct:
     # ------------------------------------------------------------ one seed after the other
 
     def _start(self, stage: str, number: int) -> None:
-        known = read_json(self.store, _outcome(stage, number))
+        known = read_as(self.store, _outcome(stage, number), Seed.from_json)
         if known is not None:
-            self._keep(stage, Seed.from_json(known), new=False)
+            self._keep(stage, known, new=False)
             return
         task = Task(self.plan, self.store.place, number)
         if stage == "sparse":

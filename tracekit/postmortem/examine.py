@@ -12,22 +12,26 @@ from pathlib import Path
 
 import numpy as np
 
+from tracekit.align.pair import Side
 from tracekit.align.sites import SequencePair
+from tracekit.compare.findings import DRAWS
 from tracekit.compare.search import first_token_difference
 from tracekit.compare.survivors import log_ratio
 from tracekit.formats.opening import open_trace
 from tracekit.postmortem.failure import Facts, rule
 from tracekit.postmortem.margins import DIGITS, chance, margins
-from tracekit.postmortem.plan import SPARSE, Plan, Side
+from tracekit.postmortem.plan import SPARSE, Plan
 from tracekit.postmortem.program import record, scratch_folder
-from tracekit.postmortem.store import Store, open_store, read_json, write_json
-from tracekit.report.json import verdict_json
-from tracekit.report.text import verdict_text
-from tracekit.trace import Json, Trace, TraceError
+from tracekit.postmortem.store import Store, open_store, read_as, write_json
+from tracekit.report.json import record_of
+from tracekit.report.text import headline, verdict_text
+from tracekit.trace import Trace, TraceError
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.causes import is_fault, rule_of
 from tracekit.verdict.decide import Verdict, paired, verdict_of
+from tracekit.verdict.decision import Decision
 from tracekit.verdict.outcome import BROKEN, Run, Seed, SeenFault, State
+from tracekit.verdict.record import VerdictRecord
 
 SEEDS = "seeds"
 FULL = "full"
@@ -77,9 +81,9 @@ def trace_name(seed: int, run: Run) -> str | None:
 def _recorded(store: Store, plan: Plan, side: Side, seed: int, level: str) -> Run:
     """A run from the store, or else from the program; then it is in the store."""
     stem = f"{SEEDS}/{seed}/{side}" + ("" if level == SPARSE else f".{FULL}")
-    row = read_json(store, f"{stem}.json")
-    if row is not None:
-        return Run.from_json(row)
+    known = read_as(store, f"{stem}.json", Run.from_json)
+    if known is not None:
+        return known
     with scratch_folder() as scratch:
         run, trace = record(plan, side, seed, level, Path(scratch))
         if trace is not None:
@@ -136,7 +140,7 @@ def compare(seed: Seed, one: Trace, other: Trace, fail: str, *, in_full: bool) -
     sequence, step = parted[0] if parted else ((pair.left[0], 0) if pair.left else (None, None))
     apart = _apart(pair.sequences)
     verdict = verdict_of(pair, audited=in_full)
-    facts = Facts(seed.seed, seed.reference, seed.candidate, step, verdict.verdict == "divergence")
+    facts = Facts(seed.seed, seed.reference, seed.candidate, step, verdict.decision is Decision.DIVERGENCE)
     failing = rule(fail)(facts)
     near = verdict.cause is not None and not is_fault(verdict.cause)
     crashed = seed.reference.exit_code != seed.candidate.exit_code or bool(seed.candidate.exit_code)
@@ -147,22 +151,23 @@ def compare(seed: Seed, one: Trace, other: Trace, fail: str, *, in_full: bool) -
         state = State.NEAR_TIE
     elif failing:
         state = State.FAIL
-    elif verdict.verdict == "divergence":
+    elif verdict.decision is Decision.DIVERGENCE:
         state = State.LATENT
-    elif verdict.verdict == "withheld":
+    elif verdict.decision is Decision.WITHHELD:
         state = State.TROUBLE
     return replace(
         seed,
         state=state,
         sequence=sequence,
         step=step,
-        verdict=None if verdict.verdict == "parity" else verdict_json(verdict),
+        verdict=None if verdict.decision is Decision.PARITY else record_of(verdict),
         also=tuple(_ends_unstated(other, verdict)),
         margins=tuple(margin for each in one.sequences for margin in margins(each)),
         chance=sum(chance(each) for each in one.sequences),
         apart=apart,
         note=_side_said(seed.reference, seed.candidate, None),
         text=_text(verdict, one, other, seed),
+        headline=headline(verdict),
     )
 
 
@@ -234,8 +239,8 @@ def needs_full(seed: Seed, quiet: float) -> bool:
     verdict = seed.verdict
     if verdict is None:
         return False
-    found = rule_of(verdict["cause"])
-    return found is None or not found.grouping.proven_by_tokens or verdict["explanation"] is None
+    found = rule_of(verdict.cause)
+    return found is None or not found.grouping.proven_by_tokens or verdict.explanation is None
 
 
 def _joined(found: Seed, again: Seed) -> Seed:
@@ -251,26 +256,27 @@ def _joined(found: Seed, again: Seed) -> Seed:
     note = again.note if same else "other tokens when run again with the same seed: a program is not seeded"
     also = [*again.also]
     verdict = found.verdict
-    if verdict is not None and again.verdict is not None and verdict["cause"] != again.verdict["cause"]:
+    if verdict is not None and again.verdict is not None and verdict.cause != again.verdict.cause:
         also = ([fault_of(verdict)] if _stands_alone(verdict) else []) + also
     return replace(again, also=tuple(also), note=note)
 
 
-def _stands_alone(verdict: Json) -> bool:
+def _stands_alone(verdict: VerdictRecord) -> bool:
     """Whether a verdict on tokens and draws names a fault that no layer can have brought about: survivors, counts of
     draws and tokens follow the layers; how is drawn, and where it stops on the same tokens, does not."""
-    drawn = verdict["cause"] == Cause.SAMPLER and verdict["site"] == "draws"
-    found = rule_of(verdict["cause"])
-    return bool(verdict["explanation"]) or drawn or (found is not None and found.grouping.stands_alone)
+    drawn = verdict.cause == Cause.SAMPLER and verdict.site == DRAWS
+    found = rule_of(verdict.cause)
+    return verdict.explanation is not None or drawn or (found is not None and found.grouping.stands_alone)
 
 
-def fault_of(verdict: Json) -> SeenFault:
+def fault_of(verdict: VerdictRecord) -> SeenFault:
     """What a verdict names."""
-    explanation = verdict["explanation"]
+    assert verdict.cause is not None  # only PARITY has none
+    explanation, said = verdict.explanation, verdict.evidence[0].text if verdict.evidence else ""
     return SeenFault(
-        cause=str(verdict["cause"]),
-        site=verdict["site"],
-        mechanism=explanation["kind"] if explanation else None,
-        step=verdict["step"],
-        text=explanation["text"] if explanation else (verdict["evidence"] or [""])[0],
+        cause=verdict.cause,
+        site=verdict.site,
+        mechanism=None if explanation is None else explanation.mistake,
+        step=verdict.step,
+        text=said if explanation is None else explanation.text,
     )

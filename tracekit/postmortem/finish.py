@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from tracekit.align.pair import Pair
+from tracekit.align.pair import Pair, Side
 from tracekit.formats.opening import open_trace
 from tracekit.postmortem.conduct import remove_traces
 from tracekit.postmortem.examine import trace_name
-from tracekit.postmortem.plan import Plan, Side
+from tracekit.postmortem.plan import Plan
 from tracekit.postmortem.program import scratch_folder
 from tracekit.postmortem.store import Store, read_json, write_json
 from tracekit.programs.python import interpreter_and_program, is_python
 from tracekit.report.page import Compared, write_page
 from tracekit.repro import Case, Command, write_repro
-from tracekit.trace import Json, Trace, TraceError
+from tracekit.trace import Trace, TraceError
 from tracekit.verdict.causes import is_fault
-from tracekit.verdict.outcome import Group, Postmortem, Run, Seed
+from tracekit.verdict.outcome import Postmortem, Run, Seed
+from tracekit.verdict.record import VerdictRecord
 
 REPORT = "report.html"
 REPROS = "repro"
@@ -113,14 +114,16 @@ def _write_repros(store: Store, places: Places, found: Postmortem, plan: Plan) -
     for group in found.groups:
         if group.verdict is None or not is_fault(group.cause):
             continue
-        why = _write_repro(store, places, seeds[group.example], group, plan)
+        seed = seeds[group.example]
+        why = _write_repro(store, places, seed, group.name, group.verdict, plan)
         if why is not None:
             without.append(f"{group.name}: {why}")
     return without
 
 
-def _write_repro(store: Store, places: Places, seed: Seed, group: Group, plan: Plan) -> str | None:
-    verdict: Json = group.verdict or {}
+def _write_repro(
+    store: Store, places: Places, seed: Seed, group: str, verdict: VerdictRecord, plan: Plan
+) -> str | None:
     with (
         scratch_folder() as scratch,
         places.local(seed, seed.reference) as one,
@@ -128,7 +131,7 @@ def _write_repro(store: Store, places: Places, seed: Seed, group: Group, plan: P
     ):
         if one is None or other is None:
             return "its traces were not kept"
-        case = Case(group.name, seed.seed, verdict, one, other, candidate_command(plan, seed.seed))
+        case = Case(group, seed.seed, verdict, one, other, candidate_command(plan, seed.seed))
         try:
             repro = write_repro(Path(scratch), case, time_limit=plan.timeout or 120.0)
         except TraceError as error:
@@ -136,7 +139,7 @@ def _write_repro(store: Store, places: Places, seed: Seed, group: Group, plan: P
         if repro.path is None:
             return repro.why
         for path in sorted(path for path in repro.path.rglob("*") if path.is_file()):
-            store.deliver(path, f"{REPROS}/{group.name}/{path.relative_to(repro.path).as_posix()}")
+            store.deliver(path, f"{REPROS}/{group}/{path.relative_to(repro.path).as_posix()}")
     return None
 
 

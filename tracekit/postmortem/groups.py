@@ -208,4 +208,4 @@ def _chance_of_length(own: list[Seed], passing: list[Seed]) -> EndsTooSoon | Non
 
 def _step(seed: Seed) -> int | None:
     """The first divergent step of a seed, as its verdict says."""
-    return seed.verdict["step"] if seed.verdict else seed.step
+    return seed.step if seed.verdict is None else seed.verdict.step

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 import shutil
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import xxhash
 
+from tracekit.align.pair import Side
 from tracekit.programs.python import interpreter_and_program, is_python
 from tracekit.trace import Json, TraceError
 
@@ -21,13 +21,6 @@ SPARSE = "tokens"
 MOST_SEEDS = 1_000_000
 HASHED_BYTES = 1 << 30
 """Bytes of a program that tell it from another build of it."""
-
-
-class Side(StrEnum):
-    """Which program."""
-
-    REFERENCE = "reference"
-    CANDIDATE = "candidate"
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tracekit.align.pair import Side
 from tracekit.formats.opening import open_trace
 from tracekit.generations import generated_count
 from tracekit.inspection.summary import sequence_summary
-from tracekit.postmortem.plan import Plan, Side
+from tracekit.postmortem.plan import Plan
 from tracekit.programs.child import end, start
 from tracekit.programs.native import NativeOptions, environment
 from tracekit.programs.python import interpreter_and_program, is_python

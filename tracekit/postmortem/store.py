@@ -10,12 +10,14 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from tracekit.trace import Json, TraceError
+
+Kept = TypeVar("Kept")
 
 
 class Store(Protocol):
@@ -55,6 +57,15 @@ def read_json(store: Store, name: str) -> Json | None:
     except (FileNotFoundError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_as(store: Store, name: str, make: Callable[[Json], Kept]) -> Kept | None:
+    """The same as what it was written from; None where it is not that, as after an earlier version wrote it."""
+    row = read_json(store, name)
+    try:
+        return None if row is None else make(row)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def write_json(store: Store, name: str, value: Json) -> None:

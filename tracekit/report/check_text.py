@@ -54,12 +54,11 @@ def finding_text(finding: CheckFinding) -> str:
         lines += [] if finding.verdict.token is None else [f"    {sentence(finding.verdict.token)}"]
     if finding.audit is not None:
         for culprit in finding.audit.culprits[:1]:
-            told = culprit_json(culprit)
             more = len(finding.audit.culprits) - 1
             lines.append(f"  {culprit.site} at step {culprit.step}, position {culprit.position}")
             lines.append(f"    {sentence(culprit.evidence)}")
-            if told["explanation"] is not None:
-                lines.append(f"    explained: {told['explanation']['text']}")
+            if culprit.explanation is not None:
+                lines.append(f"    explained: {sentence(culprit.explanation)}")
             lines += [f"    and {more} more sites"] if more else []
     return "\n".join(lines)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from tracekit.report.token_text import without_controls
@@ -15,7 +15,7 @@ RUN = ("implementation", "dtype", "device", "seed", "checkpoint")
 PARTS = ("run", "sampling", "model", "versions", "recorder", "command")
 
 
-def config_rows(traces: list[Trace], acting: Mapping[str, Any] | None = None) -> list[Json]:
+def config_rows(traces: list[Trace], acting: Collection[str] = ()) -> list[Json]:
     """Parts with a row a setting: name, a value a trace, `mark`.
 
     `mark` is `acts` for a setting that means another thing on each side (`acting` has those, by the names that a
@@ -25,7 +25,7 @@ def config_rows(traces: list[Trace], acting: Mapping[str, Any] | None = None) ->
     parts: dict[str, list[Json]] = {}
     for part, name in sorted({key for table in tables for key in table}, key=_order(tables)):
         values = [table.get((part, name)) for table in tables]
-        row = {"name": name, "values": values, "mark": _mark(part, name, values, acting or {})}
+        row = {"name": name, "values": values, "mark": _mark(part, name, values, acting)}
         parts.setdefault(part, []).append(row)
     return [{"part": part, "rows": rows} for part, rows in parts.items()]
 
@@ -59,7 +59,7 @@ def _text(name: str, value: Any) -> str:
     return plain if len(plain) <= LONGEST else plain[: LONGEST - 1] + "…"
 
 
-def _mark(part: str, name: str, values: list[str | None], acting: Mapping[str, Any]) -> str:
+def _mark(part: str, name: str, values: list[str | None], acting: Collection[str]) -> str:
     if len(values) < 2:
         return ""
     if name in acting or f"{part}.{name}" in acting:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from tracekit.report.words import sentence
 from tracekit.trace import Json
 from tracekit.verdict.coverage import Coverage
+from tracekit.verdict.record import CoverageRecord
 
 SHOWN = 2
 
 
-def shares(coverage: Coverage) -> str:
+def shares(coverage: Coverage | CoverageRecord) -> str:
     """How much of the steps, sites and parameters was looked at."""
     return f"{coverage.steps} steps, {coverage.sites} sites, {coverage.parameters} parameters"
 

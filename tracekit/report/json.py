@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence as Seq
 from dataclasses import asdict
 
 from tracekit.auditing.own_error import FALSE_ALARMS
@@ -17,10 +15,9 @@ from tracekit.report.words.culprits import culprit_json
 from tracekit.report.words.explanations import explanation_json
 from tracekit.trace import Json
 from tracekit.verdict.attribution import SiteAtFault
+from tracekit.verdict.record import EXPLAINED, FORMAT, CulpritRecord, VerdictRecord
 from tracekit.verdict.ruling import Margins, Narrowest, NarrowestCut
 from tracekit.verdict.verdict import Accused, AuditShare, Verdict
-
-FORMAT = 2
 
 
 def verdict_json(verdict: Verdict) -> Json:
@@ -54,10 +51,15 @@ def verdict_json(verdict: Verdict) -> Json:
     }
 
 
+def record_of(verdict: Verdict) -> VerdictRecord:
+    """What another process is told of a verdict."""
+    return VerdictRecord.from_json(verdict_json(verdict))
+
+
 def plain(found: object) -> Json:
     """A typed finding: `type` and its fields."""
     if isinstance(found, Explained | FitsAsWell):
-        kind = "explained" if isinstance(found, Explained) else "fits_as_well"
+        kind = EXPLAINED if isinstance(found, Explained) else "fits_as_well"
         return {"type": kind, "explanation": explanation_json(found.explanation)}
     if isinstance(found, SiteAtFault):
         place = {name: getattr(found, name) for name in ("sequence", "step", "position", "site", "order")}
@@ -71,6 +73,11 @@ def accused_json(accused: Accused) -> Json:
     if accused.culprit is None:
         return {"site": accused.site, "step": accused.step, "position": accused.position}
     return culprit_json(accused.culprit, accused.side.value)
+
+
+def accused_record(accused: Accused) -> CulpritRecord:
+    """The same as a record."""
+    return CulpritRecord.from_json(accused_json(accused))
 
 
 def token_json(token: TokenDiffers) -> Json:
@@ -117,26 +124,3 @@ def margins_json(margins: Margins) -> Json:
 
 def _narrowest(found: Narrowest | NarrowestCut) -> Json:
     return dict(vars(found))
-
-
-def by_mistake(culprits: Seq[Json]) -> list[tuple[Json | None, list[str]]]:
-    """Sites of rows of culprits, those with the same mistake together, with its explanation; None: not explained."""
-    groups: dict[str, tuple[Json | None, list[str]]] = {}
-    for row in culprits:
-        explanation = row.get("explanation")
-        groups.setdefault(_identity(explanation), (explanation, []))[1].append(row["site"])
-    return list(groups.values())
-
-
-def _identity(explanation: Json | None) -> str:
-    """Equal for the same mistake with the same values at the same positions, whatever it leaves."""
-    if explanation is None:
-        return ""
-    said = {name: explanation.get(name) for name in ("kind", "value", "values", "where")}
-    return json.dumps([said, *(_identity(part) for part in explanation.get("parts") or ())], sort_keys=True)
-
-
-def further_culprits(verdict: Json) -> list[Json]:
-    """The rows of culprits besides the one that the verdict names."""
-    place = verdict["site"], verdict["step"]
-    return [row for row in verdict["culprits"] if row.get("site") and (row["site"], row.get("step")) != place]

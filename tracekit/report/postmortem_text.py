@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+from tracekit.report.text import headline
 from tracekit.report.words import sentence
 from tracekit.trace import Json
 from tracekit.verdict.outcome import FORMAT, Group, Postmortem, Rate
@@ -22,25 +23,24 @@ def postmortem_text(found: Postmortem) -> str:
         lines.append("not complete: seeds are missing")
     for group in found.groups:
         lines += ["", *_group(group)]
-    if found.control is not None and found.control_text is not None:
-        verdict = next(
-            line for line in found.control_text.splitlines() if not line.startswith(("reference", "candidate"))
-        )
-        lines += ["", f"seed {found.control} passes and was recorded in full, too: {verdict}"]
+    if found.control is not None and found.control_headline is not None:
+        lines += ["", f"seed {found.control} passes and was recorded in full, too: {found.control_headline}"]
     return "\n".join(lines)
 
 
 def postmortem_json(found: Postmortem) -> Json:
     """Ready for `json.dumps`. Of each group `luck` has the numbers and `lucky` the sentence that says them."""
     groups = [
-        asdict(group)
+        asdict(replace(group, verdict=None))
         | {
+            "verdict": None if group.verdict is None else group.verdict.json,
             "lucky": None if group.luck is None else sentence(group.luck),
             "luck": {} if group.luck is None else asdict(group.luck),
         }
         for group in found.groups
     ]
-    return {"format": FORMAT, **asdict(found), "groups": groups}
+    rest = asdict(replace(found, seeds=(), groups=()))
+    return {"format": FORMAT, **rest, "seeds": [seed.to_json() for seed in found.seeds], "groups": groups}
 
 
 def _group(group: Group) -> list[str]:
@@ -63,13 +63,11 @@ def _group(group: Group) -> list[str]:
 
 def _said(group: Group) -> list[str]:
     """The headline of the example's verdict, and what explains it."""
-    rows = group.text.splitlines()
-    heads = [row for row in rows if row.startswith(("DIVERGENCE", "WITHHELD"))]
-    why = [row for row in rows if row.strip().startswith("explained:")]
-    if not heads:
-        return rows[:1]
-    behind = rows[rows.index(heads[0]) + 1 :]
-    return [f"seed {group.example}: {heads[0]}", *(why or behind)[:1]]
+    verdict = group.verdict
+    if verdict is None:
+        return group.text.splitlines()[:1]
+    why = verdict.explained or next((each.text for each in verdict.evidence), None)
+    return [f"seed {group.example}: {headline(verdict)}", *([] if why is None else [why])]
 
 
 def _interval(rate: Rate) -> str:

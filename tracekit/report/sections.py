@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,6 +41,7 @@ from tracekit.report.words.culprits import culprit_json
 from tracekit.trace import Json, Sequence, Trace
 from tracekit.verdict.attribution import checkpoint_of
 from tracekit.verdict.decide import yardstick_of
+from tracekit.verdict.record import CulpritRecord, VerdictRecord
 
 ALL_STEPS = 1 << 40
 LONGEST_PROMPT = 2000
@@ -57,7 +58,7 @@ class Compared:
 
     title: str  # a tab's name; a postmortem's group by its name
     pair: Pair
-    verdict: Json  # `Verdict.to_json`
+    verdict: VerdictRecord
     text: str
     oracle: Trace | None = None
     noise: tuple[Trace, ...] = ()  # more references under harmless variation
@@ -117,7 +118,7 @@ class ErrorTable:
 def pair_section(shown: Compared) -> Section:
     """Everything of a pair. Raises TraceError where the traces cannot be compared."""
     one, other = shown.pair.traces
-    asked = shown.verdict.get("sequence")
+    asked = shown.verdict.sequence
     compared = (None if asked is None else shown.pair.sequence(asked)) or shown.pair.first
     checkpoint, _ = checkpoint_of(one, other, shown.weights)
     texts = TokenTexts(() if compared is None else (compared.reference, compared.candidate), checkpoint)
@@ -125,7 +126,6 @@ def pair_section(shown: Compared) -> Section:
     for table in tables:
         if compared is not None and table.sequence == compared.index:
             texts.add(table)
-    acting = {difference["name"]: difference for difference in shown.verdict.get("differences", [])}
     section = Section(
         {
             "title": shown.title,
@@ -138,7 +138,7 @@ def pair_section(shown: Compared) -> Section:
             "prompts": [] if compared is None else _prompts(compared.reference, compared.candidate),
             "tokens": [token_rows(table) for table in tables],
             "logits": [] if compared is None else _logits(shown.verdict, compared, texts),
-            "config": config_rows([one, other], acting),
+            "config": config_rows([one, other], shown.verdict.differences),
         }
     )
     reason = _no_layers(shown, compared)
@@ -161,8 +161,7 @@ def _add_errors(section: Section, shown: Compared, compared: SequencePair, check
     sides = [(one, compared.reference), (other, compared.candidate)]
     limits = limits_of(yardstick.calibration)
     _fill(section, sites, sides, errors, owns, alignment, limits, compared_steps(compared))
-    at_fault = {culprit["site"]: culprit for culprit in reversed(shown.verdict["culprits"]) if culprit.get("site")}
-    _accuse(section, {site: _mistake(culprit) for site, culprit in at_fault.items()})
+    _accuse(section, shown.verdict.culprits)
     _add_layers(section, sites, errors, owns, limits[0])
     steps, longest = compared_steps(compared), max(compared.reference.step_count, compared.candidate.step_count)
     section.view["map"] = {
@@ -187,16 +186,15 @@ def _no_layers(shown: Compared, compared: SequencePair | None) -> str | None:
     return None
 
 
-def _logits(verdict: Json, compared: SequencePair, texts: TokenTexts) -> list[Json]:
+def _logits(verdict: VerdictRecord, compared: SequencePair, texts: TokenTexts) -> list[Json]:
     """The logits of the steps that matter: where the tokens part, where the first thing is wrong, or the tightest."""
     wanted: dict[int, str] = {}
-    token, gap = verdict.get("token"), verdict.get("margins", {}).get("logit_gap")
-    if token is not None:
-        wanted[token["step"]] = "where the tokens part"
-    if verdict.get("step") is not None:
-        wanted.setdefault(verdict["step"], "where the first thing is wrong")
-    if not wanted and isinstance(gap, dict) and gap.get("sequence", 0) == compared.index:
-        wanted[gap["step"]] = "where the two largest logits are nearest to each other"
+    if verdict.token is not None:
+        wanted[verdict.token.step] = "where the tokens differ"
+    if verdict.step is not None:
+        wanted.setdefault(verdict.step, "where the first thing is wrong")
+    if not wanted and verdict.narrowest is not None and verdict.narrowest[0] == compared.index:
+        wanted[verdict.narrowest[1]] = "where the two largest logits are nearest to each other"
     found = [(logit_table((compared.reference, compared.candidate), step, texts), why) for step, why in wanted.items()]
     return [table | {"why": why} for table, why in found if table is not None]
 
@@ -243,7 +241,7 @@ def _add_own(section: Section, trace: Trace, sequence: Sequence, checkpoint: Che
     owns = own_errors_of_trace(trace, sequence, checkpoint)
     sites, steps = ordered_sites(trace, {}, owns), max(1, sequence.step_count)
     _fill(section, sites, [(trace, sequence)], {}, owns, None, (ROW_LINE, ROW_LINE), steps)
-    _accuse(section, {culprit.site: _mistake(culprit_json(culprit)) for culprit in found.culprits})
+    _accuse(section, [CulpritRecord.from_json(culprit_json(culprit)) for culprit in found.culprits])
     _add_layers(section, sites, {}, owns, SIZE_LINE)
     section.view["map"] = {"sites": len(sites), "steps": steps, "left": 0, "sequences": len(trace.sequences)}
     section.view["map"] |= {
@@ -297,21 +295,23 @@ def _table(
         return np.array(rows, dtype=np.float32).reshape(len(sites), steps)
 
 
-def _accuse(section: Section, mistakes: Mapping[str, tuple[str, str]]) -> None:
-    """Mark the culprits among the sites, and say what their mistake is."""
+def _accuse(section: Section, culprits: Iterable[CulpritRecord]) -> None:
+    """Mark the culprits among the sites, and say what the mistake of each is; of a site that has two, the first."""
+    first: dict[str, CulpritRecord] = {}
+    for culprit in culprits:
+        first.setdefault(culprit.site, culprit)
     for site in section.sites:
-        if site["name"] in mistakes:
-            label, text = mistakes[site["name"]]
+        if site["name"] in first:
+            label, text = _mistake(first[site["name"]])
             site["rows"].insert(0, [label, without_controls(text)])
             section.culprits.append(site["name"])
 
 
-def _mistake(culprit: Json) -> tuple[str, str]:
+def _mistake(culprit: CulpritRecord) -> tuple[str, str]:
     """Label and text. A site that was not audited is the first that is off; whose fault that is, nobody knows."""
-    explanation = culprit.get("explanation")
-    if explanation is not None:
-        return "at fault", explanation["text"]
-    return ("at fault", "an error of its own") if "own" in culprit else ("first off", "by more than rounding")
+    if culprit.explanation is not None:
+        return "at fault", culprit.explanation.text
+    return ("first off", "by more than rounding") if culprit.own is None else ("at fault", "an error of its own")
 
 
 def _add_layers(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from tracekit.report.coverage import left_out, shares
-from tracekit.report.json import accused_json, by_mistake
+from tracekit.report.json import accused_record
 from tracekit.report.words import sentence
 from tracekit.report.words.consequence import consequence_lines, share_text
-from tracekit.trace import Json, Trace
+from tracekit.trace import Trace
 from tracekit.verdict.coverage import Share
 from tracekit.verdict.decision import Decision
+from tracekit.verdict.record import ExplanationRecord, VerdictRecord, by_mistake
 from tracekit.verdict.verdict import AuditShare, Unmatched, Verdict
 
 
@@ -57,7 +58,7 @@ def _about(trace: Trace) -> list[str]:
     return [trace.implementation, engine, str(trace.config.get("dtype") or ""), f"seed {seed}", counted]
 
 
-def headline(verdict: Verdict) -> str:
+def headline(verdict: Verdict | VerdictRecord) -> str:
     """The verdict, its cause and its place, in a line."""
     if verdict.decision is Decision.PARITY and verdict.cause is None:
         return "PARITY"
@@ -72,7 +73,7 @@ def headline(verdict: Verdict) -> str:
         place.append(f"position {verdict.position}")
     if verdict.site:
         place.append(verdict.site)
-    return f"{verdict.verdict.upper()}  {verdict.cause}" + (f"  at {', '.join(place)}" if place else "")
+    return f"{verdict.decision.value.upper()}  {verdict.cause}" + (f"  at {', '.join(place)}" if place else "")
 
 
 def _share(verdict: Verdict, site: str | None) -> list[str]:
@@ -94,11 +95,11 @@ def _together(verdict: Verdict, site: str) -> bool:
 def _more_culprits(verdict: Verdict) -> list[str]:
     """The culprits after the first, those with the same mistake together, choices of precision last."""
     place = verdict.site, verdict.step
-    rows = [accused_json(accused) for accused in verdict.culprits if (accused.site, accused.step) != place]
+    rows = [accused_record(accused) for accused in verdict.culprits if (accused.site, accused.step) != place]
     out = []
     for explanation, sites in sorted(by_mistake(rows), key=lambda group: _precise(group[0])):
         more = f" and {len(sites) - 2} more" if len(sites) > 2 else ""
-        text = "not explained" if explanation is None else explanation["text"]
+        text = "not explained" if explanation is None else explanation.text
         head = "precision" if _precise(explanation) else "also at fault"
         mine = _share(verdict, sites[0])
         share = f" ({mine[0]})" if mine and not _together(verdict, sites[0]) else ""
@@ -106,8 +107,8 @@ def _more_culprits(verdict: Verdict) -> list[str]:
     return out
 
 
-def _precise(explanation: Json | None) -> bool:
-    return explanation is not None and bool(explanation["precision"])
+def _precise(explanation: ExplanationRecord | None) -> bool:
+    return explanation is not None and explanation.precision
 
 
 def _audited(audit: AuditShare, share: Share | None) -> list[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.compare.findings import Chosen
 from tracekit.compare.side_by_side import TokenTable
 from tracekit.report.token_text import without_controls
 from tracekit.trace import Json, Sequence, Step
@@ -99,6 +99,6 @@ def _tokenizer(folder: Path) -> Any:
         return None
 
 
-def texts_of(tokens: Mapping[str, Any]) -> str:
-    """`309 <|309|>` of a verdict's token."""
-    return f"{tokens['id']} {shown(tokens['text'])}".rstrip() if tokens.get("text") else str(tokens["id"])
+def token_text(token: Chosen) -> str:
+    """`309 <|309|>`."""
+    return f"{token.id} {shown(token.text)}".rstrip() if token.text else str(token.id)

@@ -2,85 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tracekit.mistakes.culprits import ExplainedAudit
-from tracekit.report.json import by_mistake, further_culprits
-from tracekit.report.token_rows import texts_of
+from tracekit.report.coverage import shares
+from tracekit.report.token_rows import token_text
 from tracekit.report.token_text import without_controls
 from tracekit.report.words import sentence
 from tracekit.report.words.culprits import culprit_json
-from tracekit.report.words.explanations import explanation_json
 from tracekit.trace import Json, Trace
 from tracekit.verdict.causes import rule_of
+from tracekit.verdict.decision import Decision
+from tracekit.verdict.record import (
+    EXPLAINED,
+    CulpritRecord,
+    ExplanationRecord,
+    TokenRecord,
+    VerdictRecord,
+    by_mistake,
+)
+
+BADGES = {Decision.PARITY: "Parity", Decision.DIVERGENCE: "Divergence", Decision.WITHHELD: "No verdict"}
 
 
-def verdict_words(verdict: Json) -> Json:
+def verdict_words(verdict: VerdictRecord) -> Json:
     """`badge`, `tone` (good, bad, warn), `headline`, `place`, `explained`, `tokens`, `evidence`, `more`."""
-    kind, cause = verdict["verdict"], verdict["cause"]
-    explanation, rule = verdict.get("explanation"), rule_of(cause)
+    decision, rule = verdict.decision, rule_of(verdict.cause)
+    parity, withheld = decision is Decision.PARITY, decision is Decision.WITHHELD
     harmless = rule is not None and not rule.fault
     return {
-        "badge": {"parity": "Parity", "divergence": "Divergence"}.get(kind, "No verdict"),
-        "tone": "good" if kind == "parity" else "warn" if kind == "withheld" or harmless else "bad",
-        "cause": cause,
+        "badge": BADGES[decision],
+        "tone": "good" if parity else "warn" if withheld or harmless else "bad",
+        "cause": verdict.cause,
         "headline": "The two runs agree within rounding" if rule is None else rule.headline,
         "place": _place(verdict),
-        "site": verdict.get("site"),
-        "explained": None if explanation is None else without_controls(_explained(explanation)),
-        "tokens": _tokens(verdict.get("token")),
+        "site": verdict.site,
+        "explained": _explained(verdict.explanation),
+        "tokens": _tokens(verdict.token),
         "evidence": _evidence(verdict),
-        "culprits": _also(verdict),
-        "notes": [without_controls(note) for note in [*verdict.get("notes", []), *_covered(verdict)]],
-        "unexercised": verdict.get("unexercised", []) if kind == "parity" else [],
+        "culprits": _together(verdict.further_culprits),
+        "notes": [without_controls(note) for note in [*verdict.notes, *_covered(verdict)]],
+        "unexercised": verdict.unexercised if parity else (),
     }
 
 
-def _covered(verdict: Json) -> list[str]:
+def _covered(verdict: VerdictRecord) -> list[str]:
     """How much of the two runs the verdict is about."""
-    coverage = verdict.get("coverage")
-    if not coverage:
+    coverage = verdict.coverage
+    if coverage is None:
         return []
-    said = [f"{coverage[name]['done']} of {coverage[name]['of']} {name}" for name in ("steps", "sites", "parameters")]
-    missing = len(coverage["skipped"])
+    missing = len(coverage.skipped)
     more = f"; {missing} sites have no value, or none in some calls" if missing else ""
-    return [f"Compared: {', '.join(said)}{more}"]
+    return [f"Compared: {shares(coverage)}{more}"]
 
 
-def _place(verdict: Json) -> str | None:
-    parts = [] if not verdict.get("sequence") else [f"sequence {verdict['sequence']}"]
-    parts += [f"{name} {verdict[name]}" for name in ("step", "position") if verdict.get(name) is not None]
+def _place(verdict: VerdictRecord) -> str | None:
+    parts = [] if not verdict.sequence else [f"sequence {verdict.sequence}"]
+    places = (("step", verdict.step), ("position", verdict.position))
+    parts += [f"{name} {at}" for name, at in places if at is not None]
     return ", ".join(parts) or None
 
 
-def _explained(explanation: Json) -> str:
-    left = explanation.get("residual") or 0.0
-    return f"{explanation['text']} (residual {left:.1f}×)" if left >= 0.05 else explanation["text"]
+def _explained(explanation: ExplanationRecord | None) -> str | None:
+    if explanation is None:
+        return None
+    left = f" (residual {explanation.residual:.1f}×)" if explanation.residual >= 0.05 else ""
+    return without_controls(explanation.text + left)
 
 
-def _tokens(token: Json | None) -> Json | None:
+def _tokens(token: TokenRecord | None) -> Json | None:
     if token is None:
         return None
-    return {"step": token["step"], "reference": texts_of(token["reference"]), "candidate": texts_of(token["candidate"])}
+    return {"step": token.step, "reference": token_text(token.reference), "candidate": token_text(token.candidate)}
 
 
-def _evidence(verdict: Json) -> list[str]:
+def _evidence(verdict: VerdictRecord) -> list[str]:
     """What the verdict is founded on, but for the explanation, which the page shows apart."""
-    findings = verdict.get("findings") or [{}] * len(verdict["evidence"])
-    lines = zip(verdict["evidence"], findings, strict=True)
-    said = [line for line, found in lines if found.get("type") != "explained"]
-    told = verdict.get("consequences") or {}
-    said += [each["text"] for each in (told, told.get("repaired")) if each]
-    return [without_controls(line) for line in said]
+    said = [each.text for each in verdict.evidence if each.type != EXPLAINED]
+    return [without_controls(line) for line in (*said, *verdict.consequences)]
 
 
-def _also(verdict: Json) -> list[Json]:
-    """The culprits after the first, those with the same mistake together."""
-    return _together(further_culprits(verdict))
-
-
-def _together(culprits: list[Json]) -> list[Json]:
+def _together(culprits: Iterable[CulpritRecord]) -> list[Json]:
+    """Those with the same mistake together."""
     return [
         {
-            "text": "not explained" if explanation is None else explanation["text"],
+            "text": "not explained" if explanation is None else explanation.text,
             "sites": sites[:6],
             "more": max(0, len(sites) - 6),
         }
@@ -102,7 +108,7 @@ def measured_against(calibration: str) -> str:
 def audit_words(found: ExplainedAudit) -> Json:
     """The same of an audit."""
     first = found.culprits[0] if found.culprits else None
-    explanation = None if first is None else first.explanation
+    culprits = [CulpritRecord.from_json(culprit_json(culprit)) for culprit in found.culprits]
     stated = [
         f"{item.name.removeprefix('model.')}: {item.candidate} in the engine, {item.reference} in the checkpoint"
         for item in found.differences
@@ -113,7 +119,7 @@ def audit_words(found: ExplainedAudit) -> Json:
     ) | {
         "place": None if first is None else f"step {first.step}, position {first.position}",
         "site": None if first is None else first.site,
-        "explained": None if explanation is None else without_controls(_explained(explanation_json(explanation) or {})),
+        "explained": _explained(culprits[0].explanation) if culprits else None,
         "evidence": [
             without_controls(line)
             for line in [
@@ -124,7 +130,7 @@ def audit_words(found: ExplainedAudit) -> Json:
                 *_not_finite(found),
             ]
         ],
-        "culprits": _together([culprit_json(culprit) for culprit in found.culprits[1:]]),
+        "culprits": _together(culprits[1:]),
     }
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tracekit.align.sites import SequencePair
 from tracekit.trace import Array, Draw, Json, Sequence
+from tracekit.verdict.record import VerdictRecord
 from tracekit.verdict.rule import ReproNeeds
 
 DERIVED = ("token_ids", "vocabulary")
@@ -35,11 +36,10 @@ class Case:
 
     group: str  # the folder's name
     seed: int
-    verdict: Json  # `Verdict.to_json()`
+    verdict: VerdictRecord
     reference: Path
     candidate: Path
     command: Command  # the candidate's, its seed filled in
-    weights: str | None = None  # the checkpoint, if it is not where the traces say
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,9 @@ def _repro_json(case: Case, fault: Fault, found: Cut, evidence: Evidence) -> Jso
         "format": FORMAT,
         "group": case.group,
         "seed": case.seed,
-        "cause": verdict["cause"],
-        "site": verdict.get("site"),
-        "explanation": verdict.get("explanation"),
+        "cause": verdict.cause,
+        "site": verdict.site,
+        "explanation": verdict.json["explanation"],
         "command": shlex.join(command.words),
         "recorder": recording.words(command, found.fed),
         "folder": command.folder,
@@ -97,14 +97,15 @@ def _repro_json(case: Case, fault: Fault, found: Cut, evidence: Evidence) -> Jso
 def _said(case: Case, found: Cut, evidence: Evidence, before: tuple[int, int]) -> Json:
     """What the templates are filled with. Texts of traces stay on one line."""
     verdict, fed = case.verdict, found.fed
-    explanation = (verdict.get("explanation") or {}).get("text") or next(iter(verdict.get("evidence") or ()), "")
+    said = verdict.evidence[0].text if verdict.evidence else ""
+    mechanism = said if verdict.explanation is None else verdict.explanation.text
     prompt, steps = fed.lengths(before)
     return {
         "group": case.group,
         "seed": case.seed,
-        "cause": verdict["cause"],
-        "site": verdict.get("site"),
-        "mechanism": " ".join(str(explanation).split()),
+        "cause": verdict.cause,
+        "site": verdict.site,
+        "mechanism": " ".join(mechanism.split()),
         "kind": evidence.check["kind"],
         "check": evidence.check,
         "prompt": (before[0], prompt),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tracekit.align.pair import Pair
+from tracekit.align.pair import Pair, Side
 from tracekit.align.sites import SequencePair
 from tracekit.auditing.recipe import recipes
 from tracekit.checkpoints.stated import open_checkpoint
@@ -20,18 +20,10 @@ from tracekit.repro.rerun import Rerun
 from tracekit.repro.step_fault import FilterFault, InputFault, RandomFault, SamplerFault, StopFault
 from tracekit.trace import Trace
 from tracekit.verdict.causes import rule_of
-from tracekit.verdict.outcome import State
 from tracekit.verdict.rule import Shows
 
 MOST_RUNS = 12
 TIME_LIMIT = 120.0
-WHY_NONE: dict[str | None, str] = {
-    None: "the traces agree",
-    State.CRASH: "the program ended with an error; its last line is in the report",
-    State.TIMEOUT: "the program ran into its time limit",
-    State.TROUBLE: "nothing was recorded that could be compared",
-}
-"""Why there is no repro where there is no cause."""
 
 
 def write_repro(folder: Path, case: Case, *, most_runs: int = MOST_RUNS, time_limit: float = TIME_LIMIT) -> Repro:
@@ -61,13 +53,14 @@ def write_repro(folder: Path, case: Case, *, most_runs: int = MOST_RUNS, time_li
 
 def _prepared(case: Case, reference: Trace, candidate: Trace) -> tuple[Fault, Input, tuple[int, int]]:
     """The fault, the whole input, and its prompt's and the reference's lengths."""
-    cause = case.verdict.get("cause")
-    rule = rule_of(cause)
-    if rule is None or rule.repro.shows is None:
-        why = WHY_NONE.get(cause) if rule is None else rule.repro.why_none
-        raise NoRepro(why or f"none is made for the cause {cause}")
+    rule = rule_of(case.verdict.cause)
+    if rule is None:
+        agree, cause = "the traces agree", case.verdict.cause
+        raise NoRepro(agree if cause is None else f"none is made for the cause {cause}")
+    if rule.repro.shows is None:
+        raise NoRepro(rule.repro.why_none)
     pair = Pair.of(reference, candidate)
-    compared = pair.sequence(int(case.verdict.get("sequence") or 0))
+    compared = pair.sequence(case.verdict.sequence or 0)
     if compared is None:
         raise NoRepro("the two sides have no sequence in common")
     shows = rule.repro.shows
@@ -77,9 +70,7 @@ def _prepared(case: Case, reference: Trace, candidate: Trace) -> tuple[Fault, In
 
 
 def _step_fault(case: Case, pair: SequencePair, shows: Shows) -> Fault:
-    verdict = case.verdict
-    step = int(verdict.get("step") or 0)
-    token = verdict.get("token") or {}
+    step, token = case.verdict.step or 0, case.verdict.token
     if shows is Shows.PROMPT:
         return InputFault(pair)
     if shows is Shows.END:
@@ -87,30 +78,28 @@ def _step_fault(case: Case, pair: SequencePair, shows: Shows) -> Fault:
     if shows is Shows.SURVIVORS:
         return FilterFault(pair, step)
     # The way of drawing may be another from the first step on; a token tells from where it matters.
-    at_token = shows is Shows.TOKEN and token
-    return SamplerFault(pair, int(token.get("step") or step)) if at_token else RandomFault(pair, step)
+    return SamplerFault(pair, token.step) if shows is Shows.TOKEN and token is not None else RandomFault(pair, step)
 
 
 def _layer_fault(case: Case, traces: Pair, pair: SequencePair) -> Fault:
-    verdict = case.verdict
-    culprits = [row for row in verdict.get("culprits") or () if "own" in row]
-    ours = [row for row in culprits if row.get("side") == "candidate"]
+    culprits = [each for each in case.verdict.culprits if each.own is not None]
+    ours = [each for each in culprits if each.side is Side.CANDIDATE]
     if culprits and not ours:
         raise NoRepro("it is the reference that departs from its checkpoint, not the candidate")
-    said = case.weights or (verdict.get("audit") or {}).get("checkpoint")
+    said = case.verdict.checkpoint
     if not ours or said is None:
         return _compared(case, traces, pair)
     first, checkpoint = ours[0], open_checkpoint(said, traces.reference, traces.candidate)
-    site, mechanism = str(first["site"]), (first.get("explanation") or {}).get("kind")
+    site, mistake = first.site, None if first.explanation is None else first.explanation.mistake
     found = [each for each in recipes(traces.candidate, checkpoint, traces.reference).known if each.site == site]
     if not all(each.plain for each in found):
         raise NoRepro(f"what {site} computes in this family is not among the operations of a repro")
     inputs = tuple(name for each in found for name in (each.stored, *each.inputs))
-    return AuditedFault(site, int(first["position"]), mechanism, checkpoint, pair, traces.reference, inputs)
+    return AuditedFault(site, first.position or 0, mistake, checkpoint, pair, traces.reference, inputs)
 
 
 def _compared(case: Case, traces: Pair, pair: SequencePair) -> Fault:
-    site, position = str(case.verdict.get("site")), int(case.verdict.get("position") or 0)
+    site, position = case.verdict.site or "", case.verdict.position or 0
     if site == "logits":
         return ComparedFault(site, site, site, LOGITS_ORDER, position, pair, traces.reference)
     found = next((each for each in traces.sites.pairs if each.name == site), None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from tracekit.trace import Json
+from tracekit.verdict.cause import Cause
+from tracekit.verdict.record import VerdictRecord
 
 FORMAT = 1
 
@@ -51,7 +53,7 @@ class Run:
 class SeenFault:
     """A fault that a seed shows."""
 
-    cause: str  # id
+    cause: Cause
     site: str | None
     mechanism: str | None  # id of the mistake
     step: int | None
@@ -68,7 +70,7 @@ class Seed:
     candidate: Run
     sequence: int | None = None  # where the tokens part first
     step: int | None = None
-    verdict: Json | None = None  # as `tracekit diff --json` prints it; None where every token agrees
+    verdict: VerdictRecord | None = None  # None where every token agrees
     also: tuple[SeenFault, ...] = ()  # further faults of the same seed
     margins: tuple[float, ...] = ()  # of the reference's steps: how far, in nats, the runner-up of each draw was
     chance: float | None = None  # nats: log-probability that another draw gives the reference's tokens
@@ -76,10 +78,12 @@ class Seed:
     note: str | None = None
     again: bool = False  # trouble of this machine's, not of its programs: tried again the next time
     text: str | None = None  # the verdict as a person reads it
+    headline: str | None = None  # its line of decision, cause and place
 
     def to_json(self) -> Json:
-        """Ready for `json.dumps`."""
-        return asdict(self)
+        """Ready for `json.dumps`; the verdict as `tracekit diff --json` prints it."""
+        row = asdict(replace(self, verdict=None))
+        return row | {"verdict": None if self.verdict is None else self.verdict.json}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Seed:
@@ -88,7 +92,11 @@ class Seed:
         fields["state"] = State(fields["state"])
         fields["reference"] = Run.from_json(fields["reference"])
         fields["candidate"] = Run.from_json(fields["candidate"])
-        fields["also"] = tuple(SeenFault(**fault) for fault in fields.get("also", ()))
+        fields["also"] = tuple(
+            SeenFault(**fault | {"cause": Cause(fault["cause"])}) for fault in fields.get("also", ())
+        )
+        if fields.get("verdict") is not None:
+            fields["verdict"] = VerdictRecord.from_json(fields["verdict"])
         fields["margins"] = tuple(fields.get("margins", ()))
         return cls(**fields)
 
@@ -165,7 +173,7 @@ class Group:
     steps: tuple[int | None, ...]  # first divergent step of each, as its verdict says
     latent: tuple[int, ...]  # of these seeds, those whose tokens agree all the same
     example: int  # the seed whose verdict is shown
-    verdict: Json | None
+    verdict: VerdictRecord | None  # the example's
     text: str  # the example's verdict as a person reads it
     rate: Rate
     luck: Chance | None = None  # may seeds that pass have the fault, too?
@@ -185,4 +193,5 @@ class Postmortem:
     failing: Rate
     control: int | None = None  # a passing seed that was recorded in full, too
     control_text: str | None = None  # its verdict
+    control_headline: str | None = None
     complete: bool = True  # False: seeds are missing

@@ -25,8 +25,8 @@ def _changes(segment: Segment, place: int) -> Iterator[Change]:
     shape = segment.clean[node.inputs[0]].shape if node.inputs else ()
     rank = len(shape)
     for number, stated in enumerate(node.args):
-        kind = str(arguments[number].type)
-        if "int" not in kind or isinstance(stated, Value):
+        schema = str(arguments[number].type)
+        if "int" not in schema or isinstance(stated, Value):
             continue
         axis = "dim" in arguments[number].name
         if isinstance(stated, int):
