@@ -10,6 +10,7 @@ import pytest
 
 from tracekit.auditing.audit import auditable
 from tracekit.auditing.drawn_error import drawn_result
+from tracekit.auditing.operations.operation import Effort
 from tracekit.auditing.recompute import Parameters, Recomputation
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.dtypes import UNIT_ROUNDOFF
@@ -36,7 +37,7 @@ def by_recipes(trace: Trace, folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     found = {}
     for recipe in auditable(trace, checkpoint, parameters, None)[0]:
         windows = run.windows(recipe, 1 << 62)
-        parts = [run.result(recipe, window, run.inputs(recipe, window), closely=True).variance for window in windows]
+        parts = [run.result(recipe, window, run.inputs(recipe, window), Effort.FULL).variance for window in windows]
         found[recipe.site] = np.sqrt(np.concatenate(parts))
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import tracekit
-from tracekit.auditing.audit import COMPUTED_AGAIN
+from tracekit.auditing.not_audited import Lacks, NotAudited
 from tracekit.inspection.sanity import Uncached, recomputed_from
 
 torch = pytest.importorskip("torch")
@@ -83,7 +83,7 @@ def test_an_error_of_later_positions_alone_is_found(folder, by, tmp_path):
 
 def test_a_prompt_of_one_token_leaves_recipes_nothing_to_judge_attention_by(folder, tmp_path):
     path = recorded(folder, tmp_path / "run.h5", prompt=PROMPT[:1])
-    assert tracekit.audit(path, folder).unknown[CORE] == COMPUTED_AGAIN
+    assert tracekit.audit(path, folder).unknown[CORE] == NotAudited(Lacks.CACHED)
 
 
 @pytest.mark.parametrize("with_reference", [True, False])

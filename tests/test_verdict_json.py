@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import is_dataclass
+import re
+import string
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,10 +16,11 @@ import pytest
 import tracekit
 from tests.small_run import write_run
 from tracekit.auditing.evidence import ErrorEvidence
+from tracekit.auditing.not_audited import Lacks
 from tracekit.checkpoints.relations import Relation
 from tracekit.compare.findings import Finding
 from tracekit.inspection.sanity import Loss
-from tracekit.report.words import has_words
+from tracekit.report.words import TEMPLATES, has_words, not_audited
 from tracekit.verdict import evidence, unexercised
 from tracekit.verdict.attribution import SiteAtFault
 from tracekit.verdict.cause import Cause
@@ -83,6 +86,10 @@ def test_every_finding_has_words() -> None:
         said |= {each for each in found if is_dataclass(each) and each is not sampler.ProcessorRun}  # a part of others
     assert len(said) > 60
     assert sorted(each.__name__ for each in said if not has_words(each)) == []
+    assert not_audited.WORDS.keys() == set(Lacks)
+    for kind, text in TEMPLATES.items():
+        named = {re.split(r"[.\[]", name)[0] for _, name, _, _ in string.Formatter().parse(text) if name}
+        assert named <= {each.name for each in fields(kind)}, kind
 
 
 def test_causes_are_one_file_each_in_one_order() -> None:

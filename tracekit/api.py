@@ -16,6 +16,7 @@ from tracekit.align.renamed import Elsewhere, named
 from tracekit.align.rotary_order import in_order_of
 from tracekit.auditing import audit as auditing
 from tracekit.auditing.consequence import Weighing
+from tracekit.auditing.not_audited import NotAudited
 from tracekit.auditing.routing import routed
 from tracekit.checkpoints.stated import borrowed_settings, find_checkpoint, open_checkpoint, why_no_checkpoint
 from tracekit.errors import TraceError
@@ -194,9 +195,9 @@ def _fields(found: DataclassInstance) -> dict[str, Any]:
     return {each.name: getattr(found, each.name) for each in fields(found)}
 
 
-def _why(unknown: Mapping[str, str]) -> str:
+def _why(unknown: Mapping[str, NotAudited]) -> str:
     """Why most sites were not audited."""
     if not unknown:
         return "; record with --level all"
     reason, count = Counter(unknown.values()).most_common(1)[0]
-    return f"; of {count} of its {len(unknown)} sites: {reason}"
+    return f"; of {count} of its {len(unknown)} sites: {sentence(reason)}"

@@ -27,6 +27,7 @@ from tracekit.auditing.evidence import (
     StatisticOff,
 )
 from tracekit.auditing.measured import meant, measured
+from tracekit.auditing.not_audited import Lacks, NotAudited
 from tracekit.auditing.outliers import Peers
 from tracekit.auditing.own_error import FALSE_ALARMS, Own, own_error, site_windows, tests_of
 from tracekit.auditing.recipe import Recipe, order_of, recipes
@@ -85,17 +86,13 @@ class Culprit:
                 return StatisticOff(other, statistics.peaks()[other], wrong, rows)
 
 
-NOT_FINITE = "its inputs are not finite"
-COMPUTED_AGAIN = "without a cache, what it read of earlier positions was computed again and is not recorded"
-
-
 @dataclass(frozen=True)
 class Audit:
     """One trace against its checkpoint."""
 
     culprits: tuple[Culprit, ...]  # in the order of the computation
     clean: frozenset[str]  # sites that were audited and are within their bounds
-    unknown: Mapping[str, str]  # sites that were not audited, and why
+    unknown: Mapping[str, NotAudited]  # sites that were not audited, and why
     weights: tuple[str, ...]  # parameters whose bytes are not the checkpoint's
     differences: tuple[Difference, ...]  # what the checkpoint declares and the engine says it used
     values: int  # values recomputed
@@ -197,8 +194,9 @@ def audit(
         if recipe.site not in seen:
             blind = any(recipe.site in run.blind for run in runs)
             again = any(run.reads_others(recipe) for run in runs)
-            held = COMPUTED_AGAIN if again else "its inputs are not recorded at the same positions"
-            unknown[recipe.site] = NOT_FINITE if blind else held
+            unknown[recipe.site] = NotAudited(
+                Lacks.FINITE if blind else Lacks.CACHED if again else Lacks.SAME_POSITIONS
+            )
     ranked = sorted(culprits.values(), key=lambda culprit: (culprit.sequence, culprit.step, culprit.order))
     return Audit(
         tuple(ranked),
@@ -230,20 +228,20 @@ def own_errors(
 
 def auditable(
     trace: Trace, checkpoint: Checkpoint, parameters: Parameters, wiring: Trace | None
-) -> tuple[list[Recipe], dict[str, str]]:
+) -> tuple[list[Recipe], dict[str, NotAudited]]:
     """Recipes that can be followed, in execution order; and the other sites, with the reason."""
     found = recipes(trace, checkpoint, wiring)
     unknown, known = dict(found.unknown), []
     meanings = measured(trace, checkpoint, wiring, found.known)
     for each in found.known:
         recipe = meant(each, meanings)
-        if isinstance(recipe, str):
+        if isinstance(recipe, NotAudited):
             unknown[each.site] = recipe
             continue
         if not parameters.has(recipe):
-            unknown[recipe.site] = "the checkpoint has no parameter of that name"
+            unknown[recipe.site] = NotAudited(Lacks.PARAMETER)
         elif not fits(trace, parameters, recipe):
-            unknown[recipe.site] = "its shape is not that of the checkpoint's parameter"
+            unknown[recipe.site] = NotAudited(Lacks.SHAPE)
         else:
             known.append(recipe)
     return known, unknown

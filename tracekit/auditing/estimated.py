@@ -19,6 +19,7 @@ from tracekit.auditing.evidence import Statistic
 from tracekit.auditing.matrix import Matrix
 from tracekit.auditing.operations.linear_layer import Linear
 from tracekit.auditing.operations.norms import Norm
+from tracekit.auditing.operations.operation import Effort
 from tracekit.auditing.operations.unmeasured import Unmeasured
 from tracekit.auditing.own_error import FALSE_ALARMS, common_width, root_mean_square, site_windows, spread_width
 from tracekit.auditing.recipe import Recipe, recipes
@@ -110,7 +111,7 @@ def _beyond(
 ) -> Floats:
     inputs, moved = ours.inputs(recipe, part), other.inputs(theirs, part)
     dtype = max((ours.computed_in(recipe), other.computed_in(theirs)), key=unit_of)
-    result = _result(ours, recipe, part, inputs, dtype, closely=True)
+    result = _result(ours, recipe, part, inputs, dtype, Effort.FULL)
     predicted = _result(ours, recipe, part, moved, dtype).values
     gap = (other.recorded(theirs.stored, part) - ours.recorded(recipe.stored, part)) - (predicted - result.values)
     level = FALSE_ALARMS / max(tests, 1)
@@ -130,9 +131,9 @@ def _beyond(
 
 
 def _result(
-    run: Recomputation, recipe: Recipe, window: Window, inputs: list[Floats], dtype: str, closely: int = 0
+    run: Recomputation, recipe: Recipe, window: Window, inputs: list[Floats], dtype: str, effort: Effort = Effort.QUICK
 ) -> Result:
-    return recipe.operation.result(replace(run.given(recipe, window, inputs, closely), dtype=dtype))
+    return recipe.operation.result(replace(run.given(recipe, window, inputs, effort), dtype=dtype))
 
 
 @dataclass(frozen=True)

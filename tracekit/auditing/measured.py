@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
+from tracekit.auditing.not_audited import Lacks, NotAudited
 from tracekit.auditing.operations import all_operations
 from tracekit.auditing.operations.operation import Module, Operation
 from tracekit.auditing.operations.unmeasured import Unmeasured
@@ -22,19 +23,19 @@ ROWS = 64
 """Positions of a site that are looked at."""
 REFERENCES = ("torch.", "transformers.")
 """Packages whose classes are the reference, whoever runs them."""
-NOT_MEASURED = "what the class {} computes is known from a reference only, and none was recorded here"
-NONE_FITS = "what the class {} computes is no linear layer and no norm that is known"
 
-Meaning = Operation | str
+Meaning = Operation | NotAudited
 """What a class computes, or why that is not known."""
 
 
-def meant(recipe: Recipe, meanings: Mapping[str, Meaning]) -> Recipe | str:
+def meant(recipe: Recipe, meanings: Mapping[str, Meaning]) -> Recipe | NotAudited:
     """The recipe with the operation that was measured for its class; or why there is none."""
     if not isinstance(recipe.operation, Unmeasured):
         return recipe
     meaning = meanings[recipe.operation.module_class]
-    return meaning if isinstance(meaning, str) else replace(recipe, operation=meaning.with_eps(recipe.operation.eps))
+    if isinstance(meaning, NotAudited):
+        return meaning
+    return replace(recipe, operation=meaning.with_eps(recipe.operation.eps))
 
 
 def measured(
@@ -55,9 +56,9 @@ def measured(
     for name in sorted(classes):
         same = found.get(name, [])
         if not same or not (wiring is not None or _is_reference(name, trace)):
-            out[name] = NOT_MEASURED.format(name)
+            out[name] = NotAudited(Lacks.MEASURED_CLASS, (name,))
         else:
-            out[name] = _of_class(same, runs, parameters) or NONE_FITS.format(name)
+            out[name] = _of_class(same, runs, parameters) or NotAudited(Lacks.FITTING_OPERATION, (name,))
     return out
 
 

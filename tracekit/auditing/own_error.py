@@ -25,6 +25,7 @@ from tracekit.auditing import operations
 from tracekit.auditing.alike import Shares, common_of_values, rows_alike, sketch
 from tracekit.auditing.evidence import Outlier, Statistic
 from tracekit.auditing.operations import Floats, Result
+from tracekit.auditing.operations.operation import Effort
 from tracekit.auditing.recipe import Recipe
 from tracekit.auditing.recompute import Recomputation, Window
 
@@ -300,13 +301,13 @@ def own_error(run: Recomputation, recipe: Recipe, stop: int = 1 << 62, level: fl
     windows = [part for block in site_windows(run, recipe, stop) for part in run.finite(recipe, block)]
     if not windows:
         return None
-    own = _judged(run, recipe, windows, level, closely=0)
+    own = _judged(run, recipe, windows, level, Effort.QUICK)
     # The cheap bounds take a product's sizes as spread evenly, the core's errors as alike between the rows where they
     # were drawn, and those of all rows as independent; judge by the full ones.
-    own = _judged(run, recipe, windows, level, closely=1) if own.wrong else own
+    own = _judged(run, recipe, windows, level, Effort.FULL) if own.wrong else own
     # Few draws may miss what a single value is off by, where others cancel in it.
-    near = own.wrong and max(own.over.values()) < NEAR_LIMIT
-    return _judged(run, recipe, windows, level, closely=2) if near else own
+    near = recipe.operation.draws_errors and own.wrong and max(own.over.values()) < NEAR_LIMIT
+    return _judged(run, recipe, windows, level, Effort.MOST_DRAWS) if near else own
 
 
 def site_windows(run: Recomputation, recipe: Recipe, stop: int) -> list[Window]:
@@ -322,16 +323,16 @@ def _blocks(window: Window, width: int) -> list[Window]:
     return [Window(first, min(first + rows, window.stop)) for first in range(window.first, window.stop, rows)]
 
 
-def _judged(run: Recomputation, recipe: Recipe, windows: list[Window], level: float, closely: int) -> Own:
+def _judged(run: Recomputation, recipe: Recipe, windows: list[Window], level: float, effort: Effort) -> Own:
     tally = Tally()
     width: dict[Statistic, float] = {}
     sketches, rows, shares = [], [], []
     for window in windows:
         recorded, dtype = run.recorded(recipe.stored, window), run.dtype(recipe.stored)
-        result = run.result(recipe, window, run.inputs(recipe, window), closely).closest(recorded)
+        result = run.result(recipe, window, run.inputs(recipe, window), effort).closest(recorded)
         tally.add(_overflowed(recorded, result.values, dtype), result)
         common: Shares | float = 0.0
-        if closely:
+        if effort is not Effort.QUICK:
             sketches.append(sketch(result.values))
             common = (
                 common_of_values(result.values, operations.unit(dtype)) if result.common is None else result.common()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from tracekit.auditing.block_formats import WITH_MINIMA, is_known
 from tracekit.auditing.families import family_of
 from tracekit.auditing.families.family import stated_embedding_factor, token_table
+from tracekit.auditing.not_audited import Lacks, NotAudited
 from tracekit.auditing.operations import operation_of_class
 from tracekit.auditing.operations.linear_layer import Linear
 from tracekit.auditing.operations.operation import Operation
@@ -58,7 +59,7 @@ class Recipes:
     """Recipes in execution order, and why the other stored sites have none."""
 
     known: tuple[Recipe, ...]
-    unknown: Mapping[str, str]
+    unknown: Mapping[str, NotAudited]
 
 
 def recipes(trace: Trace, checkpoint: Checkpoint, wiring: Trace | None = None) -> Recipes:
@@ -87,7 +88,7 @@ class Book:
         self.trace, self.checkpoint, self.wiring = trace, checkpoint, wiring
         self.declared = checkpoint.config
         self.known: dict[str, Recipe] = {}
-        self.why: dict[str, str] = {}
+        self.why: dict[str, NotAudited] = {}
         self.stored = {name for sequence in trace.sequences for name in sequence.sites}
         self.positions = max((sequence.positions for sequence in trace.sequences), default=0)
         self.prompt = min(map(prompt_length, trace.sequences), default=0)
@@ -121,7 +122,7 @@ class Book:
             found = None if other is None or other == "logits" else resolve(self.trace, other)
         return found if found == "logits" or found in self.stored else None
 
-    def reasons(self) -> dict[str, str]:
+    def reasons(self) -> dict[str, NotAudited]:
         """Sites that no recipe covers, and why."""
         covered = {recipe.stored for recipe in self.known.values()}
         out = {name: why for name, why in self.why.items() if name not in self.known and name not in covered}
@@ -129,28 +130,28 @@ class Book:
             out[name] = self._reason(name)
         for row in self.trace.sites.values():
             if row.skipped is not None and row.name not in self.stored and row.skipped != "not asked for":
-                out.setdefault(row.name, f"not recorded: {row.skipped}")
+                out.setdefault(row.name, NotAudited(Lacks.STORED, (row.skipped,)))
         return out
 
-    def _reason(self, name: str) -> str:
+    def _reason(self, name: str) -> NotAudited:
         site = self.trace.sites.get(name)
         if site is not None and (EXPERT.search(site.module_class) or ".experts" in name):
-            return "what experts and their router compute is not recomputed"
+            return NotAudited(Lacks.RECIPE_OF_EXPERTS)
         if name.endswith(INPUT_SUFFIX) or site is None or site.module_class == "input":
-            return self.not_known() or "no recipe covers this input of a module"
-        return f"no recipe covers this {site.module_class}"
+            return self.not_known() or NotAudited(Lacks.RECIPE_OF_INPUT)
+        return NotAudited(Lacks.RECIPE_OF_CLASS, (site.module_class,))
 
-    def not_known(self) -> str | None:
+    def not_known(self) -> NotAudited | None:
         """Why nothing between modules is recomputed; None where the family is known."""
         said = self.declared.get("model_type")
         if said is None:
-            return "no config.json says of which family the model is"
+            return NotAudited(Lacks.FAMILY)
         if self.family is None:
-            return f"the operations between the modules of a {said} are not known"
+            return NotAudited(Lacks.RECIPE_OF_FAMILY, (str(said),))
         unread, unstated = self.family.unread(self.declared), self.family.unstated(self.declared)
         if unread is not None:
-            return f"config.json declares {unread}, which no recipe of a {said} reads"
-        return None if unstated is None else f"the checkpoint does not declare {unstated}"
+            return NotAudited(Lacks.RECIPE_OF_SETTING, (unread, str(said)))
+        return None if unstated is None else NotAudited(Lacks.SETTING, (unstated,))
 
     # ---------------------------------------------------------------- modules
 
@@ -165,7 +166,7 @@ class Book:
         name = "logits" if stored == "logits" else site.name
         source = self.resolve(site.name + INPUT_SUFFIX)
         recipe = self._module(replace(site, name=name), stored, None if source == "logits" else source)
-        if isinstance(recipe, str):
+        if isinstance(recipe, NotAudited):
             self.why[name] = recipe
         elif recipe is not None:
             self.known[name] = recipe
@@ -186,7 +187,7 @@ class Book:
             attributes=other.attributes or site.attributes,
         )
 
-    def _module(self, site: Site, stored: str, source: str | None) -> Recipe | str | None:
+    def _module(self, site: Site, stored: str, source: str | None) -> Recipe | NotAudited | None:
         """The recipe of a module, why there is none, or None where its class says nothing."""
         known = operation_of_class(site.module_class) if "defined_in" not in site.attributes else None
         last = site.name.rsplit(".", 1)[-1]
@@ -194,7 +195,7 @@ class Book:
             return self._table(site, stored, last)
         operation = self._operation(site, known)
         if source is None:
-            return None if operation is None or isinstance(operation, Unmeasured) else "its input is not recorded"
+            return None if operation is None or isinstance(operation, Unmeasured) else NotAudited(Lacks.INPUT)
         if not isinstance(operation, Operation):
             return operation
         if isinstance(operation, Linear):
@@ -209,7 +210,7 @@ class Book:
             return operation
         return replace(operation, inputs_as=read_as, minima=held.dtype in WITH_MINIMA)
 
-    def _operation(self, site: Site, known: type[Operation] | None) -> Operation | str | None:
+    def _operation(self, site: Site, known: type[Operation] | None) -> Operation | NotAudited | None:
         """The operation of a module with its numbers, why there is none, or None where its class says nothing."""
         if known is not None:
             return known.of_module(site.attributes)
@@ -220,16 +221,12 @@ class Book:
         eps = float(site.attributes.get("eps") or 0.0)
         return None if set(site.parameters) > {"weight", "bias"} else Unmeasured(_class_of(site), eps)
 
-    def _table(self, site: Site, stored: str, last: str) -> Recipe | str:
+    def _table(self, site: Site, stored: str, last: str) -> Recipe | NotAudited:
         if self.family is None:
             table = token_table(last, stated_embedding_factor(self.declared))
         else:
             table = self.family.table(last, self.declared)
-        return (
-            "what it looks up is not recorded"
-            if table is None
-            else Recipe(site.name, stored, table, (), site.parameters)
-        )
+        return NotAudited(Lacks.TOKENS) if table is None else Recipe(site.name, stored, table, (), site.parameters)
 
     def add_logits(self) -> None:
         """The logits, where they are not the head's own output but follow from it."""
@@ -237,10 +234,10 @@ class Book:
         if head is None or head == "logits" or not any(sequence.logits_dtype for sequence in self.trace.sequences):
             return
         why = self.not_known()
-        if why is not None or self.family is None:
-            self.why["logits"] = str(why)
-            return
-        self.known["logits"] = Recipe("logits", "logits", self.family.logits(self.declared), (head,))
+        if why is not None:
+            self.why["logits"] = why
+        elif self.family is not None:
+            self.known["logits"] = Recipe("logits", "logits", self.family.logits(self.declared), (head,))
 
     # ---------------------------------------------------------------- between modules
 
@@ -267,7 +264,7 @@ class Book:
         sources = [self.resolve(source) for source in inputs]
         missing = [source for source, held in zip(inputs, sources, strict=True) if held in (None, "logits")]
         if missing:
-            self.why[name] = f"{missing[0]} is not recorded"
+            self.why[name] = NotAudited(Lacks.SITE, (missing[0],))
         else:
             held = tuple(source for source in sources if source is not None)
             self.known[name] = Recipe(name, stored, operation, held, columns=columns)

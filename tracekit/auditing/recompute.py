@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tracekit.auditing.block_formats import BLOCK
 from tracekit.auditing.matrix import Matrix
 from tracekit.auditing.operations.embedding_table import Embedding
-from tracekit.auditing.operations.operation import Given, Shape
+from tracekit.auditing.operations.operation import Effort, Given, Shape
 from tracekit.auditing.recipe import Recipe
 from tracekit.auditing.rounding import Floats, Result, unit
 from tracekit.checkpoints.checkpoint import Checkpoint
@@ -292,17 +292,17 @@ class Recomputation:
                 "that was read, or say with prompt/vocabulary which table each is from"
             )
 
-    def given(self, recipe: Recipe, window: Window, inputs: list[Floats], closely: int = 0) -> Given:
+    def given(self, recipe: Recipe, window: Window, inputs: list[Floats], effort: Effort = Effort.QUICK) -> Given:
         """What the operation of a recipe is computed from. Raises TraceError where a token id has no row."""
         weights, tokens = self.parameters.of(recipe), NO_TOKENS
         if recipe.operation.reads_tokens:
             tokens = self.looked_up(recipe)[window.first : window.stop]
             self._check_ids(recipe, tokens, len(weights.table()), window.first)
-        return Given(inputs, window.rows, self.computed_in(recipe), weights, tokens, closely)
+        return Given(inputs, window.rows, self.computed_in(recipe), weights, tokens, effort)
 
-    def result(self, recipe: Recipe, window: Window, inputs: list[Floats], closely: int = 0) -> Result:
+    def result(self, recipe: Recipe, window: Window, inputs: list[Floats], effort: Effort = Effort.QUICK) -> Result:
         """What the site should hold, and how far rounding may have moved it."""
-        return recipe.operation.result(self.given(recipe, window, inputs, closely))
+        return recipe.operation.result(self.given(recipe, window, inputs, effort))
 
     def is_multiplied(self, recipe: Recipe, table: Embedding) -> bool | None:
         """Whether an embedding's site holds rows that are multiplied already; None where it holds none to tell by."""

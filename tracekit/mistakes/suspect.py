@@ -15,6 +15,7 @@ from tracekit.auditing import operations
 from tracekit.auditing.audit import Culprit
 from tracekit.auditing.evidence import Statistic
 from tracekit.auditing.operations import Core, Floats, Result
+from tracekit.auditing.operations.operation import Effort
 from tracekit.auditing.own_error import LARGEST, Statistics, Tally, root_mean_square, spread_width
 from tracekit.auditing.recipe import Recipe, Recipes
 from tracekit.auditing.recompute import Recomputation, Window, joined
@@ -184,7 +185,7 @@ class Case:
         inputs = run.inputs(recipe, window)
         wrong = culprit.own.wrong_rows()[(rows >= window.first) & (rows < window.stop)]
         recorded = run.recorded(recipe.stored, window)
-        right = run.result(recipe, window, inputs, closely=True).closest(recorded)
+        right = run.result(recipe, window, inputs, Effort.FULL).closest(recorded)
         # An error within its bound was found by comparing with the site's peers: next to nothing may be left of it.
         own = culprit.own
         needed = np.inf if max(own.over.values()) > 1.0 else SHARE_LEFT * own.statistics.size
@@ -216,7 +217,7 @@ class Case:
 
     def _part(self, window: Window, rows: NDArray[np.bool_]) -> Case:
         inputs, recorded = self.run.inputs(self.recipe, window), self.run.recorded(self.recipe.stored, window)
-        right = self.run.result(self.recipe, window, inputs, closely=True).closest(recorded)
+        right = self.run.result(self.recipe, window, inputs, Effort.FULL).closest(recorded)
         return replace(self, window=window, inputs=inputs, recorded=recorded, right=right, wrong=self.wrong[rows])
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from tracekit.auditing.consequence import Consequence, Consequences
+from tracekit.auditing.not_audited import NotAudited
 from tracekit.auditing.own_error import FALSE_ALARMS
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.inspection.settings import Difference
@@ -97,14 +98,16 @@ def _stated(difference: Difference) -> str:
 
 def _not_audited(found: ExplainedAudit) -> list[str]:
     """Sites by the reason that they were not audited, which may name the same module of several layers."""
-    reasons: dict[str, dict[str, str]] = {}
-    for site, reason in found.unknown.items():
-        reasons.setdefault(re.sub(r"\.\d+\.", ".*.", reason), {})[site] = reason
+    reasons: dict[NotAudited, dict[str, NotAudited]] = {}
+    for site, why in found.unknown.items():
+        of_any_layer = tuple(re.sub(r"\.\d+\.", ".*.", name) for name in why.of)
+        reasons.setdefault(NotAudited(why.lacks, of_any_layer), {})[site] = why
     out = []
     for general, told in reasons.items():
-        sites, why = list(told), set(told.values())
+        sites, each = list(told), set(told.values())
         more = f" and {len(sites) - 2} more" if len(sites) > 2 else ""
-        out.append(f"  not audited: {', '.join(sites[:2])}{more}: {general if len(why) > 1 else why.pop()}")
+        shown = sentence(general if len(each) > 1 else each.pop())
+        out.append(f"  not audited: {', '.join(sites[:2])}{more}: {shown}")
     return out
 
 
@@ -123,7 +126,7 @@ def audit_json(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> J
         "values": found.values,
         "tests": found.tests,
         "false_alarms": FALSE_ALARMS,
-        "not_audited": dict(found.unknown),
+        "not_audited": {site: sentence(why) for site, why in found.unknown.items()},
         "non_finite": None if found.non_finite is None else fields_and_text(found.non_finite),
         "notes": [sentence(note) for note in found.notes],
         "coverage": coverage_json(audited_coverage(found, trace)),

@@ -13,6 +13,7 @@ from tracekit.align.sites import SequencePair
 from tracekit.auditing import operations
 from tracekit.auditing.audit import Culprit, audit
 from tracekit.auditing.operations import Result
+from tracekit.auditing.operations.operation import Effort
 from tracekit.auditing.own_error import Own
 from tracekit.auditing.recipe import Recipe
 from tracekit.auditing.recompute import Parameters, Recomputation, Window, joined
@@ -94,7 +95,7 @@ def _evidence(run: Recomputation, culprit: Culprit, checkpoint: Checkpoint) -> E
     window = joined(own.windows, shown)
     inputs = run.inputs(recipe, window)
     recorded = run.recorded(recipe.stored, window)
-    right = run.result(recipe, window, inputs, closely=True)
+    right = run.result(recipe, window, inputs, Effort.FULL)
     if not right.scales:  # the repro sums in no engine's order
         right = right.closest(recorded)
     dtype = run.dtype(recipe.stored)

@@ -12,6 +12,7 @@ from tracekit.align.pair import Pair, Side
 from tracekit.align.sites import names
 from tracekit.auditing.audit import Audit, Auditor, Culprit, audit, changed_weights, other_model
 from tracekit.auditing.consequence import Consequences, Weighing
+from tracekit.auditing.not_audited import NotAudited
 from tracekit.auditing.operations.embedding_table import Embedding
 from tracekit.auditing.own_error import FALSE_ALARMS
 from tracekit.auditing.recipe import recipes
@@ -95,7 +96,7 @@ class Examination:
     culprits: tuple[ExplainedCulprit, ...]  # the candidate's, explained; sites are named as the candidate stores them
     reference_culprits: tuple[ExplainedCulprit, ...]  # looked for only where the candidate has none
     clean: frozenset[str]  # the candidate's sites that are within their bounds
-    unknown: Mapping[str, str]  # the candidate's sites that were not audited, and why
+    unknown: Mapping[str, NotAudited]  # the candidate's sites that were not audited, and why
     shared: tuple[str, ...]  # sites at which both sides depart from the recipe alike
     values: int
     harmless: Mapping[tuple[str, str], EmbeddingScaled] = field(default_factory=dict)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tracekit.align.pair import Side
 from tracekit.align.renamed import Origin
+from tracekit.auditing.not_audited import NotAudited
 from tracekit.checkpoints.relations import Relation
 from tracekit.compare.search import Search
 from tracekit.verdict.ruling import TokenMargin
@@ -104,7 +105,7 @@ class InputOff:
 class NotCovered:
     """The audit does not look at the site."""
 
-    reason: object
+    reason: NotAudited
 
 
 @dataclass(frozen=True)

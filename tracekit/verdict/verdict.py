@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tracekit.align.pair import Side
 from tracekit.auditing.consequence import Consequences
+from tracekit.auditing.not_audited import NotAudited
 from tracekit.compare.drift import Drift
 from tracekit.compare.findings import Finding, TokenDiffers
 from tracekit.compare.search import Counts
@@ -51,7 +52,7 @@ class AuditShare:
     checkpoint: str  # its path
     sites: int
     values: int
-    not_audited: Mapping[str, str]  # site -> why
+    not_audited: Mapping[str, NotAudited]  # site -> why
     recipe_not_followed: tuple[str, ...]  # sites at which both sides depart from the recipe alike
     tests: int  # of the candidate, at a false alarm of `FALSE_ALARMS` for all together
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tracekit.auditing.activations import ACTIVATIONS
 from tracekit.auditing.families.family import Family, beyond
+from tracekit.auditing.not_audited import Lacks, NotAudited
 from tracekit.auditing.operations.attention_core import Attention, Core
 from tracekit.auditing.operations.embedding_table import Embedding
 from tracekit.auditing.operations.gate import Gate
@@ -76,7 +77,7 @@ class Decoder(Family):
 
     # ---------------------------------------------------------------- modules
 
-    def norm(self, site: Site, declared: Json, one_added: bool) -> Operation | str | None:
+    def norm(self, site: Site, declared: Json, one_added: bool) -> Operation | NotAudited | None:
         layer = LAYER.match(site.name)
         inside = site.name[layer.end() :] if layer else site.name.rsplit(".", 1)[-1]
         names = LAYER_NORMS[self.norms] | {"norm"}
@@ -85,7 +86,7 @@ class Decoder(Family):
         if inside not in names or set(site.parameters) != {"weight"}:
             return None
         eps = declared.get("rms_norm_eps") or site.attributes.get("eps")
-        return "its eps is not stated" if eps is None else RmsNorm(float(eps), self.plus_one and not one_added)
+        return NotAudited(Lacks.EPS) if eps is None else RmsNorm(float(eps), self.plus_one and not one_added)
 
     # ---------------------------------------------------------------- numbers
 
@@ -217,7 +218,7 @@ class DecoderLayer:
         found = beyond(LAYER_NORMS[family.norms] | {"self_attn", "mlp", "block_sparse_moe"}, inside)
         if found is not None:
             for name in (f"{self.layer}.post_attention_layernorm{INPUT_SUFFIX}", self.layer, *self._entry(self.index)):
-                book.why[name] = f"the layer has {found}, which no recipe reckons with"
+                book.why[name] = NotAudited(Lacks.RECIPE_OF_PART, (found,))
             return
         self._streams(family.norms)
         if any(name.startswith(("mlp.gate_proj.", "mlp.gate_up_proj.", "mlp.down_proj.")) for name in inside):
@@ -296,9 +297,11 @@ class DecoderLayer:
     def _gate(self, found: str | None) -> None:
         book, name = self.book, f"{self.mlp}.down_proj{INPUT_SUFFIX}"
         activation = self.family.activation(book.declared)
-        if activation is None or found is not None:
-            said = f"the block has {found}" if found else "config.json declares an activation"
-            book.why[name] = f"{said}, which no recipe reckons with"
+        if found is not None:
+            book.why[name] = NotAudited(Lacks.RECIPE_OF_PART, (found,))
+            return
+        if activation is None:
+            book.why[name] = NotAudited(Lacks.KNOWN_ACTIVATION)
             return
         ups, columns = self._ups(), EVERY_COLUMN
         if len(ups) == 1:
@@ -311,11 +314,11 @@ class DecoderLayer:
         book, name = self.book, f"{self.attention}.o_proj{INPUT_SUFFIX}"
         core = self.family.core(book.declared, self.index, book.positions, book.prompt)
         if found is not None:
-            book.why[name] = f"the block has {found}, which no recipe reckons with"
+            book.why[name] = NotAudited(Lacks.RECIPE_OF_PART, (found,))
         elif book.arithmetic.unknown_cache is not None:
-            book.why[name] = f"the cache holds {book.arithmetic.unknown_cache}, which no recipe reckons with"
+            book.why[name] = NotAudited(Lacks.RECIPE_OF_CACHE, (book.arithmetic.unknown_cache,))
         elif core is None:
-            book.why[name] = "the checkpoint declares a rotary embedding or a window that is not known"
+            book.why[name] = NotAudited(Lacks.KNOWN_ATTENTION)
         else:
             parts, columns = self._projections(), EVERY_COLUMN
             if len(parts) == 1:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import TYPE_CHECKING, ClassVar
 
+from tracekit.auditing.not_audited import NotAudited
 from tracekit.auditing.operations.embedding_table import Embedding
 from tracekit.auditing.operations.operation import Operation
 from tracekit.auditing.operations.passed_on import PassedOn
@@ -84,7 +85,7 @@ class Family(ABC):
         """What embeddings are multiplied by before the first layer."""
         return stated_embedding_factor(declared)
 
-    def norm(self, site: Site, declared: Json, one_added: bool) -> Operation | str | None:
+    def norm(self, site: Site, declared: Json, one_added: bool) -> Operation | NotAudited | None:
         """The norm that a module of a class of the family's own computes, or why it is not known; None where the
         module is no norm. `one_added`: the checkpoint stores 1 + weight of norms that multiply by that."""
         return None

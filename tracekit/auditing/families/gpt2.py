@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tracekit.auditing.activations import ACTIVATIONS
 from tracekit.auditing.families.family import Family, beyond
+from tracekit.auditing.not_audited import Lacks, NotAudited
 from tracekit.auditing.operations.activation import Activation
 from tracekit.auditing.operations.attention_core import Attention, Core
 from tracekit.auditing.operations.learned_positions import LearnedPositions
@@ -66,7 +67,7 @@ class GPT2(Family):
         strange = next((name for part, known in PARTS.items() if (name := beyond(known, inside, part))), None)
         if strange is not None:
             for name in (f"{layer}.ln_2{INPUT_SUFFIX}", layer, entry):
-                book.why[name] = f"the layer has {strange}, which no recipe reckons with"
+                book.why[name] = NotAudited(Lacks.RECIPE_OF_PART, (strange,))
             return
         if index == 0:
             self._add_positions(book, f"{stem}wpe")
@@ -79,7 +80,7 @@ class GPT2(Family):
         if activation in ACTIVATIONS:
             book.add((f"{into}{INPUT_SUFFIX}",), Activation(activation), f"{layer}.mlp.c_fc")
         else:
-            book.why[f"{into}{INPUT_SUFFIX}"] = f"config.json declares the activation {activation}, which is not known"
+            book.why[f"{into}{INPUT_SUFFIX}"] = NotAudited(Lacks.KNOWN_ACTIVATION)
         book.add((layer, after), ResidualSum(), f"{layer}.ln_2{INPUT_SUFFIX}", into)
 
     def _add_positions(self, book: Book, table: str) -> None:
@@ -87,7 +88,7 @@ class GPT2(Family):
         found = book.checkpoint.find(f"{table}.weight")
         rows = book.positions if found is None else book.checkpoint.shape(found)[0]
         if book.positions > rows and book.known.pop(table, None) is not None:
-            book.why[table] = f"the run has {book.positions} positions, the table {rows} rows"
+            book.why[table] = NotAudited(Lacks.ROWS, (str(book.positions), str(rows)))
 
     def _add_core(self, book: Book, layer: str, index: int) -> None:
         core, name, fused = (
@@ -96,6 +97,6 @@ class GPT2(Family):
             f"{layer}.attn.c_attn",
         )
         if core is None:
-            book.why[name] = "the checkpoint does not declare the heads of attention"
+            book.why[name] = NotAudited(Lacks.HEADS)
         else:
             book.add((name,), Attention(core), fused, fused, fused, columns=core.fused_columns)

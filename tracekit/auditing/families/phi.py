@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tracekit.auditing.families.decoder import LAYER, Decoder
 from tracekit.auditing.families.family import beyond
+from tracekit.auditing.not_audited import Lacks, NotAudited
 from tracekit.auditing.operations.activation import Activation
 from tracekit.auditing.operations.attention_core import Attention
 from tracekit.auditing.operations.parallel_sum import ParallelSum
@@ -43,8 +44,9 @@ class Phi(Decoder):
         strange = next((name for part, known in PARTS.items() if (name := beyond(known, inside, part))), None)
         core, activation = self.core(book.declared, index, book.positions, book.prompt), self.activation(book.declared)
         if strange is not None or core is None or activation is None:
-            what = f"the layer has {strange}" if strange else "config.json declares a rotary embedding or an activation"
-            book.why |= dict.fromkeys((entry, layer, merged, activated), f"{what}, which no recipe reckons with")
+            unknown = NotAudited(Lacks.KNOWN_ATTENTION if core is None else Lacks.KNOWN_ACTIVATION)
+            why = unknown if strange is None else NotAudited(Lacks.RECIPE_OF_PART, (strange,))
+            book.why |= dict.fromkeys((entry, layer, merged, activated), why)
             return
         if index == 0:
             book.add_passing(entry, f"{stem}embed_tokens")

@@ -12,17 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.auditing.arithmetic import AddedUp, Arithmetic, Cached, Emulated, Exact, Rounding
-from tracekit.auditing.operations.operation import Given, Operation, Shape
+from tracekit.auditing.operations.operation import Effort, Given, Operation, Shape
 from tracekit.auditing.rotary import Rotary
 from tracekit.auditing.rounding import ACCUMULATOR, LIBRARY, Floats, Result, as_stored, rounding, shrunk, unit
 from tracekit.trace import Json
 
-DRAWN_ROUNDINGS = 3
-"""Runs of the attention core with drawn rounding errors; each of its heads gives head_dim samples a row."""
-CLOSE_ROUNDINGS = 8
-"""The same where a core looks wrong and is judged closely, at every position."""
-MOST_ROUNDINGS = 32
-"""The same where it is near its limit then: eight draws may miss what a value is off by in which others cancel."""
+ROUNDINGS = {Effort.QUICK: 3, Effort.FULL: 8, Effort.MOST_DRAWS: 32}
+"""Runs of the attention core with drawn rounding errors; each of its heads gives head_dim samples a row. Eight may miss
+what a value is off by in which others cancel."""
 DRAWN_ROWS = 32
 """Query positions at which the core's rounding errors are drawn; between them the spread is interpolated."""
 
@@ -79,6 +76,7 @@ class Attention(Operation):
     [positions, kv_heads * head_dim] of every position from 0 on."""
 
     kind = "attention"
+    draws_errors = True
     finest = "float32"  # rotary tables and softmax, in whatever dtype a model runs
 
     core: Core
@@ -276,8 +274,8 @@ def _narrow_softmax(scores: Floats, dtype: str) -> Floats:
 
 def _core_result(attention: Attention, given: Given) -> Result:
     """The attention core, and its spread from drawn rounding errors, per row and head. In 16 bits also as fused kernels
-    compute it, with scores in float32, and as eager ones do, each emulated and with its own spread. Judged
-    closely, errors are drawn at every position."""
+    compute it, with scores in float32, and as eager ones do, each emulated and with its own spread. But for the
+    quickest bounds, errors are drawn at every position."""
     core = attention.core
     q, k, v = given.inputs
     values = attend(core, q, k, v, given.rows, Exact(attention.cache))
@@ -296,11 +294,11 @@ def _spread(attention: Attention, given: Given, values: Floats, wide: bool) -> R
     """The exact values with the spread of one kind of arithmetic."""
     core = attention.core
     q, k, v = given.inputs
-    drawn = len(values) if given.closely else min(DRAWN_ROWS, len(values))
+    drawn = min(DRAWN_ROWS, len(values)) if given.effort is Effort.QUICK else len(values)
     picked = np.unique(np.linspace(0, len(values) - 1, drawn).astype(np.int64))
     exact = values if attention.cache is None else attend(core, q, k, v, given.rows)
     draws = []
-    for seed in range((DRAWN_ROUNDINGS, CLOSE_ROUNDINGS, MOST_ROUNDINGS)[given.closely]):
+    for seed in range(ROUNDINGS[given.effort]):
         how = attention.drawn(given.dtype, seed, wide)
         draws.append(attend(core, q[picked], k, v, given.rows[picked], how) - exact[picked])
     variance = _drawn_variance(core, given.dtype, values, draws, picked)

@@ -9,7 +9,8 @@ import numpy as np
 
 from tracekit.auditing.block_formats import BLOCK, FORMATS, is_known
 from tracekit.auditing.matrix import in_two_sums, linear
-from tracekit.auditing.operations.operation import Given, Module, Operation, Shape
+from tracekit.auditing.not_audited import NotAudited
+from tracekit.auditing.operations.operation import Effort, Given, Module, Operation, Shape
 from tracekit.auditing.rounding import Floats, Result
 
 
@@ -45,10 +46,11 @@ class Linear(Operation):
         return self.minima
 
     def result(self, given: Given) -> Result:
+        closely = given.effort is not Effort.QUICK
         if not self.minima:
-            return linear(given.weights.matrix(), given.inputs[0], given.dtype, bool(given.closely))
+            return linear(given.weights.matrix(), given.inputs[0], given.dtype, closely)
         width = given.inputs[0].shape[1] * BLOCK // (BLOCK + 1)
-        return in_two_sums(given.weights.matrix(), given.inputs[0], width, given.dtype, bool(given.closely))
+        return in_two_sums(given.weights.matrix(), given.inputs[0], width, given.dtype, closely)
 
     def values(self, given: Given) -> Floats:
         matrix = given.weights.matrix()
@@ -59,7 +61,7 @@ class Linear(Operation):
         return shapes.get("weight") == ((source, width) if self.inputs_first else (width, source))
 
     @classmethod
-    def of_module(cls, attributes: Mapping[str, object]) -> Operation | str:
+    def of_module(cls, attributes: Mapping[str, object]) -> Operation | NotAudited:
         return cls()
 
     @classmethod

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tracekit.auditing import sums
+from tracekit.auditing.not_audited import Lacks, NotAudited
 from tracekit.auditing.operations.operation import Given, Module, Operation, Shape
 from tracekit.auditing.rounding import LIBRARY, Floats, Result, accumulator, as_stored, constants, in_16_bits, rounding
 from tracekit.trace import Json
@@ -111,9 +112,9 @@ class Norm(Operation):
         return replace(self, eps=eps)
 
     @classmethod
-    def of_module(cls, attributes: Mapping[str, object]) -> Operation | str:
+    def of_module(cls, attributes: Mapping[str, object]) -> Operation | NotAudited:
         eps = attributes.get("eps")
-        return cls(float(str(eps))) if eps is not None else "its eps is not stated"
+        return cls(float(str(eps))) if eps is not None else NotAudited(Lacks.EPS)
 
     @classmethod
     def candidates(cls, module: Module) -> Iterator[Operation]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.auditing.matrix import Matrix
+from tracekit.auditing.not_audited import Lacks, NotAudited
 from tracekit.auditing.rounding import Floats, Result
 from tracekit.trace import Json
 
@@ -33,6 +35,14 @@ class Weights(Protocol):
         """The weight [outputs, inputs] and the bias [outputs], as float64."""
 
 
+class Effort(Enum):
+    """How well the bounds are worked out."""
+
+    QUICK = "quick"  # a product's sizes as spread evenly, a core's errors drawn at some positions
+    FULL = "full"
+    MOST_DRAWS = "most_draws"  # as a site near its limit needs: few draws may miss what a value is off by
+
+
 @dataclass(frozen=True)
 class Given:
     """What a window of a site's rows is computed from."""
@@ -46,8 +56,7 @@ class Given:
     weights: Weights
     tokens: NDArray[np.int64]
     """Token ids of the rows, of an operation that looks them up; empty for others."""
-    closely: int = 0
-    """Whether to take the bounds by the full, slower way: 1, or 2 with as many draws as a site near its limit needs."""
+    effort: Effort = Effort.QUICK
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,8 @@ class Operation(ABC):
     """Classes of torch's modules, and of candle's of the same name, that compute it."""
     reads_tokens: ClassVar[bool] = False
     """Whether it looks up token ids."""
+    draws_errors: ClassVar[bool] = False
+    """Whether its bounds come from drawn roundings, so that more draws make them sharper."""
     finest: ClassVar[str] = "float64"
     """The precision that programs compute it in where their own is finer."""
 
@@ -128,9 +139,9 @@ class Operation(ABC):
         return {}
 
     @classmethod
-    def of_module(cls, attributes: Mapping[str, object]) -> Operation | str:
+    def of_module(cls, attributes: Mapping[str, object]) -> Operation | NotAudited:
         """The operation of a module of one of `classes`, by its recorded attributes; or why it is not known."""
-        return f"what a module of the kind {cls.kind} computes is not recorded"
+        return NotAudited(Lacks.KIND, (cls.kind,))
 
     @classmethod
     def candidates(cls, module: Module) -> Iterator[Operation]:

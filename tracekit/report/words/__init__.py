@@ -27,6 +27,16 @@ words = _words.register
 """Decorator of a function that takes one type of finding and returns its sentence."""
 
 
+TEMPLATES: dict[type, str] = {}
+"""Sentences that are format strings."""
+
+
+def template(kind: type, text: str) -> None:
+    """The sentence of a type as a format string over its fields."""
+    TEMPLATES[kind] = text
+    _words.register(kind, lambda found: text.format_map(vars(found)))
+
+
 def sentence(thing: object) -> str:
     """A finding in one English sentence, without a full stop. Raises TypeError for a type that has no words."""
     _load()

@@ -12,7 +12,7 @@ from tracekit.auditing.evidence import (
     StatisticOff,
 )
 from tracekit.mistakes.culprits import ExplainedCulprit
-from tracekit.report.words import fields_of, sentence, words
+from tracekit.report.words import fields_of, sentence, template, words
 from tracekit.report.words.explanations import explanation_json
 from tracekit.report.words.numbers import times
 from tracekit.trace import Json
@@ -39,9 +39,7 @@ def _column(found: ColumnTooLarge) -> str:
     return f"local error of column {found.column} is {times(found.ratio)} the rounding bound"
 
 
-@words(GainOff)
-def _gain(found: GainOff) -> str:
-    return f"fitted gain {found.gain:.8g}, {found.deviations:.0f} standard deviations from 1"
+template(GainOff, "fitted gain {gain:.8g}, {deviations:.0f} standard deviations from 1")
 
 
 @words(StatisticOff)

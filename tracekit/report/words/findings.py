@@ -21,7 +21,7 @@ from tracekit.compare.findings import (
     SiteWrong,
     TokenDiffers,
 )
-from tracekit.report.words import sentence, words
+from tracekit.report.words import sentence, template, words
 from tracekit.report.words.numbers import times
 from tracekit.verdict import evidence
 from tracekit.verdict.attribution import (
@@ -73,9 +73,7 @@ def _entry(found: evidence.EntryDiffers) -> str:
     return f"first difference at entry {found.entry}: {shown[0]} | {shown[1]}"
 
 
-@words(evidence.RowsFed)
-def _rows_fed(found: evidence.RowsFed) -> str:
-    return f"{found.side}: {found.rows} rows fed for {found.entries} prompt entries"
+template(evidence.RowsFed, "{side}: {rows} rows fed for {entries} prompt entries")
 
 
 @words(evidence.RowUnmatched)
@@ -88,9 +86,7 @@ def _row_unmatched(found: evidence.RowUnmatched) -> str:
     return f"{which} of the {found.side} {verb} no row of the {found.side.other}, which left it out"
 
 
-@words(evidence.RowsUnknown)
-def _rows_unknown(found: evidence.RowsUnknown) -> str:
-    return "which rows differ is not known: no site holds them on both sides"
+template(evidence.RowsUnknown, "which rows differ is not known: no site holds them on both sides")
 
 
 # -------------------------------------------------------------------- parameters and settings
@@ -146,14 +142,11 @@ def _at_fault(found: SiteAtFault) -> str:
     return sentence(found.culprit.evidence)
 
 
-@words(evidence.ReferenceDeparts)
-def _reference_departs(found: evidence.ReferenceDeparts) -> str:
-    return "the reference departs from its checkpoint here, not the candidate"
-
-
-@words(evidence.PrecisionAlone)
-def _precision_alone(found: evidence.PrecisionAlone) -> str:
-    return "a choice of precision: the formula is the declared one, and no token differs because of it"
+template(evidence.ReferenceDeparts, "the reference departs from its checkpoint here, not the candidate")
+template(
+    evidence.PrecisionAlone,
+    "a choice of precision: the formula is the declared one, and no token differs because of it",
+)
 
 
 @words(evidence.PrecisionMovesToken)
@@ -172,9 +165,7 @@ def _recorded_as(found: evidence.RecordedAs) -> str:
     return f"in the candidate it is {sentence(found.origin)}"
 
 
-@words(evidence.InputAgrees)
-def _input_agrees(found: evidence.InputAgrees) -> str:
-    return f"its input {found.site} agrees ({found.ratio:.1f}× the tolerance)"
+template(evidence.InputAgrees, "its input {site} agrees ({ratio:.1f}× the tolerance)")
 
 
 @words(evidence.InputOff)
@@ -204,19 +195,9 @@ def _chosen(chosen: Chosen) -> str:
 # -------------------------------------------------------------------- agreement
 
 
-@words(evidence.TokensAlone)
-def _tokens_alone(found: evidence.TokensAlone) -> str:
-    return "only tokens were compared: no layer and no logits are recorded on both sides"
-
-
-@words(evidence.LargestError)
-def _largest(found: evidence.LargestError) -> str:
-    return f"largest error is {found.ratio:.1f}× the tolerance, at {found.site}"
-
-
-@words(evidence.AllEqual)
-def _all_equal(found: evidence.AllEqual) -> str:
-    return "every compared value is equal"
+template(evidence.TokensAlone, "only tokens were compared: no layer and no logits are recorded on both sides")
+template(evidence.LargestError, "largest error is {ratio:.1f}× the tolerance, at {site}")
+template(evidence.AllEqual, "every compared value is equal")
 
 
 @words(evidence.WhatIsThereAgrees)
@@ -242,14 +223,8 @@ def _drift(found: Drift) -> str:
     return f"the logits' error is {before} before step {found.step}, {times(found.after, 2)} the tolerance from there"
 
 
-@words(evidence.TieMoved)
-def _tie(found: evidence.TieMoved) -> str:
-    return f"sequence {found.sequence}, step {found.step}: rounding moved a token across a cut of the filter"
-
-
-@words(evidence.RecorderNote)
-def _recorder(found: evidence.RecorderNote) -> str:
-    return f"{found.path}: {found.said}"
+template(evidence.TieMoved, "sequence {sequence}, step {step}: rounding moved a token across a cut of the filter")
+template(evidence.RecorderNote, "{path}: {said}")
 
 
 @words(evidence.NotFinite)
@@ -257,9 +232,10 @@ def _not_finite(found: evidence.NotFinite) -> str:
     return f"{found.path}: {sentence(found.first)}"
 
 
-@words(evidence.NotFiniteAlike)
-def _not_finite_alike(found: evidence.NotFiniteAlike) -> str:
-    return "both sides are not finite from the same place on: there, equal means that both fail in the same way"
+template(
+    evidence.NotFiniteAlike,
+    "both sides are not finite from the same place on: there, equal means that both fail in the same way",
+)
 
 
 @words(NoAudit)
@@ -271,9 +247,7 @@ def _no_audit(found: NoAudit) -> str:
     return f"not audited: {found.path} is not what the reference ran with (give the checkpoint with --weights)"
 
 
-@words(SettingsOfTrace)
-def _settings_of_trace(found: SettingsOfTrace) -> str:
-    return f"no config.json is beside {found.checkpoint}: the settings are those that the trace itself states"
+template(SettingsOfTrace, "no config.json is beside {checkpoint}: the settings are those that the trace itself states")
 
 
 @words(evidence.InStatedUnits)
@@ -299,12 +273,11 @@ def _printed_only(found: PrintedOnly) -> str:
     )
 
 
-@words(RowsInPairs)
-def _rows_in_pairs(found: RowsInPairs) -> str:
-    return (
-        f"{found.path}: the rows of q_proj and k_proj are in rotary pairs in {found.layers} layers, as in a GGUF file; "
-        f"they are read in the order of halves ({found.first} first)"
-    )
+template(
+    RowsInPairs,
+    "{path}: the rows of q_proj and k_proj are in rotary pairs in {layers} layers, as in a GGUF file; they are "
+    "read in the order of halves ({first} first)",
+)
 
 
 @words(EmbeddingScaled)
@@ -316,12 +289,11 @@ def _embedding_scaled(found: EmbeddingScaled) -> str:
     )
 
 
-@words(FactorElsewhere)
-def _factor_elsewhere(found: FactorElsewhere) -> str:
-    return (
-        f"{found.site}: {found.factor:.6g} times what is recorded is the reference's value, as later sites show: the "
-        "candidate multiplies at another place; both are right"
-    )
+template(
+    FactorElsewhere,
+    "{site}: {factor:.6g} times what is recorded is the reference's value, as later sites show: the candidate "
+    "multiplies at another place; both are right",
+)
 
 
 @words(RoutedOtherwise)

@@ -27,7 +27,7 @@ from tracekit.inspection.sanity import (
     SitesNotFound,
     Uncached,
 )
-from tracekit.report.words import words
+from tracekit.report.words import template, words
 
 # -------------------------------------------------------------------- capture
 
@@ -38,33 +38,22 @@ def _counts_only(found: CountsOnly) -> str:
     return f"{found.path}: was read from a text log and holds {holds}; tracekit summary sets them side by side"
 
 
-@words(ConstantSites)
-def _constant(found: ConstantSites) -> str:
-    return (
-        f"{found.path}: sequence {found.sequence}: {found.constant} of {found.sites} sites hold one number throughout, "
-        f"{found.first} first: nothing was captured; record again, and compute the values before they are copied"
-    )
-
-
-@words(SharedValues)
-def _shared(found: SharedValues) -> str:
-    return (
-        f"{found.path}: sequence {found.sequence}: {found.shared} of {found.sites} sites hold the values of another "
-        f"site, {found.first} first: buffers were overwritten before they were copied; record copies, not views"
-    )
-
-
-@words(DrawsUnseen)
-def _draws_unseen(found: DrawsUnseen) -> str:
-    return (
-        f"{found.path}: sequence {found.sequence}: how the token was drawn was not seen at {found.unseen} of "
-        f"{found.steps} steps, step {found.first_step} first: {found.reason}"
-    )
-
-
-@words(RecordingEnds)
-def _ends(found: RecordingEnds) -> str:
-    return f"{found.path}: sequence {found.sequence}: recording ends at step {found.step}: {found.reason}"
+template(
+    ConstantSites,
+    "{path}: sequence {sequence}: {constant} of {sites} sites hold one number throughout, {first} first: nothing "
+    "was captured; record again, and compute the values before they are copied",
+)
+template(
+    SharedValues,
+    "{path}: sequence {sequence}: {shared} of {sites} sites hold the values of another site, {first} first: "
+    "buffers were overwritten before they were copied; record copies, not views",
+)
+template(
+    DrawsUnseen,
+    "{path}: sequence {sequence}: how the token was drawn was not seen at {unseen} of {steps} steps, step "
+    "{first_step} first: {reason}",
+)
+template(RecordingEnds, "{path}: sequence {sequence}: recording ends at step {step}: {reason}")
 
 
 # -------------------------------------------------------------------- losses
@@ -99,12 +88,11 @@ def _logits_not_judged(found: LogitsNotJudged) -> str:
     return f"{where}: the reference's logits are {said}; they are not judged"
 
 
-@words(Uncached)
-def _uncached(found: Uncached) -> str:
-    return (
-        f"{found.path}: sequence {found.sequence} was generated without a cache: from position {found.first} on, what "
-        "attention read of earlier positions was computed again and is not recorded; recipes judge it up to there"
-    )
+template(
+    Uncached,
+    "{path}: sequence {sequence} was generated without a cache: from position {first} on, what attention read of "
+    "earlier positions was computed again and is not recorded; recipes judge it up to there",
+)
 
 
 @words(LooksAhead)
@@ -113,9 +101,7 @@ def _looks_ahead(found: LooksAhead) -> str:
     return f"{found.path}: sequence {found.sequence}: a position sees later ones in this model: {judged}"
 
 
-@words(SitesNotFound)
-def _sites_not_found(found: SitesNotFound) -> str:
-    return f"--sites {found.pattern}: matches no site in this program; only its steps are recorded"
+template(SitesNotFound, "--sites {pattern}: matches no site in this program; only its steps are recorded")
 
 
 @words(NonFinite)
@@ -139,17 +125,12 @@ def _went_in(found: NonFinite) -> str:
 # -------------------------------------------------------------------- runs that were to follow another
 
 
-@words(ChoicesNotRecorded)
-def _choices(found: ChoicesNotRecorded) -> str:
-    return (
-        f"{found.path}: sequence {found.sequence}: own choices not recorded at {found.missing} of {found.steps} steps "
-        f"of a run that was told to follow {found.followed}: its tokens may all be forced ones"
-    )
-
-
-@words(NoStep)
-def _no_step(found: NoStep) -> str:
-    return f"--follow {found.followed}: the program recorded no step, so it followed nothing"
+template(
+    ChoicesNotRecorded,
+    "{path}: sequence {sequence}: own choices not recorded at {missing} of {steps} steps of a run that was told "
+    "to follow {followed}: its tokens may all be forced ones",
+)
+template(NoStep, "--follow {followed}: the program recorded no step, so it followed nothing")
 
 
 @words(TokensNotFollowed)
@@ -194,9 +175,7 @@ def _input(found: OtherInput) -> str:
 # -------------------------------------------------------------------- text logs
 
 
-@words(SequenceCountsDiffer)
-def _sequences(found: SequenceCountsDiffer) -> str:
-    return f"{found.reference} sequences in the reference, {found.candidate} in the candidate"
+template(SequenceCountsDiffer, "{reference} sequences in the reference, {candidate} in the candidate")
 
 
 @words(CountDiffers)

@@ -12,7 +12,7 @@ from tracekit.checkpoints.relations import (
     Times,
     Transposed,
 )
-from tracekit.report.words import words
+from tracekit.report.words import template, words
 
 
 @words(RoundedTo)
@@ -20,9 +20,7 @@ def _rounded(found: RoundedTo) -> str:
     return f"the {found.side} is the other, {'cut' if found.cut else 'rounded'} to {found.dtype}"
 
 
-@words(Times)
-def _times(found: Times) -> str:
-    return f"the second is {found.gain:.6g} times the first"
+template(Times, "the second is {gain:.6g} times the first")
 
 
 @words(Reordered)
@@ -38,19 +36,9 @@ def _reordered(found: Reordered) -> str:
     return f"{axis} in another order: {found.moved} of {found.count} moved"
 
 
-@words(Rearranged)
-def _rearranged(found: Rearranged) -> str:
-    return "the same numbers in another order"
-
-
-@words(Transposed)
-def _transposed(found: Transposed) -> str:
-    return "the second is the first transposed"
-
-
-@words(LowRank)
-def _low_rank(found: LowRank) -> str:
-    return f"the second is the first plus an update of rank {found.rank}"
+template(Rearranged, "the same numbers in another order")
+template(Transposed, "the second is the first transposed")
+template(LowRank, "the second is the first plus an update of rank {rank}")
 
 
 @words(AdapterTimes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tracekit.compare.findings import DrawField
-from tracekit.report.words import words
+from tracekit.report.words import template, words
 from tracekit.sampling import exercise
 from tracekit.sampling.processors import BY_SETTING
 from tracekit.verdict.counterfactual import evidence
@@ -22,9 +22,7 @@ def _tokens(tokens: tuple[int, ...]) -> str:
 # -------------------------------------------------------------------- survivors
 
 
-@words(evidence.SurvivorCounts)
-def _counts(found: evidence.SurvivorCounts) -> str:
-    return f"{found.counts[0]} tokens survive in the reference, {found.counts[1]} in the candidate"
+template(evidence.SurvivorCounts, "{counts[0]} tokens survive in the reference, {counts[1]} in the candidate")
 
 
 @words(evidence.SurvivesAlone)
@@ -50,9 +48,10 @@ def _not_from_logits(found: evidence.NotFromLogits) -> str:
     return f"the {found.side}'s survivors do not match its logits under {whose} declared settings"
 
 
-@words(evidence.ReferenceNotAsStated)
-def _reference(found: evidence.ReferenceNotAsStated) -> str:
-    return "it is the reference that departs from its declared settings; the candidate follows its own"
+template(
+    evidence.ReferenceNotAsStated,
+    "it is the reference that departs from its declared settings; the candidate follows its own",
+)
 
 
 def _run(one: ProcessorRun) -> str:
@@ -85,17 +84,12 @@ def _not_recomputed(found: evidence.NotRecomputed) -> str:
 # -------------------------------------------------------------------- draws
 
 
-@words(evidence.DrawCounts)
-def _draw_counts(found: evidence.DrawCounts) -> str:
-    return f"draws at step {found.step}: {found.counts[0]} in the reference, {found.counts[1]} in the candidate"
-
-
-@words(evidence.Redraws)
-def _redraws(found: evidence.Redraws) -> str:
-    return (
-        f"{found.draws} draws on both sides up to step {found.step}; stop tokens drawn again in the whole segment: "
-        f"{found.redraws[0]} in the reference, {found.redraws[1]} in the candidate"
-    )
+template(evidence.DrawCounts, "draws at step {step}: {counts[0]} in the reference, {counts[1]} in the candidate")
+template(
+    evidence.Redraws,
+    "{draws} draws on both sides up to step {step}; stop tokens drawn again in the whole segment: {redraws[0]} in"
+    " the reference, {redraws[1]} in the candidate",
+)
 
 
 def _and(names: list[str]) -> str:
@@ -128,9 +122,7 @@ def _races(found: evidence.OffsetInRaces) -> str:
     return f"the words are those of {races} over the vocabulary of {found.vocabulary}"
 
 
-@words(evidence.ShiftChanges)
-def _shift(found: evidence.ShiftChanges) -> str:
-    return "the distance between the generators changes at later steps"
+template(evidence.ShiftChanges, "the distance between the generators changes at later steps")
 
 
 # -------------------------------------------------------------------- tokens
@@ -172,9 +164,7 @@ def _margin(found: evidence.TokenMarginMeasured) -> str:
     return f"margin {found.margin:.2g} nats, measured error {found.error:.2g}: {JUDGED[found.judgement]}"
 
 
-@words(evidence.OwnDistribution)
-def _own_distribution(found: evidence.OwnDistribution) -> str:
-    return "each side's distribution gives its own token, with either side's draws"
+template(evidence.OwnDistribution, "each side's distribution gives its own token, with either side's draws")
 
 
 @words(evidence.CutCrossed)
@@ -185,9 +175,10 @@ def _crossed(found: evidence.CutCrossed) -> str:
     return f"{tokens} on one side only, {why}: rounding decided{near}"
 
 
-@words(evidence.DrawsUnknown)
-def _draws_unknown(found: evidence.DrawsUnknown) -> str:
-    return "the draws cannot be regenerated from what is recorded: a near-tie is neither shown nor excluded"
+template(
+    evidence.DrawsUnknown,
+    "the draws cannot be regenerated from what is recorded: a near-tie is neither shown nor excluded",
+)
 
 
 @words(evidence.Ends)
@@ -222,24 +213,10 @@ def _no_repeats(found: exercise.NoRepeats) -> str:
     return f"{_name(found.setting)} on repeats (no token stood twice before any of {found.steps} steps)"
 
 
-@words(exercise.NothingRecorded)
-def _nothing_recorded(found: exercise.NothingRecorded) -> str:
-    return "the sampler's rules (its survivors, draws and events are not recorded)"
-
-
-@words(exercise.NoRedraw)
-def _no_redraw(found: exercise.NoRedraw) -> str:
-    return f"drawing a stop token again before min_len (none drawn so early at {found.steps} steps)"
-
-
-@words(exercise.NoRepetitionFallback)
-def _no_fallback(found: exercise.NoRepetitionFallback) -> str:
-    return f"repetition rule (no token repeated too often at {found.steps} steps)"
-
-
-@words(exercise.FilterNotReached)
-def _not_reached(found: exercise.FilterNotReached) -> str:
-    return f"{found.setting} {found.number} ({found.other} ended the nucleus at {found.steps} steps)"
+template(exercise.NothingRecorded, "the sampler's rules (its survivors, draws and events are not recorded)")
+template(exercise.NoRedraw, "drawing a stop token again before min_len (none drawn so early at {steps} steps)")
+template(exercise.NoRepetitionFallback, "repetition rule (no token repeated too often at {steps} steps)")
+template(exercise.FilterNotReached, "{setting} {number} ({other} ended the nucleus at {steps} steps)")
 
 
 UNSHOWN = {

@@ -15,6 +15,7 @@ from torch import nn
 from tracekit.auditing.audit import Audit, Culprit, changed_weights, culprit_of
 from tracekit.auditing.drawn_error import drawn_result, judged
 from tracekit.auditing.elsewhere import FactorElsewhere
+from tracekit.auditing.not_audited import NotAudited
 from tracekit.auditing.operations import Result
 from tracekit.auditing.own_error import FALSE_ALARMS, Own, tests_of
 from tracekit.auditing.routing import OtherExperts
@@ -74,7 +75,7 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
     unit = UNIT_ROUNDOFF.get(dtype, UNIT_ROUNDOFF["float32"])
     culprits: dict[str, Culprit] = {}
     clean: set[str] = set()
-    unknown: dict[str, str] = {}
+    unknown: dict[str, NotAudited] = {}
     unjudged: list[LogitsNotJudged] = []
     factors: dict[str, float] = {}
     routed: list[OtherExperts] = []

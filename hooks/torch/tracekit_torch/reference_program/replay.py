@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from tracekit.auditing.not_audited import Lacks, NotAudited
 from tracekit.dtypes import to_float
 from tracekit.inspection.sanity import LogitsNotJudged
 from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, SiteData, resolve_in
@@ -69,7 +70,7 @@ class Replay:
     ) -> None:
         self.sites: dict[str, Replayed] = {}
         """By name; `logits` among them. Empty where `run` was told what to do with them."""
-        self.missed: dict[str, str] = {}
+        self.missed: dict[str, NotAudited] = {}
         """Sites that are recorded and were not met with the same shape, and why."""
         self.logits_missed: LogitsNotJudged | None = None
         """Why recorded logits were not compared."""
@@ -109,7 +110,7 @@ class Replay:
             self._logits(self._forward())
         for name in self._sequence.sites:
             if name not in self._seen:
-                self.missed.setdefault(name, "the reference has no module of that name that runs")
+                self.missed.setdefault(name, NotAudited(Lacks.MODULE))
 
     def _keep(self, site: Replayed) -> None:
         self.sites[site.site] = site
@@ -173,7 +174,7 @@ class Replay:
     def _parts(self, name: str, stored: str, value: torch.Tensor) -> list[torch.Tensor] | None:
         parts = recorded_parts(self._sequence, self._sequence.sites[stored], value)
         if parts is None and name == stored:
-            self.missed[name] = f"the reference gives {list(value.shape)} there"
+            self.missed[name] = NotAudited(Lacks.OWN_SHAPE, (str(list(value.shape)),))
         return parts
 
     def _found(self, name: str, stored: str, parts: list[torch.Tensor]) -> None:
