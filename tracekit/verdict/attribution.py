@@ -105,7 +105,7 @@ class Examination:
     """How many the audit of the candidate made, at a false alarm of `FALSE_ALARMS` for all together."""
     consequences: Consequences | None = None
     """What the candidate's culprits do to its logits; they are in that order. Only a reference program tells."""
-    reference_unknown: Mapping[str, str] = field(default_factory=dict)
+    reference_unknown: Mapping[str, NotAudited] = field(default_factory=dict)
     """The reference's sites that were not audited, and why; known where it was audited for itself."""
     routed: tuple[RoutedOtherwise, ...] = ()
     """Where the candidate's routers chose other experts than the reference's scores say, which that tells as well."""
@@ -168,7 +168,7 @@ def examine(traces: Pair, checkpoint: Checkpoint, found: Search, by: Auditor | N
         audited = _completed(audited, by(candidate, checkpoint), _all(candidate, stops))
     suspects = {culprit.site for culprit in audited.culprits}
     others: tuple[Culprit, ...] = ()
-    unaudited: Mapping[str, str] = {}
+    unaudited: Mapping[str, NotAudited] = {}
     if suspects or found.findings:
         other = audit(reference, checkpoint, stops=_all(reference, ours), only=suspects or None)
         others, unaudited = other.culprits, other.unknown
