@@ -140,6 +140,20 @@ class LogitsNotJudged:
 
 
 @dataclass(frozen=True)
+class CallByCall:
+    """A trace that has each call of a generation as a sequence of its own, without steps, beside one that has its
+    steps."""
+
+    path: str
+    sequence: int
+    """The one that was compared: the first call alone."""
+    alone: int
+    """Sequences of the trace that are compared with nothing."""
+    steps: int
+    """Of the other trace."""
+
+
+@dataclass(frozen=True)
 class SitesNotFound:
     """A pattern that was to choose sites and chose none."""
 
@@ -147,7 +161,7 @@ class SitesNotFound:
 
 
 Unseen = DrawsUnseen | RecordingEnds
-Loss = CutOff | SitesEnded | PositionsMissing | LooksAhead | LogitsNotJudged
+Loss = CutOff | SitesEnded | PositionsMissing | LooksAhead | LogitsNotJudged | CallByCall
 
 
 def capture_problems(trace: Trace) -> list[object]:

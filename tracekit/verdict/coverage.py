@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from tracekit.align.pair import Pair
 from tracekit.auditing.audit import Audit
 from tracekit.compare.search import Search
-from tracekit.inspection.sanity import Loss, losses
+from tracekit.inspection.sanity import CallByCall, Loss, losses
 from tracekit.trace import Json, Trace, resolve
 
 LOGITS = "logits"
@@ -65,7 +66,7 @@ def compared_coverage(reference: Trace, candidate: Trace, found: Search, audited
         **_parameters(reference, done | (found.ratios.keys() & {LOGITS})),
         skipped=_skipped(candidate) | _skipped(reference),
         not_recorded=tuple(dict.fromkeys(_not_recorded(reference) + _not_recorded(candidate))),
-        lost=tuple(losses(reference) + losses(candidate)),
+        lost=(*losses(reference), *losses(candidate), *_call_by_call(found.pair)),
     )
 
 
@@ -84,6 +85,19 @@ def audited_coverage(found: Audit, trace: Trace) -> Coverage:
         not_recorded=tuple(_not_recorded(trace)),
         lost=tuple(losses(trace)),
     )
+
+
+def _call_by_call(pair: Pair) -> Iterator[CallByCall]:
+    """A generation whose calls are sequences of their own on one side: all but the first have no partner."""
+    for sequences in pair.sequences:
+        for trace, one, other in (
+            (pair.reference, sequences.reference, sequences.candidate),
+            (pair.candidate, sequences.candidate, sequences.reference),
+        ):
+            alone = len(trace.sequences) - len(pair.sequences)
+            if other.step_count and not one.step_count and alone > 0:
+                yield CallByCall(trace.path, one.index, alone, other.step_count)
+                return
 
 
 def _parameters(trace: Trace, seen: Collection[str]) -> Json:

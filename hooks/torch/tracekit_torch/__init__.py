@@ -66,6 +66,12 @@ def record(
         recorder.close("error", f"{type(error).__name__}: {error}")
         raise
     recorder.close()
+    if not recorder.sequences and recorder.broken is None and not recorder.in_child:
+        recorder.discard()
+        recorder.note(
+            f"{type(model).__name__} was not called inside the block, so nothing is recorded; if its parts are called "
+            "by themselves, record the one that makes the logits"
+        )
 
 
 Reference: TypeAlias = nn.Module | str | os.PathLike[str] | Callable[[str], nn.Module]

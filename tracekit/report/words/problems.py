@@ -14,6 +14,7 @@ from tracekit.inspection.following import (
 )
 from tracekit.inspection.non_finite import NonFinite
 from tracekit.inspection.sanity import (
+    CallByCall,
     ConstantSites,
     CountsOnly,
     CutOff,
@@ -101,6 +102,11 @@ def _looks_ahead(found: LooksAhead) -> str:
     return f"{found.path}: sequence {found.sequence}: a position sees later ones in this model: {judged}"
 
 
+template(
+    CallByCall,
+    "{path}: sequence {sequence} is one call without a step, and {alone} more stand alone: the {steps} steps of the "
+    "other side are compared with nothing; record the program's loop with its steps",
+)
 template(SitesNotFound, "--sites {pattern}: matches no site in this program; only its steps are recorded")
 
 

@@ -1,7 +1,9 @@
-"""Any module: each outermost call is a sequence for every row of the batch, without steps."""
+"""Any module: each outermost call is a sequence for every row of the batch, without steps; calls with token ids go on
+with one another (`own_loop`)."""
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -9,24 +11,33 @@ from torch import nn
 
 from tracekit.trace import Json
 from tracekit_torch.adapters import LAST, ModelKind
+from tracekit_torch.adapters.own_loop import INPUT_BYTES, OwnLoop
 from tracekit_torch.draws import Drawn
 from tracekit_torch.recorder import Recorder, Row, generator_state
 from tracekit_torch.taps import first_tensor
-
-INPUT_BYTES = 64 << 20
-"""Inputs larger than this are not copied into the trace; the sites that read them are."""
 
 
 class AnyModule:
     """Records calls of a module that no other adapter knows."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, model: nn.Module) -> None:
         self._recorder = recorder
         self._rows: list[Row] = []
+        self._loop = OwnLoop(recorder, model)
+        self._in_loop = False
+        """Whether the current call feeds token ids."""
+        self._thread = 0
 
     def begin(self, arguments: Json) -> None:
         """A call: [batch, time, ...] inputs are a sequence for each row, [n, width] inputs one sequence of n rows."""
         taps = self._recorder.taps
+        self._in_loop = self._loop.takes(arguments)
+        self._thread = threading.get_ident()
+        if self._in_loop:
+            self._end_rows("error", "the call before it did not return")
+            self._loop.begin_call(arguments)
+            return
+        self._loop.finish(None, None)
         value = first_tensor(arguments)
         if taps is None or value is None or value.dim() == 0:
             return
@@ -42,6 +53,9 @@ class AnyModule:
 
     def end(self, output: Any) -> None:
         """The call is over: write it, and end its sequences."""
+        if self._in_loop:
+            self._loop.end_call(output)
+            return
         taps = self._recorder.taps
         if taps is None or taps.call is None:
             return
@@ -51,6 +65,9 @@ class AnyModule:
 
     def write(self) -> None:
         """Write what the taps hold."""
+        if self._in_loop:
+            self._loop.write()
+            return
         taps = self._recorder.taps
         if taps is None or taps.call is None:
             return
@@ -60,19 +77,20 @@ class AnyModule:
         taps.memory.clear()
 
     def listening(self) -> bool:
-        """Without steps there is nothing that a draw could belong to."""
-        return False
+        """Whether a token may be chosen now: not by another thread, and not without ids."""
+        return self._loop.waits_for_token and self._thread == threading.get_ident()
 
     def drew(self, drawn: Drawn) -> torch.Tensor | None:
-        """Never called: see `listening`."""
-        return None
+        """A torch operator drew."""
+        return self._loop.drew(drawn)
 
     def chose(self, scores: torch.Tensor, result: torch.Tensor) -> torch.Tensor | None:
-        """Never called: see `listening`."""
-        return None
+        """An argmax was taken."""
+        return self._loop.chose(scores, result)
 
     def finish(self, reason: str | None, detail: str | None) -> None:
-        """End what a failed call left open."""
+        """End what goes on, and what a failed call left open."""
+        self._loop.finish_all(reason, detail)
         self._end_rows(reason or "error", detail)
 
     def _end_rows(self, reason: str, detail: str | None) -> None:
@@ -104,7 +122,7 @@ class AnyModules(ModelKind):
         return True
 
     def attach(self, recorder: Recorder, model: nn.Module, sampling: Json | None) -> None:
-        recorder.attach(model, AnyModule(recorder), None, sampling)
+        recorder.attach(model, AnyModule(recorder, model), None, sampling)
 
 
 KIND = AnyModules()

@@ -129,7 +129,7 @@ class CausalLoop:
     def begin_call(self, arguments: Json) -> None:
         """The model is called."""
         taps = self._recorder.taps
-        value = fed_to(arguments, self._encodes)
+        value = self._fed(arguments)
         if taps is None or value is None:
             self._recorder.lost("calls of the model whose token ids or embeddings are not among its arguments")
             return
@@ -216,7 +216,7 @@ class CausalLoop:
         if axis is not None and begun.spans is None:
             begun.spans = spans(None, *axis.size)
         begun.hold(cache_of(output))
-        logits = output_logits(output)
+        logits = self._logits(output)
         head = taps.call.head_output
         if logits is not None and head is not None and head.data_ptr() != logits.data_ptr():
             taps.logits_are(logits)
@@ -333,12 +333,27 @@ class CausalLoop:
         self._begun = Begun(rows, ids, generator_state(), parents[0], held=[[] for _ in rows])
         return True
 
+    def _fed(self, arguments: Json) -> torch.Tensor | None:
+        """Token ids [batch, time] or embeddings [batch, time, width] of a call."""
+        return fed_to(arguments, self._encodes)
+
+    def _logits(self, output: Any) -> torch.Tensor | None:
+        """[batch, time, vocabulary] of what the model answered."""
+        return output_logits(output)
+
+    def _paddings(self, arguments: Json, batch: int) -> list[int]:
+        """Leading positions of each row of a first call that are padding."""
+        return left_padding(arguments.get("decoder_attention_mask" if self._encodes else "attention_mask"), batch)
+
+    def _inputs(self, arguments: Json, value: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What a first call gives beside token ids, by name: [batch, ...]; `value` is what it feeds."""
+        return {"inputs_embeds": value.detach().to("cpu", copy=True)} if value.is_floating_point() else {}
+
     def _begin(self, arguments: Json, value: torch.Tensor, fed: list[list[int]], cached: int) -> None:
         batch = value.shape[0]
-        prefix = "decoder_" if self._encodes else ""
-        paddings = left_padding(arguments.get(f"{prefix}attention_mask"), batch)
+        paddings = self._paddings(arguments, batch)
         rows = [self._recorder.new_row(padding, cached + value.shape[1] - padding) for padding in paddings]
-        inputs = {} if fed else {"inputs_embeds": value.detach().to("cpu", copy=True)}
+        inputs = self._inputs(arguments, value)
         self._begun = begun = Begun(rows, fed, generator_state(), None, inputs, [[] for _ in rows])
         axis = encoder_axis(arguments) if self._encodes else None
         if axis is not None:
@@ -422,7 +437,8 @@ class CausalLoop:
         recorder.write_sites()
         for index, row in enumerate(begun.rows):
             ids = begun.ids[index][row.padding :] if begun.ids else None
-            inputs = {name: value[index, row.padding :] for name, value in begun.inputs.items()}
+            inputs = {name: value[index] for name, value in begun.inputs.items()}
+            inputs = {name: value[row.padding :] if value.dim() else value for name, value in inputs.items()}
             inputs |= begun.encoder[index] if begun.encoder is not None else {}
             metadata = {"parent": begun.parent} if begun.parent is not None else {}
             recorder.begin_sequence(row, ids, inputs, begun.state, row=index, **metadata)

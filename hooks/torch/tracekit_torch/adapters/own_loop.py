@@ -1,0 +1,147 @@
+"""A language model that is no model of transformers, in a loop of the program's own: a port in plain PyTorch.
+
+Token ids [batch, time] go in, logits come out. What `CausalLoop` reads off arguments and outputs that transformers
+names is read off their values here: the ids are the first tensor of integers; a call goes on with the one before where
+an argument that was 0 (or 0, 1, ..., time - 1) then is the number of positions now, where the ids begin with all that
+were known, or where the one token that is fed is the one that was chosen. Anything else is a call of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from tracekit.trace import Json
+from tracekit_torch.adapters.causal_calls import is_largest
+from tracekit_torch.adapters.causal_loop import Begun, CausalLoop
+from tracekit_torch.recorder import Recorder, Row
+from tracekit_torch.taps import first_tensor
+
+INPUT_BYTES = 64 << 20
+"""Inputs larger than this are not copied into the trace; the sites that read them are."""
+
+
+class OwnLoop(CausalLoop):
+    """Records calls of a model that takes token ids [batch, time]."""
+
+    def __init__(self, recorder: Recorder, model: nn.Module) -> None:
+        super().__init__(recorder, model)
+        self._encodes = False
+        self._stops = []
+        self._tables = [part for part in model.modules() if isinstance(part, nn.Embedding)]
+        self._starting: set[str] = set()
+        """Arguments of the sequence's first call that said: from position 0 on."""
+
+    def takes(self, arguments: Json) -> bool:
+        """Whether a call's first tensor is token ids [batch, time], and the model looks ids up."""
+        value = first_tensor(arguments)
+        return bool(self._tables) and value is not None and value.dim() == 2 and _counts(value) and value.numel() > 0
+
+    # ---------------------------------------------------------------- what a call says
+
+    def _fed(self, arguments: Json) -> torch.Tensor | None:
+        return first_tensor(arguments) if self.takes(arguments) else None
+
+    def _cached(self, arguments: Json) -> int:
+        begun, value = self._begun, first_tensor(arguments)
+        if begun is None or value is None or not begun.ids or value.shape[0] != len(begun.ids):
+            return 0
+        known, time = len(begun.ids[0]), value.shape[1]
+        if self._starting & set(_from(arguments, value, known)):
+            return known
+        if self._starting & set(_from(arguments, value, 0)):
+            return 0
+        return known if time == 1 and self._was_chosen(value[:, 0].tolist()) else 0
+
+    def _was_chosen(self, tokens: list[int]) -> bool:
+        waiting = self._waiting
+        if waiting is None or waiting.logits is None:
+            return False
+        if waiting.chosen is not None:
+            return waiting.chosen == tokens
+        return all(is_largest(waiting.logits, row, token) for row, token in enumerate(tokens))
+
+    def _goes_on(self, fed: list[list[int]], cached: int) -> bool:
+        begun, waiting = self._begun, self._waiting
+        if begun is not None and (waiting is None or waiting.logits is None):
+            # The answer was no logits: nothing can follow from it.
+            self.finish(None, None)
+            return False
+        if begun is not None and fed and begun.ids and cached == 0 and len(fed[0]) != len(begun.ids[0]) + 1:
+            self.finish(None, None)
+            return False
+        return super()._goes_on(fed, cached)
+
+    def _begin(self, arguments: Json, value: torch.Tensor, fed: list[list[int]], cached: int) -> None:
+        super()._begin(arguments, value, fed, cached)
+        self._starting = set(_from(arguments, value, 0))
+
+    def _paddings(self, arguments: Json, batch: int) -> list[int]:
+        return [0] * batch
+
+    def _inputs(self, arguments: Json, value: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {
+            name: other.detach().to("cpu", copy=True)
+            for name, other in arguments.items()
+            if isinstance(other, torch.Tensor)
+            and other is not value
+            and other.dim() > 0
+            and other.shape[0] == value.shape[0]
+            and other.numel() * other.element_size() <= INPUT_BYTES
+        }
+
+    def _logits(self, output: Any) -> torch.Tensor | None:
+        """[batch, time or 1, vocabulary]: the first tensor of such a shape, with a column for each id of a table."""
+        begun = self._begun
+        for value in _tensors(output):
+            if begun is None or not value.is_floating_point() or not 2 <= value.dim() <= 3:
+                continue
+            value = value.unsqueeze(1) if value.dim() == 2 else value
+            width = value.shape[-1]
+            of_ids = any(
+                width == table.num_embeddings or table.num_embeddings < width != table.embedding_dim
+                for table in self._tables
+            )
+            if of_ids and value.shape[0] == len(begun.rows) and value.shape[1] > 0:
+                return value
+        return None
+
+    def _reason(self, begun: Begun, row: Row) -> str:
+        waiting = self._waiting
+        # A last choice that was not seen may be a token more: where the sequence ended is not known.
+        return "done" if waiting is None or waiting.chosen is None else super()._reason(begun, row)
+
+
+def _from(arguments: Json, ids: torch.Tensor, first: int) -> Iterator[str]:
+    """Names of the arguments that say: these `ids` [batch, time] stand at position `first` and on."""
+    time = ids.shape[1]
+    for name, value in arguments.items():
+        if isinstance(value, int) and not isinstance(value, bool) and value == first:
+            yield name
+        elif isinstance(value, torch.Tensor) and value is not ids and _counts(value) and value.shape[-1:] == (time,):
+            places = torch.arange(first, first + time, device=value.device)
+            if value.numel() in (time, ids.numel()) and bool((value == places).all()):
+                yield name
+        elif isinstance(value, torch.Tensor) and value.dim() == 0 and _counts(value) and int(value) == first:
+            yield name
+
+
+def _counts(value: torch.Tensor) -> bool:
+    return value.dtype in (torch.int64, torch.int32)
+
+
+def _tensors(output: Any) -> Iterator[torch.Tensor]:
+    """The tensors of an output, in its order."""
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, dict):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, (tuple, list)):
+        for value in output:
+            yield from _tensors(value)
+    elif isinstance(getattr(output, "logits", None), torch.Tensor):
+        yield output.logits
