@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +246,28 @@ def test_what_the_engine_ran_with_is_told_from_the_file(fault: str, tmp_path: Pa
     assert [culprit.site for culprit in audit.culprits] == [site]
     if row is not None:
         assert audit.culprits[0].own.statistics.columns.argmax() == row
+
+
+@pytest.mark.parametrize("attention", ["on", "off"])
+@pytest.mark.parametrize("bias", [30.0, 100.0])
+def test_another_theta_is_one_mistake_where_keys_are_large(bias: float, attention: str, tmp_path: Path) -> None:
+    """Qwen2.5's biases make keys of hundreds, of which a float16 cache loses more than anything else does."""
+    sizes = tiny_gguf.Sizes(heads=2, kv_heads=1, hidden=128, inner=256, key_bias=bias, theta=1e6)
+    written = {
+        theta: tiny_gguf.write(
+            tmp_path / f"{theta:g}.gguf", replace(sizes, theta=theta), kind="Q8_0", architecture="qwen2"
+        )
+        for theta in (1e6, 1e7)
+    }
+    audits = {}
+    for theta, model in written.items():
+        target = tmp_path / f"{theta:g}.h5"
+        llama_cpp.record(model, target, prompt=PROMPT * 3, max_new_tokens=12, flash_attention=attention)
+        audits[theta] = tracekit.audit(target, written[1e6])
+    assert not audits[1e6].culprits and not audits[1e6].unknown
+    said = [culprit.explanation for culprit in audits[1e7].culprits]
+    assert [each.mistake.id for each in said] == ["rotary_theta", "rotary_theta"]
+    assert all(each.value == pytest.approx(1e7, rel=0.01) for each in said)
 
 
 def test_heads_whose_columns_are_exchanged_are_named_where_blocks_have_smallest_values(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ class Sizes:
     kv_heads: int = 2
     inner: int = 128
     theta: float = 10000.0
+    key_bias: float = 0.0
+    """Size of the biases of keys, of a file of architecture `qwen2`: Qwen2.5 has keys of some hundreds by them."""
 
 
 def byte_tokens() -> list[str]:
@@ -34,10 +36,14 @@ def byte_tokens() -> list[str]:
     return [*letters, *(f"<s{index}>" for index in range(VOCABULARY - 257)), "ab"]
 
 
-def tensors(sizes: Sizes, seed: int = 0, bias: bool = False) -> dict[str, NDArray[np.float32]]:
-    """Weights by their names in the file, rows of queries and keys in rotary pairs."""
+def tensors(
+    sizes: Sizes, seed: int = 0, bias: bool = False, architecture: str = "llama"
+) -> dict[str, NDArray[np.float32]]:
+    """Weights by their names in the file, rows of queries and keys in rotary pairs where the architecture is `llama`;
+    `qwen2` has biases."""
     random = np.random.default_rng(seed)
     head = sizes.hidden // sizes.heads
+    paired = interleaved if architecture == "llama" else (lambda matrix, heads: matrix)
 
     def matrix(rows: int, columns: int) -> NDArray[np.float32]:
         return (random.standard_normal((rows, columns)) * columns**-0.5).astype(np.float32)
@@ -49,8 +55,8 @@ def tensors(sizes: Sizes, seed: int = 0, bias: bool = False) -> dict[str, NDArra
     for layer in range(sizes.layers):
         block = {
             "attn_norm": norm(),
-            "attn_q": interleaved(matrix(sizes.heads * head, sizes.hidden), sizes.heads),
-            "attn_k": interleaved(matrix(sizes.kv_heads * head, sizes.hidden), sizes.kv_heads),
+            "attn_q": paired(matrix(sizes.heads * head, sizes.hidden), sizes.heads),
+            "attn_k": paired(matrix(sizes.kv_heads * head, sizes.hidden), sizes.kv_heads),
             "attn_v": matrix(sizes.kv_heads * head, sizes.hidden),
             "attn_output": matrix(sizes.hidden, sizes.heads * head),
             "ffn_norm": norm(),
@@ -61,15 +67,27 @@ def tensors(sizes: Sizes, seed: int = 0, bias: bool = False) -> dict[str, NDArra
         out |= {f"blk.{layer}.{name}.weight": value for name, value in block.items()}
         if bias:
             out[f"blk.{layer}.attn_q.bias"] = matrix(1, sizes.heads * head)[0]
+        if architecture == "qwen2":
+            widths = {"q": (sizes.heads, 1.0), "k": (sizes.kv_heads, sizes.key_bias), "v": (sizes.kv_heads, 1.0)}
+            for name, (count, size) in widths.items():
+                values = random.standard_normal(count * head) * size
+                out[f"blk.{layer}.attn_{name}.bias"] = values.astype(np.float32)
     return out
 
 
 def write(
-    path: Path, sizes: Sizes | None = None, *, seed: int = 0, kind: str = "F32", bias: bool = False, eps: float = 1e-5
+    path: Path,
+    sizes: Sizes | None = None,
+    *,
+    seed: int = 0,
+    kind: str = "F32",
+    bias: bool = False,
+    eps: float = 1e-5,
+    architecture: str = "llama",
 ) -> Path:
-    """A file of architecture `llama`; `kind`: the format of its matrices."""
+    """A file of architecture `llama` or `qwen2`; `kind`: the format of its matrices."""
     sizes = sizes or Sizes()
-    writer = gguf.GGUFWriter(str(path), "llama")
+    writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_context_length(512)
     writer.add_embedding_length(sizes.hidden)
     writer.add_block_count(sizes.layers)
@@ -89,7 +107,7 @@ def write(
     writer.add_eos_token_id(257)
     writer.add_add_bos_token(False)
     held = gguf.GGMLQuantizationType[kind]
-    for name, value in tensors(sizes, seed, bias).items():
+    for name, value in tensors(sizes, seed, bias, architecture).items():
         if value.ndim == 1 or kind == "F32":
             writer.add_tensor(name, value)
         else:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.auditing import operations
+from tracekit.auditing.arithmetic import Exact
 from tracekit.auditing.operations import Attention, Core, Floats, Result
 from tracekit.auditing.operations.attention_core import variance_of_other
 from tracekit.mistakes.engine_steps import FORMATS, attended_as, core_steps
@@ -57,7 +58,13 @@ def fitted(case: Case, change: Callable[[float], Core], grid: list[float], name:
 def exactly(case: Case, core: Core, rows: NDArray[np.int64]) -> Floats:
     """The core in float64 at some rows (indexes into the case's): what numbers are fitted on."""
     q, k, v = case.inputs
-    return operations.attend(core, q[rows], k, v, case.window.rows[rows])
+    return operations.attend(core, q[rows], k, v, case.window.rows[rows], _exact(case))
+
+
+def _exact(case: Case) -> Exact:
+    """Without rounding but that of the cache that the engine states: a mistake is made in its arithmetic."""
+    assert isinstance(case.recipe.operation, Attention)
+    return Exact(case.recipe.operation.cache)
 
 
 def attended(case: Case, core: Core) -> Values:
@@ -67,7 +74,7 @@ def attended(case: Case, core: Core) -> Values:
 
 def attended_from(case: Case, core: Core, q: Floats, k: Floats, v: Floats) -> Values:
     """The same from other inputs, [positions, heads * head_dim] each."""
-    values = operations.attend(core, q, k, v, case.window.rows)
+    values = operations.attend(core, q, k, v, case.window.rows, _exact(case))
     exact = Result(values, variance_of_other(core, case.right, values))
     if case.dtype not in FORMATS:
         return exact

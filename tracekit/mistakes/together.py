@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tracekit.auditing.operations import Attention, Core
-from tracekit.mistakes.core import ATTENTION, core_of, exactly
+from tracekit.mistakes.core import ATTENTION, core_of, exactly, rounds
 from tracekit.mistakes.explanation import Explanation, Mistake
 from tracekit.mistakes.registry import Complexity, SiteMistake
 from tracekit.mistakes.suspect import Case, Fit, Hypothesis
@@ -82,11 +82,24 @@ def _likely(
 
 
 def _beside(case: Case, part: Part, number: SiteMistake) -> Iterator[Pair]:
-    """The number fitted again with the other mistake made."""
+    """The number fitted again with the other mistake made; not where it holds alone."""
     mistake, first = part
     changed = _as_if(case, first.core)
-    for hypothesis in number.hypotheses(changed):
-        yield from _held(changed, (mistake, first.values, first.changes), number, hypothesis)
+    held = [
+        pair
+        for hypothesis in number.hypotheses(changed)
+        for pair in _held(changed, (mistake, first.values, first.changes), number, hypothesis)
+    ]
+    if held and not _holds_alone(case, number, first):
+        yield from held
+
+
+def _holds_alone(case: Case, number: SiteMistake, beside: Hypothesis) -> bool:
+    """Whether one mistake does as well without the other, given what the other is allowed for values next to a tie."""
+    if beside.core is None or not rounds(beside.core):
+        return False
+    alike = (replace(hypothesis, flips=True) for hypothesis in number.hypotheses(case))
+    return any(fit.holds and not fit.partial for hypothesis in alike for fit in case.tried(number, hypothesis))
 
 
 def _held(
