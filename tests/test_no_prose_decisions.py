@@ -31,7 +31,6 @@ READERS = {
 """Modules that read what other programs or libraries say: those sentences are input."""
 IDS = {
     *("row gain", "column gain", "column offset"),  # statistics of the audit, stable in `--json`
-    *("not asked for", "not the logits"),  # reserved words of the site table (docs/format.md)
     "tanh gelu",  # an operation, by its name
 }
 """Stable ids that have a space in them."""

@@ -12,8 +12,8 @@ import pytest
 
 import tracekit
 from tracekit.auditing.not_audited import Lacks
+from tracekit.inspection.losses import losses
 from tracekit.trace import ENCODER
-from tracekit.verdict.coverage import losses
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

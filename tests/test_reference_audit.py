@@ -11,7 +11,7 @@ import pytest
 
 import tracekit
 from tracekit.auditing.drawn_error import drawn_result, judged
-from tracekit.inspection.sanity import LooksAhead
+from tracekit.inspection.losses import LooksAhead
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -22,7 +22,7 @@ import tracekit_torch  # noqa: E402
 from tracekit_torch.reference_program.loading import prepared  # noqa: E402
 
 from tests import tiny_families  # noqa: E402
-from tracekit.inspection.sanity import LogitsNotJudged  # noqa: E402
+from tracekit.inspection.losses import LogitsNotJudged  # noqa: E402
 
 CULPRIT = "transformer.h.1.ln_1"
 SCRIPT = """

@@ -23,7 +23,7 @@ from tracekit.sampling.fit import departs, misfit
 from tracekit.sampling.observed import Context, Observed
 from tracekit.sampling.other_numbers import simplest
 from tracekit.sampling.processor import run
-from tracekit.sampling.ras import repeats_too_often
+from tracekit.sampling.ras import Ras
 from tracekit.sampling.scores import GONE, softmax, survivors
 from tracekit.torch_rng.generator import TorchGenerator
 from tracekit.verdict.decide import Verdict
@@ -126,8 +126,8 @@ def test_a_chain_is_in_the_order_of_generate_and_names_its_processors() -> None:
     greedy = sampling.chain(settings | {"do_sample": False})
     assert [each.name for each in greedy] == ["RepetitionPenaltyLogitsProcessor"]
     logits = np.array([5.0, 4.0, 1.0, 0.0, 0.0, 0.0, -1.0])
-    removed_by = sampling.remover(sampling.chain(settings), logits, Context(), 6)
-    assert removed_by is not None and removed_by.name == "TopKLogitsWarper"
+    passed = sampling.stages(sampling.chain(settings), logits, Context())
+    assert next(each.name for each, values in passed if np.isneginf(values[6])) == "TopKLogitsWarper"
 
 
 def test_an_unknown_setting_is_said_and_not_passed_over() -> None:
@@ -145,8 +145,8 @@ def test_cosyvoices_nucleus_and_its_rule() -> None:
     assert survivors(sampling.scores(logits, settings))[0].tolist() == [0, 1, 2]  # 2 crosses 0.8 and stays
     assert survivors(sampling.scores(logits, settings | {"top_k": 2}))[0].tolist() == [0, 1]
     assert survivors(sampling.scores(logits, settings | {"top_p": 0.7}))[0].tolist() == [0, 1]
-    assert repeats_too_often(7, [7, *range(10, 19)], 10, 0.1)
-    assert not repeats_too_often(7, [7, *range(10, 20)], 10, 0.1)
+    assert Ras().repeats(7, [7, *range(10, 19)], 10, 0.1)
+    assert not Ras().repeats(7, [7, *range(10, 20)], 10, 0.1)
 
 
 # -------------------------------------------------------------------- filters

@@ -19,7 +19,7 @@ from tracekit.auditing.evidence import ErrorEvidence
 from tracekit.auditing.not_audited import Lacks
 from tracekit.checkpoints.relations import Relation
 from tracekit.compare.findings import Finding
-from tracekit.inspection.sanity import Loss
+from tracekit.inspection.losses import Loss
 from tracekit.report.words import TEMPLATES, has_words, not_audited
 from tracekit.verdict import evidence, unexercised
 from tracekit.verdict.attribution import SiteAtFault

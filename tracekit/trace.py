@@ -29,6 +29,8 @@ ENCODER_PREFIX = "encoder_"
 """What leads the name of a prompt input that the encoder is given: `encoder_token_ids`."""
 LOGITS = "logits"
 """The site that stands for the logits of the steps."""
+NOT_ASKED_FOR, NOT_THE_LOGITS = "not asked for", "not the logits"
+"""Why a site holds no value where somebody wanted it so: reserved words of the site table (docs/format.md)."""
 NO_TOKEN = -1
 """Stands in a prompt's ids where a row is no token's embedding."""
 

@@ -12,7 +12,8 @@ import tracekit
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log_trace import LogTrace
 from tracekit.inspection.following import ask, shortfalls
-from tracekit.inspection.sanity import lost_rows, no_such_site, written
+from tracekit.inspection.losses import lost_rows
+from tracekit.inspection.sanity import no_such_site, written
 from tracekit.programs.native import NativeOptions, environment
 from tracekit.report.words import sentence
 from tracekit.trace import TraceError

@@ -37,9 +37,10 @@ from tracekit.auditing.unrecorded import Unrecorded
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.stated import find_checkpoint
 from tracekit.checkpoints.widened import narrowed
+from tracekit.inspection.losses import Loss, losses
 from tracekit.inspection.non_finite import NonFinite, first_non_finite
 from tracekit.inspection.positions import prompt_length, step_of
-from tracekit.inspection.sanity import Loss, losses, uncached
+from tracekit.inspection.sanity import uncached
 from tracekit.inspection.settings import Difference, declared_differences, other_sizes
 from tracekit.inspection.site_rows import logits_width
 from tracekit.trace import Sequence, Trace, TraceError

@@ -24,7 +24,7 @@ from tracekit.auditing.operations.unmeasured import Unmeasured
 from tracekit.auditing.stated_arithmetic import Stated
 from tracekit.checkpoints.checkpoint import PREFIXES, Checkpoint
 from tracekit.inspection.positions import prompt_length
-from tracekit.trace import INPUT_SUFFIX, Site, Trace, resolve
+from tracekit.trace import INPUT_SUFFIX, NOT_ASKED_FOR, Site, Trace, resolve
 
 HEAD = "lm_head"
 """The module that gives the logits, where the family is not known."""
@@ -129,7 +129,7 @@ class Book:
         for name in sorted(self.stored - covered - out.keys()):
             out[name] = self._reason(name)
         for row in self.trace.sites.values():
-            if row.skipped is not None and row.name not in self.stored and row.skipped != "not asked for":
+            if row.skipped is not None and row.name not in self.stored and row.skipped != NOT_ASKED_FOR:
                 out.setdefault(row.name, NotAudited(Lacks.STORED, (row.skipped,)))
         return out
 

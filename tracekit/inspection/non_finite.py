@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from tracekit.dtypes import is_float, to_float
 from tracekit.inspection.positions import prompt_length, step_of
 from tracekit.inspection.site_rows import BLOCK_BYTES, row_bytes
-from tracekit.trace import INPUT_SUFFIX, Sequence, Trace, resolve
-
-LOGITS = "logits"
+from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, Trace, resolve
 
 
 @dataclass(frozen=True)

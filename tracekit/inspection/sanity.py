@@ -79,34 +79,6 @@ class RecordingEnds:
 
 
 @dataclass(frozen=True)
-class CutOff:
-    """A file that ends before its recording does."""
-
-    path: str
-    detail: str | None
-
-
-@dataclass(frozen=True)
-class SitesEnded:
-    """Sites that stopped being stored before their sequence ended."""
-
-    path: str
-    first: str
-    more: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class PositionsMissing:
-    """A sequence whose sites end before its last step was computed."""
-
-    path: str
-    sequence: int
-    held: int
-    needed: int
-
-
-@dataclass(frozen=True)
 class Uncached:
     """A program without a cache: what a position read of earlier ones was computed again, and is not recorded."""
 
@@ -117,43 +89,6 @@ class Uncached:
 
 
 @dataclass(frozen=True)
-class LooksAhead:
-    """A model whose positions see later ones: only those of the prompt's call can be computed again."""
-
-    path: str
-    sequence: int
-    judged: int
-    held: int
-
-
-@dataclass(frozen=True)
-class LogitsNotJudged:
-    """Recorded logits that a reference program gives in another shape, or not at all."""
-
-    path: str
-    sequence: int
-    positions: int | None
-    """Of the reference's logits; None where it gives none."""
-    tokens: int | None
-    recorded: int
-    """How many tokens the recorded logits are of."""
-
-
-@dataclass(frozen=True)
-class CallByCall:
-    """A trace that has each call of a generation as a sequence of its own, without steps, beside one that has its
-    steps."""
-
-    path: str
-    sequence: int
-    """The one that was compared: the first call alone."""
-    alone: int
-    """Sequences of the trace that are compared with nothing."""
-    steps: int
-    """Of the other trace."""
-
-
-@dataclass(frozen=True)
 class SitesNotFound:
     """A pattern that was to choose sites and chose none."""
 
@@ -161,7 +96,6 @@ class SitesNotFound:
 
 
 Unseen = DrawsUnseen | RecordingEnds
-Loss = CutOff | SitesEnded | PositionsMissing | LooksAhead | LogitsNotJudged | CallByCall
 
 
 def capture_problems(trace: Trace) -> list[object]:
@@ -198,31 +132,6 @@ def _unseen_in(sequence: Sequence) -> Iterator[Unseen]:
         yield DrawsUnseen(sequence.path, sequence.index, count, sequence.step_count, step, reason)
     if sequence.end_reason == UNSEEN:
         yield RecordingEnds(sequence.path, sequence.index, sequence.step_count, sequence.end_detail)
-
-
-def losses(trace: Trace) -> list[Loss]:
-    """What the recorder of a trace meant to keep and the file does not hold."""
-    cut = not trace.sequences or any(sequence.end_reason is None for sequence in trace.sequences)
-    ends: list[Loss] = [CutOff(trace.path, trace.status_detail)] if trace.status != "complete" and cut else []
-    return ends + lost_rows(trace)
-
-
-def lost_rows(trace: Trace) -> list[Loss]:
-    """Rows of sites that the recorder of a trace meant to keep and the file does not hold."""
-    ended = [(site.name, site.ended) for site in trace.sites.values() if site.ended]
-    return [*(SitesEnded(trace.path, name, len(ended) - 1, why) for name, why in ended[:1]), *missing_positions(trace)]
-
-
-def missing_positions(trace: Trace) -> list[PositionsMissing]:
-    """Sequences whose sites end before their last step was computed."""
-    out = []
-    for sequence in trace.sequences:
-        if not sequence.sites or not sequence.step_count:
-            continue
-        needed = sequence.step(0).position + sequence.step_count
-        if sequence.positions < needed:
-            out.append(PositionsMissing(trace.path, sequence.index, sequence.positions, needed))
-    return out
 
 
 def written(trace: Trace) -> str:

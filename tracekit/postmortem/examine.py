@@ -114,10 +114,10 @@ def _compared(store: Store, task: Task, reference: Run, candidate: Run, level: s
     """Both runs of a seed side by side."""
     plain = Seed(task.seed, State.PASS, reference, candidate)
     if None in (reference.exit_code, candidate.exit_code):
-        return replace(plain, state=State.TIMEOUT, note=_side_said(reference, candidate, None))
+        return replace(plain, state=State.TIMEOUT, note=_side_said(reference, candidate))
     if reference.trace is None or candidate.trace is None:
         crashed = bool(reference.exit_code or candidate.exit_code)
-        note = _side_said(reference, candidate, None)
+        note = _side_said(reference, candidate)
         return replace(plain, state=State.CRASH if crashed else State.TROUBLE, note=note)
     try:
         with traces(store, task.seed, reference, candidate) as (one, other):
@@ -126,11 +126,11 @@ def _compared(store: Store, task: Task, reference: Run, candidate: Run, level: s
         return replace(plain, state=State.TROUBLE, note=str(error))
 
 
-def _side_said(reference: Run, candidate: Run, otherwise: str | None) -> str | None:
+def _side_said(reference: Run, candidate: Run) -> str | None:
     for side, run in ((Side.REFERENCE, reference), (Side.CANDIDATE, candidate)):
         if run.trouble is not None:
             return f"{side}: {run.trouble}"
-    return otherwise
+    return None
 
 
 def compare(seed: Seed, one: Trace, other: Trace, fail: str, *, in_full: bool) -> Seed:
@@ -165,7 +165,7 @@ def compare(seed: Seed, one: Trace, other: Trace, fail: str, *, in_full: bool) -
         margins=tuple(margin for each in one.sequences for margin in margins(each)),
         chance=sum(chance(each) for each in one.sequences),
         apart=apart,
-        note=_side_said(seed.reference, seed.candidate, None),
+        note=_side_said(seed.reference, seed.candidate),
         text=_text(verdict, one, other, seed),
         headline=headline(verdict),
     )

@@ -41,9 +41,6 @@ class Store(Protocol):
     def remove(self, name: str) -> None:
         """A file or a whole folder; nothing where there is none."""
 
-    def folders(self, name: str) -> list[str]:
-        """Names of the folders in a folder; none where it is not there."""
-
 
 def open_store(place: str) -> Store:
     """The store at a path or an fsspec URL. Raises TraceError where it cannot be opened."""
@@ -122,10 +119,6 @@ class Folder:
         else:
             path.unlink(missing_ok=True)
 
-    def folders(self, name: str) -> list[str]:
-        path = self._root / name
-        return sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
-
 
 class Remote:
     """A place that fsspec reaches, such as `s3://bucket/run` or `memory://run`."""
@@ -176,9 +169,3 @@ class Remote:
     def remove(self, name: str) -> None:
         if self._files.exists(self._path(name)):
             self._files.rm(self._path(name), recursive=True)
-
-    def folders(self, name: str) -> list[str]:
-        if not self._files.isdir(self._path(name)):
-            return []
-        rows = self._files.ls(self._path(name), detail=True)
-        return sorted(PurePosixPath(row["name"]).name for row in rows if row["type"] == "directory")

@@ -20,13 +20,10 @@ from tracekit.compare.search import common_ranges, compared_positions, first_tok
 from tracekit.compare.yardstick import POSITION_LIMIT, SITE_LIMIT, Judged, Yardstick, logits_readers
 from tracekit.inspection.positions import prompt_length
 from tracekit.inspection.site_rows import site_reader
-from tracekit.trace import Sequence, Trace
+from tracekit.trace import LOGITS, Sequence, Trace
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.uint8]
-
-LOGITS = "logits"
-"""The last row: the logits of each step."""
 
 
 @dataclass(frozen=True)

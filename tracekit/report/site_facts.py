@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 
 from tracekit.align.sites import Alignment
 from tracekit.auditing.evidence import Statistic
-from tracekit.report.error_map import LOGITS, OwnErrors, SiteErrors, Worst
+from tracekit.report.error_map import OwnErrors, SiteErrors, Worst
 from tracekit.report.layers import layer_of
 from tracekit.report.token_text import without_controls
 from tracekit.report.words.culprits import NAMES
 from tracekit.report.words.numbers import times
-from tracekit.trace import Json, Sequence, Trace
+from tracekit.trace import LOGITS, Json, Sequence, Trace
 
 
 def ordered_sites(trace: Trace, errors: Mapping[str, SiteErrors], owns: Mapping[str, OwnErrors]) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from tracekit.sampling.observed import Context
 from tracekit.sampling.processor import Applied, Cut, Stated, cut_of, run
 from tracekit.sampling.processors import BY_NAME, BY_SETTING, GENERATE, PROCESSORS
-from tracekit.sampling.scores import GONE, Floats, working
+from tracekit.sampling.scores import Floats, working
 from tracekit.trace import Json
 
 RAS = "ras"
@@ -82,11 +82,6 @@ def scores(logits: Floats, sampling: Json, history: Sequence[int] = (), prompt: 
     `history` holds the prompt, its first `prompt` tokens, and the tokens so far.
     """
     return run(chain(sampling), logits, Context(history, prompt))
-
-
-def remover(processors: Iterable[Applied], logits: Floats, context: Context, token: int) -> Applied | None:
-    """The processor that takes a token away."""
-    return next((each for each, values in stages(processors, logits, context) if values[token] == GONE), None)
 
 
 # -------------------------------------------------------------------- how near a cut is

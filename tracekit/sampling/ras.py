@@ -46,11 +46,11 @@ class Ras:
     removes: bool = False
     """Stop tokens that come too early cannot be drawn at all."""
 
-
-def repeats_too_often(token: int, decoded: Sequence[int], window: int, share: float) -> bool:
-    """Whether the token just drawn stands in the last `window` tokens at least `window * share` times."""
-    recent = list(decoded)[-window:] if window else []
-    return recent.count(token) >= window * share
+    def repeats(self, token: int, decoded: list[int], window: int, share: float) -> bool:
+        """Whether the token just drawn stands in the last `window` tokens at least `window * share` times."""
+        recent = decoded[:window] if self.window_from_start else decoded[-window:]
+        count, least = recent.count(token), window * share
+        return count > least if self.strict else count >= least
 
 
 def redrawn(rule: Ras, tape: Tape, seen: Observed, stated: Json) -> int | None:
@@ -74,10 +74,7 @@ def _once(rule: Ras, tape: Tape, seen: Observed, stated: Json, removed: Sequence
     ids, kept, probs = _nucleus_of(seen, stated)
     token = int(ids[rule.pick(tape, kept)])
     window, share = int(stated.get("win_size", 10)), float(stated.get("tau_r", 0.1))
-    decoded = list(seen.context.generated)
-    recent = decoded[:window] if rule.window_from_start else decoded[-window:]
-    count, least = recent.count(token), window * share
-    if not (rule.fallback and (count > least if rule.strict else count >= least)):
+    if not (rule.fallback and rule.repeats(token, list(seen.context.generated), window, share)):
         return token
     if probs is None:
         return None if len(seen.draws) > 1 else NONE

@@ -1,9 +1,4 @@
-"""What a verdict covers: how much of what the programs computed was compared or recomputed, and what was lost.
-
-Lost is what a recorder meant to keep and the file does not hold: steps after the end of a cut file, positions of a site
-that stopped being stored (`sanity.losses`). It withholds PARITY. What was never asked for, or what nothing can check,
-is counted and said, no more.
-"""
+"""What a verdict covers: how much of what the programs computed was compared or recomputed, and what was lost."""
 
 from __future__ import annotations
 
@@ -13,12 +8,8 @@ from dataclasses import dataclass, field
 from tracekit.align.pair import Pair
 from tracekit.auditing.audit import Audit
 from tracekit.compare.search import Search
-from tracekit.inspection.sanity import CallByCall, Loss, losses
-from tracekit.trace import Json, Trace, resolve
-
-LOGITS = "logits"
-BY_CHOICE = ("not asked for", "not the logits")
-"""Why a site holds no value where somebody wanted it so."""
+from tracekit.inspection.losses import CallByCall, Loss, left_out, losses, without_value
+from tracekit.trace import LOGITS, Json, Trace, resolve
 
 
 @dataclass(frozen=True)
@@ -64,8 +55,8 @@ def compared_coverage(reference: Trace, candidate: Trace, found: Search, audited
         sites=Share(len(done), len(names) + apart),
         audited=audited,
         **_parameters(reference, done | (found.ratios.keys() & {LOGITS})),
-        skipped=_skipped(candidate) | _skipped(reference),
-        not_recorded=tuple(dict.fromkeys(_not_recorded(reference) + _not_recorded(candidate))),
+        skipped=without_value(candidate) | without_value(reference),
+        not_recorded=tuple(dict.fromkeys(left_out(reference) + left_out(candidate))),
         lost=(*losses(reference), *losses(candidate), *_call_by_call(found.pair)),
     )
 
@@ -81,8 +72,8 @@ def audited_coverage(found: Audit, trace: Trace) -> Coverage:
         sites=share,
         audited=share,
         **_parameters(trace, seen),
-        skipped=_skipped(trace),
-        not_recorded=tuple(_not_recorded(trace)),
+        skipped=without_value(trace),
+        not_recorded=left_out(trace),
         lost=tuple(losses(trace)),
     )
 
@@ -112,19 +103,3 @@ def _parameters(trace: Trace, seen: Collection[str]) -> Json:
     known = list(trace.weights) or sorted({name for site in rows for name in site.parameters.values()})
     unchecked = tuple(name for name in known if name not in used)
     return {"parameters": Share(len(known) - len(unchecked), len(known)), "unchecked": unchecked}
-
-
-def _skipped(trace: Trace) -> dict[str, str]:
-    return dict(_without_value(trace))
-
-
-def _without_value(trace: Trace) -> Iterator[tuple[str, str]]:
-    for site in trace.sites.values():
-        why = site.skipped or site.partial
-        if why is not None and why not in BY_CHOICE:
-            yield site.name, why
-
-
-def _not_recorded(trace: Trace) -> list[str]:
-    said = trace.config.get("lost")
-    return [str(line) for line in said] if isinstance(said, list) else []

@@ -25,8 +25,9 @@ from tracekit.compare.yardstick import Noise, Oracle, Uncalibrated, Yardstick, u
 from tracekit.formats.name_map import NameMap, gguf_names
 from tracekit.generations import generation_of
 from tracekit.inspection.following import shortfalls
+from tracekit.inspection.losses import CutOff
 from tracekit.inspection.non_finite import first_non_finite
-from tracekit.inspection.sanity import CutOff, capture_problems, uncached
+from tracekit.inspection.sanity import capture_problems, uncached
 from tracekit.mistakes.culprits import is_precise
 from tracekit.trace import Trace, TraceError
 from tracekit.verdict import evidence

@@ -89,9 +89,9 @@ class Nodes:
         """What a node is; None where the recorder has no name for it."""
         match self.operation(node):
             case "GET_ROWS":
-                return self._of_weight(node, 0, Kind.TABLE) or self._between(node)
+                return self._of_weight(node, Kind.TABLE) or self._between(node)
             case "MUL_MAT":
-                found = self._of_weight(node, 0, Kind.PRODUCT)
+                found = self._of_weight(node, Kind.PRODUCT)
                 return None if found is not None and f"{found.name}.bias" in self._names else found
             case "ADD":
                 return self._biased(node) or self._sum(node)
@@ -101,11 +101,11 @@ class Nodes:
                 return self._norm(node) or self._between(node)
         return None
 
-    def _of_weight(self, node: Any, index: int, kind: Kind) -> Module | None:
-        weight = self.parameter(node.src[index])
+    def _of_weight(self, node: Any, kind: Kind) -> Module | None:
+        weight = self.parameter(node.src[0])
         if weight is None or not weight.endswith(".weight"):
             return None
-        held = self._library.text(self._library.lib.ggml_type_name(node.src[index].type))
+        held = self._library.text(self._library.lib.ggml_type_name(node.src[0].type))
         name = weight.removesuffix(".weight")
         if kind is Kind.TABLE:
             return Module(kind, name, {"weight": weight}, held_as=held)
@@ -118,7 +118,7 @@ class Nodes:
         product = self.origin(node.src[0])
         if bias is None or not bias.endswith(".bias") or self.operation(product) != "MUL_MAT":
             return None
-        found = self._of_weight(product, 0, Kind.BIASED)
+        found = self._of_weight(product, Kind.BIASED)
         if found is None or found.name != bias.removesuffix(".bias"):
             return None
         both = found.parameters | {"bias": bias}

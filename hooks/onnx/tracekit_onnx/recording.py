@@ -22,7 +22,7 @@ from tracekit.formats.log import LogWriter, TensorLike
 from tracekit.formats.log_trace import LogTrace
 from tracekit.formats.onnx_file import OnnxFile
 from tracekit.formats.onnx_modules import Branch, input_site, modules_of, value_types
-from tracekit.trace import LOGITS, Json, TraceError
+from tracekit.trace import LOGITS, NOT_ASKED_FOR, Json, TraceError
 from tracekit_onnx.rows import Shape, arranged
 from tracekit_onnx.sessions import load_session, optimised, path_of, session_of
 from tracekit_onnx.tapped import tapped
@@ -181,7 +181,7 @@ class RecordedSession:
             elif wanted.search(module.name):
                 known[site.place] = module.name
             else:
-                row["skipped"], site.place = "not asked for", None
+                row["skipped"], site.place = NOT_ASKED_FOR, None
             sites[module.name] = site
         if ROOT_SITE not in sites and wanted.search(ROOT_SITE):
             top = (), self._file.model.graph.output[0].name

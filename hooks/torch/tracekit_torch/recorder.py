@@ -26,7 +26,8 @@ from tracekit.formats.log import LogWriter, Tensor, TensorLike
 from tracekit.formats.log_trace import LogTrace
 from tracekit.formats.opening import open_trace
 from tracekit.inspection.following import FORCED, shortfalls
-from tracekit.inspection.sanity import UNSEEN, lost_rows, no_such_site, written
+from tracekit.inspection.losses import lost_rows
+from tracekit.inspection.sanity import UNSEEN, no_such_site, written
 from tracekit.trace import ENCODER, Json, TraceError
 from tracekit_torch import describe, precision
 from tracekit_torch.draws import Drawn, Draws

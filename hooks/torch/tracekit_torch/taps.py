@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from tracekit.trace import ENCODER, INPUT_SUFFIX, Json
+from tracekit.trace import ENCODER, INPUT_SUFFIX, NOT_ASKED_FOR, Json
 from tracekit_torch.eager import plain_name, uncompiled
 from tracekit_torch.memory import WORDS, CallMemory, Slot
 from tracekit_torch.options import Options
@@ -25,7 +25,6 @@ from tracekit_torch.wiring import SeenTensors
 
 ROOT_SITE = "output"
 """Site of the outermost module's own output: it has no state-dict path."""
-SCRIPTED = "it is TorchScript, which calls no hooks"
 _NONE: dict[str, Any] = {}
 """torch calls a hook that was removed during the call once more, and without the keywords that it asked for."""
 REPEAT_LIMIT = 64
@@ -84,7 +83,7 @@ class Tap:
         """The rows of its input in this call."""
         self.in_encoder: bool | None = None
         """Of a module that encoder and decoder share: whether this tap is for its runs in the encoder."""
-        self.why_not = "not asked for"
+        self.why_not = NOT_ASKED_FOR
         self.fired = 0
         self.source: str | None = None
         self.last_rows = 0

@@ -12,19 +12,14 @@ from tracekit.inspection.following import (
     OtherInput,
     TokensNotFollowed,
 )
+from tracekit.inspection.losses import CallByCall, CutOff, LogitsNotJudged, LooksAhead, PositionsMissing, SitesEnded
 from tracekit.inspection.non_finite import NonFinite
 from tracekit.inspection.sanity import (
-    CallByCall,
     ConstantSites,
     CountsOnly,
-    CutOff,
     DrawsUnseen,
-    LogitsNotJudged,
-    LooksAhead,
-    PositionsMissing,
     RecordingEnds,
     SharedValues,
-    SitesEnded,
     SitesNotFound,
     Uncached,
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from tracekit.trace import NOT_THE_LOGITS
 from tracekit_torch import describe
 from tracekit_torch.recorder import About
 
@@ -50,10 +51,10 @@ def about(model: Any) -> About:
         "class": type(model).__name__,
         "speech_token_size": int(model.speech_token_size),
     }
-    unused: dict[nn.Module, str] = {inner: "not the logits"}
+    unused: dict[nn.Module, str] = {inner: NOT_THE_LOGITS}
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     if isinstance(head, nn.Module):
-        unused[head] = "not the logits"
+        unused[head] = NOT_THE_LOGITS
     return About(told, _folder(inner), inner, unused)
 
 

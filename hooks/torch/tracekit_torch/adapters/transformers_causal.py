@@ -108,11 +108,6 @@ class Generation:
         self._spans: list[tuple[int, int]] | None = None
         self._begin(input_ids, arguments)
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether a row still asks for tokens."""
-        return any(row.reason is None for row in self.rows)
-
     def _begin(self, input_ids: torch.Tensor, arguments: Json) -> None:
         recorder = self._recorder
         decoder = "decoder_" if encoder_of(self._model) is not None else ""

@@ -21,8 +21,9 @@ from tracekit.auditing.own_error import FALSE_ALARMS, Own, tests_of
 from tracekit.auditing.routing import OtherExperts
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.dtypes import UNIT_ROUNDOFF, is_float
+from tracekit.inspection.losses import LogitsNotJudged, LooksAhead, losses
 from tracekit.inspection.non_finite import first_non_finite
-from tracekit.inspection.sanity import LogitsNotJudged, LooksAhead, losses, recomputed_from
+from tracekit.inspection.sanity import recomputed_from
 from tracekit.inspection.settings import declared_differences
 from tracekit.inspection.site_rows import logits_width
 from tracekit.mistakes.culprits import ExplainedCulprit

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from tracekit.auditing.not_audited import Lacks, NotAudited
 from tracekit.dtypes import to_float
-from tracekit.inspection.sanity import LogitsNotJudged
+from tracekit.inspection.losses import LogitsNotJudged
 from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, SiteData, resolve_in
 from tracekit_torch.eager import plain_name
 from tracekit_torch.reference_program.lockstep import Lockstep

@@ -1,0 +1,116 @@
+"""What the computation had and a file does not hold.
+
+Lost is what a recorder meant to keep: steps after the end of a cut file, positions of a site that stopped being stored.
+It withholds PARITY. What nobody asked for, or what a recorder says it left out, is counted and said, no more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tracekit.trace import NOT_ASKED_FOR, NOT_THE_LOGITS, Trace
+
+
+@dataclass(frozen=True)
+class CutOff:
+    """A file that ends before its recording does."""
+
+    path: str
+    detail: str | None
+
+
+@dataclass(frozen=True)
+class SitesEnded:
+    """Sites that stopped being stored before their sequence ended."""
+
+    path: str
+    first: str
+    more: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PositionsMissing:
+    """A sequence whose sites end before its last step was computed."""
+
+    path: str
+    sequence: int
+    held: int
+    needed: int
+
+
+@dataclass(frozen=True)
+class LooksAhead:
+    """A model whose positions see later ones: only those of the prompt's call can be computed again."""
+
+    path: str
+    sequence: int
+    judged: int
+    held: int
+
+
+@dataclass(frozen=True)
+class LogitsNotJudged:
+    """Recorded logits that a reference program gives in another shape, or not at all."""
+
+    path: str
+    sequence: int
+    positions: int | None
+    """Of the reference's logits; None where it gives none."""
+    tokens: int | None
+    recorded: int
+    """How many tokens the recorded logits are of."""
+
+
+@dataclass(frozen=True)
+class CallByCall:
+    """A trace that has each call of a generation as a sequence of its own, without steps, beside one that has its
+    steps."""
+
+    path: str
+    sequence: int
+    """The one that was compared: the first call alone."""
+    alone: int
+    """Sequences of the trace that are compared with nothing."""
+    steps: int
+    """Of the other trace."""
+
+
+Loss = CutOff | SitesEnded | PositionsMissing | LooksAhead | LogitsNotJudged | CallByCall
+
+
+def losses(trace: Trace) -> list[Loss]:
+    """What the recorder of a trace meant to keep and the file does not hold."""
+    cut = not trace.sequences or any(sequence.end_reason is None for sequence in trace.sequences)
+    ends: list[Loss] = [CutOff(trace.path, trace.status_detail)] if trace.status != "complete" and cut else []
+    return ends + lost_rows(trace)
+
+
+def lost_rows(trace: Trace) -> list[Loss]:
+    """Rows of sites that the recorder of a trace meant to keep and the file does not hold."""
+    ended = [(site.name, site.ended) for site in trace.sites.values() if site.ended]
+    return [*(SitesEnded(trace.path, name, len(ended) - 1, why) for name, why in ended[:1]), *missing_positions(trace)]
+
+
+def missing_positions(trace: Trace) -> list[PositionsMissing]:
+    """Sequences whose sites end before their last step was computed."""
+    out = []
+    for sequence in trace.sequences:
+        if not sequence.sites or not sequence.step_count:
+            continue
+        needed = sequence.step(0).position + sequence.step_count
+        if sequence.positions < needed:
+            out.append(PositionsMissing(trace.path, sequence.index, sequence.positions, needed))
+    return out
+
+
+def left_out(trace: Trace) -> tuple[str, ...]:
+    """Calls that a recorder says it left out: frames `lost` of its log (docs/format.md), a line each."""
+    said = trace.config.get("lost")
+    return tuple(map(str, said)) if isinstance(said, list) else ()
+
+
+def without_value(trace: Trace) -> dict[str, str]:
+    """Sites that hold no value, or none in some calls, though nobody chose so; and why."""
+    found = ((site.name, site.skipped or site.partial) for site in trace.sites.values())
+    return {name: why for name, why in found if why is not None and why not in (NOT_ASKED_FOR, NOT_THE_LOGITS)}
