@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 STAGES = (
-    *("errors", "dtypes", "site_values", "trace", "plugins", "generations", "interactive", "trace_view"),
+    *("errors", "exit_codes", "dtypes", "site_values", "trace", "plugins", "generations", "interactive", "trace_view"),
     *("formats", "programs", "recording"),
     *("checkpoints", "inspection", "torch_rng", "sampling", "align", "compare", "auditing", "mistakes", "verdict"),
     *("selfcheck", "bisect", "extra", "report", "repro", "postmortem", "api"),

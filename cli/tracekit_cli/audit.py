@@ -8,6 +8,7 @@ import sys
 import click
 
 import tracekit
+from tracekit.exit_codes import ExitCode
 from tracekit_cli.reference import MODEL, MODULE, auditor
 
 
@@ -42,4 +43,5 @@ def command(
     by = auditor(model, module, reference, "--model, --reference, --module")
     found = tracekit.audit(trace, weights or model, names=names, **({} if by is None else {"by": by}))
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else found.text)
-    sys.exit(max(found.exit_code, int(strict and found.precise)))
+    precise = strict and found.precise and found.exit_code is ExitCode.AGREE
+    sys.exit(ExitCode.DIFFER if precise else found.exit_code)

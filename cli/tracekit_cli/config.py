@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 import tracekit
+from tracekit.exit_codes import ExitCode
 from tracekit.extra.cosyvoice3.declared import compare_declared, differs
 from tracekit.report.declared_text import declared_json, declared_text
 
@@ -28,4 +29,4 @@ def command(file: str, traces: tuple[str, ...], as_json: bool) -> None:
         opened = [stack.enter_context(tracekit.open(path)) for path in traces]
         rows = compare_declared(Path(file), opened)
     click.echo(json.dumps(declared_json(file, rows), indent=2) if as_json else declared_text(file, rows))
-    sys.exit(1 if differs(rows) else 0)
+    sys.exit(ExitCode.DIFFER if differs(rows) else ExitCode.AGREE)

@@ -11,6 +11,7 @@ import click
 import tracekit
 from tracekit.align.pair import Pair
 from tracekit.compare.side_by_side import token_tables
+from tracekit.exit_codes import ExitCode
 from tracekit.report.token_text import token_tables_text
 from tracekit.trace import TraceError
 from tracekit.verdict.cause import Cause
@@ -76,7 +77,8 @@ def command(
             click.echo(verdict.text)
         if tables and not as_json:
             click.echo("\n" + token_tables_text(tables))
-    sys.exit(max(verdict.exit_code, int(strict and verdict.cause == Cause.PRECISION)))
+    precise = strict and verdict.cause == Cause.PRECISION and verdict.exit_code is ExitCode.AGREE
+    sys.exit(ExitCode.DIFFER if precise else verdict.exit_code)
 
 
 def _refuse_unmatched(path: str, verdict: tracekit.Verdict) -> None:

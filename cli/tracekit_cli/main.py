@@ -9,6 +9,7 @@ import sys
 import click
 
 from tracekit.errors import TraceError
+from tracekit.exit_codes import ExitCode
 
 COMMANDS = {
     "record": "Run a program and record what its model does.",
@@ -65,12 +66,12 @@ def group(ctx: click.Context) -> None:
 
 
 def main() -> None:
-    """Entry point. Exit codes as diff(1): 0 the same, 1 different, 2 trouble, with one line on stderr."""
+    """Entry point. Trouble is one line on stderr."""
     try:
         group(prog_name="tracekit")
     except TraceError as error:
         click.echo(f"tracekit: {error}", err=True)
-        sys.exit(2)
+        sys.exit(ExitCode.TROUBLE)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import click
 
 import tracekit
 from tracekit.align.proposals import Proposals, propose
+from tracekit.exit_codes import ExitCode
 from tracekit.formats.whole_file import write_whole
 
 
@@ -35,7 +36,7 @@ def command(reference: str, candidate: str, out: Path | None, as_json: bool) -> 
     for side, left in (("reference", found.left_reference), ("candidate", found.left_candidate)):
         if left:
             click.echo(f"  without a partner in the {side}: {', '.join(left)}", err=True)
-    sys.exit(1 if found.left_reference or found.left_candidate else 0)
+    sys.exit(ExitCode.DIFFER if found.left_reference or found.left_candidate else ExitCode.AGREE)
 
 
 def _summary(found: Proposals, out: Path | None) -> str:

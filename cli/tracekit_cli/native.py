@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 import tracekit
+from tracekit.exit_codes import ExitCode
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log_trace import LogTrace
 from tracekit.inspection.following import ask, shortfalls
@@ -49,7 +50,7 @@ def run_native(words: list[str], out: Path, options: NativeOptions, strict: bool
     if lost is not None:
         click.echo(f"tracekit: the trace is incomplete: {lost}", err=True)
     click.echo(f"tracekit: wrote {out}: {held}", err=True)
-    return 2 if code == 0 and strict and lacking else code
+    return ExitCode.TROUBLE if code == 0 and strict and lacking else code
 
 
 def _not_followed(trace: LogTrace, options: NativeOptions) -> list[str]:

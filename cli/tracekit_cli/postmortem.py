@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from tracekit.exit_codes import ExitCode
 from tracekit.postmortem.plan import LEVELS, Plan, checked, parse_seeds
 from tracekit.trace import TraceError
 from tracekit.verdict.outcome import Postmortem
@@ -69,7 +70,7 @@ def command(
     else:
         found = _of_programs(seeds, reference, candidate, options)
     _print(found, options)
-    sys.exit(1 if found.failing.count else 0)
+    sys.exit(ExitCode.DIFFER if found.failing.count else ExitCode.AGREE)
 
 
 def _of_programs(seeds: str, reference: str, candidate: str, options: dict[str, Any]) -> Postmortem:
@@ -100,7 +101,7 @@ def _of_programs(seeds: str, reference: str, candidate: str, options: dict[str, 
             found = Conduct(plan, store, numbers, crew, progress).run()
     except KeyboardInterrupt:
         click.echo("tracekit: stopped; the same command goes on from here", err=True)
-        sys.exit(130)
+        sys.exit(ExitCode.INTERRUPTED)
     without = finish(store, found, plan, with_repros=not options["no_repro"])
     for line in without:
         click.echo(f"tracekit: no repro of {line}", err=True)

@@ -10,6 +10,7 @@ import click
 from tracekit.checkpoints.adapter import Adapter
 from tracekit.checkpoints.compare import diff_weights
 from tracekit.checkpoints.parameters import open_parameters
+from tracekit.exit_codes import ExitCode
 from tracekit.report.weight_text import weight_json, weight_text
 
 
@@ -31,4 +32,4 @@ def command(first: str, second: str, adapter: str | None, as_json: bool) -> None
         click.echo(json.dumps({"first": first, "second": second} | weight_json(found), indent=2))
     else:
         click.echo(weight_text(found, one, other))
-    sys.exit(0 if found.same else 1)
+    sys.exit(ExitCode.AGREE if found.same else ExitCode.DIFFER)

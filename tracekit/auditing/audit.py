@@ -37,6 +37,7 @@ from tracekit.auditing.unrecorded import Unrecorded
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.stated import find_checkpoint
 from tracekit.checkpoints.widened import narrowed
+from tracekit.exit_codes import ExitCode
 from tracekit.inspection.losses import Loss, losses
 from tracekit.inspection.non_finite import NonFinite, first_non_finite
 from tracekit.inspection.positions import prompt_length, step_of
@@ -122,12 +123,12 @@ class Audit:
         return bool(self.culprits or self.weights or self.differences)
 
     @property
-    def exit_code(self) -> int:
-        """As diff(1): 0 within bounds, 1 not, 2 where what is within bounds is not all there should be, or values that
-        are not finite leave sites unjudged."""
+    def exit_code(self) -> ExitCode:
+        """What `tracekit audit` exits with: `TROUBLE` where what is within bounds is not all there should be, or values
+        that are not finite leave sites unjudged."""
         if self.departs:
-            return 1
-        return 2 if self.lost or self.non_finite is not None else 0
+            return ExitCode.DIFFER
+        return ExitCode.TROUBLE if self.lost or self.non_finite is not None else ExitCode.AGREE
 
 
 Auditor: TypeAlias = Callable[[Trace, Checkpoint], Audit]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tracekit.bisect.history import CannotBuild, History
 from tracekit.errors import TraceError
+from tracekit.exit_codes import ExitCode
 from tracekit.formats.opening import open_trace
 from tracekit.programs.recorded import recorded
 from tracekit.trace import Trace
@@ -76,9 +77,9 @@ class Bisected:
         return len({(verdict.cause, verdict.site) for verdict in ends if verdict is not None}) > 1
 
     @property
-    def exit_code(self) -> int:
-        """0 where a build is named, 1 where none can be."""
-        return 0 if self.certain else 1
+    def exit_code(self) -> ExitCode:
+        """`AGREE` where a build is named, `DIFFER` where none can be."""
+        return ExitCode.AGREE if self.certain else ExitCode.DIFFER
 
 
 Told = Callable[[BisectStep], None]

@@ -8,6 +8,7 @@ from tracekit.auditing.consequence import Consequence, Consequences
 from tracekit.auditing.not_audited import NotAudited
 from tracekit.auditing.own_error import FALSE_ALARMS
 from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.exit_codes import ExitCode
 from tracekit.inspection.settings import Difference
 from tracekit.mistakes.culprits import ExplainedAudit, ExplainedCulprit
 from tracekit.mistakes.explanation import Explained, in_the_source
@@ -24,12 +25,12 @@ SHOWN = 5
 FORMAT = 2
 """Of the JSON: 2 has ids of mistakes and statistics, and the evidence's numbers."""
 HEADLINES = {
-    0: "WITHIN ITS ROUNDING BOUNDS",
-    1: "DEPARTS FROM ITS CHECKPOINT",
-    2: "WITHHELD  what is computed from values that are not finite is not judged",
+    ExitCode.AGREE: "WITHIN ITS ROUNDING BOUNDS",
+    ExitCode.DIFFER: "DEPARTS FROM ITS CHECKPOINT",
+    ExitCode.TROUBLE: "WITHHELD  what is computed from values that are not finite is not judged",
 }
 PRECISE = "PRECISION  every formula is as declared; these sites round differently"
-VERDICTS = {0: "within bounds", 1: "departs", 2: "withheld"}
+VERDICTS = {ExitCode.AGREE: "within bounds", ExitCode.DIFFER: "departs", ExitCode.TROUBLE: "withheld"}
 
 
 def audit_text(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> str:
@@ -62,7 +63,7 @@ def audit_text(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> s
 def _headline(found: ExplainedAudit) -> str:
     if found.lost and not found.departs:
         return "WITHHELD  capture"
-    return PRECISE if found.precise and found.exit_code == 0 else HEADLINES[found.exit_code]
+    return PRECISE if found.precise and found.exit_code is ExitCode.AGREE else HEADLINES[found.exit_code]
 
 
 def _mistake(group: list[ExplainedCulprit], consequences: Consequences | None) -> list[str]:
@@ -115,7 +116,7 @@ def audit_json(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> J
     """The whole audit, ready for `json.dumps`."""
     return {
         "format": FORMAT,
-        "verdict": "precision" if found.precise and found.exit_code == 0 else VERDICTS[found.exit_code],
+        "verdict": "precision" if found.precise and found.exit_code is ExitCode.AGREE else VERDICTS[found.exit_code],
         "trace": trace.path,
         "checkpoint": checkpoint.path,
         "culprits": [culprit_json(culprit) for culprit in found.culprits],

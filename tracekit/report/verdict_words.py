@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tracekit.exit_codes import ExitCode
 from tracekit.mistakes.culprits import ExplainedAudit
 from tracekit.report.coverage import shares
 from tracekit.report.token_rows import token_text
@@ -114,9 +115,7 @@ def audit_words(found: ExplainedAudit) -> Json:
         for item in found.differences
     ]
     bytes_differ = [f"parameter {name}: bytes differ from the checkpoint" for name in found.weights[:3]]
-    return _bare(
-        **(PRECISE if found.precise and not found.exit_code else _judged(found)),
-    ) | {
+    return _bare(*_judged(found)) | {
         "place": None if first is None else f"step {first.step}, position {first.position}",
         "site": None if first is None else first.site,
         "explained": _explained(culprits[0].explanation) if culprits else None,
@@ -134,20 +133,23 @@ def audit_words(found: ExplainedAudit) -> Json:
     }
 
 
-PRECISE = {"badge": "Precision", "tone": "good", "headline": "Choices of precision alone: every formula is as declared"}
+PRECISE = ("Precision", "good", "Choices of precision alone: every formula is as declared")
 
 
-def _judged(found: ExplainedAudit) -> Json:
+def _judged(found: ExplainedAudit) -> tuple[str, str, str]:
+    """Badge, tone and headline."""
+    if found.precise and found.exit_code is ExitCode.AGREE:
+        return PRECISE
     return LOST if found.lost and not found.departs else AUDITED[found.exit_code]
 
 
 AUDITED = {
-    0: {"badge": "Within bounds", "tone": "good", "headline": "Every audited site is within its rounding bound"},
-    1: {"badge": "Departs", "tone": "bad", "headline": "It departs from its checkpoint"},
-    2: {"badge": "Withheld", "tone": "warn", "headline": "Values that are not finite leave sites unjudged"},
+    ExitCode.AGREE: ("Within bounds", "good", "Every audited site is within its rounding bound"),
+    ExitCode.DIFFER: ("Departs", "bad", "It departs from its checkpoint"),
+    ExitCode.TROUBLE: ("Withheld", "warn", "Values that are not finite leave sites unjudged"),
 }
 
-LOST = {"badge": "Withheld", "tone": "warn", "headline": "The recording is not whole"}
+LOST = ("Withheld", "warn", "The recording is not whole")
 
 
 def _not_finite(found: ExplainedAudit) -> list[str]:
@@ -160,12 +162,12 @@ def recorded_words(trace: Trace) -> Json:
     sites = len({name for sequence in trace.sequences for name in sequence.sites})
     several = f" in {len(trace.sequences)} sequences" if len(trace.sequences) > 1 else ""
     held = f"{steps:,} steps{several}, {sites} sites, {len(trace.weights)} parameters"
-    return _bare(badge="Recorded", tone="warn", headline="One trace, with nothing to compare it with") | {
+    return _bare("Recorded", "warn", "One trace, with nothing to compare it with") | {
         "evidence": [held, *([trace.status_detail] if trace.status_detail else [])]
     }
 
 
-def _bare(*, badge: str, tone: str, headline: str) -> Json:
+def _bare(badge: str, tone: str, headline: str) -> Json:
     nothing: Json = dict.fromkeys(("cause", "place", "site", "explained", "tokens"))
     empty: Json = {name: [] for name in ("evidence", "culprits", "notes", "unexercised")}
     return {"badge": badge, "tone": tone, "headline": headline, **nothing, **empty}

@@ -180,7 +180,8 @@ class _Check:
             return CheckFinding(variation, Outcome.NOT_TRIED, why=str(error))
         if not (found.clean or found.culprits):
             return CheckFinding(variation, Outcome.NOT_TRIED, why=f"holds no site that can be audited against {path}")
-        outcome = {0: Outcome.WITHIN_ROUNDING, 1: Outcome.FAULT}.get(found.exit_code, Outcome.WITHHELD)
+        judged = Outcome.WITHHELD if found.lost or found.non_finite is not None else Outcome.WITHIN_ROUNDING
+        outcome = Outcome.FAULT if found.departs else judged
         return CheckFinding(variation, outcome, audit=found)
 
 

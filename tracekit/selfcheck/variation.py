@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from tracekit.exit_codes import ExitCode
 from tracekit.mistakes.culprits import ExplainedAudit
 from tracekit.verdict.verdict import Verdict
 
@@ -84,13 +85,14 @@ class Checked:
         return tuple(finding for finding in self.findings if finding.outcome is outcome)
 
     @property
-    def exit_code(self) -> int:
-        """1 where a variation computes something else, 2 where one failed or none could be judged, else 0."""
+    def exit_code(self) -> ExitCode:
+        """`DIFFER` where a variation computes something else, `TROUBLE` where one failed or none could be judged."""
         if self.of(Outcome.FAULT):
-            return 1
+            return ExitCode.DIFFER
         judged = (Outcome.EQUAL, Outcome.WITHIN_ROUNDING, Outcome.NEAR_TIE)
         done = any(self.of(outcome) for outcome in judged)
-        return 2 if self.of(Outcome.FAILED) or self.of(Outcome.WITHHELD) or not done else 0
+        trouble = self.of(Outcome.FAILED) or self.of(Outcome.WITHHELD) or not done
+        return ExitCode.TROUBLE if trouble else ExitCode.AGREE
 
 
 Settings = Mapping[str, str]

@@ -11,6 +11,7 @@ from tracekit.auditing.not_audited import NotAudited
 from tracekit.compare.drift import Drift
 from tracekit.compare.findings import Finding, TokenDiffers
 from tracekit.compare.search import Counts
+from tracekit.exit_codes import ExitCode
 from tracekit.inspection.settings import Difference
 from tracekit.mistakes.culprits import ExplainedCulprit
 from tracekit.mistakes.explanation import Explanation
@@ -18,6 +19,12 @@ from tracekit.verdict.cause import Cause
 from tracekit.verdict.coverage import Coverage
 from tracekit.verdict.decision import Decision
 from tracekit.verdict.ruling import Margins
+
+EXIT_CODES = {
+    Decision.PARITY: ExitCode.AGREE,
+    Decision.DIVERGENCE: ExitCode.DIFFER,
+    Decision.WITHHELD: ExitCode.TROUBLE,
+}
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,6 @@ class Verdict:
         return None if self.finding is None else self.finding.site
 
     @property
-    def exit_code(self) -> int:
-        """As diff(1): 0 parity, 1 divergence, 2 trouble."""
-        return {Decision.PARITY: 0, Decision.DIVERGENCE: 1}.get(self.decision, 2)
+    def exit_code(self) -> ExitCode:
+        """What `tracekit diff` exits with."""
+        return EXIT_CODES[self.decision]
