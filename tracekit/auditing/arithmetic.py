@@ -47,11 +47,12 @@ class Rounding:
         return self._times(values, self.sums)
 
     def product(self, x: Floats, y: Floats) -> Floats:
-        """x [rows, terms] times y [terms, columns]."""
+        """x [..., rows, terms] times y [..., terms, columns]; of the dimensions before these there is one entry."""
         if self.sums == sums.UNIT:
-            return sums.product(x, y, self._order(len(y)))
+            one = sums.product(x.reshape(x.shape[-2:]), y.reshape(y.shape[-2:]), self._order(y.shape[-2]))
+            return one.reshape(*x.shape[:-1], y.shape[-1])
         values = x @ y
-        variance = sums.walked(values, np.square(x) @ np.square(y), len(y), self.sums)
+        variance = sums.walked(values, np.square(x) @ np.square(y), y.shape[-2], self.sums)
         return np.asarray(values + self._random.standard_normal(values.shape) * np.sqrt(variance))
 
     def cached(self, values: Floats) -> Floats:
@@ -59,14 +60,14 @@ class Rounding:
         return values
 
     def mixed(self, weights: Floats, values: Floats) -> Floats:
-        """The output of a head, [rows, head_dim], from weights [rows, positions]."""
+        """The output of heads, [heads, rows, head_dim], from weights [heads, rows, positions]."""
         return self.product(weights, values)
 
     def total(self, x: Floats) -> Floats:
-        """The sum of each row, [rows, 1]."""
+        """The sum of each row, [..., rows, 1]."""
         if self.sums == sums.UNIT:
-            return sums.total(x, self._order(x.shape[1]))
-        return self.product(x, np.ones((x.shape[1], 1)))
+            return sums.total(x.reshape(-1, x.shape[-1]), self._order(x.shape[-1])).reshape(*x.shape[:-1], 1)
+        return self.product(x, np.ones((x.shape[-1], 1)))
 
     def _order(self, terms: int) -> NDArray[np.int64]:
         """In which this run adds up so many terms, in every row alike: as they come, the other way round, or drawn.
@@ -136,17 +137,17 @@ class Emulated:
         return np.asarray(x @ y)
 
     def weighted(self, weights: Floats, values: Floats) -> Floats:
-        """The output of a head, [rows, head_dim], from weights [rows, positions]: added up from the first position on
-        (candle's product of one row in float16)."""
+        """The output of heads, [heads, rows, head_dim], from weights [heads, rows, positions]: added up from the first
+        position on (candle's product of one row in float16)."""
         if not self.sums:
             return self.store(weights @ values)
-        total = np.zeros((len(weights), values.shape[1]))
-        for column, value in zip(weights.T, values, strict=True):
-            total = self.store(total + column[:, None] * value[None, :])
+        total = np.zeros((*weights.shape[:-1], values.shape[-1]))
+        for position in range(weights.shape[-1]):
+            total = self.store(total + weights[..., position, None] * values[..., None, position, :])
         return total
 
     def total(self, x: Floats) -> Floats:
-        return np.asarray(x.sum(axis=1, keepdims=True))
+        return np.asarray(x.sum(axis=-1, keepdims=True))
 
 
 class Exact:
@@ -180,7 +181,7 @@ class Exact:
         return np.asarray(x @ y)
 
     def total(self, x: Floats) -> Floats:
-        return np.asarray(x.sum(axis=1, keepdims=True))
+        return np.asarray(x.sum(axis=-1, keepdims=True))
 
 
 class AddedUp(Exact):
@@ -192,7 +193,7 @@ class AddedUp(Exact):
         self.added = added
 
     def mixed(self, weights: Floats, values: Floats) -> Floats:
-        terms = np.count_nonzero(weights, axis=1)[:, None]
+        terms = np.count_nonzero(weights, axis=-1, keepdims=True)
         squares = np.square(weights) @ np.square(values)
         return np.asarray(sums.walked(weights @ values, squares, 1, unit(self.added)) * terms)
 

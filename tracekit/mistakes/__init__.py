@@ -100,11 +100,15 @@ def _explanation(held: Held) -> Explanation:
 
 def _apart(case: Case, known: Sequence[Explanation], others: bool, together: bool) -> Explanation | None:
     """The mistake in the prompt and the one in decoding, where both are wrong and each has its own."""
-    parts = [explain(part, known, others, together) for part in case.prompt_and_decoding()]
-    found = tuple(part for part in parts if part is not None)
-    if len(found) < 2:
+    found: list[Explanation] = []
+    for part in reversed(case.prompt_and_decoding()):  # what has the fewest rows first
+        explanation = explain(part, known, others, together)
+        if explanation is None:
+            return None
+        found.insert(0, explanation)
+    if not found:
         return None
-    return Explanation(TWO_MISTAKES, residual=max(part.residual for part in found), parts=found)
+    return Explanation(TWO_MISTAKES, residual=max(part.residual for part in found), parts=tuple(found))
 
 
 def _held(case: Case, mistakes: Sequence[SiteMistake]) -> list[Held]:

@@ -20,6 +20,8 @@ from tracekit.trace import Json
 ROUNDINGS = {Effort.QUICK: 3, Effort.FULL: 8, Effort.MOST_DRAWS: 32}
 """Runs of the attention core with drawn rounding errors; each of its heads gives head_dim samples a row. Eight may miss
 what a value is off by in which others cancel."""
+SCORES = 1 << 17
+"""Scores that are computed at a time: those of several heads where they are few."""
 DRAWN_ROWS = 32
 """Query positions at which the core's rounding errors are drawn; between them the spread is interpolated."""
 
@@ -159,11 +161,20 @@ def attend(
     out = np.empty((len(rows), core.heads, width))
     for part, seen_keys, seen_values in _caches(core, rows, plain, keys, values):
         sink = core.sink_from is not None and bool(rows[part].min(initial=1 << 62) >= core.sink_from)
-        for head in range(core.heads):
-            kv = head // (core.heads // core.kv_heads) if core.head_map == "group" else head % core.kv_heads
-            heads = queries[head, part], seen_keys[kv], seen_values[kv]
-            out[part, head] = _one_head(core, *heads, visible[part], how, sink)
+        seen, asked = visible[part], queries[:, part]
+        for heads in _head_groups(core, seen.size, how):
+            kv = heads // (core.heads // core.kv_heads) if core.head_map == "group" else heads % core.kv_heads
+            made = _heads(core, asked[heads], seen_keys[kv], seen_values[kv], seen, how, sink)
+            out[np.ix_(part, heads)] = made.transpose(1, 0, 2)
     return out.reshape(len(rows), -1)
+
+
+def _head_groups(core: Core, scores: int, how: Arithmetic) -> list[NDArray[np.int64]]:
+    """The heads that are computed together: one by one where each draws its own errors, else as many as fit a cache,
+    with so many scores each."""
+    together = 1 if isinstance(how, Rounding) else max(1, SCORES // max(scores, 1))
+    heads = np.arange(core.heads)
+    return [heads[first : first + together] for first in range(0, core.heads, together)]
 
 
 def _caches(
@@ -239,10 +250,12 @@ def _rotate(core: Core, heads: Floats, places: Floats, how: Arithmetic, backward
     return turned
 
 
-def _one_head(
+def _heads(
     core: Core, q: Floats, k: Floats, v: Floats, visible: NDArray[np.bool_], how: Arithmetic, sink: bool
 ) -> Floats:
-    scores = how.product(q, k.T)
+    """Some heads, [heads, rows, head_dim], from their queries, and the keys and values that they see [heads, positions,
+    head_dim]."""
+    scores = how.product(q, k.transpose(0, 2, 1))
     scores = how.score(how.score(scores, 1) * how.constant(core.scale), 2)
     if core.scores is not None:
         scores = as_stored(scores, core.scores)
@@ -253,7 +266,7 @@ def _one_head(
     if narrow is not None:
         weights = how.store(_narrow_softmax(scores, narrow))
         return how.weighted(weights, v) if isinstance(how, Emulated) else how.store(weights @ v)
-    top = np.maximum(scores.max(axis=1, keepdims=True), 0.0 if sink else -np.inf)
+    top = np.maximum(scores.max(axis=-1, keepdims=True), 0.0 if sink else -np.inf)
     weights = how.float32(np.exp(scores - np.where(np.isfinite(top), top, 0.0)))
     total = how.total(weights) + (np.exp(-top) if sink else 0.0)
     weights = how.store(how.float32(weights / np.maximum(total, 1e-290)))
@@ -265,11 +278,11 @@ def _one_head(
 def _narrow_softmax(scores: Floats, dtype: str) -> Floats:
     """Every operation rounded, and the sum added up in the same format (candle's `softmax_last_dim` in 16 bits)."""
     rounded = np.where(np.isfinite(scores), as_stored(np.where(np.isfinite(scores), scores, 0.0), dtype), -np.inf)
-    weights = as_stored(np.exp(as_stored(rounded - rounded.max(axis=1, keepdims=True), dtype)), dtype)
-    total = np.zeros(len(weights))
-    for column in weights.T:
+    weights = as_stored(np.exp(as_stored(rounded - rounded.max(axis=-1, keepdims=True), dtype)), dtype)
+    total = np.zeros(weights.shape[:-1])
+    for column in np.moveaxis(weights, -1, 0):
         total = as_stored(total + column, dtype)
-    return as_stored(weights / total[:, None], dtype)
+    return as_stored(weights / total[..., None], dtype)
 
 
 def _core_result(attention: Attention, given: Given) -> Result:
