@@ -10,11 +10,13 @@ import pytest
 
 import tracekit
 from tracekit.mistakes.edited_line import EditKind
+from tracekit.mistakes.explanation import Extent
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import tracekit_torch  # noqa: E402
+from tracekit_torch.adapters.causal_calls import cache_of  # noqa: E402
 
 from tests import tiny_families  # noqa: E402
 
@@ -104,3 +106,65 @@ def test_1_and_the_weight_of_a_norm_added_in_bfloat16(
         assert len(audit.culprits) == (0 if found is None else 5)
     verdict = tracekit.diff(traces["right"], traces["wrong"], weights=folder)
     assert verdict.verdict == ("parity" if found is None else "divergence"), verdict.text
+
+
+def _mamba(folder: Path, name: str) -> None:
+    torch.manual_seed(11)
+    more = {"num_heads": 8, "head_dim": 8, "n_groups": 1} if name == "Mamba2Config" else {}
+    config = getattr(transformers, name)(vocab_size=160, hidden_size=32, state_size=8, num_hidden_layers=2, **more)
+    transformers.AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
+
+
+def _kept_in(dtype: str, what: tuple[str, ...]) -> Callable[[Any], None]:
+    """Attributes of the cache rounded to a format after each call."""
+
+    def after(_: Any, args: Any, output: Any) -> None:
+        for layer in cache_of(output).layers:
+            for name in what:
+                held = getattr(layer, name, None)
+                for value in held.values() if isinstance(held, dict) else () if held is None else [held]:
+                    value.copy_(value.to(getattr(torch, dtype)).to(value.dtype))
+
+    return lambda model: model.register_forward_hook(after)
+
+
+STATE = ("recurrent_states",)
+KEPT = {
+    "mamba": (STATE, "bfloat16"),
+    "mamba2": (STATE, "bfloat16"),
+    "qwen3next": (STATE, "bfloat16"),  # linear attention
+    "llama": (("keys", "values"), "float16"),
+}
+
+
+@pytest.mark.parametrize("model", KEPT)
+@pytest.mark.parametrize("faulty", [True, False])
+def test_what_is_kept_between_calls_in_a_narrower_format(tmp_path: Path, model: str, faulty: bool) -> None:
+    folder, (what, dtype) = tmp_path / "model", KEPT[model]
+    if model.startswith("mamba"):
+        _mamba(folder, f"{model.capitalize()}Config")
+    else:
+        tiny_families.make(model, folder)
+    program = tiny_families.load(folder, None if model.startswith("mamba") else "eager")
+    _kept_in(dtype if faulty else "float64", what)(program)
+    with tiny_families.run(program, tmp_path / "run.h5") as trace:
+        found = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
+    assert bool(found.culprits) is faulty, found.text
+    for culprit in found.culprits:
+        said = culprit.explanation
+        assert said.mistake.id == "kept_rounded" and said.value == dtype and not said.also, found.text
+        assert said.values["what"] == " and ".join(name.replace("_", " ") for name in what)
+        assert said.where.extent is Extent.DECODING
+
+
+@pytest.mark.parametrize("model", ["mamba", "qwen3next"])
+def test_a_state_in_the_programs_own_16_bits_is_rounding(tmp_path: Path, model: str) -> None:
+    folder = tmp_path / "model"
+    _mamba(folder, "MambaConfig") if model == "mamba" else tiny_families.make(model, folder)
+    traces = {}
+    for name, dtype in (("right", "float32"), ("wrong", "bfloat16")):
+        program = tiny_families.load(folder, None if model == "mamba" else "eager", "bfloat16")
+        _kept_in(dtype, STATE)(program)
+        traces[name] = tiny_families.run(program, tmp_path / f"{name}.h5")
+    verdict = tracekit.diff(traces["right"], traces["wrong"], weights=folder, by=tracekit_torch.by_reference(folder))
+    assert verdict.verdict == "parity", verdict.text

@@ -32,8 +32,9 @@ from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, Trace
 from tracekit_torch.reference_program.chosen_otherwise import Taken, chosen_otherwise, explanation
 from tracekit_torch.reference_program.computed_again import ComputedAgain
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
-from tracekit_torch.reference_program.explaining import explanations
+from tracekit_torch.reference_program.explaining import Tried, explanations
 from tracekit_torch.reference_program.first_calls import first_calls, looks_ahead
+from tracekit_torch.reference_program.kept import kept_rounded
 from tracekit_torch.reference_program.loading import forward_of, on_its_tokens
 from tracekit_torch.reference_program.replay import Replay, Replayed
 from tracekit_torch.reference_program.routing import Choice, Forced
@@ -100,7 +101,10 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
             judge, owns, by_experts = with_experts(judge, owns, taken)
             wrong = [own for own in owns if own.wrong]
             routed += taken.found
-        why = explanations(model, trace, sequence, wrong, unit, factors, taken.near_ties)
+        kept = {} if taken.found else kept_rounded(model, trace, sequence, wrong, unit, factors)
+        rest = [own for own in wrong if own.recipe.site not in kept]
+        why = explanations(model, trace, sequence, rest, unit, factors, taken.near_ties)
+        why |= {site: Tried(explanation, all_tried=True) for site, explanation in kept.items()}
         for own in owns:
             site = own.recipe.site
             values += own.statistics.rows.size * own.statistics.columns.size

@@ -8,6 +8,7 @@ last recorded sites, whatever the model does in between, without a line for its 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Sequence as Seq
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -178,14 +179,18 @@ class Replay:
         return parts
 
     def _found(self, name: str, stored: str, parts: list[torch.Tensor]) -> None:
+        self._put_in(name, stored, parts, self._sequence.sites[stored].ranges)
+
+    def _put_in(self, name: str, stored: str, parts: list[torch.Tensor], windows: Seq[tuple[int, int]]) -> None:
+        """Compare what was recorded of the rows `windows`, of which `parts` holds the reference's, and put it there."""
         data = self._sequence.sites[stored]
-        read = [to_float(self._sequence.read(stored, *window), data.dtype) for window in data.ranges]
+        read = [to_float(self._sequence.read(stored, *window), data.dtype) for window in windows]
         if name in self._factors:
             read = [values.astype(np.float64) * self._factors[name] for values in read]
         if self._only is None or name in self._only:
-            places = np.concatenate([np.arange(*window) for window in data.ranges])
+            places = np.concatenate([np.arange(*window) for window in windows])
             self._compare(name, stored, places, np.concatenate(read).astype(np.float64), parts)
-        for part, recorded, window in zip(parts, read, data.ranges, strict=True):
+        for part, recorded, window in zip(parts, read, windows, strict=True):
             # Those that are not finite, too: what the candidate computed from them is not judged.
             self._put(part, torch.tensor(recorded).reshape(part.shape), window[0] if data.axis is None else None)
 
