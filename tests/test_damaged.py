@@ -17,9 +17,10 @@ import pytest
 from tests.attacks import fuzz
 from tests.small_run import write_run
 from tracekit.formats.archive import write_archive
-from tracekit.formats.archive_trace import HEAP, ArchiveTrace
+from tracekit.formats.archive_trace import ArchiveTrace
 from tracekit.formats.log import LogWriter
 from tracekit.formats.opening import open_trace
+from tracekit.formats.untrusted_hdf5 import HEAP
 from tracekit.programs.native import write_tokens
 from tracekit.trace import TraceError
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
 
-from tracekit.trace import LOGITS, Sequence
+from tracekit.trace import LOGITS
 from tracekit_torch.reference_program.replay import Replay, Replayed, recorded_parts, rows_of
-from tracekit_torch.reference_program.routing import Forced
 from tracekit_torch.reference_program.segment import Capture, Segment
 
 
 class Capturing(Replay):
     """A replay that knows, after it was run, what feeds a site."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        sequence: Sequence,
-        forward: Callable[[], Any],
-        factors: Mapping[str, float] = MappingProxyType({}),
-        forced: Forced = MappingProxyType({}),
-    ) -> None:
-        super().__init__(model, sequence, forward, factors, forced)
-        self._capture = Capture()
+    @cached_property
+    def _capture(self) -> Capture:
+        return Capture()
 
     def sites_with_segments(self, names: list[str]) -> dict[str, tuple[Replayed, Segment]]:
         """Run it: these sites, as far as they are met, with what feeds each."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
 
-from tracekit_torch.reference_program.lockstep import Lockstep
+from tracekit_torch.reference_program.lockstep import Lockstep, out_of_place
 
 EXACT = {
     "neg", "abs", "clone", "where", "maximum", "minimum", "relu", "masked_fill", "copy", "clamp", "clamp_min",
@@ -106,7 +106,7 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
         self, func: Any, args: tuple[Any, ...], out: Any, kwargs: dict[str, Any]
     ) -> tuple[Tensor | None, ...]:
         name = func.overloadpacket.__name__
-        plain = name.rstrip("_") if not name.startswith("_") else name
+        plain = out_of_place(name)
         if plain in EXACT or not self._draws_here():
             return ()
         if plain not in PRODUCTS and plain not in SUMS and torch.Tag.pointwise not in func.tags:

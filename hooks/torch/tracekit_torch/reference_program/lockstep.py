@@ -183,7 +183,7 @@ class Lockstep(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _computed(self, func: Any, name: str, args: Any, kwargs: Any, results: list[Tensor] | None) -> Any:
         """Of an operation that makes new tensors: what the runs are off in each of `results`. Of one in place
         (`results` None): the runs' values, [runs, *shape]."""
-        plain = name.rstrip("_") if not name.startswith("_") else name
+        plain = out_of_place(name)
         if torch.Tag.pointwise in func.tags or plain in BATCHED:
             rank = max([value.dim() for value in _tensors((args, kwargs))], default=0)
             first = True
@@ -243,6 +243,11 @@ class Lockstep(TorchDispatchMode):  # type: ignore[no-untyped-call]
         beside = _Beside(value, torch.zeros(self.runs, elements, dtype=off.dtype), since)
         beside.of(value, value.dim()).copy_(off)
         self._beside[value.untyped_storage()._cdata] = beside
+
+
+def out_of_place(name: str) -> str:
+    """The name of an operation without the `_` of one that writes into its argument."""
+    return name if name.startswith("_") else name.rstrip("_")
 
 
 def _less(values: Tensor, exact: Tensor) -> Tensor:
