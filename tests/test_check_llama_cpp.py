@@ -14,6 +14,7 @@ pytest.importorskip("xllamacpp")
 import gguf
 import numpy as np
 import tracekit_llama_cpp
+from tracekit_llama_cpp import recording
 
 from tests import tiny_gguf
 from tests.speech_traces import tracekit
@@ -34,7 +35,34 @@ def test_a_sound_file_has_no_finding(tmp_path: Path) -> None:
     assert code == 0 and set(outcomes.values()) <= {"equal", "within_rounding", "near_tie"}, outcomes
     varied = {name for _, name, _ in outcomes}
     assert varied >= {"threads", "micro_batch", "flash_attention", "cache_type"}
-    assert {way for way, _, _ in outcomes} >= {"at_once", "chunks", "long_prompt"}
+    assert {way for way, _, _ in outcomes} >= {"at_once", "chunks", "long_prompt", "second_request", "prefix_reused"}
+
+
+def test_a_prefix_of_another_request_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = recording._Steps.run
+
+    def run(self, context, ids, taps, kept=0):  # type: ignore[no-untyped-def]
+        if self._options.keep_prefix and not kept:
+            ids = [ids[0] + 1, *ids[1:]]  # what the later request finds in the cache
+        return plain(self, context, ids, taps, kept)
+
+    monkeypatch.setattr(recording._Steps, "run", run)
+    model = tiny_gguf.write(tmp_path / "tiny.gguf", kind="Q4_1")
+    words = [str(model), "--prompt-ids", "5,9,3,17,40,22,8", "--max-new-tokens", "5"]
+    code, said = tracekit("check", "--json", "--engine", "llama.cpp", "--", *words)
+    found = json.loads(said)["findings"]
+    assert code == 1 and {each["way"] for each in found if each["outcome"] == "fault"} == {"prefix_reused"}
+
+
+def test_requests_one_after_the_other_are_sequences(tmp_path: Path) -> None:
+    model = tiny_gguf.write(tmp_path / "tiny.gguf", kind="Q8_0")
+    options = {"max_new_tokens": 4, "temperature": 1.0, "seed": 3, "requests": 2, "keep_prefix": 3}
+    done = tracekit_llama_cpp.record(model, tmp_path / "t.h5", prompt=IDS, **options)
+    assert done == tracekit_llama_cpp.generate(model, prompt=IDS, **options)
+    with open(tmp_path / "t.h5") as trace:
+        assert [list(each.tokens) for each in trace.sequences] == [list(done.tokens)] * 2
+        ranges = [each.sites["model.layers.0"].ranges for each in trace.sequences]
+    assert ranges == [((0, 10),), ((3, 10),)]
 
 
 IDS = [5, 9, 3, 17, 40, 22, 8]

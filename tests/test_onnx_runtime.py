@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import warnings
 from pathlib import Path
@@ -450,6 +451,69 @@ def test_the_runtime_against_itself_and_as_a_command_that_a_bisection_runs(llama
     words = ["tracekit", "record", "--engine", "onnx", *request]
     path = recorded_program(words, tmp_path / "run")
     assert tracekit.open(path).sequences[0].step_count == 3
+
+
+def in_batches(folder: Path, out: Path, late: bool = True) -> Path:
+    """A decoder with a cache, a mask and any number of rows. `late`: whether positions go on where the cache ends."""
+
+    class Batched(transformers.LlamaForCausalLM):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *past: torch.Tensor) -> Any:
+            cache = transformers.DynamicCache()
+            for layer in range(len(past) // 2):
+                cache.update(past[2 * layer], past[2 * layer + 1], layer)
+            places = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+            if not late:
+                places = torch.arange(input_ids.shape[1])[None].expand(input_ids.shape)
+            hidden = self.model(
+                input_ids,
+                attention_mask=attention_mask,
+                position_ids=places,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            return self.lm_head(hidden), *[part for layer in cache.layers for part in (layer.keys, layer.values)]
+
+    model = Batched.from_pretrained(folder / "model", attn_implementation="eager").eval()
+    past = tuple(torch.randn(2, 2, 4, 8) for _ in range(4))
+    names = [f"{layer}.{part}" for layer in range(2) for part in ("key", "value")]
+    dynamic = torch.export.Dim.DYNAMIC
+    return exported(
+        model,
+        out / "batched.onnx",
+        (IDS[:, :3].repeat(2, 1), torch.ones(2, 7, dtype=torch.long), *past),
+        input_names=["input_ids", "attention_mask", *(f"past_key_values.{name}" for name in names)],
+        output_names=["logits", *(f"present.{name}" for name in names)],
+        dynamic_shapes={
+            "input_ids": {0: dynamic, 1: dynamic},
+            "attention_mask": {0: dynamic, 1: dynamic},
+            "past": tuple({0: dynamic, 2: dynamic} for _ in past),
+        },
+    )
+
+
+WAYS = {"at_once", "chunks", "second_request", "prefix_reused", "in_a_batch"}
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_a_decoder_with_a_cache_is_checked_in_the_ways_of_its_inputs(llama: Path, tmp_path: Path, sound: bool) -> None:
+    path = in_batches(llama, tmp_path, late=sound)
+    words = [str(path), "--prompt-ids", "5,17,9,40,3,8", "--max-new-tokens", "5"]
+    code, said = command("check", "--json", "--engine", "onnx", "--", *words)
+    found = json.loads(said)["findings"]
+    outcomes = {(each["way"], each["value"]): each["outcome"] for each in found}
+    assert {way for way, _ in outcomes} >= WAYS, outcomes
+    faults = {way for way, outcome in outcomes.items() if outcome == "fault"}
+    if sound:
+        assert code == 0 and not faults, outcomes
+    else:
+        assert code == 1 and {way for way, _ in faults} >= {"at_once", "chunks", "prefix_reused"}, outcomes
+
+
+def test_ways_that_a_graph_has_no_inputs_for_are_refused_in_one_line(llama: Path, tmp_path: Path) -> None:
+    for words in (["--chunk", "2"], ["--keep-prefix", "2"]):
+        request = [str(llama / "m.onnx"), "--prompt-ids", "5,17", *words, "-o", str(tmp_path / "t.h5")]
+        code, said = command("record", "--engine", "onnx", *request)
+        assert code == 2 and words[0] in said and said.count("\n") == 0
 
 
 # -------------------------------------------------------------------- graphs of other kinds

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tracekit.selfcheck.options import WithOptions
-from tracekit.selfcheck.variation import CHUNK, PROMPT_IDS, THREADS
+from tracekit.selfcheck.variation import CHUNK, KEEP_PREFIX, PROMPT_IDS, REQUESTS, THREADS
 from tracekit_cli.engines import Engine, in_process, out_option
 
 
@@ -32,6 +32,8 @@ from tracekit_cli.engines import Engine, in_process, out_option
 @click.option("--micro-batch", type=int, default=512, show_default=True, help="Tokens that are computed at a time.")
 @click.option("--flash-attention", default="auto", show_default=True, help="on, off or auto.")
 @click.option("--cache-type", default="f16", show_default=True, help="Format of cached keys and values.")
+@click.option("--requests", type=int, default=1, show_default=True, help="Generate so many times in one context.")
+@click.option("--keep-prefix", type=int, default=0, help="Positions of the cache that a later request keeps.")
 @click.option("--repack/--no-repack", default=True, show_default=True, help="Let llama.cpp reorder weights.")
 def command(model: Path, out: Path | None, prompt: str | None, prompt_ids: str | None, **settings: Any) -> None:
     """Generate with llama.cpp from a GGUF file, and record it: values of all modules, logits, draws, tokens."""
@@ -56,6 +58,8 @@ OPTIONS = {
     PROMPT_IDS: "--prompt-ids",
     CHUNK: "--batch",
     THREADS: "--threads",
+    REQUESTS: "--requests",
+    KEEP_PREFIX: "--keep-prefix",
     "micro_batch": "--micro-batch",
     "flash_attention": "--flash-attention",
     "cache_type": "--cache-type",

@@ -139,6 +139,8 @@ int32_t llama_tokenize(const void * vocab, const char * text, int32_t text_len, 
 int32_t llama_token_to_piece(const void * vocab, llama_token token, char * buf, int32_t length, int32_t lstrip,
                              bool special);
 int32_t llama_decode(void * ctx, struct llama_batch batch);
+void * llama_get_memory(const void * ctx);
+bool llama_memory_seq_rm(void * memory, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
 float * llama_get_logits_ith(void * ctx, int32_t i);
 const char * ggml_op_name(int op);
 const char * ggml_type_name(int type);

@@ -36,6 +36,10 @@ class Options:
     cache_type: str = "f16"
     repack: bool = True
     """Whether llama.cpp may reorder weights for its vector kernels."""
+    requests: int = 1
+    """How often the generation is made, one after the other in one context."""
+    keep_prefix: int = 0
+    """Positions of the cache that a later request keeps, at most all but the prompt's last."""
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -51,6 +55,8 @@ class Options:
             ("batch", self.batch, 1),
             ("micro-batch", self.micro_batch, 1),
             ("context", self.context, 0),
+            ("requests", self.requests, 1),
+            ("keep-prefix", self.keep_prefix, 0),
             ("top-k", self.top_k, 0),
             ("temperature", self.temperature, 0),
         ):
@@ -88,4 +94,5 @@ class Options:
         """As the trace's `recorder` object holds it."""
         how: Json = {"threads": self.threads, "batch": self.batch, "micro_batch": self.micro_batch}
         how |= {"flash_attention": self.flash_attention, "cache_type": self.cache_type, "repack": self.repack}
+        how |= {"requests": self.requests, "keep_prefix": self.keep_prefix} if self.requests > 1 else {}
         return {"level": self.level, "sites": self.sites, "follow": self.follow, "engine": how}

@@ -95,11 +95,11 @@ class Plan:
                 arena[copy.first : copy.first + copy.size] = dense(data, copy.sides, copy.steps, copy.itemsize)
         return True
 
-    def write(self, writer: LogWriter, arena: NDArray[np.uint8], position: int) -> None:
-        """The frames of a graph whose first row is at a position."""
+    def write(self, writer: LogWriter, arena: NDArray[np.uint8], sequence: int, position: int) -> None:
+        """The frames of a graph whose first row is at a position of a sequence."""
         for group in self._groups:
             at = position + self.micro - group.rows
-            metadata = {"sequence": 0, "position": at, "rows": group.rows}
+            metadata = {"sequence": sequence, "position": at, "rows": group.rows}
             writer.write_packed("call", metadata, group.layout, [arena[group.first : group.stop].data])
 
 

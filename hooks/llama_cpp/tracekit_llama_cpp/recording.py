@@ -116,6 +116,12 @@ class Model:
         finally:
             self._lib.llama_free(pointer)
 
+    def keep(self, context: Any, positions: int) -> None:
+        """Take all but the first positions out of a context's cache. Raises TraceError where that cannot be done."""
+        memory = self._lib.llama_get_memory(context)
+        if not self._lib.llama_memory_seq_rm(memory, 0, positions, -1):
+            raise TraceError(f"{self.path}: llama.cpp cannot keep {positions} positions of this model's cache")
+
     def decode(self, context: Any, tokens: Sequence[int]) -> NDArray[np.float32]:
         """One call of `llama_decode`, and the logits of its last token, f32 [vocabulary], a copy."""
         held = self._ffi.new("llama_token[]", list(tokens))
@@ -139,7 +145,8 @@ def record(
 ) -> Generated:
     """Generate with llama.cpp from a GGUF file, or one that is loaded already, and record it into the archive `out`.
 
-    `prompt` is a text or token ids; `settings` are the fields of `Options` where none are given. Raises TraceError
+    `prompt` is a text or token ids; `settings` are the fields of `Options` where none are given. Of several requests it
+    returns the last. Raises TraceError
     where the library is missing or of an unknown build, the model cannot be loaded, or the archive cannot be written.
     """
     options = options or Options(**settings)
@@ -248,40 +255,54 @@ def _generate(
     if writer is not None and options.level in ("layers", "all"):
         nodes = Nodes(used, model.parameters.architecture, model.parameters.file_names)
         taps = Taps(used, nodes, writer, options)
-    chain = Chain(used, options)
-    try:
-        with model.context(options, len(ids) + options.max_new_tokens, taps) as context:
-            steps = _Steps(model, writer, chain, options, followed)
-            steps.begin(ids, prompt)
-            return steps.run(context, ids, taps)
-    finally:
-        chain.close()
+    with model.context(options, len(ids) + options.max_new_tokens, taps) as context:
+        for index in range(options.requests):
+            kept = min(options.keep_prefix, len(ids) - 1) if index else 0
+            if index:
+                model.keep(context, kept)
+            if taps is not None:
+                taps.sequence = index
+            chain = Chain(used, options)
+            try:
+                steps = _Steps(model, writer, chain, options, followed, index)
+                steps.begin(ids, prompt)
+                done = steps.run(context, ids, taps, kept)
+            finally:
+                chain.close()
+    return done
 
 
 class _Steps:
     """The loop of a generation."""
 
     def __init__(
-        self, model: Model, writer: LogWriter | None, chain: Chain, options: Options, followed: list[int] | None
+        self,
+        model: Model,
+        writer: LogWriter | None,
+        chain: Chain,
+        options: Options,
+        followed: list[int] | None,
+        sequence: int,
     ) -> None:
         self._model, self._writer, self._chain = model, writer, chain
-        self._options, self._followed = options, followed
+        self._options, self._followed, self._sequence = options, followed, sequence
 
     def begin(self, ids: list[int], prompt: str | Sequence[int]) -> None:
         if self._writer is None:
             return
         text = prompt if isinstance(prompt, str) else None
         self._writer.sequence(
-            0,
+            self._sequence,
             {"prompt/token_ids": np.array(ids, dtype=np.int64)},
             prompt_text=text,
             sampling=self._options.sampling(self._model.stop_tokens),
             seed=self._options.seed,
         )
 
-    def run(self, context: Any, ids: list[int], taps: Taps | None) -> Generated:
+    def run(self, context: Any, ids: list[int], taps: Taps | None, kept: int = 0) -> Generated:
+        """`kept`: positions of the prompt that the cache holds already."""
         logits = None
-        for first in range(0, len(ids), self._options.batch):
+        for first in range(kept, len(ids), self._options.batch):
             logits = self._decode(context, ids[first : first + self._options.batch], first, taps)
         tokens: list[int] = []
         reason, forced = "length", 0
@@ -307,7 +328,7 @@ class _Steps:
             logits = self._decode(context, [token], position + 1, taps)
         if self._writer is not None:
             followed = None if self._followed is None else {"tokens": forced}
-            self._writer.end_sequence(0, len(tokens), reason, followed=followed)
+            self._writer.end_sequence(self._sequence, len(tokens), reason, followed=followed)
         return Generated(tuple(ids), tuple(tokens), self._model.text(tokens), reason)
 
     @property
@@ -337,7 +358,7 @@ class _Steps:
             tensors |= {"survivors/id": choice.ids, "survivors/prob": choice.probs}
             tensors["draw/value"] = np.array(choice.values, dtype=np.float64)
         self._writer.step(
-            0,
+            self._sequence,
             step,
             position,
             token,

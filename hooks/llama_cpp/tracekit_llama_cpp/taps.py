@@ -24,7 +24,7 @@ CLASSES = {Kind.TABLE: "Embedding", Kind.PRODUCT: "Linear", Kind.BIASED: "Linear
 
 
 class Taps:
-    """Copies of the nodes of one sequence's forward calls.
+    """Copies of the nodes of forward calls, those of one sequence after the other.
 
     Each node is asked for before it is computed, in the order of the computation; what it is, and which copies it
     takes, is found then. A later graph for as many rows is answered from what was found (`Plan`).
@@ -35,6 +35,8 @@ class Taps:
         self._ffi = library.ffi
         self.callback = library.ffi.callback("eval_callback", self._called, error=True, onerror=self._failed)
         self.failure: BaseException | None = None
+        self.sequence = 0
+        """Index of the sequence that is computed."""
         self._table: dict[str, Json] = {}
         self._said = 0  # rows of the table that are written
         self._at = 0  # position of the micro-batch
@@ -77,7 +79,7 @@ class Taps:
             if self._place < plan.count:
                 self._lose()
                 return
-            plan.write(self._writer, self._arena, self._at)
+            plan.write(self._writer, self._arena, self.sequence, self._at)
             self._at += plan.micro
             self._begin()
             return
@@ -88,7 +90,7 @@ class Taps:
         for count in sorted({one.rows for one in self._values.values()}, reverse=True):
             kept = {name: one.value for name, one in self._values.items() if one.rows == count}
             # Fewer rows than the call has: llama.cpp drops the others before the last layer's feed-forward block.
-            self._writer.call(0, self._at + self._micro - count, count, kept)
+            self._writer.call(self.sequence, self._at + self._micro - count, count, kept)
         if self._key is not None and self.failure is None:
             self._plans[self._key] = Plan(self._library, self._asked_for, self._values, self._micro)
         self._at += self._micro

@@ -27,6 +27,20 @@ PAST = re.compile(r"^past_key_values|^past[._]")
 KNOWN = ("input_ids", "attention_mask", "position_ids", "cache_position")
 
 
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Served:
+    """How a request is served. `chunk`: tokens of a prefill call, 0 for all; `requests`: how often it is made, one
+    after the other; `keep_prefix`: positions of the cache that a later one keeps; `batch`: rows of a call."""
+
+    chunk: int = 0
+    requests: int = 1
+    keep_prefix: int = 0
+    batch: int = 1
+
+
 @dataclass(frozen=True)
 class Generated:
     """What a generation gave: the prompt's ids, the tokens, and why it ended (`stop` or `length`)."""
@@ -46,8 +60,10 @@ def generate(
     optimisation: str = "all",
     threads: int = 1,
     sites: str | None = None,
+    served: Served | None = None,
 ) -> Generated:
     """The most probable token again and again. `model` is a file or a session, `out` the archive; None records nothing.
+    `served`: how, where not as one request in one call; the last one's tokens are given.
 
     Cached keys and values are inputs `past_key_values.*` and outputs `present.*`, in one order, as optimum exports
     them; a graph without them is given all ids at every step. Raises TraceError where the graph wants other inputs.
@@ -57,13 +73,19 @@ def generate(
         session = load_session(os.fspath(model), session_options(optimisation, threads))
     if not prompt:
         raise TraceError("the prompt is empty; give at least one token id")
-    loop = _Loop(session)
+    loop, served = _Loop(session), served or Served()
+    loop.check(served)
     if out is None:
-        return loop.run(session, list(prompt), max_new_tokens, stop)
+        return loop.serve(session, list(prompt), max_new_tokens, stop, served)
     with RecordedSession(session, out, sites=sites, steps=True) as recorded:
-        done = loop.run(recorded, list(prompt), max_new_tokens, stop)
+        done = loop.serve(recorded, list(prompt), max_new_tokens, stop, served)
         recorded.close(done.reason)
     return done
+
+
+def ways(model: str) -> frozenset[str]:
+    """The fields of `Served` that a file's graph allows to vary. Raises TraceError where it is no decoder."""
+    return _Loop(load_session(model, session_options("disabled", 1))).ways
 
 
 class _Loop:
@@ -83,35 +105,94 @@ class _Loop:
         self._present = present if self._past else []
         self._logits = "logits" if "logits" in outputs else outputs[0]
 
-    def run(self, session: Any, ids: list[int], most: int, stop: Sequence[int]) -> Generated:
+    def check(self, served: Served) -> None:
+        """Raises TraceError where the graph cannot serve a request so."""
+        if served.chunk and not self._past:
+            raise TraceError("--chunk: the graph has no cache, so a prompt is one call")
+        if served.keep_prefix and not self._past:
+            raise TraceError("--keep-prefix: the graph has no cache")
+        if served.batch > 1 and self._one_row:
+            raise TraceError("--batch: the graph takes one row a call")
+
+    @property
+    def ways(self) -> frozenset[str]:
+        """What a request can be varied in."""
+        cached = {"chunk", "keep_prefix"} if self._past else set()
+        return frozenset({"requests", *cached, *(() if self._one_row else ("batch",))})
+
+    @property
+    def _one_row(self) -> bool:
+        return any(isinstance(self._inputs[name].shape[0], int) for name in ("input_ids", *self._past[:1]))
+
+    def serve(self, session: Any, ids: list[int], most: int, stop: Sequence[int], served: Served) -> Generated:
+        """The request, as often as it is made, each on what it keeps of the last one's cache."""
+        cache, kept = self._no_cache(served.batch), 0
+        for _ in range(served.requests):
+            done, cache = self._run(session, ids, most, stop, served, cache, kept)
+            kept = min(served.keep_prefix, len(ids) - 1)
+            cache = {name: np.ascontiguousarray(value[:, :, :kept]) for name, value in cache.items()}
+        return done
+
+    def _run(
+        self, session: Any, ids: list[int], most: int, stop: Sequence[int], served: Served, cache: Arrays, known: int
+    ) -> tuple[Generated, Arrays]:
         tokens: list[int] = []
-        cache = {name: self._empty(name) for name in self._past}
-        fed, known = ids, 0
+        rows, mask = self._beside(ids, served.batch)
+        if isinstance(session, RecordedSession):
+            session.asks(rows)
+        chunk = served.chunk or len(ids)
+        fed = rows[:, known : known + chunk]
         while True:
-            feeds = {**self._feeds(fed, known), **cache}
-            given = dict(
-                zip([self._logits, *self._present], session.run([self._logits, *self._present], feeds), strict=True)
-            )
-            token = int(np.argmax(given[self._logits][0, -1]))
-            tokens.append(token)
-            if isinstance(session, RecordedSession):
-                session.chose(token)
-            if token in stop or len(tokens) == most:
-                return Generated(tuple(ids), tuple(tokens), "stop" if token in stop else "length")
+            given = self._call(session, fed, mask, known, cache)
             if self._past:
                 cache = dict(zip(self._past, (given[name] for name in self._present), strict=True))
-                known += len(fed)
-                fed = [token]
+                known += fed.shape[1]
+                if known < len(ids):
+                    fed = rows[:, known : known + chunk]
+                    continue
+            chosen = given[self._logits][:, -1].argmax(axis=1)
+            token = int(chosen[min(1, len(chosen) - 1)])
+            tokens.append(token)
+            if isinstance(session, RecordedSession):
+                session.chose(*map(int, chosen))
+            if token in stop or len(tokens) == most:
+                return Generated(tuple(ids), tuple(tokens), "stop" if token in stop else "length"), cache
+            mask = np.hstack([mask, np.ones((len(mask), 1))])
+            if self._past:
+                fed = chosen[:, None]
             else:
-                fed = [*ids, *tokens]
+                fed = rows = np.hstack([rows, chosen[:, None]])
 
-    def _feeds(self, fed: list[int], known: int) -> Mapping[str, NDArray[Any]]:
-        count = len(fed)
+    def _call(
+        self, session: Any, fed: NDArray[Any], mask: NDArray[Any], known: int, cache: Arrays
+    ) -> dict[str, NDArray[Any]]:
+        wanted = [self._logits, *self._present]
+        feeds = {**self._feeds(fed, mask, known), **cache}
+        return dict(zip(wanted, session.run(wanted, feeds), strict=True))
+
+    def _beside(self, ids: list[int], batch: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Rows of a call and their mask: the request, of several the second, beside beginnings of it that are padded on
+        the left; beside as many other ids where the graph takes no mask."""
+        longest = len(ids)
+        lengths = [max(1, longest * (row + 1) // (batch + 1)) for row in range(batch - 1)]
+        if "attention_mask" in self._inputs:
+            others = [[ids[0]] * (longest - length) + ids[:length] for length in lengths]
+        else:
+            others = [ids[length:] + ids[:length] for length in lengths]
+            lengths = [longest] * len(lengths)
+        rows, counts = [*others[:1], ids, *others[1:]], [*lengths[:1], longest, *lengths[1:]]
+        return np.array(rows), np.array([[0.0] * (longest - count) + [1.0] * count for count in counts])
+
+    def _no_cache(self, batch: int) -> Arrays:
+        return {name: np.repeat(self._empty(name), batch, axis=0) for name in self._past}
+
+    def _feeds(self, fed: NDArray[Any], mask: NDArray[Any], known: int) -> Mapping[str, NDArray[Any]]:
+        stop = known + fed.shape[1]
         every = {
-            "input_ids": np.array([fed]),
-            "attention_mask": np.ones((1, known + count)),
-            "position_ids": np.arange(known, known + count)[None],
-            "cache_position": np.arange(known, known + count),
+            "input_ids": fed,
+            "attention_mask": mask[:, :stop],
+            "position_ids": np.maximum(mask[:, :stop].cumsum(axis=1) - 1, 0)[:, known:],
+            "cache_position": np.arange(known, stop),
         }
         return {name: value.astype(self._type(name)) for name, value in every.items() if name in self._inputs}
 

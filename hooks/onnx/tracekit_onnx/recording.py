@@ -103,6 +103,7 @@ class RecordedSession:
         self._shape = Shape(0, 0)
         self._known = 0  # positions of the sequences that go on
         self._sequences = 0
+        self._asked: NDArray[np.int64] | None = None  # whole prompts, where the caller says them
         self._differed = 0.0
         self._broken: str | None = None
         self._writer = self._open()
@@ -122,10 +123,15 @@ class RecordedSession:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.session, name)
 
-    def chose(self, token: int) -> None:
-        """The token that the caller goes on with; without it, the next call shows it. For one sequence."""
-        if self._broken is None and len(self._rows) == 1:
-            self._step(self._rows[0], token)
+    def asks(self, rows: NDArray[np.int64]) -> None:
+        """The whole prompts [rows, ids] of the sequences that begin with the next call, which may read a part alone."""
+        self._asked = rows
+
+    def chose(self, *tokens: int) -> None:
+        """The token of each row that the caller goes on with; without it, the next call shows it."""
+        if self._broken is None and len(self._rows) == len(tokens):
+            for row, token in zip(self._rows, tokens, strict=True):
+                self._step(row, token)
 
     def __enter__(self) -> RecordedSession:
         return self
@@ -352,6 +358,8 @@ class RecordedSession:
 
     def _prompt(self, arrays: Mapping[str, NDArray[Any]], shape: Shape, at: int) -> dict[str, TensorLike]:
         found: dict[str, TensorLike] = {}
+        if self._asked is not None:
+            return {"prompt/token_ids": np.ascontiguousarray(self._asked[at])}
         for name, value in arrays.items():
             if name in self._cached or value.nbytes > INPUT_BYTES or not value.ndim:
                 continue
@@ -366,7 +374,8 @@ class RecordedSession:
         """The sequences go on with these ids [batch, new]: of one, the token that was chosen."""
         for at, row in enumerate(self._rows):
             new = [int(token) for token in ids[at]]
-            if len(new) == 1 and row.logits is not None:
+            reading = self._asked is not None and self._known < self._asked.shape[1]
+            if len(new) == 1 and row.logits is not None and not reading:
                 self._step(row, new[0])
             row.ids += new
 
