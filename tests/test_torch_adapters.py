@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -337,3 +339,34 @@ def test_a_16_bit_model_can_have_a_float32_oracle_and_a_model_be_narrowed(tmp_pa
     _, trace = recorded(tmp_path / "narrow.h5", fresh, run, dtype="bfloat16")
     assert trace.sequences[0].sites["model.norm"].dtype == "bfloat16"
     assert torch.equal(fresh.model.rotary_emb.inv_freq, frequencies)
+
+
+@pytest.mark.parametrize("kind", ["generate", "loop", "encoder-decoder", "port"])
+def test_a_model_that_the_program_deletes_is_gone_while_it_is_recorded(tmp_path, kind):
+    """A program that deletes its model and loads another one must not need memory for both."""
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 31, "num_layers": 1, "num_heads": 2, "d_model": 16, "d_kv": 8, "d_ff": 16}
+    if kind == "encoder-decoder":
+        config = transformers.T5Config(**sizes, decoder_start_token_id=0)
+        program = transformers.T5ForConditionalGeneration(config).eval()
+    elif kind == "port":
+        program = nn.Sequential(nn.Embedding(31, 8), nn.Linear(8, 31)).eval()
+    else:
+        config = transformers.GPT2Config(vocab_size=31, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+        program = transformers.GPT2LMHeadModel(config).eval()
+    ids = torch.tensor([[3, 4, 5]])
+    with tracekit_torch.record(program, tmp_path / "a.h5"), torch.no_grad():
+        if kind in ("generate", "encoder-decoder"):
+            program.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
+        elif kind == "loop":
+            out = program(ids)
+            program(out.logits[:, -1:].argmax(-1), past_key_values=out.past_key_values)
+            del out
+        else:
+            program(torch.cat([ids, program(ids)[:, -1:].argmax(-1)], 1))
+        parts = [weakref.ref(part) for part in program.modules()]
+        parts += [weakref.ref(parameter) for parameter in program.parameters()]
+        del program
+        gc.collect()
+        assert [part() for part in parts if part() is not None] == []
+    assert tracekit.open(tmp_path / "a.h5").sequences[0].step_count >= 1

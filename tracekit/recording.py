@@ -25,6 +25,7 @@ from tracekit.dtypes import STORAGE, to_float
 from tracekit.errors import TraceError
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter, Tensor
+from tracekit.formats.log_beside import begin_anew
 from tracekit.formats.log_trace import LogTrace
 from tracekit.programs.levels import LEVELS, keeps
 from tracekit.programs.native import draw_row
@@ -207,7 +208,7 @@ class Recording:
             follow = {"trace": recorder["follow"], "tokens": True, "draws": False, "inputs": False}
             follow["follower"] = "tracekit (Python)"
         self._out.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = LogWriter(self._out.with_suffix(".tklog") if self._is_archive else self._out)
+        self._writer = LogWriter(begin_anew(self._out) if self._is_archive else self._out)
         self._log.open(
             implementation,
             **{"command": {"argv": sys.argv, "cwd": str(Path.cwd())}, "recorder": recorder, "follow": follow}

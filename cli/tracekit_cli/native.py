@@ -11,6 +11,7 @@ import click
 import tracekit
 from tracekit.exit_codes import ExitCode
 from tracekit.formats.archive import write_archive
+from tracekit.formats.log_beside import begin_anew
 from tracekit.formats.log_trace import LogTrace
 from tracekit.inspection.following import ask, shortfalls
 from tracekit.inspection.losses import lost_rows
@@ -26,8 +27,7 @@ def run_native(words: list[str], out: Path, options: NativeOptions, strict: bool
 
     Raises TraceError where the program cannot be started, records nothing, or the archive cannot be written.
     """
-    log = out if out.suffix == ".tklog" else out.with_suffix(".tklog")
-    _prepare(log)
+    log = _prepare(out, options)
     try:
         with tempfile.TemporaryDirectory(prefix="tracekit-") as scratch:
             code = _run(words, environment(log, options, Path(scratch)))
@@ -62,14 +62,15 @@ def _not_followed(trace: LogTrace, options: NativeOptions) -> list[str]:
         return [sentence(each) for each in shortfalls(trace, followed)]
 
 
-def _prepare(log: Path) -> None:
+def _prepare(out: Path, options: NativeOptions) -> Path:
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
+        log = begin_anew(out, options.follow)
         # A log of an earlier run must not be taken for this one's; where none can be made, the program need not run.
         log.unlink(missing_ok=True)
         log.touch()
     except OSError as error:
-        raise TraceError(f"{log}: cannot be written: {error.strerror}") from None
+        raise TraceError(f"{out}: cannot be written: {error.strerror}") from None
+    return log
 
 
 def _nothing(program: str, log: Path, code: int) -> int:

@@ -7,6 +7,7 @@ blocks with one HDF5 call each: a call costs 160-250 us, whatever it moves.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import tempfile
@@ -38,6 +39,8 @@ from tracekit.trace import (
 FORMAT = 1
 BLOCK_BYTES = 8 << 20
 """Bytes moved by one HDF5 call."""
+UNFINISHED = ".partial"
+"""Ends the name of an archive that is being written."""
 NOTED_BYTES = 512 << 10
 """Bytes of a site's rows that one digest is taken of (docs/format.md)."""
 ATTRIBUTE_BYTES = 32 << 10
@@ -69,10 +72,11 @@ def write_archive(trace: Trace, path: str | os.PathLike[str]) -> None:
     """
     target = Path(path)
     try:
-        handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
-        os.close(handle)
+        _remove_unfinished(target)
+        handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=UNFINISHED)
     except OSError as error:
         raise TraceError(f"{target}: cannot be written: {error.strerror}") from None
+    _lock(handle)
     try:
         now = time.time_ns() // 1000 * 1000  # file systems keep microseconds, if not more
         with UnfailingFile(scratch) as held, h5py.File(held, "w", libver="earliest") as file:
@@ -85,8 +89,33 @@ def write_archive(trace: Trace, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise TraceError(f"{target}: cannot be written: {error}") from None
     finally:
+        os.close(handle)
         with contextlib.suppress(FileNotFoundError):
             Path(scratch).unlink()
+
+
+def _remove_unfinished(target: Path) -> None:
+    """Remove what writers that were killed left of `target`. One that still writes holds a lock on its file."""
+    with os.scandir(target.parent) as entries:
+        left = [
+            entry.path
+            for entry in entries
+            if entry.name.startswith(f".{target.name}.") and entry.name.endswith(UNFINISHED)
+        ]
+    for path in left:
+        with contextlib.suppress(OSError), Path(path).open("rb") as file:
+            # An empty one may be a writer's that has not come to its lock.
+            if os.fstat(file.fileno()).st_size and _lock(file.fileno()):
+                Path(path).unlink()
+
+
+def _lock(handle: int) -> bool:
+    """Lock a file until it is closed. False where another one holds it, or the file system has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _flush_to_disk(path: str) -> None:

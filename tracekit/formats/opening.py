@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tracekit.formats.archive import UNFINISHED
 from tracekit.formats.archive_trace import ArchiveTrace
 from tracekit.formats.log import MAGIC
+from tracekit.formats.log_beside import log_beside
 from tracekit.formats.log_trace import LogTrace
 from tracekit.trace import Trace, TraceError
 
@@ -19,7 +21,18 @@ def open_trace(path: str | os.PathLike[str]) -> Trace:
         with Path(path).open("rb") as file:
             head = file.read(8)
     except OSError as error:
+        log = log_beside(Path(path))
+        if log != Path(path) and is_trace(log):
+            raise TraceError(
+                f"{path}: was not made, as its program was killed or still runs; what it recorded is in {log}: give "
+                f"that, or make the archive with `tracekit import {log}`"
+            ) from None
         raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
+    if Path(path).suffix == UNFINISHED:
+        raise TraceError(
+            f"{path}: is an archive whose writing was cut off, or goes on; what was recorded is in the log (*.tklog) "
+            "beside it: give that"
+        )
     if head[:4] == MAGIC:
         return LogTrace(path)
     if head == HDF5_SIGNATURE:

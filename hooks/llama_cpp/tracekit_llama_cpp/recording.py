@@ -17,6 +17,7 @@ import tracekit
 from tracekit.checkpoints.gguf import GgufParameters
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter
+from tracekit.formats.log_beside import begin_anew
 from tracekit.formats.log_trace import LogTrace
 from tracekit.trace import Json, TraceError
 from tracekit_llama_cpp.arithmetic import stated
@@ -151,9 +152,8 @@ def record(
     """
     options = options or Options(**settings)
     target = Path(out)
-    log = target if target.suffix == ".tklog" else target.with_suffix(".tklog")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        log = begin_anew(target, options.follow)
         log.unlink(missing_ok=True)
     except OSError as error:
         raise TraceError(f"{target}: cannot be written: {error.strerror}") from None

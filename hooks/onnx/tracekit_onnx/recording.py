@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter, TensorLike
+from tracekit.formats.log_beside import begin_anew
 from tracekit.formats.log_trace import LogTrace
 from tracekit.formats.onnx_file import OnnxFile
 from tracekit.formats.onnx_modules import Branch, input_site, modules_of, value_types
@@ -220,10 +221,8 @@ class RecordedSession:
         return list(rows.values())
 
     def _open(self) -> LogWriter | None:
-        log = self.out if self.out.suffix == ".tklog" else self.out.with_suffix(".tklog")
         try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            writer = LogWriter(log)
+            writer = LogWriter(begin_anew(self.out))
         except OSError as error:
             raise TraceError(f"{self.out}: cannot be written: {error.strerror}") from None
         options = self.session.get_session_options()

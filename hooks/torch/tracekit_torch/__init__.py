@@ -56,9 +56,12 @@ def record(
         keep_log=keep_log,
     )
     recorder = Recorder(Path(path), options)
+    recorder.begin()
     watch = Watch(recorder, None)
     recorder.leave_to_the_parent()
     watch.found(model)
+    name = type(model).__name__
+    del model  # the program may do so, too
     try:
         with recorder.watching(), watch.installed():
             yield recorder
@@ -69,7 +72,7 @@ def record(
     if not recorder.sequences and recorder.broken is None and not recorder.in_child:
         recorder.discard()
         recorder.note(
-            f"{type(model).__name__} was not called inside the block, so nothing is recorded; if its parts are called "
+            f"{name} was not called inside the block, so nothing is recorded; if its parts are called "
             "by themselves, record the one that makes the logits"
         )
 

@@ -7,6 +7,7 @@ leaves what was recorded until then.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch import nn
 
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter, Tensor, TensorLike
+from tracekit.formats.log_beside import begin_anew, log_beside
 from tracekit.formats.log_trace import LogTrace
 from tracekit.formats.opening import open_trace
 from tracekit.inspection.following import FORCED, shortfalls
@@ -35,12 +37,11 @@ from tracekit_torch.follow import Follow
 from tracekit_torch.memory import WORDS
 from tracekit_torch.options import Options
 from tracekit_torch.outermost import Outermost, Standing
-from tracekit_torch.patching import Hook
+from tracekit_torch.patching import Hook, replace
 from tracekit_torch.taps import Call, Taps, first_tensor
 from tracekit_torch.texts import Texts
 from tracekit_torch.weights import weight_table
 
-LOG_SUFFIX = ".tklog"
 BESIDE = "calls of the model that another thread made during a generation or call that is recorded"
 
 
@@ -125,6 +126,9 @@ class Adapter(Protocol):
         """The run is over: end every sequence that goes on."""
 
 
+_DELETED = nn.Module()
+
+
 class Recorder:
     """One run. `out` is the archive to make; the log stands next to it, with the suffix `.tklog`, until it is made."""
 
@@ -132,13 +136,13 @@ class Recorder:
         self.named = out
         """The archive, as it is asked for; the program may go to another folder."""
         self.out = out.absolute()
-        self.log_path = self.out if out.suffix == LOG_SUFFIX else self.out.with_suffix(LOG_SUFFIX)
+        self.log_path = log_beside(self.out)
         self.options = options
         self.command = command
         self.texts = Texts(self.note)
         self._followed = str(Path(options.follow or "").absolute())
         self.follow = Follow(self._followed, options.follow_draws) if options.follow else None
-        self.model: nn.Module | None = None
+        self._model: weakref.ref[nn.Module] | None = None
         self.adapter: Adapter | None = None
         self.taps: Taps | None = None
         self.sequences = 0
@@ -172,11 +176,40 @@ class Recorder:
 
     # ---------------------------------------------------------------- life
 
+    @property
+    def model(self) -> nn.Module | None:
+        """What is recorded; None until it is found. It is the program's to delete: after that, a module that is no
+        one's."""
+        return None if self._model is None else self._model() or _DELETED
+
+    def begin(self) -> None:
+        """A run begins: an archive of an earlier one goes. Raises TraceError where it cannot."""
+        try:
+            begin_anew(self.out, self._followed if self.follow is not None else None)
+        except OSError as error:
+            raise TraceError(f"{self.named}: cannot be written: {error.strerror}") from None
+
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch torch's random operators inside the block."""
-        with self._draws.watching():
-            yield
+        """Watch torch's random operators inside the block, and whether the program ends without an end."""
+        put_back = replace(os, "_exit", self._ending_at_once(os._exit))
+        try:
+            with self._draws.watching():
+                yield
+        finally:
+            put_back()
+
+    def _ending_at_once(self, original: Callable[..., NoReturn]) -> Callable[..., NoReturn]:
+        @functools.wraps(original)
+        def leave(*args: Any, **kwargs: Any) -> NoReturn:
+            if self.sequences and not self.closed and not self.in_child:
+                say(
+                    f"the program ends in os._exit, before an archive is made: what was recorded is in "
+                    f"{self.log_path}; every command reads it, and `tracekit import` makes the archive"
+                )
+            original(*args, **kwargs)
+
+        return leave
 
     def attach(
         self,
@@ -218,7 +251,7 @@ class Recorder:
         self.taps = Taps(model, head, self.options, adapter.write, self.fail, about.left_out, about.encoder)
         self._handles.append(model.register_forward_hook(Hook(self._after), always_call=True))
         # Last: a thread that sees it goes on to call the model, hooks and all.
-        self.model = model
+        self._model = weakref.ref(model)
 
     def close(self, reason: str = "done", detail: str | None = None) -> None:
         """End the trace and make the archive; where that cannot be written it is said, and the log stays."""
@@ -352,7 +385,6 @@ class Recorder:
 
     def _open(self) -> LogWriter:
         try:
-            self.log_path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = LogWriter(self.log_path)
         except OSError as error:
             raise TraceError(f"{self.log_path}: cannot be written: {error.strerror}") from None

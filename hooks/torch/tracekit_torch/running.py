@@ -60,6 +60,7 @@ def run(program: Program, out: Path, options: Options, strict: bool = False) -> 
     limit = sys.getrecursionlimit()
     recorder = Recorder(out, options, program.as_json())
     recorder.leave_to_the_parent()
+    recorder.begin()
     watch = Watch(recorder, options.module)
     if options.seed is not None:
         seed(options.seed)

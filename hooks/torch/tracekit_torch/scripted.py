@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter, Tensor, TensorLike
+from tracekit.formats.log_beside import begin_anew
 from tracekit.formats.log_trace import LogTrace
 from tracekit.trace import INPUT_SUFFIX, Json, TraceError
 from tracekit_torch import describe
@@ -50,9 +51,8 @@ def record_script(
     Raises TraceError where the archive cannot be written. An error of the recording ends the recording, never the call.
     """
     out = Path(path)
-    log = out if out.suffix == ".tklog" else out.with_suffix(".tklog")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        log = begin_anew(out)
         writer = LogWriter(log)
     except OSError as error:
         raise TraceError(f"{out}: cannot be written: {error.strerror}") from None

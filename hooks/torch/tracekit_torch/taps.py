@@ -8,6 +8,7 @@ last child's output) becomes an alias, `same_as`. So nothing is stored twice.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -53,6 +54,7 @@ class Tap:
     """One module that is hooked. A module that runs n times in a call has n places: `x`, `x#2`, ..."""
 
     __slots__ = (
+        "_module",
         "axis",
         "fired",
         "in_encoder",
@@ -62,7 +64,6 @@ class Tap:
         "keeps_input",
         "keeps_output",
         "last_rows",
-        "module",
         "name",
         "outputs",
         "source",
@@ -72,7 +73,7 @@ class Tap:
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
-        self.module = module
+        self._module = weakref.ref(module)
         self.keeps_output = False
         self.keeps_input = False
         self.is_head = False
@@ -90,6 +91,14 @@ class Tap:
         """Rows of its input in this call, where they are the last of the call's positions and not all of them."""
         self.outputs: list[Place] = []
         self.inputs: list[Place | None] = []
+
+    @property
+    def module(self) -> nn.Module:
+        """The module, which the program may delete: asked for only where it is hooked or runs."""
+        module = self._module()
+        if module is None:
+            raise ReferenceError(f"{self.name} was deleted")
+        return module
 
 
 class Call:
@@ -150,13 +159,11 @@ class Taps:
         """Rows of the site table that the log does not have yet."""
         self._fail = fail
         self._options = options
-        self._left_out = left_out or {}
         self._order = 0
         self._handles: list[RemovableHandle] = []
-        self._encoder = encoder
-        self._taps = list(self._wanted(model, head))
+        self._taps = list(self._wanted(model, head, left_out or {}, encoder))
         self._head = next((tap for tap in self._taps if tap.is_head), None)
-        self._by_module = {tap.module: tap for tap in self._taps}
+        self._by_module = weakref.WeakKeyDictionary({tap.module: tap for tap in self._taps})
         for tap in self._taps:
             self._hook(tap)
 
@@ -239,9 +246,11 @@ class Taps:
 
     # ---------------------------------------------------------------- which modules
 
-    def _wanted(self, model: nn.Module, head: nn.Module | None) -> Iterator[Tap]:
+    def _wanted(
+        self, model: nn.Module, head: nn.Module | None, left_out: Mapping[nn.Module, str], encoder: nn.Module | None
+    ) -> Iterator[Tap]:
         scripted = _scripted(model)
-        for path, module, in_encoder in self._named(model):
+        for path, module, in_encoder in _named(model, encoder):
             if not _holds_state(module) or (not path and head is not None):
                 continue  # a causal model's own output is its head's
             if uncompiled(module) is not module:
@@ -253,9 +262,7 @@ class Taps:
             tap.keeps_input = owns_state(module) and self._options.keeps_site(tap.name + INPUT_SUFFIX)
             if not tap.keeps_output and not tap.keeps_input:
                 continue
-            why = self._left_out.get(module) or (
-                "it is TorchScript, which calls no hooks" if module in scripted else None
-            )
+            why = left_out.get(module) or ("it is TorchScript, which calls no hooks" if module in scripted else None)
             if why is not None:
                 tap.keeps_output = tap.keeps_input = False
                 tap.why_not = why
@@ -263,20 +270,6 @@ class Taps:
             if module in scripted:
                 tap.keeps_output = tap.keeps_input = False
                 self._add_place(tap)  # it will never say anything itself
-
-    def _named(self, model: nn.Module) -> Iterator[tuple[str, nn.Module, bool | None]]:
-        """Path and module; one that encoder and decoder share has a path in each."""
-        encoder = self._encoder
-        if encoder is None:
-            yield from ((path, module, None) for path, module in model.named_modules())
-            return
-        prefix = next((path for path, module in model.named_modules() if module is encoder), "")
-        paths: dict[nn.Module, dict[bool, str]] = {}
-        for path, module in model.named_modules(remove_duplicate=False):
-            paths.setdefault(module, {}).setdefault(f"{path}.".startswith(f"{prefix}."), path)
-        for module, found in paths.items():
-            for inside, path in found.items():
-                yield path, module, inside if len(found) > 1 else None
 
     def _hook(self, tap: Tap) -> None:
         if isinstance(tap.module, torch.jit.ScriptModule):
@@ -522,6 +515,20 @@ def _shapeless(axis: Axis, value: torch.Tensor) -> str:
 def _changed(before: tuple[torch.dtype, int], now: tuple[torch.dtype, int], axis: Axis) -> str:
     said = [f"{WORDS[dtype]} [{width}]" for dtype, width in (before, now)]
     return f"{said[0]} becomes {said[1]} after {axis.length - (axis.time or 0)} positions"
+
+
+def _named(model: nn.Module, encoder: nn.Module | None) -> Iterator[tuple[str, nn.Module, bool | None]]:
+    """Path and module; one that encoder and decoder share has a path in each."""
+    if encoder is None:
+        yield from ((path, module, None) for path, module in model.named_modules())
+        return
+    prefix = next((path for path, module in model.named_modules() if module is encoder), "")
+    paths: dict[nn.Module, dict[bool, str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(module, {}).setdefault(f"{path}.".startswith(f"{prefix}."), path)
+    for module, found in paths.items():
+        for inside, path in found.items():
+            yield path, module, inside if len(found) > 1 else None
 
 
 def owns_state(module: nn.Module) -> bool:

@@ -52,7 +52,7 @@ class CausalModels(ModelKind):
         causal = TransformersCausal(recorder, model)
         about = transformers_causal.about(model, replayable=recorder.command is not None)
         recorder.attach(model, causal, transformers_causal.head_of(model), sampling, about)
-        causal.listen()
+        causal.listen(model)
 
     def watch(self, watching: Watching) -> None:
         watching.after_import(GENERATION_MODULE, _GenerateWatch(watching).install)

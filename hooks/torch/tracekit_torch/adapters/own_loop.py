@@ -31,7 +31,9 @@ class OwnLoop(CausalLoop):
         super().__init__(recorder, model)
         self._encodes = False
         self._stops = []
-        self._tables = [part for part in model.modules() if isinstance(part, nn.Embedding)]
+        tables = (part for part in model.modules() if isinstance(part, nn.Embedding))
+        self._tables = [(table.num_embeddings, table.embedding_dim) for table in tables]
+        """Ids and width of each table."""
         self._starting: set[str] = set()
         """Arguments of the sequence's first call that said: from position 0 on."""
 
@@ -101,10 +103,7 @@ class OwnLoop(CausalLoop):
                 continue
             value = value.unsqueeze(1) if value.dim() == 2 else value
             width = value.shape[-1]
-            of_ids = any(
-                width == table.num_embeddings or table.num_embeddings < width != table.embedding_dim
-                for table in self._tables
-            )
+            of_ids = any(width == ids or ids < width != table_width for ids, table_width in self._tables)
             if of_ids and value.shape[0] == len(begun.rows) and value.shape[1] > 0:
                 return value
         return None

@@ -321,20 +321,20 @@ class TransformersCausal:
 
     def __init__(self, recorder: Recorder, model: nn.Module) -> None:
         self._recorder = recorder
-        self._model = model
         self._generation: Generation | None = None
         self._beginning = threading.Lock()
         self._loop = CausalLoop(recorder, model)
-        self._encoder = encoder_of(model)
+        self._encodes = encoder_of(model) is not None
         self._encoding: EncoderRun | None = None
         """The last run of the encoder by itself."""
         self._encoding_now: EncoderRun | None = None
         self._thread = threading.get_ident()
 
-    def listen(self) -> None:
-        """Hook the encoder, which `generate` calls by itself."""
-        if self._encoder is not None:
-            names = list(inspect.signature(self._encoder.forward).parameters)
+    def listen(self, model: nn.Module) -> None:
+        """Hook the model's encoder, which `generate` calls by itself."""
+        encoder = encoder_of(model)
+        if encoder is not None:
+            names = list(inspect.signature(encoder.forward).parameters)
 
             def before(_: nn.Module, args: tuple[Any, ...], kwargs: Json | None = None) -> None:
                 if kwargs is not None and self._recorder.active and not self.muted:
@@ -345,8 +345,8 @@ class TransformersCausal:
                     self._recorder.guarded(self._end_encoder, output)
 
             hold = self._recorder.hold
-            hold(self._encoder.register_forward_pre_hook(Hook(before), with_kwargs=True, prepend=True))
-            hold(self._encoder.register_forward_hook(Hook(after)))
+            hold(encoder.register_forward_pre_hook(Hook(before), with_kwargs=True, prepend=True))
+            hold(encoder.register_forward_hook(Hook(after)))
 
     def _begin_encoder(self, arguments: Json) -> None:
         taps = self._recorder.taps
@@ -456,7 +456,7 @@ class TransformersCausal:
         """`_sample` begins on `model`; False where that is none of ours or already goes on."""
         with self._beginning:
             busy = self._generation is not None or self.muted or self._recorder.inside_call
-            if model is not self._model or busy or self._recorder.thread is not None:
+            if model is not self._recorder.model or busy or self._recorder.thread is not None:
                 return False
             self._recorder.thread = threading.get_ident()
         self._loop.finish(None, None)
@@ -464,7 +464,7 @@ class TransformersCausal:
         run, hidden = self._encoding, encoded(arguments)
         if run is not None and (run.output is None or hidden is None or not _repeats(hidden, run.output)):
             run = None
-        if self._encoder is not None and run is None:
+        if self._encodes and run is None:
             self._recorder.lost("a run of the encoder that was over before the recording, or that was changed since")
         settings = arguments["generation_config"]
         self._generation = Generation(self._recorder, model, input_ids, settings, arguments, run)
