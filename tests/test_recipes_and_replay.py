@@ -67,3 +67,12 @@ def test_bounds_of_clean_sites_are_of_one_size(checkpoints: Any, tmp_path: Path,
     off = {name: ratio for name, ratio in ratios.items() if name not in exact and not 1 / factor <= ratio <= factor}
     assert not off, off
     assert len(exact) <= 1  # the rows of a table
+
+
+def test_a_site_without_a_recipe_is_told_what_judges_it() -> None:
+    from tracekit.auditing.not_audited import Lacks, NotAudited
+    from tracekit.report.words import sentence
+    from tracekit.verdict.evidence import NotCovered
+
+    assert "--model FOLDER" in sentence(NotCovered(NotAudited(Lacks.RECIPE_OF_FAMILY, ("glm4",))))
+    assert "--model FOLDER" not in sentence(NotCovered(NotAudited(Lacks.INPUT)))

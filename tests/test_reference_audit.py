@@ -223,6 +223,18 @@ def test_a_scalar_is_rounded_once_for_all_values(scale: float, shared: bool) -> 
     assert 0.3 < spread < 0.9 if shared else spread < 0.02
 
 
+def test_what_is_computed_of_a_single_number_without_dimensions_is_rounded_as_well() -> None:
+    """DiffLlama: `exp(sum(q * k)) - exp(sum(q * k)) + initial`, all without a dimension, times the second attention."""
+    from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
+
+    one, other = torch.randn(2, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with DrawnRounding(2.0**-24, 2.0**-24, 0, runs=8) as drawn:
+        gain = torch.exp((one * other).sum()) - torch.exp((one * one).sum()) + 0.2
+        out = gain * torch.ones(4, dtype=torch.float64)
+    off = drawn.off(out)
+    assert off is not None and off.shape == (8, 4) and float(off.abs().max()) > 0.0
+
+
 @pytest.mark.parametrize("name", ["gelu", "layer norm far from zero"])
 def test_a_fused_kernel_of_torch_is_off_by_no_more_than_its_drawn_rounding(name: str) -> None:
     """Both are off by more than their steps are one after the other, each rounded."""

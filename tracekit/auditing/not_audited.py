@@ -52,3 +52,22 @@ class NotAudited:
 
     lacks: Lacks
     of: tuple[str, ...] = ()
+
+    @property
+    def reference_knows(self) -> bool:
+        """Whether what is missing is a recipe: a reference program judges the site without one."""
+        return self.lacks in _WITHOUT_RECIPE
+
+
+_WITHOUT_RECIPE = frozenset(
+    {
+        Lacks.RECIPE_OF_FAMILY,
+        Lacks.RECIPE_OF_SETTING,
+        Lacks.RECIPE_OF_EXPERTS,
+        Lacks.RECIPE_OF_INPUT,
+        Lacks.RECIPE_OF_CLASS,
+        Lacks.RECIPE_OF_PART,
+        Lacks.MEASURED_CLASS,
+        Lacks.FITTING_OPERATION,
+    }
+)

@@ -175,7 +175,8 @@ def _input_off(found: evidence.InputOff) -> str:
 
 @words(evidence.NotCovered)
 def _not_covered(found: evidence.NotCovered) -> str:
-    return f"the audit does not cover this site: {sentence(found.reason)}"
+    mend = "; --model FOLDER has the reference program judge it" if found.reason.reference_knows else ""
+    return f"the audit does not cover this site: {sentence(found.reason)}{mend}"
 
 
 # -------------------------------------------------------------------- tokens

@@ -216,7 +216,7 @@ class Lockstep(TorchDispatchMode):  # type: ignore[no-untyped-call]
         they are to be written to (`fresh`)."""
         beside = self._of(value)
         if beside is not None:
-            spare = value.reshape(*(1,) * (rank - value.dim()), *value.shape)
+            spare = value.reshape((1,) * (rank - value.dim()) + tuple(value.shape))
             return beside.of(value, rank).to(value.dtype).add_(spare)
         return value.expand(self.runs, *value.shape).clone() if fresh else value
 
