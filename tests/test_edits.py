@@ -331,3 +331,23 @@ def test_an_edit_is_said_in_a_sentence() -> None:
     assert told is not None and told["kind"] == "edited_line" and told["lines"][0]["line"] == 7
     for kind in EditKind:
         assert sentence(EditedLine("m.py", 1, 2, "z", kind, "mul", 2.0, 1.0, "add")).startswith("as if ")
+
+
+def test_lines_that_fill_a_cache_are_among_those_named(
+    checkpoints: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values handed to the cache in the wrong order: only a model that keeps one runs that line."""
+    from transformers.cache_utils import DynamicCache
+
+    update = DynamicCache.update
+    folder = checkpoints("llama")
+    model = tiny_families.load(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(DynamicCache, "update", lambda self, k, v, *args, **more: update(self, v, k, *args, **more))
+        trace = tiny_families.run(model, tmp_path / "run.h5")
+    found = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
+    assert {culprit.site for culprit in found.culprits} == {f"model.layers.{n}.self_attn.o_proj:in" for n in (0, 1)}
+    for culprit in found.culprits:
+        lines = culprit.explanation.lines
+        assert any("cache.update(" in line.source for line in lines), found.text
+        assert all(line.kind is EditKind.TAKEN_FOR for line in lines)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
 from tracekit.trace import LOGITS
 from tracekit_torch.reference_program.replay import Replay, Replayed, recorded_parts, rows_of
@@ -21,7 +24,7 @@ class Capturing(Replay):
 
     def sites_with_segments(self, names: list[str]) -> dict[str, tuple[Replayed, Segment]]:
         """Run it: these sites, as far as they are met, with what feeds each."""
-        with self._capture:
+        with _keeping(self._model), self._capture:
             self.run(only=names)
         found = {name: self._capture.segment(name) for name in self.sites}
         return {name: (self.sites[name], segment) for name, segment in found.items() if segment is not None}
@@ -42,3 +45,17 @@ class Capturing(Replay):
             positions = [self._sequence.step(index).position for index in range(self._sequence.step_count)]
             value = self._capture.of(output.logits)
             self._capture.met(LOGITS, value, lambda tensor: rows_of(tensor[0], positions))
+
+
+@contextmanager
+def _keeping(model: nn.Module) -> Iterator[None]:
+    """While it lasts, the model is asked to fill a cache of its own: the lines that do are part of what is captured."""
+
+    def asked(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, kwargs | ({"use_cache": True} if "use_cache" in kwargs else {})
+
+    handle = model.register_forward_pre_hook(asked, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

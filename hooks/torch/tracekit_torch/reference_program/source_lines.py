@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import CodeType
+from typing import TypeGuard
 
 from tracekit_torch.reference_program.edits import Change
 from tracekit_torch.reference_program.edits.scaled import SHAPES_ONLY
@@ -58,8 +59,12 @@ def lines_of(segment: Segment, place: int, change: Change, together: Iterable[tu
         given = _names(head)
         if change.stated is not None or change.places:
             given |= _names(_statement(lines.file, lines.line))
-        if prefix and not given.isdisjoint(_parameters(inner[0].code)):
-            found.append(_line(prefix[-1]))
+        code, callers = inner[0].code, list(prefix)
+        while callers and (given := given & set(_parameters(code))):  # handed over, maybe as it was handed over before
+            found.append(_line(callers[-1]))
+            code = callers[-1].code
+            given &= _names(_statement(callers[-1].file, callers[-1].line))
+            callers.pop()
     while prefix and (not found or _whole(segment, prefix, place, edited)):
         found.append(_line(prefix[-1]))
         prefix = prefix[:-1]
@@ -171,7 +176,15 @@ def _tree(file: str) -> ast.Module:
 
 
 def _names(node: ast.AST | None) -> set[str]:
-    return set() if node is None else {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+    """Names that are read, but for those whose method is called."""
+    if node is None:
+        return set()
+    called = {each.func.value for each in ast.walk(node) if isinstance(each, ast.Call) and _is_method(each.func)}
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and each not in called}
+
+
+def _is_method(function: ast.expr) -> TypeGuard[ast.Attribute]:
+    return isinstance(function, ast.Attribute)
 
 
 def _parameters(code: CodeType) -> tuple[str, ...]:

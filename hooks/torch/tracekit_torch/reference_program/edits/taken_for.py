@@ -47,11 +47,14 @@ def _swapped(one: int, other: int) -> Any:
     other_of = {one: other, other: one}
 
     def changed(given: Given, number: float) -> Result:
-        args = [
-            given.value(other_of[named.id]) if isinstance(named, Value) and named.id in other_of else plain
-            for named, plain in zip(given.node.args, given.args, strict=True)
-        ]
-        return given.result(*args)
+        def exchanged(named: Any, plain: Any) -> Any:
+            if isinstance(named, Value) and named.id in other_of:
+                return given.value(other_of[named.id])
+            if isinstance(named, list | tuple):  # tensors that are put one after the other
+                return [exchanged(*each) for each in zip(named, plain, strict=True)]
+            return plain
+
+        return given.result(*(exchanged(*each) for each in zip(given.node.args, given.args, strict=True)))
 
     return changed
 
