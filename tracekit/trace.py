@@ -41,13 +41,19 @@ class Site:
 
     name: str
     module_class: str
-    order: int
+    order: int  # of execution within a forward call
     input: str | None = None
+    """The site whose value is its input."""
     parameters: Mapping[str, str] = field(default_factory=dict)
+    """Role (`weight`, `bias`) -> name of the parameter."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers that the module computes with, such as `eps`."""
     same_as: str | None = None
+    """The site that holds the very same tensor."""
     recorded_as: str | None = None
+    """`logits` where its values are kept as the steps' logits."""
     skipped: str | None = None
+    """Why no value is stored."""
     ended: str | None = None
     """Why values stop being stored before the sequence ends."""
     partial: str | None = None
@@ -71,12 +77,12 @@ class Draw:
     """One use of a random generator. `offset` and `words` count 32-bit words since seeding; None where unknown."""
 
     step: int
-    op: str
-    generator: str
+    op: str  # torch's name: `multinomial`, `exponential_`
+    generator: str  # `mt19937`, `philox`
     seed: int | None
-    offset: int | None
-    words: int | None
-    result: int | None
+    offset: int | None  # before the draw
+    words: int | None  # that the draw took
+    result: int | None  # the token, where the draw gave one
 
 
 @dataclass(frozen=True)
@@ -92,10 +98,10 @@ class Event:
 class Step:
     """One sampled token. `survivors_*` are None where the trace does not know what could be drawn."""
 
-    index: int
-    position: int
+    index: int  # from 0
+    position: int  # of the row whose logits chose the token
     token: int
-    text: str | None
+    text: str | None  # of the token
     logits: Array | None  # [V], the dtype the model gave
     topk_id: Array | None  # i64 [K]
     topk_logprob: Array | None  # f32 [K]
@@ -117,6 +123,7 @@ class SiteData:
 
     @property
     def rows(self) -> int:
+        """Rows stored, over all ranges."""
         return sum(stop - first for first, stop in self.ranges)
 
     def covers(self, first: int, stop: int) -> bool:
@@ -147,7 +154,9 @@ class Sequence(Protocol):
         """The file that it lies in."""
 
     @property
-    def index(self) -> int: ...
+    def index(self) -> int:
+        """Its place in the trace, from 0."""
+
     @property
     def site_table(self) -> Mapping[str, Site]:
         """`Trace.sites` of the trace that it is in."""
@@ -161,21 +170,29 @@ class Sequence(Protocol):
         """Every `prompt/...` tensor by its name without the prefix, `token_ids` included."""
 
     @property
-    def prompt_text(self) -> str | None: ...
+    def prompt_text(self) -> str | None:
+        """The prompt as text; None where only tokens were recorded."""
+
     @property
     def texts(self) -> Seq[str] | None:
         """Texts of the prompt's tokens, one each."""
 
     @property
-    def sampling(self) -> Json: ...
+    def sampling(self) -> Json:
+        """What the program declares of its sampler, by transformers' names of the settings; empty where nothing is."""
+
     @property
-    def seed(self) -> int | None: ...
+    def seed(self) -> int | None:
+        """What the generator was seeded with; None where it is not known."""
+
     @property
     def info(self) -> Json:
         """The rest of the sequence's metadata (`row`, `parent`, ...)."""
 
     @property
-    def rng_state(self) -> bytes | None: ...
+    def rng_state(self) -> bytes | None:
+        """The generator's state before the first draw, as `torch.get_rng_state` gives it; None where not recorded."""
+
     @property
     def end_reason(self) -> str | None:
         """None: the trace ends inside this sequence."""
@@ -185,7 +202,9 @@ class Sequence(Protocol):
         """Positions covered by calls."""
 
     @property
-    def step_count(self) -> int: ...
+    def step_count(self) -> int:
+        """Steps recorded: the length of `tokens`."""
+
     @property
     def tokens(self) -> Array:
         """i64 [S]."""
@@ -220,7 +239,9 @@ class Sequence(Protocol):
         """Raw logits of steps [first, stop), [steps, V], or None where none were recorded (bits as in `read`)."""
 
     @property
-    def logits_dtype(self) -> str | None: ...
+    def logits_dtype(self) -> str | None:
+        """torch's word for the dtype of the logits; None where none were recorded."""
+
     def site(self, name: str) -> SiteValues:
         """All recorded values of a site, [rows, width], with the position and the token of each row.
 
@@ -239,9 +260,13 @@ class Trace(Protocol):
     """
 
     @property
-    def path(self) -> str: ...
+    def path(self) -> str:
+        """The file."""
+
     @property
-    def implementation(self) -> str: ...
+    def implementation(self) -> str:
+        """The program, by the word that it states: `python`, `native`, an engine's name."""
+
     @property
     def status(self) -> str:
         """`complete` or `recovered`."""
@@ -255,18 +280,26 @@ class Trace(Protocol):
         """`versions, device, dtype, model, sampling, seed, command, checkpoint, recorder`, each where recorded."""
 
     @property
-    def weights(self) -> Mapping[str, Weight]: ...
+    def weights(self) -> Mapping[str, Weight]:
+        """The parameters as the engine holds them, by name; empty where they were not described."""
+
     @property
     def sites(self) -> Mapping[str, Site]:
         """The site table, by execution order, inputs and aliases included."""
 
     @property
-    def sequences(self) -> Seq[Sequence]: ...
-    def __len__(self) -> int: ...
+    def sequences(self) -> Seq[Sequence]:
+        """Its generations, in the order in which they began."""
+
+    def __len__(self) -> int:
+        """How many sequences it has."""
+
     def __bool__(self) -> bool:
         """True: a trace without a sequence is a trace."""
 
-    def __iter__(self) -> Iterator[Sequence]: ...
+    def __iter__(self) -> Iterator[Sequence]:
+        """Its sequences."""
+
     @overload
     def __getitem__(self, index: int) -> Sequence: ...
     @overload
@@ -274,7 +307,9 @@ class Trace(Protocol):
     def to_pandas(self) -> pandas.DataFrame:
         """A row a site: class, input, dtype, rows, width. Raises TraceError where pandas is not installed."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the file."""
+
     def __enter__(self) -> Trace: ...
     def __exit__(self, *exc: object) -> None: ...
 
