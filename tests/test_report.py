@@ -162,7 +162,7 @@ def test_the_verdict_comes_first_and_in_words():
         "A layer computes something else",
         "model.layers.1.self_attn.o_proj:in",
         "rotary theta 500000 instead of 10000",
-        "The same up to step 5, where the tokens part.",
+        "The same up to step 5, where the tokens differ.",
         "29 sites by 6 steps",
         "recomputed in float64",
         "Step 5, where the tokens differ",

@@ -280,6 +280,6 @@ REWRITES: dict[str, Rewrite] = {
         {"injections": [("harmless: temperature after log-softmax", {})]},
         thread="MoonshotAI/Kimi-Audio#161",
     ),
-    "tokens agree, the fault is behind them": Rewrite("smollm2-greedy", engine, thread="0xShug0/audio.cpp#67"),
+    "tokens agree, the fault comes after them": Rewrite("smollm2-greedy", engine, thread="0xShug0/audio.cpp#67"),
     "fault of another model": Rewrite("qwen2", engine, thread="Pushkinist/rMLX#373"),
 }

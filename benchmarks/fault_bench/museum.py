@@ -234,7 +234,7 @@ ATTENTION = [
     ),
     Exhibit(
         "huggingface/text-generation-inference#1036",
-        "bias added once more than it should be",
+        "bias added twice",
         "qwen2",
         native("double-bias:model.layers.1.self_attn.v_proj", layer("model.layers.1.self_attn.v_proj")),
     ),
@@ -358,13 +358,13 @@ FILTERS = [
     ),
     Exhibit(
         "sgl-project/sglang-jax#1563",
-        "temperature applied behind the masks",
+        "temperature applied after the filters",
         "smollm2",
         native("temperature-after-top-p", FILTER),
     ),
     Exhibit(
         "fishaudio/fish-speech#1150",
-        "temperature divides behind the top-p cut",
+        "temperature applied after the top-p cut",
         "qwen2-penalty",
         torch_side("order", FILTER, words=["TopK", "TopP", "Temperature"]),
     ),
@@ -651,7 +651,7 @@ PROMPTS = [
     ),
     Exhibit(
         "withcatai/node-llama-cpp#634",
-        "text behind the assistant header dropped",
+        "text after the assistant header dropped",
         "smollm2-chat",
         text(lambda words: words.removesuffix("assistant\n")),
     ),

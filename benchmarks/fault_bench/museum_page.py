@@ -12,7 +12,7 @@ oracle. A row is one issue thread. `make museum` runs them again and writes this
 
 A row is right when cause, site and step are those of what was planted; where the fault begins at one position, that
 too. What was planted is checked apart from tracekit: the faulty run and a healthy one of the same program are compared
-bit by bit, and must part at that place first.
+bit by bit, and must diverge at that place first.
 
 """
 

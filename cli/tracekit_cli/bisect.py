@@ -38,8 +38,8 @@ def command(
     """Run COMMAND with builds between a good and a bad one, record each, and compare it with the good one by a verdict.
 
     Without --repo, builds are versions of a package (--good onnxruntime==1.23.2 --bad onnxruntime==1.32.0), each in an
-    environment of its own, of which `python` in COMMAND is the interpreter; COMMAND may be `tracekit record --engine
-    NAME ...`. With --repo, they are git revisions, and COMMAND runs in each one's work tree.
+    environment of its own, in which `python` and `tracekit record --engine NAME` of COMMAND run. With --repo, they are
+    git revisions, and COMMAND runs in each one's work tree.
     Exit code 0: a build is named, 1: it cannot be told, 2: trouble.
     """
     if build is not None and repo is None:

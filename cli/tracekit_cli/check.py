@@ -21,7 +21,7 @@ from tracekit.selfcheck.variation import PROMPT_IDS, Varied
 @click.option(
     "--engine",
     metavar="NAME",
-    help="An engine whose ways are known, and need no places: native, transformers, llama.cpp, onnx.",
+    help="An engine whose options are known; its command needs no places: native, transformers, llama.cpp, onnx.",
 )
 @click.option("--vary", multiple=True, metavar="NAME=BASE,OTHER,...", help="Values of a place in the command.")
 @click.option("--prompt-ids", metavar="N,N,...", help="What goes where the command has {prompt_ids}.")

@@ -1,4 +1,4 @@
-"""`tracekit names`: what one side calls otherwise than the other, as a map for `diff --names`."""
+"""`tracekit names`: a map from the names of one side to those of the other, for `diff --names`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tracekit oracle`: the reference's run once more, in higher precision, forced onto the same tokens."""
+"""`tracekit oracle`: the reference's run again, in higher precision, forced onto the same tokens."""
 
 from __future__ import annotations
 

@@ -53,9 +53,9 @@ def command(
 ) -> None:
     """Run both programs over many seeds, and say which fail and why.
 
-    Every seed is recorded sparsely (tokens, survivors, draws); those that fail once more, in full. DIR gets
-    postmortem.json, report.html, and a repro for each group of seeds that fail alike. Stopped and called again, it goes
-    on where it was.
+    Every seed is recorded sparsely (tokens, survivors, draws); seeds that fail are recorded again in full. DIR gets
+    postmortem.json, report.html, and a repro for each group of seeds that fail alike. Called again after it was
+    stopped, it continues.
 
     With DIR_OF_TRACES, the traces there are paired by seed, and nothing is run.
 

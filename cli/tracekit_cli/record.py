@@ -41,7 +41,7 @@ class RecordCommand(click.Command):
 @click.option(
     ENGINE_OPTION,
     metavar="NAME",
-    help="Record an engine that tracekit runs itself (llama.cpp, onnx, transformers); comes first, and the rest of the "
+    help="Record an engine that tracekit runs: llama.cpp, onnx, transformers, native. It comes first; the rest of the "
     "line is that engine's: --engine NAME --help.",
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Archive to make. Default: traces/<program>.h5")

@@ -1,7 +1,7 @@
 """What a class of modules computes, measured on the reference: its rows say which of the usual operations it is.
 
 A class of a program's own may be called anything. Which norm multiplies by its weight, and which by 1 + weight, is not
-told by a name. The reference is asked, never the run that is under audit: it would vouch for itself.
+told by a name. The reference is asked, never the run that is under audit: it would confirm itself.
 """
 
 from __future__ import annotations

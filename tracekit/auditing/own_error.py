@@ -47,7 +47,7 @@ ONE_SITE = FALSE_ALARMS / 1e6
 ODD = 0.05
 """Error over its bound from which a value is another than the emulated one: in 16 bits the next number is 1 away."""
 NEAR_LIMIT = 4.0
-"""Times its limit up to which a statistic is judged once more, by more draws."""
+"""Times its limit up to which a statistic is judged again, by more draws."""
 STANDS_OUT = 4.0
 """Times the median that a row's error must be to say that the mistake is in such rows alone."""
 STANDS_OUT_ROWS = 8.0

@@ -83,7 +83,7 @@ class Packages:
 
 
 def _share(folder: Path) -> None:
-    """Let an environment see what the one that runs tracekit has, behind its own; packages that are installed to be
+    """Let an environment see what the one that runs tracekit has, after its own; packages that are installed to be
     edited, too, which a folder's own .pth files name."""
     own = next(folder.glob("lib/python*/site-packages"))
     paths = [path for path in sys.path if path and Path(path).is_dir() and not path.startswith(sys.base_prefix)]

@@ -35,7 +35,7 @@ MOST_SKETCH = 1 << 25
 
 Floats = NDArray[np.float64]
 Blocks = Callable[[], Iterator[tuple[int, NDArray[Any], NDArray[Any]]]]
-"""Reads two tensors anew: (first element, elements of the first, of the second)."""
+"""Reads two tensors from the start: (first element, elements of the first, of the second)."""
 
 
 class Side(StrEnum):

@@ -109,7 +109,7 @@ def _roundoff(*dtypes: str) -> float:
 
 
 LOGITS_ORDER = 1000
-"""Depth of the logits, behind every site."""
+"""Depth of the logits, after every site."""
 
 
 def _computed_in(sequence: Sequence) -> str:

@@ -172,7 +172,7 @@ def _problems(sequence: Sequence) -> Iterator[ConstantSites | SharedValues]:
 
 def _passes_on(alike: list[str], names: list[str]) -> bool:
     """Could these sites hold the same values without a mistake? A module returns what one inside it gave, and one right
-    behind another, as dropout does in evaluation, gives back what it was given. `names`: in the order of the sites."""
+    after another, as dropout does in evaluation, gives back what it was given. `names`: in the order of the sites."""
     innermost = [name for name in alike if not any(other.startswith(f"{name}.") for other in alike)]
     if len(innermost) == 1:
         return True

@@ -226,7 +226,7 @@ def quietest(seeds: list[Seed]) -> float:
 
 
 def is_suspicious(seed: Seed, quiet: float) -> bool:
-    """Whether a seed's probabilities are off by more than rounding: a layer is behind it."""
+    """Whether a seed's probabilities are off by more than rounding: a layer is at fault."""
     return seed.apart is not None and seed.apart > APART_FACTOR * quiet
 
 

@@ -117,7 +117,7 @@ def _matching(key: Key, groups: dict[Key, _Members]) -> Key:
 def _group(members: _Members, named: Mapping[Key, str], of: int, passing: list[Seed], quiet: float) -> Group:
     key, own = members.key, members.seeds
     shown = own or next(iter(members.also.values()))
-    # The plainest example: tokens part, and nothing else is wrong with it.
+    # The plainest example: tokens differ, and nothing else is wrong with it.
     example = min(shown, key=lambda seed: (seed.step is None, bool(seed.also), seed.seed))
     showing = len(own) + len({seed.seed for seeds in members.also.values() for seed in seeds})
     return Group(

@@ -19,7 +19,8 @@ def config_rows(traces: list[Trace], acting: Collection[str] = ()) -> list[Json]
     """Parts with a row a setting: name, a value a trace, `mark`.
 
     `mark` is `acts` for a setting that means another thing on each side (`acting` has those, by the names that a
-    verdict gives them), `differs` for one that only reads otherwise, `one side` for one that a side does not state.
+    verdict gives them), `differs` for one that is only written differently, `one side` for one that a side does not
+    state.
     """
     tables = [dict(_settings(trace)) for trace in traces]
     parts: dict[str, list[Json]] = {}

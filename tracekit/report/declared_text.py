@@ -10,7 +10,7 @@ from tracekit.trace import Json
 
 
 def declared_text(path: str, rows: list[Row]) -> str:
-    """`*` marks what a side uses otherwise; an empty cell is a setting that it does not state."""
+    """`*` marks what a side uses differently; an empty cell is a setting that it does not state."""
     head = f"{'DIFFERENT' if differs(rows) else 'AGREE'}  {path}"
     sides = [used.trace for used in rows[0].used]
     cells = [[row.setting.name, said(row.setting.value), *map(_cell, row.used), row.setting.place] for row in rows]

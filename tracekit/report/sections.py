@@ -64,7 +64,7 @@ class Compared:
     noise: tuple[Trace, ...] = ()  # more references under harmless variation
     weights: str | None = None  # the checkpoint, if it is not where the traces say
     audited: bool = True  # False: own errors are not worked out
-    names: tuple[str, str] | None = None  # of the two traces, where they are shown otherwise than by their paths
+    names: tuple[str, str] | None = None  # of the two traces, where they are not shown by their paths
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _no_layers(shown: Compared, compared: SequencePair | None) -> str | None:
 
 
 def _logits(verdict: VerdictRecord, compared: SequencePair, texts: TokenTexts) -> list[Json]:
-    """The logits of the steps that matter: where the tokens part, where the first thing is wrong, or the tightest."""
+    """The logits of the steps that matter: where the tokens differ, where the first thing is wrong, or the tightest."""
     wanted: dict[int, str] = {}
     if verdict.token is not None:
         wanted[verdict.token.step] = "where the tokens differ"

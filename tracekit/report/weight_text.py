@@ -88,7 +88,7 @@ WHY = {
 
 
 def _paired(found: WeightDiff) -> list[str]:
-    """How tensors of different names were paired, and which of them are arranged otherwise."""
+    """How tensors of different names were paired, and which of them are in another arrangement."""
     lines = []
     for why, words in WHY.items():
         pairs = [pair for pair in found.pairs if pair.by is why]

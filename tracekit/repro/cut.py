@@ -26,7 +26,7 @@ UNKNOWN = "The prompt is left whole: what is right is known for it alone"
 NEEDED = "The prompt is left whole: with a shorter one the fault does not show"
 
 LAST_RUN = 1
-"""Runs kept back: what is found is run once more, for its tensors."""
+"""Runs kept back: what is found is run again, for its tensors."""
 
 Shorten = Callable[[Array, int], Array]
 

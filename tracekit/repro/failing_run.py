@@ -87,7 +87,7 @@ class Fed:
         return replace(self, tokens=self.tokens[:steps], draws=self.draws[:steps])
 
     def with_part(self, name: str, part: Array) -> Fed:
-        """Another prompt. What is made of its parts goes: a program makes it anew."""
+        """Another prompt. What is made of its parts goes: a program makes it again."""
         kept = {key: value for key, value in self.parts.items() if key in self.prompt}
         return replace(self, parts={**kept, name: part})
 

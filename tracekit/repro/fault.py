@@ -18,7 +18,7 @@ class NoRepro(Exception):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a run that shows the fault leaves behind: four files' tensors, and what the tests compare."""
+    """What a run that shows the fault leaves: four files' tensors, and what the tests compare."""
 
     check: Json
     input: Mapping[str, TensorLike]
@@ -47,4 +47,4 @@ class Fault(Protocol):
         """Steps that had to be fed for it to show in this run; None where it does not."""
 
     def evidence(self, trace: Trace, fed: Input) -> Evidence:
-        """What the last run leaves behind."""
+        """What the last run leaves."""

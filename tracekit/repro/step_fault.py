@@ -29,8 +29,8 @@ DRAW_NUMBERS = ("seed", "offset", "words")
 LENGTHS = ("min_len", "max_len", "min_new_tokens", "max_new_tokens", "min_length", "max_length")
 """Settings that a program may make from the prompt: those of a cut one are not the reference's."""
 FURTHER_STEPS = 64
-"""Steps that a candidate is fed behind the one at which the tokens part: with the reference's draws forced, another way
-of drawing may give the right token there, and another one soon."""
+"""Steps that a candidate is fed after the one at which the tokens differ: with the reference's draws forced, a
+different sampling algorithm may give the right token there, and another one soon."""
 
 
 def chosen(step: Step) -> int:
@@ -197,7 +197,7 @@ class RandomFault(RuleFault):
         return len(theirs) == len(sequence.step(index).draws) and self._place(sequence, index) == _first(theirs)
 
     def _place(self, sequence: Sequence, index: int) -> tuple[int | None, int | None]:
-        """Seed and offset at which a step's first draw should be: the reference's, and behind the draw before it."""
+        """Seed and offset at which a step's first draw should be: the reference's, and after the draw before it."""
         seed, offset = _first(self.pair.reference.step(0).draws)
         if index and sequence.step(index - 1).draws:
             last = sequence.step(index - 1).draws[-1]

@@ -72,9 +72,9 @@ class Tape(Transforms):
 
 
 MOST_OFFSET = 1 << 31
-"""Words from the seed up to which a stream is made again; ten seconds."""
+"""Words from the seed up to which a stream is regenerated; ten seconds."""
 MOST_WORDS = 1 << 24
-"""Words of one draw that are made again, 128 MB: two for each of eight million tokens."""
+"""Words of one draw that are regenerated, 128 MB: two for each of eight million tokens."""
 
 
 class Streams:

@@ -19,7 +19,7 @@ class State(StrEnum):
 
     PASS = "pass"
     FAIL = "fail"
-    LATENT = "latent"  # every token agrees, but the probabilities behind them are off by more than rounding
+    LATENT = "latent"  # every token agrees, but its probability differs by more than rounding
     NEAR_TIE = "near-tie"  # tokens differ by rounding alone: no failure
     CRASH = "crash"  # a program ended with an error
     TIMEOUT = "timeout"
@@ -68,7 +68,7 @@ class Seed:
     state: State
     reference: Run
     candidate: Run
-    sequence: int | None = None  # where the tokens part first
+    sequence: int | None = None  # where the tokens differ first
     step: int | None = None
     verdict: VerdictRecord | None = None  # None where every token agrees
     also: tuple[SeenFault, ...] = ()  # further faults of the same seed

@@ -73,7 +73,7 @@ class Grouping:
 
     luck: Luck = Luck.UNKNOWN
     agrees: Agreement | None = None  # of `Luck.AGREE`: in what seeds that pass agree
-    proven_by_tokens: bool = False  # tokens, survivors and draws prove it once they explain it: no layer is behind it
+    proven_by_tokens: bool = False  # tokens, survivors and draws prove it once they explain it: no layer caused it
     stands_alone: bool = False  # no layer can have brought it about, explained or not
 
 

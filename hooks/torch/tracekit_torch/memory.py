@@ -78,7 +78,7 @@ class Block:
 
 
 class CallMemory:
-    """Copies tensors as they come, one behind the other. `full` is called when a call has grown past `CALL_BYTES`; it
+    """Copies tensors as they come, one after the other. `full` is called when a call has grown past `CALL_BYTES`; it
     must `clear`."""
 
     def __init__(self, full: Callable[[], None]) -> None:
@@ -130,7 +130,7 @@ class CallMemory:
         return True
 
     def layout(self) -> Layout | None:
-        """How the values lie one behind the other, over all rows; None where there are gaps between them."""
+        """How the values lie one after the other, over all rows; None where there are gaps between them."""
         if self._gaps:
             return None
         if self._moved or self._layout is None or self.slots != self._laid_out:
@@ -142,7 +142,7 @@ class CallMemory:
         return self._layout
 
     def buffers(self) -> list[memoryview]:
-        """The bytes of all values, one behind the other."""
+        """The bytes of all values, one after the other."""
         ends = [*self._ends, self._used]
         return [block.memory[:end] for block, end in zip(self._blocks, ends, strict=False)]
 

@@ -19,7 +19,7 @@ def gated(gate: Floats, up: Floats, activation: str, dtype: str) -> Result:
     values = active * up
     # exp, sum, quotient in float32; then the activation and the product in the model's dtype.
     variance = rounding(values, dtype, 2.0) + rounding(values, "float32", 4.0)
-    # exp(-gate) overflows float32 behind 88, and what is left of the activation becomes 0.
+    # exp(-gate) overflows float32 beyond 88, and what is left of the activation becomes 0.
     variance += np.square(UNDERFLOW * up)
     if activation.startswith("gelu"):
         variance += cancelled(gate, up)

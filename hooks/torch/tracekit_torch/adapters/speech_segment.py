@@ -28,7 +28,7 @@ class Segment:
         self.answered = False
         """The model has answered, and no token was chosen since."""
         self.fed: Json | None = None
-        """Rows that were put in behind the prompt, other than the last token."""
+        """Rows that were put in after the prompt, other than the last token."""
         self.step: RasStep | None = None
         self.last: int | None = None
 

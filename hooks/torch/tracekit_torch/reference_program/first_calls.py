@@ -23,7 +23,7 @@ AHEAD = 1e-6
 
 
 def looks_ahead(model: nn.Module, trace: Trace) -> bool:
-    """Whether the model, in float64, gives a prompt other logits with the sampled tokens behind it than without."""
+    """Whether the model, in float64, gives a prompt other logits with the sampled tokens after it than without."""
     for whole, first in zip(trace.sequences, first_calls(trace).sequences, strict=True):
         if not 0 < first.positions < whole.positions:
             continue

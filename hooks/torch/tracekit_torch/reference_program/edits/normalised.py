@@ -1,4 +1,4 @@
-"""A result normalised once more."""
+"""A result normalised a second time."""
 
 from __future__ import annotations
 
