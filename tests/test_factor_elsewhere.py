@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 
-import tracekit
 from tracekit.auditing.elsewhere import FactorElsewhere
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import tracekit_torch  # noqa: E402
 
 from tests import tiny_families as tiny  # noqa: E402
 
@@ -57,14 +55,6 @@ def scale_in_the_queries(model: Any) -> None:
         attention.scaling = 1.0
 
 
-def audited(folder: Path, out: Path, *faults: Callable[[Any], None]) -> Any:
-    model = tiny.load(folder)
-    for fault in faults:
-        fault(model)
-    with tiny.run(model, out) as trace:
-        return tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
-
-
 SCALE = 8**-0.5
 HARMLESS: dict[str, tuple[str, Callable[[Any], None], dict[str, float]]] = {
     "embeddings after the module": ("gemma2", scaled_after, {EMBEDDINGS: 32**0.5}),
@@ -76,7 +66,7 @@ HARMLESS: dict[str, tuple[str, Callable[[Any], None], dict[str, float]]] = {
 @pytest.mark.parametrize("name", HARMLESS)
 def test_it_is_within_its_bounds_and_said(checkpoints: Any, tmp_path: Path, name: str) -> None:
     family, change, factors = HARMLESS[name]
-    found = audited(checkpoints(family), tmp_path / "run.h5", change)
+    found = tiny.judged_by_reference(checkpoints(family), tmp_path / "run.h5", change)
     assert found.exit_code == 0, found.text
     said = {note.site: note.factor for note in found.notes if isinstance(note, FactorElsewhere)}
     assert said == pytest.approx(factors)
@@ -86,7 +76,7 @@ def test_it_is_within_its_bounds_and_said(checkpoints: Any, tmp_path: Path, name
 def test_a_fault_beside_it_is_found_at_its_site_alone(checkpoints: Any, tmp_path: Path, name: str) -> None:
     family, change, factors = HARMLESS[name]
     site = "model.layers.1.self_attn.k_proj"
-    found = audited(checkpoints(family), tmp_path / "run.h5", change, times(site, 1.001))
+    found = tiny.judged_by_reference(checkpoints(family), tmp_path / "run.h5", change, times(site, 1.001))
     assert [culprit.site for culprit in found.culprits] == [site]
     assert {note.site for note in found.notes if isinstance(note, FactorElsewhere)} == factors.keys()
 
@@ -102,6 +92,6 @@ def test_a_fault_beside_it_is_found_at_its_site_alone(checkpoints: Any, tmp_path
 def test_a_factor_that_is_missing_or_too_much_is_a_fault(
     checkpoints: Any, tmp_path: Path, family: str, fault: Callable[[Any], None], sites: set[str]
 ) -> None:
-    found = audited(checkpoints(family), tmp_path / "run.h5", fault)
+    found = tiny.judged_by_reference(checkpoints(family), tmp_path / "run.h5", fault)
     assert {culprit.site for culprit in found.culprits} == sites
     assert not any(isinstance(note, FactorElsewhere) for note in found.notes)

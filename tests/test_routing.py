@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import tracekit
 from tracekit.auditing.routing import RoutedOtherwise
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import tracekit_torch  # noqa: E402
 from tracekit_torch.reference_program.chosen_otherwise import OTHER_EXPERTS  # noqa: E402
 
 from tests import tiny_families as tiny  # noqa: E402
@@ -61,14 +58,6 @@ def in_a_tie(folder: Path, out: Path, family: str) -> Path:
     return out
 
 
-def audited(folder: Path, out: Path, *faults: Callable[[Any], None]) -> Any:
-    model = tiny.load(folder)
-    for fault in faults:
-        fault(model)
-    with tiny.run(model, out) as trace:
-        return tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
-
-
 def said(found: Any) -> list[RoutedOtherwise]:
     return [note for note in found.notes if isinstance(note, RoutedOtherwise)]
 
@@ -76,7 +65,7 @@ def said(found: Any) -> list[RoutedOtherwise]:
 @pytest.mark.parametrize("family", AMONG)
 def test_a_near_tie_is_no_alarm(checkpoints: Any, tmp_path: Path, family: str) -> None:
     folder = in_a_tie(checkpoints(family), tmp_path / "model", family)
-    found = audited(folder, tmp_path / "run.h5", lambda model: second_best(model, AMONG[family]))
+    found = tiny.judged_by_reference(folder, tmp_path / "run.h5", lambda model: second_best(model, AMONG[family]))
     assert found.exit_code == 0, found.text
     # float32 decides other positions otherwise than float64 as well, and what was exchanged may be float64's choice.
     assert found.routed
@@ -86,7 +75,9 @@ def test_a_near_tie_is_no_alarm(checkpoints: Any, tmp_path: Path, family: str) -
 
 @pytest.mark.parametrize("family", AMONG)
 def test_another_choice_is_named_with_its_margin(checkpoints: Any, tmp_path: Path, family: str) -> None:
-    found = audited(checkpoints(family), tmp_path / "run.h5", lambda model: second_best(model, AMONG[family]))
+    found = tiny.judged_by_reference(
+        checkpoints(family), tmp_path / "run.h5", lambda model: second_best(model, AMONG[family])
+    )
     assert [culprit.site for culprit in found.culprits] == [EXPERTS]
     explained = found.culprits[0].explanation
     assert explained is not None and explained.mistake is OTHER_EXPERTS, found.text
@@ -104,7 +95,7 @@ def test_the_rest_is_judged_with_the_experts_that_were_taken(checkpoints: Any, t
         experts.forward = lambda *args, **more: forward(*args, **more) * 1.00001
 
     folder = in_a_tie(checkpoints("mixtral"), tmp_path / "model", "mixtral")
-    found = audited(folder, tmp_path / "run.h5", lambda model: second_best(model, 4), gain)
+    found = tiny.judged_by_reference(folder, tmp_path / "run.h5", lambda model: second_best(model, 4), gain)
     assert [culprit.site for culprit in found.culprits] == [EXPERTS]
     assert max(found.culprits[0].own.statistics.rows) < 1000  # with other experts it is a million
     assert said(found)[0].first.near_tie

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,12 @@ def run(model: Any, out: Path, **options: Any) -> Trace:
     with tracekit_torch.record(model, out, **options):
         model.generate(torch.tensor(PROMPT), max_new_tokens=10, do_sample=False, eos_token_id=None)
     return tracekit.open(out)
+
+
+def judged_by_reference(folder: Path, out: Path, *faults: Callable[[Any], None]) -> Any:
+    """The audit by the reference program of a recorded run of the model in `folder` with these faults."""
+    model = load(folder)
+    for fault in faults:
+        fault(model)
+    with run(model, out) as trace:
+        return tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))

@@ -16,6 +16,7 @@ from tracekit.formats.log_trace import LogTrace
 from tracekit.inspection.following import ask, shortfalls
 from tracekit.inspection.losses import lost_rows
 from tracekit.inspection.sanity import no_such_site, written
+from tracekit.programs.child import exit_code
 from tracekit.programs.native import NativeOptions, environment
 from tracekit.report.words import sentence
 from tracekit.trace import TraceError
@@ -98,4 +99,4 @@ def _run(words: list[str], variables: dict[str, str]) -> int:
             # The terminal sent it to the program too; it decides when to end.
             continue
     # As a shell says it, where a signal ended the program.
-    return code if code >= 0 else 128 - code
+    return exit_code(code)

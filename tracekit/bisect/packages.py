@@ -13,12 +13,11 @@ from pathlib import Path
 
 from tracekit.bisect.history import CannotBuild, Ready
 from tracekit.errors import TraceError
+from tracekit.programs.child import last_line
 from tracekit.programs.python import as_python
 
 PINNED = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)(?P<extras>\[[\w,. -]*\])?==(?P<version>[\w.!+-]+)")
 LISTED = re.compile(r"^Available versions: (?P<versions>.*)$", re.MULTILINE)
-LAST = 300
-"""Characters of a failed command's last line that are kept."""
 
 
 @dataclass
@@ -101,6 +100,5 @@ def _pip(*words: str) -> subprocess.CompletedProcess[bytes]:
 
 
 def _said(done: subprocess.CompletedProcess[bytes]) -> str:
-    lines = [line.strip() for line in (done.stdout + b"\n" + done.stderr).decode(errors="replace").splitlines()]
-    said = [line for line in lines if line and not line.startswith("[notice]")]
-    return f": {said[-1][-LAST:]}" if said else ""
+    line = last_line(done.stdout + b"\n" + done.stderr)
+    return f": {line}" if line else ""

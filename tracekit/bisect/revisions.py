@@ -10,9 +10,7 @@ from pathlib import Path
 
 from tracekit.bisect.history import CannotBuild, Ready
 from tracekit.errors import TraceError
-
-LAST = 300
-"""Characters of a failed command's last line that are kept."""
+from tracekit.programs.child import last_line
 
 
 @dataclass
@@ -67,6 +65,5 @@ class Revisions:
 
 
 def _said(done: subprocess.CompletedProcess[bytes]) -> str:
-    lines = [line.strip() for line in (done.stderr + b"\n" + done.stdout).decode(errors="replace").splitlines()]
-    said = [line for line in lines if line]
-    return f": {said[-1][-LAST:]}" if said else ""
+    line = last_line(done.stderr + b"\n" + done.stdout)
+    return f": {line}" if line else ""

@@ -19,7 +19,7 @@ from tracekit.formats.opening import open_trace
 from tracekit.generations import generated_count
 from tracekit.inspection.summary import sequence_summary
 from tracekit.postmortem.plan import Plan
-from tracekit.programs.child import end, start
+from tracekit.programs.child import end, exit_code, last_line, start
 from tracekit.programs.native import NativeOptions, environment
 from tracekit.programs.python import interpreter_and_program, is_python
 from tracekit.trace import Trace, TraceError
@@ -27,8 +27,6 @@ from tracekit.verdict.outcome import Run
 
 LOG, ARCHIVE = "run.tklog", "run.h5"
 OUTPUT = "output.txt"
-LAST_LINE = 400
-"""Characters of a failed program's last line that are kept."""
 POLL = 0.05
 """Seconds between looks at a program that runs."""
 STOPPED = threading.Event()
@@ -149,7 +147,7 @@ def run(words: list[str], folder: str, variables: dict[str, str], timeout: float
         return Ended(
             128 + signal.SIGXFSZ, "", f"stopped: it wrote more than {most / 2**30:.1f} GiB, half of what is free"
         )
-    return Ended(code if code >= 0 else 128 - code, _last_line(output))
+    return Ended(exit_code(code), last_line(output))
 
 
 def _wait(process: subprocess.Popen[bytes], timeout: float | None) -> int | None:
@@ -165,14 +163,6 @@ def _wait(process: subprocess.Popen[bytes], timeout: float | None) -> int | None
                 if STOPPED.is_set():
                     raise Stopped from None
                 return None
-
-
-def _last_line(output: Path) -> str:
-    with output.open("rb") as file:
-        file.seek(max(0, output.stat().st_size - 8192))
-        lines = file.read().decode(errors="replace").split("\n")
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1][-LAST_LINE:] if said else ""
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:

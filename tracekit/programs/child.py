@@ -13,6 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
+LAST_LINE = 400
+"""Characters of a program's last line that are kept."""
+OUTPUT_END = 8192
+"""Bytes of its output in which that line is looked for."""
+PIP = "[notice]"
+"""How lines of pip begin that come after what it has to say."""
 LIMITED = """
 import os, resource, sys
 most = int(sys.argv[1])
@@ -65,3 +71,19 @@ def end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def exit_code(returned: int) -> int:
+    """What a shell makes of a program's return code: 128 and the signal's number where one ended it."""
+    return returned if returned >= 0 else 128 - returned
+
+
+def last_line(said: bytes | Path) -> str:
+    """The last line that a program printed, or that is in the file of its output, cut to `LAST_LINE`; empty where it
+    printed none."""
+    if isinstance(said, Path):
+        with said.open("rb") as file:
+            file.seek(max(0, said.stat().st_size - OUTPUT_END))
+            said = file.read()
+    lines = [line.strip() for line in said.decode(errors="replace").split("\n")]
+    return next((line[-LAST_LINE:] for line in reversed(lines) if line and not line.startswith(PIP)), "")

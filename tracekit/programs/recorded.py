@@ -9,14 +9,12 @@ from pathlib import Path
 
 from tracekit.errors import TraceError
 from tracekit.formats.opening import open_trace
-from tracekit.programs.child import end, start
+from tracekit.programs.child import end, exit_code, last_line, start
 from tracekit.programs.native import NativeOptions, environment
 from tracekit.programs.python import MODULE, as_python, interpreter_and_program, is_python
 
 RECORD = (*MODULE, "record")
 """What records in an interpreter; a command that is this already, `tracekit record --engine NAME`, records itself."""
-LAST_LINE = 300
-"""Characters of a failed program's last line that are kept."""
 
 
 def recorded(
@@ -50,7 +48,9 @@ def recorded(
         told = environment(out, NativeOptions(), folder)
     code = _run(words, folder / "output.txt", str(cwd or Path.cwd()), {**told, **(variables or {})}, timeout)
     if code != 0:
-        raise TraceError(f"{words[0]}: ended with exit code {code}: {_last_line(folder / 'output.txt')}")
+        raise TraceError(
+            f"{words[0]}: ended with exit code {code}: {last_line(folder / 'output.txt') or 'it printed nothing'}"
+        )
     if not out.exists() or not out.stat().st_size:
         raise TraceError(f"{words[0]}: recorded nothing; build it with tracekit's crate, or give an --engine")
     with open_trace(out) as trace:
@@ -73,12 +73,4 @@ def _run(words: list[str], output: Path, cwd: str, variables: Mapping[str, str],
     except BaseException:
         end(process)
         raise
-    return code if code >= 0 else 128 - code
-
-
-def _last_line(output: Path) -> str:
-    with output.open("rb") as file:
-        file.seek(max(0, output.stat().st_size - 8192))
-        lines = file.read().decode(errors="replace").split("\n")
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1][-LAST_LINE:] if said else "it printed nothing"
+    return exit_code(code)
