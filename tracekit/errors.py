@@ -17,3 +17,8 @@ class UnknownName(TraceError, KeyError):
     def __str__(self) -> str:
         # KeyError shows the repr of its argument, a sentence in quotes.
         return str(self.args[0])
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library's exception says; the name of its type where it says nothing."""
+    return next((line for line in str(error).strip().splitlines() if line), type(error).__name__)

@@ -16,6 +16,7 @@ from tracekit.checkpoints.gguf_reader import open_reader
 from tracekit.checkpoints.parameters import Parameters
 from tracekit.checkpoints.rotary_pairs import halves, interleaved
 from tracekit.dtypes import is_float, round_to
+from tracekit.errors import first_line
 from tracekit.formats.name_map import GGUF, SANDWICHED
 from tracekit.trace import Json, TraceError
 
@@ -48,7 +49,7 @@ class GgufParameters(Parameters):
             self._heads = _head_counts(reader)
             self.config = _config(reader, self._tensors)
         except Exception as error:  # the library checks little: whatever a damaged file makes it raise, it is damaged
-            raise TraceError(f"{path}: is no sound GGUF file ({_line(error)}); fetch it again") from None
+            raise TraceError(f"{path}: is no sound GGUF file ({first_line(error)}); fetch it again") from None
 
     @property
     def file_names(self) -> list[str]:
@@ -251,8 +252,3 @@ def _head_counts(reader: Any) -> tuple[int, int] | tuple[()]:
     heads = int(reader.fields["llama.attention.head_count"].contents())
     kv = reader.fields.get("llama.attention.head_count_kv")
     return heads, heads if kv is None else int(kv.contents())
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__

@@ -35,7 +35,7 @@ from tracekit.report.error_map import (
 from tracekit.report.logit_table import logit_table
 from tracekit.report.site_facts import ordered_sites, site_facts
 from tracekit.report.token_rows import TokenTexts, alone_rows, token_rows
-from tracekit.report.token_text import without_controls
+from tracekit.report.token_text import lines_without_controls, without_controls
 from tracekit.report.verdict_words import audit_words, measured_against, recorded_words, verdict_words
 from tracekit.report.words.culprits import culprit_json
 from tracekit.trace import Json, Sequence, Trace
@@ -133,7 +133,7 @@ def pair_section(shown: Compared) -> Section:
             "roles": ["Reference", "Candidate"],
             "sides": _named(_heads([("Reference", one), ("Candidate", other), *_oracle(shown.oracle)]), shown.names),
             "words": verdict_words(shown.verdict),
-            "text": _lines(shown.text),
+            "text": lines_without_controls(shown.text),
             "sequence": None if compared is None else compared.index,
             "prompts": [] if compared is None else _prompts(compared.reference, compared.candidate),
             "tokens": [token_rows(table) for table in tables],
@@ -222,7 +222,9 @@ def alone_section(alone: Alone) -> Section:
             "roles": ["Trace"],
             "sides": _heads([("Trace", trace)]),
             "words": recorded_words(trace) if found is None else audit_words(found),
-            "text": _lines(audit_text(found, trace, checkpoint)) if found is not None and checkpoint else "",
+            "text": lines_without_controls(audit_text(found, trace, checkpoint))
+            if found is not None and checkpoint
+            else "",
             "sequence": None if sequence is None else sequence.index,
             "prompts": [] if sequence is None else _prompts(sequence),
             "tokens": [alone_rows(one) for one in trace.sequences],
@@ -358,11 +360,4 @@ def _oracle(trace: Trace | None) -> list[tuple[str, Trace]]:
 def _prompts(*sequences: Sequence) -> list[str]:
     """The prompt, once where all sides have the same."""
     texts = [sequence_row(sequence)["prompt"] or "" for sequence in sequences]
-    return [
-        "\n".join(without_controls(line) for line in text[:LONGEST_PROMPT].split("\n")) for text in dict.fromkeys(texts)
-    ]
-
-
-def _lines(text: str) -> str:
-    """A text of several lines without control characters."""
-    return "\n".join(without_controls(line) for line in text.split("\n"))
+    return [lines_without_controls(text[:LONGEST_PROMPT]) for text in dict.fromkeys(texts)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from tracekit.report.token_text import without_controls
+from tracekit.report.token_text import lines_without_controls
 from tracekit.report.verdict_words import verdict_words
 from tracekit.report.words import sentence
 from tracekit.trace import Json
@@ -39,7 +39,7 @@ def postmortem_rows(found: Postmortem, shown: Collection[str]) -> Json:
         "candidate": found.candidate,
         "complete": found.complete,
         "control": found.control,
-        "control_text": _lines(found.control_text or ""),
+        "control_text": lines_without_controls(found.control_text or ""),
         "headline": _headline(found),
         "tone": "bad" if found.failing.count else "warn" if _latent(found) else "good",
         "rate": rate_text(found.failing),
@@ -94,13 +94,9 @@ def _group(group: Group, shown: bool) -> Json:
         "overlaps": [{"group": name, "seeds": list(seeds)} for name, seeds in group.overlaps.items()],
         "example": group.example,
         "words": None if group.verdict is None else verdict_words(group.verdict),
-        "text": _lines(group.text),
+        "text": lines_without_controls(group.text),
         "shown": shown,
     }
-
-
-def _lines(text: str) -> str:
-    return "\n".join(without_controls(line) for line in text.split("\n"))
 
 
 def _percent(share: float) -> float:

@@ -63,6 +63,11 @@ def without_controls(text: str) -> str:
     return "".join(repr(letter)[1:-1] if _unseen(unicodedata.category(letter)) else letter for letter in text)
 
 
+def lines_without_controls(text: str) -> str:
+    """The same of a text of several lines, which stay lines."""
+    return "\n".join(map(without_controls, text.split("\n")))
+
+
 def _unseen(category: str) -> bool:
     return category[0] == "C" or category in ("Zl", "Zp")
 

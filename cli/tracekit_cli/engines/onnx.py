@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from tracekit.errors import first_line
 from tracekit.selfcheck.options import WithOptions
 from tracekit.selfcheck.variation import BATCH, CHUNK, KEEP_PREFIX, PROMPT_IDS, REQUESTS, THREADS
 from tracekit.trace import TraceError
@@ -47,8 +48,7 @@ def command(
         except TraceError:
             raise
         except Exception as error:  # the library raises many of its own
-            said = str(error).strip().split("\n")[0]
-            raise TraceError(f"{inputs}: ONNX Runtime does not run {model} with it: {said}") from None
+            raise TraceError(f"{inputs}: ONNX Runtime does not run {model} with it: {first_line(error)}") from None
         click.echo(f"tracekit: wrote {target}", err=True)
         return
     most, stop = settings["max_new_tokens"], _ids("--stop-ids", settings["stop_ids"] or "")

@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from tracekit.errors import first_line
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter, TensorLike
 from tracekit.formats.log_beside import begin_anew
@@ -398,7 +399,7 @@ class RecordedSession:
         self._rows, self._known = [], 0
 
     def _fail(self, error: Exception) -> None:
-        self._broken = str(error).strip().split("\n")[0] or type(error).__name__
+        self._broken = first_line(error)
         self._say(error)
         if self._writer is not None:
             with contextlib.suppress(OSError):

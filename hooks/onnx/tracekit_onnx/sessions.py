@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tracekit.errors import first_line
 from tracekit.trace import TraceError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def load_session(path: str, options: Any = None) -> Any:
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library raises many of its own
-        raise TraceError(f"{path}: ONNX Runtime does not load it: {_line(error)}") from None
+        raise TraceError(f"{path}: ONNX Runtime does not load it: {first_line(error)}") from None
 
 
 def path_of(session: Any) -> str:
@@ -94,7 +95,7 @@ def session_of(model: ModelProto, path: str, like: Any) -> Any:
         return runtime().InferenceSession(model.SerializeToString(), options, providers=chosen)
     except Exception as error:
         raise TraceError(
-            f"{path}: ONNX Runtime does not load the graph that gives all values: {_line(error)}"
+            f"{path}: ONNX Runtime does not load the graph that gives all values: {first_line(error)}"
         ) from None
 
 
@@ -138,8 +139,3 @@ def optimised(session: Any, path: str) -> tuple[set[str], Counter[str]] | None:
                 fused[node.op_type] += 1
             graphs += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
     return made, fused
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import tracekit_torch
+from tracekit.errors import first_line
 from tracekit.trace import TraceError
 
 
@@ -46,13 +47,9 @@ def load(folder: str, dtype: str | None, attention: str | None) -> Any:
             where, dtype=held, attn_implementation=attention, **how
         )
     except Exception as error:  # of a damaged GGUF file it may be any
-        raise TraceError(f"{folder}: cannot be loaded: {_line(error)}") from None
+        raise TraceError(f"{folder}: cannot be loaded: {first_line(error)}") from None
     model.config._name_or_path = folder  # of a GGUF file, transformers keeps the folder that it is in
     return model.eval()
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _place(path: str) -> tuple[str, dict[str, str]]:
@@ -75,9 +72,7 @@ def ids_of(folder: str, text: str | None, listed: str | None) -> tuple[int, ...]
     try:
         ids = transformers.AutoTokenizer.from_pretrained(where, **how)(text)["input_ids"]
     except Exception as error:  # the tokenizers library raises no other of a damaged vocabulary
-        raise TraceError(
-            f"{folder}: has no tokenizer: {str(error).strip().splitlines()[0]}; give --prompt-ids"
-        ) from None
+        raise TraceError(f"{folder}: has no tokenizer: {first_line(error)}; give --prompt-ids") from None
     if not ids:
         raise TraceError("--prompt: makes no token; give a longer one")
     return tuple(ids)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tracekit.errors import first_line
 from tracekit.trace import Sequence, Trace, TraceError
 from tracekit_torch.adapters import ModelKind, kinds
 from tracekit_torch.precision import cast, run_in
@@ -35,7 +36,7 @@ def load_reference(folder: str, dtype: str) -> nn.Module:
             folder, attn_implementation="eager", dtype=getattr(torch, dtype), local_files_only=True
         ).eval()
     except Exception as error:  # whatever a foreign loader raises
-        raise TraceError(f"{folder}: transformers cannot load it: {str(error).splitlines()[0]}") from None
+        raise TraceError(f"{folder}: transformers cannot load it: {first_line(error)}") from None
     experts: Any = getattr(model, "set_experts_implementation", None)
     if experts is not None:
         experts("eager")
@@ -99,7 +100,6 @@ def on_its_tokens(trace: Trace, sequence: Sequence) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TraceError(
-            f"{trace.path}: sequence {sequence.index}: the reference does not run on its tokens: {said}"
+            f"{trace.path}: sequence {sequence.index}: the reference does not run on its tokens: {first_line(error)}"
         ) from error
