@@ -228,6 +228,20 @@ def test_the_roundest_number_is_named_first(checkpoints: Any, tmp_path: Path, sc
         assert any("/ softcap" in line.source for line in others)
 
 
+def test_positions_that_are_all_zero_are_a_factor_of_zero_and_no_small_number(checkpoints: Any, tmp_path: Path) -> None:
+    """What a loop does whose positions stay 0: the fit comes as near to 0 as the values tell."""
+
+    def plant(model: Any) -> None:
+        model.model.rotary_emb.inv_freq.zero_()
+
+    found = _audited(checkpoints("mixtral"), tmp_path / "run.h5", plant)
+    assert found.culprits
+    for culprit in found.culprits:
+        assert culprit.explanation is not None, found.text
+        numbers = [line.number for line in culprit.explanation.lines if line.kind is EditKind.SCALED]
+        assert 0.0 in numbers and not any(0.0 < abs(number) < 1e-3 for number in numbers if number), numbers
+
+
 @pytest.mark.parametrize("most", [None, 1e6])
 def test_what_was_not_tried_is_said(
     checkpoints: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: float | None

@@ -402,8 +402,7 @@ class Suspect:
         best = [] if number is None else self._with(trial, number)
         if not best or number is None or best[0].left > NEAR:
             return best
-        for digits in DIGITS:
-            nice = float(f"{number:.{digits}g}")
+        for nice in (0.0, *(float(f"{number:.{digits}g}") for digits in DIGITS)):
             rounds_to = abs(nice - number) <= ROUNDED_TWICE * self._unit * abs(number)
             for other in self._with(trial, nice) if nice not in (change.neutral, number) else ():
                 if rounds_to or self._as_good(other.left, best[0].left):
