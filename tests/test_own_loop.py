@@ -29,8 +29,13 @@ class Port(nn.Module):
         self.head = nn.Linear(WIDTH, IDS, bias=False)
         self.kept = None
         self.forgets = False
+        self.crops = False
+        """Is given all ids, and computes those that its cache does not have."""
 
     def forward(self, ids, start: int = 0, last_only: bool = False):
+        if self.crops and self.kept is not None:
+            start = self.kept[0].shape[1]
+            ids = ids[:, start:]
         x = self.table(ids) + self.places(torch.arange(start, start + ids.shape[1]))
         q, k, v = self.qkv(x).chunk(3, -1)
         if start:
@@ -199,3 +204,19 @@ def test_a_model_whose_parts_alone_are_called_is_said(port, tmp_path, capfd):
         generate(port, largest)
     assert "Wrapper was not called inside the block" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_port_that_is_given_all_ids_and_computes_the_last_is_recorded_at_each(port, tmp_path, batch):
+    """No position of the decoded tokens is lost."""
+    recorded(tmp_path / "ref.h5", port, lambda: generate(port, largest, cached=False, batch=batch))
+    port.crops, port.kept = True, None
+    _, trace = recorded(tmp_path / "a.h5", port, lambda: generate(port, largest, cached=False, batch=batch))
+    assert [sequence.sites["out"].rows for sequence in trace.sequences] == [len(PROMPT) + 4] * batch
+    verdict = tracekit.diff(tmp_path / "ref.h5", tmp_path / "a.h5")
+    assert verdict.exit_code == 0 and verdict.coverage.skipped.keys() <= {"places"}  # [time, width], without the batch
+    port.kept = None
+    port.qkv.register_forward_hook(lambda _, args, out: out * 1.001 if args[0].shape[1] == 1 else None)
+    recorded(tmp_path / "b.h5", port, lambda: generate(port, largest, cached=False, batch=batch))
+    verdict = tracekit.diff(tmp_path / "ref.h5", tmp_path / "b.h5")
+    assert verdict.exit_code == 1 and verdict.step == 1

@@ -104,7 +104,7 @@ class Tap:
 class Call:
     """One forward call of the model. `axis`: its positions; `encoder`: rows of the encoder's input, if it has one."""
 
-    __slots__ = ("axis", "encoder", "head_output", "inside_encoder", "seen", "thread")
+    __slots__ = ("axis", "encoder", "head_output", "ids", "inside_encoder", "seen", "thread")
 
     def __init__(self, axis: Axis, encoder: Axis | None = None, *, inside_encoder: bool = False) -> None:
         self.axis = axis
@@ -112,6 +112,8 @@ class Call:
         self.inside_encoder = inside_encoder
         self.seen = SeenTensors()
         self.head_output: torch.Tensor | None = None
+        self.ids: torch.Tensor | None = None
+        """Token ids [batch, time] of a model that may look up the last of them alone."""
         self.thread = threading.get_ident()
 
     @property
@@ -351,6 +353,8 @@ class Taps:
         axis = tap.axis or call.axis
         source = call.seen.source(value)
         tap.last_rows = 0
+        if call.ids is not None and isinstance(tap.module, nn.Embedding):
+            self._narrow(call, call.ids, value)
         if source is not None and (place is None or not place.stored):
             return source
         if source is None and place is not None and self._keep_as_before(call, place, value, axis):
@@ -371,6 +375,13 @@ class Taps:
             place = tap.inputs[tap.fired] = Place(name, "input", self._next_order())
         self._keep(call, place, value, axis, tap.last_rows)
         return place.slot.name
+
+    def _narrow(self, call: Call, ids: torch.Tensor, value: torch.Tensor) -> None:
+        """A model that is given all ids and looks up the last ones alone, since it keeps a cache: they are the call's
+        positions."""
+        rows = value.shape[-1] if value.dim() == 2 else 0
+        if 0 < rows < call.time and not self.memory.slots and torch.equal(value, ids[:, -rows:]):
+            call.axis.time = rows
 
     def _see(self, call: Call, tap: Tap, value: torch.Tensor) -> None:
         if len(tap.outputs) <= tap.fired:

@@ -42,6 +42,20 @@ class OwnLoop(CausalLoop):
         value = first_tensor(arguments)
         return bool(self._tables) and value is not None and value.dim() == 2 and _counts(value) and value.numel() > 0
 
+    def begin_call(self, arguments: Json) -> None:
+        """The model is called."""
+        super().begin_call(arguments)
+        taps = self._recorder.taps
+        if taps is not None and taps.call is not None:
+            taps.call.ids = self._fed(arguments)
+
+    def write(self) -> None:
+        """Write what the taps hold, or hold it back."""
+        taps, begun = self._recorder.taps, self._begun
+        if taps is not None and taps.call is not None and begun is not None:
+            begun.first = begun.fed - taps.call.time  # the taps may have seen that only the last ids are looked up
+        super().write()
+
     # ---------------------------------------------------------------- what a call says
 
     def _fed(self, arguments: Json) -> torch.Tensor | None:
