@@ -18,6 +18,7 @@ from tracekit.auditing.families.family import stated_embedding_factor, token_tab
 from tracekit.auditing.not_audited import Lacks, NotAudited
 from tracekit.auditing.operations import operation_of_class
 from tracekit.auditing.operations.linear_layer import Linear
+from tracekit.auditing.operations.norms import Norm
 from tracekit.auditing.operations.operation import Operation
 from tracekit.auditing.operations.passed_on import PassedOn
 from tracekit.auditing.operations.unmeasured import Unmeasured
@@ -213,13 +214,19 @@ class Book:
     def _operation(self, site: Site, known: type[Operation] | None) -> Operation | NotAudited | None:
         """The operation of a module with its numbers, why there is none, or None where its class says nothing."""
         if known is not None:
-            return known.of_module(site.attributes)
+            return self._as_declared(known.of_module(site.attributes))
         if self.family is not None:
             norm = self.family.norm(site, self.declared, self.checkpoint.file.one_added)
             if norm is not None:
                 return norm
         eps = float(site.attributes.get("eps") or 0.0)
         return None if set(site.parameters) > {"weight", "bias"} else Unmeasured(_class_of(site), eps)
+
+    def _as_declared(self, operation: Operation | NotAudited) -> Operation | NotAudited:
+        """A norm with the eps that the checkpoint declares: what a program's module holds is what it used."""
+        name = None if self.family is None else self.family.layer_norm_eps
+        eps = None if name is None else self.declared.get(name)
+        return operation.with_eps(float(eps)) if isinstance(operation, Norm) and eps is not None else operation
 
     def _table(self, site: Site, stored: str, last: str) -> Recipe | NotAudited:
         if self.family is None:

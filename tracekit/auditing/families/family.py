@@ -56,6 +56,8 @@ class Family(ABC):
     """What it reads of `config.json` beyond `READ`."""
     needed: ClassVar[frozenset[str]] = frozenset()
     """Settings that its layers depend on and whose defaults are the program's."""
+    layer_norm_eps: ClassVar[str | None] = None
+    """The setting that is the eps of all its torch LayerNorms; None where they have one of their own."""
     head: ClassVar[str] = "lm_head"
     """The module that gives the logits."""
 

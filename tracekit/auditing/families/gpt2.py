@@ -32,6 +32,7 @@ PARTS = {
 
 class GPT2(Family):
     model_types = ("gpt2",)
+    layer_norm_eps = "layer_norm_epsilon"
     settings = frozenset(
         {
             *("n_layer", "n_positions", "activation_function", "layer_norm_epsilon", "scale_attn_weights"),

@@ -27,6 +27,7 @@ PARTS = {
 
 class Phi(Decoder):
     model_types = ("phi",)
+    layer_norm_eps = "layer_norm_eps"
     settings = frozenset({"resid_pdrop"})
     usual_activation = "gelu_new"
 
