@@ -11,8 +11,6 @@ import pytest
 
 pytest.importorskip("xllamacpp")
 
-import gguf
-import numpy as np
 import tracekit_llama_cpp
 from tracekit_llama_cpp import recording
 
@@ -68,17 +66,6 @@ def test_requests_one_after_the_other_are_sequences(tmp_path: Path) -> None:
 IDS = [5, 9, 3, 17, 40, 22, 8]
 
 
-def scaled(model: Path, to: Path, tensor: str, factor: float) -> Path:
-    """A copy of a file of Q4_1 blocks in which one tensor is so many times as large."""
-    to.write_bytes(model.read_bytes())
-    reader = gguf.GGUFReader(str(to), "r+")
-    blocks = next(each for each in reader.tensors if each.name == tensor).data.reshape(-1, 20)
-    scale = blocks[:, :4].copy().view("<f2")
-    blocks[:, :4] = (scale.astype(np.float32) * factor).astype("<f2").view(np.uint8)
-    reader.data.flush()
-    return to
-
-
 @dataclass(frozen=True)
 class FewSites:
     """llama.cpp at a level that keeps the layers' outputs, with and without flash attention, and from a file with a
@@ -105,7 +92,7 @@ def test_few_sites_are_judged_in_the_stated_arithmetic_and_a_fault_among_them_is
     tensor: str, tmp_path: Path
 ) -> None:
     model = tiny_gguf.write(tmp_path / "tiny.gguf", tiny_gguf.Sizes(layers=3), kind="Q4_1")
-    faulty = scaled(model, tmp_path / "faulty.gguf", tensor, 1.01)
+    faulty = tiny_gguf.scaled(model, tmp_path / "faulty.gguf", tensor, 1.01)
     program = FewSites(model, faulty, {"way": ("off", "faulty")})
     found = {each.variation.value: each for each in check(program, tmp_path / "runs", str(model)).findings}
     assert found["off"].outcome is Outcome.WITHIN_ROUNDING
@@ -118,7 +105,7 @@ def test_few_sites_are_judged_in_the_stated_arithmetic_and_a_fault_among_them_is
 
 def test_few_sites_without_their_file_are_judged_in_the_unit_of_the_stated_arithmetic(tmp_path: Path) -> None:
     model = tiny_gguf.write(tmp_path / "tiny.gguf", tiny_gguf.Sizes(layers=3), kind="Q4_1")
-    faulty = scaled(model, tmp_path / "faulty.gguf", "blk.1.ffn_down.weight", 3.0)
+    faulty = tiny_gguf.scaled(model, tmp_path / "faulty.gguf", "blk.1.ffn_down.weight", 3.0)
     program = FewSites(model, faulty)
     runs = {way: program.record({"way": way}, tmp_path / way) for way in ("as usual", "off", "faulty")}
     model.unlink()

@@ -149,3 +149,14 @@ def damage(path: Path, fault: str) -> tuple[int | None, str]:
             reader.data.flush()
             return None, "model.layers.1.mlp.down_proj"
     return None, ""
+
+
+def scaled(model: Path, to: Path, tensor: str, factor: float) -> Path:
+    """A copy of a file of Q4_1 blocks in which one tensor is so many times as large."""
+    to.write_bytes(model.read_bytes())
+    reader = gguf.GGUFReader(str(to), "r+")
+    blocks = next(each for each in reader.tensors if each.name == tensor).data.reshape(-1, 20)
+    scale = blocks[:, :4].copy().view("<f2")
+    blocks[:, :4] = (scale.astype(np.float32) * factor).astype("<f2").view(np.uint8)
+    reader.data.flush()
+    return to

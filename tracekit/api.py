@@ -28,10 +28,12 @@ from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
 from tracekit.mistakes.ranking import by_consequence
 from tracekit.report.audit import audit_json, audit_text
 from tracekit.report.json import verdict_json
+from tracekit.report.quantised import quantised_json, quantised_lines
 from tracekit.report.text import verdict_text
 from tracekit.report.words import sentence
 from tracekit.trace import Json, Trace
 from tracekit.verdict import decide
+from tracekit.verdict.quantised import Quantised, quantised
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -76,6 +78,8 @@ class Audit(ExplainedAudit):
     text: str = field(default="", compare=False)
     """What `tracekit audit` prints."""
     told: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    quantised: Quantised | None = None
+    """What the quantisation costs and what the engine adds, where the original was given."""
 
     def to_json(self) -> Json:
         """The whole audit, ready for `json.dumps`."""
@@ -138,6 +142,7 @@ def audit(
     *,
     names: NameMap | File | None = None,
     by: Auditor = auditing.audit,
+    original: File | None = None,
 ) -> Audit:
     """Recompute every recorded site in float64 from its recorded input and the checkpoint; no reference run is needed.
 
@@ -148,6 +153,8 @@ def audit(
         names: a map of the engine's module names to the checkpoint's, or the TOML file that it is in.
         by: what recomputes the sites. The default follows recipes, in numpy; `tracekit_torch.by_reference(folder)` runs
             the reference program, of any model.
+        original: what a quantised checkpoint was made of, or a recording of a run with that: the audit then says what
+            the quantisation costs and what the engine adds, layer by layer.
 
     Raises:
         TraceError: a file cannot be read, the checkpoint is of another model, or no site can be recomputed.
@@ -171,8 +178,10 @@ def audit(
         if isinstance(by, Weighing):
             culprits, told = by_consequence(found.culprits, by.weigher(run, found))
             found = replace(found, culprits=tuple(culprits), consequences=told)
-        told = audit_json(found, run, checkpoint)
-        return Audit(**_fields(found), text=audit_text(found, run, checkpoint), told=told)
+        beside = None if original is None else quantised(run, checkpoint, os.fspath(original))
+        told = audit_json(found, run, checkpoint) | {"quantised": quantised_json(beside)}
+        text = "\n".join([audit_text(found, run, checkpoint), *quantised_lines(beside)])
+        return Audit(**_fields(found), text=text, told=told, quantised=beside)
 
 
 def _opened(stack: ExitStack, trace: TraceOrPath) -> Trace:

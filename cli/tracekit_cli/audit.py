@@ -23,6 +23,11 @@ from tracekit_cli.reference import MODEL, MODULE, auditor
 @MODEL
 @click.option("--reference", type=click.Path(), help="The same by the model of the program that this trace recorded.")
 @MODULE
+@click.option(
+    "--original",
+    type=click.Path(),
+    help="What a quantised checkpoint was made of, or a recording of that: what does the rounding cost, by layer?",
+)
 @click.option("--strict", is_flag=True, help="Choices of precision count as departures (exit 1).")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole audit as JSON.")
 def command(
@@ -32,6 +37,7 @@ def command(
     model: str | None,
     reference: str | None,
     module: str | None,
+    original: str | None,
     strict: bool,
     as_json: bool,
 ) -> None:
@@ -41,7 +47,9 @@ def command(
     trouble.
     """
     by = auditor(model, module, reference, "--model, --reference, --module")
-    found = tracekit.audit(trace, weights or model, names=names, **({} if by is None else {"by": by}))
+    found = tracekit.audit(
+        trace, weights or model, names=names, original=original, **({} if by is None else {"by": by})
+    )
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else found.text)
     precise = strict and found.precise and found.exit_code is ExitCode.AGREE
     sys.exit(ExitCode.DIFFER if precise else found.exit_code)
