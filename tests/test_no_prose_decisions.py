@@ -18,6 +18,8 @@ ROWS = {"verdict", "explanation", "culprit", "culprits", "finding", "findings"}
 """Names of what a verdict's JSON holds: between stages, these are types."""
 BORDER = {"tracekit/verdict/record.py"}
 """The one module that reads a verdict's JSON."""
+PLAIN = {"Any", "Json", "Path"}
+"""Types that a function may give beside a text of the user's."""
 LINES = {"splitlines", "split", "strip", "lstrip", "rstrip"}
 """Methods that give parts of a text."""
 METHODS = {"startswith", "endswith", "removeprefix", "removesuffix", "partition", "rpartition", "find", "index"}
@@ -155,6 +157,19 @@ def reads_row(node: ast.AST) -> bool:
     return False
 
 
+def or_a_reason(node: ast.AST) -> bool:
+    """Whether a function returns a thing or, in a sentence, why there is none: `-> Recipe | str`. That is a type's."""
+    if not isinstance(node, ast.FunctionDef) or not isinstance(node.returns, ast.BinOp):
+        return False
+    names: set[str] = set()
+    left: list[ast.expr] = [node.returns]
+    while left:
+        each = left.pop()
+        left += [each.left, each.right] if isinstance(each, ast.BinOp) else []
+        names |= {each.id} if isinstance(each, ast.Name) else set()
+    return "str" in names and any(name[0].isupper() and name not in PLAIN for name in names)
+
+
 def decisions(tree: ast.Module, named: set[str]) -> Iterator[ast.AST]:
     """Expressions that decide by a sentence."""
     yield from (node for node in ast.walk(tree) if decides(node, named))
@@ -194,6 +209,13 @@ def test_nothing_reads_a_verdicts_json() -> None:
         if reads_row(node)
     }
     assert not read
+
+
+def test_no_reason_stands_in_the_place_of_a_thing() -> None:
+    trees = modules().items()
+    assert not [(name, node) for name, tree in trees for node in ast.walk(tree) if or_a_reason(node)]
+    assert or_a_reason(ast.parse("def meant(recipe: Recipe) -> Recipe | str: ...").body[0])
+    assert not or_a_reason(ast.parse("def find(name: str) -> str | None: ...").body[0])
 
 
 @pytest.mark.parametrize(
