@@ -28,6 +28,7 @@ from tracekit.auditing import operations
 from tracekit.auditing.audit import audit
 from tracekit.auditing.operations import Core, Rotary
 from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.mistakes import suspect
 from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
 from tracekit.report.words import sentence
 from tracekit.trace import Trace, TraceError
@@ -220,6 +221,16 @@ def test_a_norm_is_told_from_those_of_other_layers_by_its_gain(fault: str | None
     assert [culprit.site for culprit in found.culprits] == ["model.layers.3.post_attention_layernorm"]
     assert found.culprits[0].explanation is not None
     assert sentence(found.culprits[0].explanation) == "eps 1e-06 instead of 1e-05"
+
+
+@pytest.mark.parametrize("fault", ["rope-partial:0.5:1", "mask-decode:2:1", "softcap:20:1"])
+def test_a_few_rows_refute_nothing_that_all_rows_hold(record, folders, monkeypatch, fault):
+    trace = record("llama", "--dtype", "f16", "--fault", fault)
+    by_few = audited(trace, folders["llama"])
+    monkeypatch.setattr(suspect, "SAMPLES", ())
+    by_all = audited(trace, folders["llama"])
+    assert by_few.culprits
+    assert [one.explanation for one in by_few.culprits] == [one.explanation for one in by_all.culprits]
 
 
 def test_two_mistakes_at_once_are_both_listed(record, folders):

@@ -356,12 +356,13 @@ def _tensors(header: Json, data_start: int, data_length: int) -> dict[str, Store
         begin, end = entry["data_offsets"]
         if len(shape) > MOST_DIMENSIONS:
             raise ValueError(f"{name!r} has {len(shape)} dimensions")
-        if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
-            raise ValueError(f"{name!r} has a shape or an offset that is no count")
-        count = 1
+        count = STORAGE[dtype].itemsize
+        for number in (*shape, begin, end):  # of each of a million tensors: a generator costs as much as all the rest
+            if type(number) is not int or number < 0:
+                raise ValueError(f"{name!r} has a shape or an offset that is no count")
         for dimension in shape:
             count *= dimension
-        if not begin <= end <= data_length or end - begin != count * STORAGE[dtype].itemsize:
+        if not begin <= end <= data_length or end - begin != count:
             raise ValueError(f"the shape of {name!r} does not fit its bytes")
         spans.append((begin, end))
         tensors[name] = Stored(dtype, shape, data_start + begin, end - begin)

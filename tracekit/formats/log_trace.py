@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from bisect import bisect_right
@@ -219,22 +220,25 @@ class LogSequence(BrowsableSequence):
         if column is None:
             raise TraceError(f"{self._trace.path}: sequence {self.index}: site {site!r} is not recorded")
         out = np.empty((stop - first, column.width), dtype=STORAGE[column.dtype])
+        # Of one position a call there are as many pieces as rows: an array of each takes longer than moving its bytes.
+        target, row_bytes = out.reshape(-1).view(np.uint8).data, column.row_bytes
         at = first
         index = bisect_right(column.segments, first, key=lambda segment: segment.first) - 1
-        while at < stop:
-            if (
-                not 0 <= index < len(column.segments)
-                or not column.segments[index].first <= at < column.segments[index].stop
-            ):
-                raise TraceError(
-                    f"{self._trace.path}: sequence {self.index}: site {site!r} is not recorded at position {at}"
-                )
-            segment = column.segments[index]
-            end = min(stop, segment.stop)
-            begin = segment.offset + (at - segment.first) * column.row_bytes
-            rows = np.frombuffer(self._trace.data, out.dtype, (end - at) * column.width, begin)
-            out[at - first : end - first] = rows.reshape(end - at, column.width)
-            at, index = end, index + 1
+        with memoryview(self._trace.data) as source:
+            while at < stop:
+                if (
+                    not 0 <= index < len(column.segments)
+                    or not column.segments[index].first <= at < column.segments[index].stop
+                ):
+                    raise TraceError(
+                        f"{self._trace.path}: sequence {self.index}: site {site!r} is not recorded at position {at}"
+                    )
+                segment = column.segments[index]
+                end = min(stop, segment.stop)
+                begin = segment.offset + (at - segment.first) * row_bytes
+                size = (end - at) * row_bytes
+                target[(at - first) * row_bytes :][:size] = source[begin : begin + size]
+                at, index = end, index + 1
         return out
 
     def logits(self, first: int, stop: int) -> Array | None:
@@ -275,7 +279,7 @@ class LogSequence(BrowsableSequence):
 
     def _add_rows(self, name: str, stored: Stored, first: int, rows: int, axis: str | None) -> None:
         """Index one site's rows of a call. A site that is no longer what it was ends; the sequence goes on."""
-        width = int(np.prod(stored.shape[1:], dtype=object))
+        width = math.prod(stored.shape[1:])
         column = self._columns.get(name)
         why = None
         if not stored.shape or stored.shape[0] != rows:
