@@ -16,7 +16,7 @@ from tracekit_llama_cpp import recording
 
 from tests import tiny_gguf
 from tests.speech_traces import tracekit
-from tracekit import diff, open
+from tracekit import audit, diff, open
 from tracekit.selfcheck.conduct import check
 from tracekit.selfcheck.variation import Outcome
 from tracekit.verdict.cause import Cause
@@ -115,3 +115,12 @@ def test_few_sites_without_their_file_are_judged_in_the_unit_of_the_stated_arith
         assert sound.decision is Decision.PARITY and any(isinstance(note, InStatedUnits) for note in sound.notes)
         found = diff(base, wrong)
     assert found.cause is Cause.LAYER and found.finding is not None and found.finding.site == "model.layers.1"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_layers_alone_are_recomputed_from_the_tokens(architecture: str, tmp_path: Path) -> None:
+    model = tiny_gguf.write(tmp_path / "tiny.gguf", kind="Q8_0", architecture=architecture)
+    target = tmp_path / "t.h5"
+    tracekit_llama_cpp.record(model, target, prompt=IDS, max_new_tokens=5, sites=r"layers\.\d+$")
+    found = audit(target)
+    assert not found.departs and found.clean >= {"model.layers.0", "model.layers.1"}

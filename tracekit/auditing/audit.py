@@ -163,7 +163,7 @@ def audit(
     peers = Peers()
     values, peak = 0, 0.0
     runs = [Recomputation(sequence, parameters) for sequence in trace.sequences]
-    unrecorded = Unrecorded(trace, parameters, wiring)
+    unrecorded = Unrecorded(trace, parameters, wiring, fits)
     across = [site for site in unrecorded.sites if site.site in unknown and (only is None or site.site in only)]
     ends = {run.sequence.index: (stops or {}).get(run.sequence.index, 1 << 62) for run in runs}
     tests = _tests(known, runs, stops or {})

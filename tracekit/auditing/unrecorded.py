@@ -8,20 +8,22 @@ that lies next to a tie falls to either side, which is what two runs of one engi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeAlias, cast
 
 import numpy as np
 
 from tracekit.auditing.drawn_error import drawn_result, judged
 from tracekit.auditing.operations import Floats, Result
+from tracekit.auditing.operations.embedding_table import Embedding
 from tracekit.auditing.own_error import Own, common_width, tests_of
 from tracekit.auditing.recipe import Recipe, recipes
 from tracekit.auditing.recompute import Parameters, Recomputation, Window
 from tracekit.auditing.rounding import unit
 from tracekit.auditing.stated_arithmetic import Stated
-from tracekit.trace import INPUT_SUFFIX, Sequence, Site, SiteData, Trace, resolve
+from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, Site, SiteData, Trace, resolve
 from tracekit.trace_view import SequenceView, TraceView
 
 DRAWS, CLOSE_DRAWS = 8, 64
@@ -29,6 +31,8 @@ DRAWS, CLOSE_DRAWS = 8, 64
 move one column by much: eight runs may miss it."""
 MOST_POSITIONS = 512
 """Positions that are computed: what is between two sites is held of all runs at a time."""
+
+Fits: TypeAlias = Callable[[Trace, Parameters, Recipe], bool]
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,9 @@ class Across:
 class Unrecorded:
     """The sites of a trace that only what is not recorded leads to."""
 
-    def __init__(self, trace: Trace, parameters: Parameters, wiring: Trace | None = None) -> None:
-        self._trace, self._parameters = trace, parameters
+    def __init__(self, trace: Trace, parameters: Parameters, wiring: Trace | None, fits: Fits) -> None:
+        """`fits`: whether a recipe's shapes are those of a trace."""
+        self._trace, self._parameters, self._fits = trace, parameters, fits
         self._whole = _Whole(trace, parameters)
         self._wiring = wiring
 
@@ -60,7 +65,7 @@ class Unrecorded:
     def _own(self, run: Recomputation, site: Across, stop: int, level: float, draws: int) -> Own | None:
         known = {recipe.stored for recipe in site.recipes}
         leaves = {name for recipe in site.recipes for name in recipe.inputs} - known
-        rows = min([stop, *(_from_start(run.sequence, name) for name in leaves)])
+        rows = min([stop, run.sequence.positions, *(_from_start(run.sequence, name) for name in leaves)])
         ranges = [(first, min(last, rows)) for first, last in run.sequence.sites[site.site].ranges if first < rows]
         if rows < 1 or not ranges:
             return None
@@ -89,11 +94,17 @@ class Unrecorded:
         if not Stated.of(self._trace).coarse:
             return ()
         found = recipes(self._whole, self._parameters.checkpoint, self._wiring).known
-        by_site = {recipe.stored: recipe for recipe in found if self._parameters.has(recipe)}
+        by_site = {
+            recipe.stored: recipe
+            for recipe in found
+            if self._parameters.has(recipe) and self._fits(cast(Trace, self._whole), self._parameters, recipe)
+        }
         out = []
         for recipe in found:
             if recipe.site != recipe.stored or recipe.stored in self._whole.added or recipe.stored not in by_site:
                 continue
+            if recipe.stored == LOGITS:
+                continue  # whose rows are steps
             if not any(name in self._whole.added for name in recipe.inputs):
                 continue
             chain = self._chain(recipe, by_site)
@@ -172,7 +183,9 @@ class _Whole(TraceView):
                 continue
             shape = parameters.checkpoint.shape(name)
             if resolve(trace, site.name) not in stored:
-                widths[site.name] = shape[0]
+                # A norm of heads has one head's weight and gives as many values as it is given.
+                given = shape[-1] if site.module_class in Embedding.classes else shape[0]
+                widths[site.name] = widths.get(site.input or "", given) if len(shape) == 1 else given
             source = site.name + INPUT_SUFFIX
             if site.input is None and resolve(trace, source) not in stored:
                 rows.setdefault(source, Site(source, "input", site.order))
