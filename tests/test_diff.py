@@ -17,6 +17,7 @@ from tests.small_run import PROMPT, write_run
 from tests.spoken import evidence, notes
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter
+from tracekit.inspection.losses import SequencesAlone
 from tracekit.verdict.decide import Verdict
 from tracekit.verdict.evidence import InputAgrees, WhatIsThereAgrees
 from tracekit.verdict.ruling import Scale
@@ -210,6 +211,26 @@ def test_what_rounding_decided_hides_no_later_sequence(
     assert found(verdict) == expected
     assert verdict.compared is not None and verdict.compared.steps == 2
     assert (verdict.token is not None) is (offset == 6)
+
+
+@pytest.mark.parametrize("theirs, verdict", [((1, 2), "parity"), ((2,), "withheld"), ((1, 2, 3), "parity")])
+def test_a_sequence_that_only_the_reference_has_withholds_parity(
+    tmp_path: Path, theirs: tuple[int, ...], verdict: str
+) -> None:
+    traces = []
+    for name, prompts in (("reference", (1, 2)), ("candidate", theirs)):
+        log = LogWriter(tmp_path / f"{name}.tklog")
+        log.open("python", dtype="float32")
+        for sequence, prompt in enumerate(prompts):
+            log.sequence(sequence, {"prompt/token_ids": np.array([prompt])})
+            log.step(sequence, 0, 0, 1, {"logits": np.array([0.0, 1.0, -5.0], dtype=np.float32)})
+            log.end_sequence(sequence, 1, "length")
+        log.close()
+        traces.append(tracekit.open(log.path))
+    found = tracekit.diff(*traces)
+    assert found.verdict == verdict
+    alone = [each for each in found.evidence if isinstance(each, SequencesAlone)]
+    assert [each.sequences for each in alone] == ([(0,)] if verdict == "withheld" else [])
 
 
 def test_an_early_stop_is_named_and_a_cut_file_is_not(runs) -> None:

@@ -76,7 +76,16 @@ class CallByCall:
     """Of the other trace."""
 
 
-Loss = CutOff | SitesEnded | PositionsMissing | LooksAhead | LogitsNotJudged | CallByCall
+@dataclass(frozen=True)
+class SequencesAlone:
+    """Sequences of the reference that the candidate has none for: nothing of them was compared."""
+
+    path: str
+    sequences: tuple[int, ...]
+    other: str
+
+
+Loss = CutOff | SitesEnded | PositionsMissing | LooksAhead | LogitsNotJudged | CallByCall | SequencesAlone
 
 
 def losses(trace: Trace) -> list[Loss]:

@@ -143,6 +143,4 @@ def _unmatched(unmatched: Unmatched, reference: Trace, candidate: Trace) -> list
         elif missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             out.append(f"only in the {side}: {', '.join(missing[:3])}{more}")
-    if unmatched.sequences:
-        out.append(f"sequences of the reference without a partner: {len(unmatched.sequences)}")
     return out

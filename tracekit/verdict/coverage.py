@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tracekit.align.pair import Pair
 from tracekit.auditing.audit import Audit
 from tracekit.compare.search import Search
-from tracekit.inspection.losses import CallByCall, Loss, left_out, losses, without_value
+from tracekit.inspection.losses import CallByCall, Loss, SequencesAlone, left_out, losses, without_value
 from tracekit.trace import LOGITS, Json, Trace, resolve
 
 
@@ -57,7 +57,7 @@ def compared_coverage(reference: Trace, candidate: Trace, found: Search, audited
         **_parameters(reference, done | (found.ratios.keys() & {LOGITS})),
         skipped=without_value(candidate) | without_value(reference),
         not_recorded=tuple(dict.fromkeys(left_out(reference) + left_out(candidate))),
-        lost=(*losses(reference), *losses(candidate), *_call_by_call(found.pair)),
+        lost=(*losses(reference), *losses(candidate), *_alone(found.pair)),
     )
 
 
@@ -78,8 +78,9 @@ def audited_coverage(found: Audit, trace: Trace) -> Coverage:
     )
 
 
-def _call_by_call(pair: Pair) -> Iterator[CallByCall]:
-    """A generation whose calls are sequences of their own on one side: all but the first have no partner."""
+def _alone(pair: Pair) -> Iterator[CallByCall | SequencesAlone]:
+    """Sequences that are compared with nothing: all but the first call of a generation whose calls are sequences of
+    their own on one side; those of the reference that the candidate lacks."""
     for sequences in pair.sequences:
         for trace, one, other in (
             (pair.reference, sequences.reference, sequences.candidate),
@@ -89,6 +90,8 @@ def _call_by_call(pair: Pair) -> Iterator[CallByCall]:
             if other.step_count and not one.step_count and alone > 0:
                 yield CallByCall(trace.path, one.index, alone, other.step_count)
                 return
+    if pair.left:
+        yield SequencesAlone(pair.reference.path, pair.left, pair.candidate.path)
 
 
 def _parameters(trace: Trace, seen: Collection[str]) -> Json:

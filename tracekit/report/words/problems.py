@@ -12,7 +12,15 @@ from tracekit.inspection.following import (
     OtherInput,
     TokensNotFollowed,
 )
-from tracekit.inspection.losses import CallByCall, CutOff, LogitsNotJudged, LooksAhead, PositionsMissing, SitesEnded
+from tracekit.inspection.losses import (
+    CallByCall,
+    CutOff,
+    LogitsNotJudged,
+    LooksAhead,
+    PositionsMissing,
+    SequencesAlone,
+    SitesEnded,
+)
 from tracekit.inspection.non_finite import NonFinite
 from tracekit.inspection.sanity import (
     ConstantSites,
@@ -102,6 +110,18 @@ template(
     "{path}: sequence {sequence} is one call without a step, and {alone} more stand alone: the {steps} steps of the "
     "other side are compared with nothing; record the program's loop with its steps",
 )
+
+
+@words(SequencesAlone)
+def _alone(found: SequencesAlone) -> str:
+    more = len(found.sequences) - 1
+    which = f"sequence {found.sequences[0]}" + (f" and {more} more" if more else "")
+    return (
+        f"{found.path}: no partner in {found.other} for {which}, compared with nothing; record both sides with the "
+        "same prompts"
+    )
+
+
 template(SitesNotFound, "--sites {pattern}: matches no site in this program; only its steps are recorded")
 
 
