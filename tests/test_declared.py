@@ -201,6 +201,15 @@ def write_step(path: Path, token: int, **recorded: object) -> None:
     log.close()
 
 
+def test_a_token_of_which_only_the_logits_are_recorded_is_told_by_its_place() -> None:
+    write_step(Path("one.tklog"), 1)
+    write_step(Path("two.tklog"), 2)
+    with tk.open("one.tklog") as one, tk.open("two.tklog") as two:
+        said = evidence(tk.diff(one, two))
+    place = "number 3 of its own logits in the candidate, number 1 in the reference"
+    assert f"the token is {place}, which takes the largest at each step up to here" in said
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "said"),
     [

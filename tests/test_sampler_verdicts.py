@@ -253,6 +253,13 @@ FILTERS: list[tuple[str, dict[str, Any], Any, Any]] = [
     ("penalty_inverted", PENALISED, lambda scores, history, step: finish(penalty(scores, history, 1 / 1.4)), 1 / 1.4),
     ("penalty_window", PENALISED, lambda scores, history, step: finish(penalty(scores, history[-3:], 1.4)), 3),
     ("repetition_penalty", PENALISED, lambda scores, history, step: finish(penalty(scores, history, 1.1)), 1.1),
+    (
+        "repetition_penalty",
+        PENALISED,
+        lambda scores, history, step: finish(penalty(scores, history, 1.40032)),
+        1.40032,
+    ),
+    ("temperature", {"top_p": 1.0, "top_k": 0}, lambda scores, history, step: scores * 1.0001 / 0.8, 0.8 / 1.0001),
     ("repetition_penalty_ignored", PENALISED, lambda scores, history, step: finish(scores), 1.4),
 ]
 
@@ -289,6 +296,19 @@ def test_the_same_filter_written_anew_is_parity(runs, stated: Any) -> None:
         assert verdict.explanation is None
         assert {"logit_gap", "cut", "race", "error", "steps"} <= set(margins_json(verdict.margins))
         assert margins_json(verdict.margins)["cut"]["processor"].startswith("Top")
+
+
+def test_scores_less_the_logarithm_of_their_sum_in_float32_are_parity(runs) -> None:
+    """All scores are rounded as far from zero as the sum is."""
+
+    def logarithms(scores: np.ndarray, history: list[int], step: int) -> np.ndarray:
+        narrow = scores.astype(np.float32)
+        total = np.log(np.exp(narrow - narrow.max()).sum(dtype=np.float32)) + narrow.max()
+        return np.asarray(((narrow - total) / np.float32(0.8)).astype(np.float64))
+
+    stated = {"top_p": 1.0, "top_k": 0}
+    verdict = tracekit.diff(runs("reference", stated=stated), runs("candidate", stated=stated, filtered=logarithms))
+    assert verdict.verdict == "parity", verdict.evidence
 
 
 def test_a_reference_that_departs_from_what_it_states_is_said(runs) -> None:

@@ -21,9 +21,11 @@ from tracekit.sampling.chain import chain as chain_of
 from tracekit.sampling.chain import cut_distance, unknown_settings
 from tracekit.sampling.fit import departs, shares
 from tracekit.sampling.observed import Observed
+from tracekit.sampling.scores import rounding
 
 SAME_PROBABILITY = {True: 1e-3, False: 2e-2}
-"""Nats by which correct filters may differ on equal logits, by whether both sides' logits are of 32 bits or more."""
+"""Nats by which correct filters may differ on equal logits, by whether both sides' logits are of 32 bits or more; where
+the logits are recorded, `rounding` of their scores says it for float32."""
 WIDE = ("float32", "float64")
 
 
@@ -36,7 +38,7 @@ def difference(
         return None, False
     same = np.array_equal(np.sort(one.ids), np.sort(other.ids))
     ratio = log_ratio(one.ids, one.probs, other.ids, other.probs)
-    if ratio is not None and ratio <= SAME_PROBABILITY[True]:
+    if ratio is not None and ratio <= _same(pair, one, logits_gap):
         return None, False
     wrong = _which_departs(pair, one, other)
     if wrong == (False, False):
@@ -54,6 +56,17 @@ def difference(
     if wrong is not None and wrong[0] != wrong[1]:
         return replace(found, departs=Side.REFERENCE if wrong[0] else Side.CANDIDATE), False
     return (None, not same) if explained else (found, False)
+
+
+def _same(pair: SequencePair, one: Observed, gap: float | None) -> float:
+    """Nats that the logits' difference and rounding may make of a probability; beyond them, each side's own logits say
+    whether its survivors follow."""
+    if gap is None or one.logits is None or one.ids is None or not one.ids.size:
+        return SAME_PROBABILITY[True]
+    chain = chain_of(pair.reference.sampling)
+    stretch = math.prod(each.kind.stretch(each.settings) for each in chain)
+    kept = np.take(one.logits, one.ids, mode="clip").astype(np.float64)
+    return min(SAME_PROBABILITY[True], 2 * gap * stretch + rounding(len(chain), kept * stretch))
 
 
 def _which_departs(pair: SequencePair, one: Observed, other: Observed) -> tuple[bool, bool] | None:

@@ -11,14 +11,7 @@ from numpy.typing import NDArray
 from tracekit.sampling.chain import cuts
 from tracekit.sampling.observed import Observed
 from tracekit.sampling.processor import Applied, run
-from tracekit.sampling.scores import SMALLEST, Floats, softmax
-
-TOLERANCE = 3e-4
-"""Nats by which two correct filters' probabilities may differ whatever their scores: what `rounding` gives for scores
-of 180 after three processors. Float32 exponentials of other libraries, some last bits off, are far below."""
-UNIT = 2.0**-24
-"""Unit roundoff of float32."""
-
+from tracekit.sampling.scores import LAST_BITS, SMALLEST, UNIT, Floats, rounding, softmax
 
 CUT_TOLERANCE = 2e-5
 """Probability mass (or nats of score) within which float32 sums decide a cut either way."""
@@ -36,7 +29,7 @@ class Fit:
     loose: bool  # the same tokens, but for what 16-bit sums decide
     apart: float
     """Largest difference, in nats, of the probability of a token that both have."""
-    allowed: float = TOLERANCE
+    allowed: float = LAST_BITS * UNIT
     """Nats that rounding of the scores may make of it."""
 
     @property
@@ -71,17 +64,7 @@ def fit(processors: Sequence[Applied], seen: Observed) -> Fit:
         strict, loose = same or masses <= CUT_TOLERANCE, same or any_cut <= LOOSE_CUT
         probs, recorded = probs / probs[common].sum(), recorded / recorded[common].sum()
     ratios = np.abs(np.log(probs[common]) - np.log(recorded[common]))
-    return Fit(strict, loose, float(ratios.max()), max(TOLERANCE, rounding(processors, values)))
-
-
-def rounding(processors: Sequence[Applied], scores: Floats) -> float:
-    """Nats by which two float32 filters that do the same may differ.
-
-    Each processor rounds a score at most twice, its number and the result, and softmax once, on either side, of the
-    token and of the largest. Scores that a model leaves far from zero have coarse last bits, whatever they differ by.
-    """
-    largest = float(np.abs(scores[np.isfinite(scores)]).max(initial=0.0))
-    return (8 * len(processors) + 4) * UNIT * largest
+    return Fit(strict, loose, float(ratios.max()), rounding(len(processors), values))
 
 
 def shares(probs: Floats) -> NDArray[np.float64]:

@@ -17,6 +17,11 @@ GONE = -np.inf
 """The score of a removed token."""
 SMALLEST = 1e-36
 """Probabilities below this are zero in float32."""
+UNIT = 2.0**-24
+"""Unit roundoff of float32."""
+LAST_BITS = 64
+"""Roundoffs of float32 that a probability may be off by whatever its score: exponentials of either side's library, each
+a few last bits off, the division, and the format that it is kept in. A factor common to all is none of it."""
 
 
 def working(logits: Floats) -> Floats:
@@ -29,6 +34,21 @@ def softmax(values: Floats) -> Floats:
     wide = values.astype(np.float64)
     exponents = np.exp(wide - wide.max())
     return np.asarray(exponents / exponents.sum())
+
+
+def rounding(processors: int, scores: Floats) -> float:
+    """Nats by which two float32 filters that do the same may differ, of so many processors each, by the scores [n].
+
+    Each processor rounds a score at most twice, its number and the result, and softmax once, on either side, of the
+    token and of the largest. Scores that a model leaves far from zero have coarse last bits, whatever they differ by;
+    where the logarithm of the sum is taken off first, they are as far from zero as they are from that.
+    """
+    finite = scores[np.isfinite(scores)]
+    if not finite.size:
+        return LAST_BITS * UNIT
+    kept = finite[finite >= finite.max() + np.log(SMALLEST)]
+    largest = float(np.abs(kept).max() + np.ptp(kept) + np.log(scores.size))
+    return (8 * processors + 4) * UNIT * largest + LAST_BITS * UNIT
 
 
 def survivors(values: Floats) -> tuple[NDArray[np.int64], Floats]:

@@ -146,6 +146,13 @@ def _other_token(found: evidence.OtherToken) -> str:
     return "; ".join([start, *lacks])
 
 
+@words(evidence.TokenRanks)
+def _ranks(found: evidence.TokenRanks) -> str:
+    place = f"number {found.candidate} of its own logits in the candidate, number {found.reference} in the reference"
+    always = "at each step" if found.largest == found.steps else f"at {found.largest} of {found.steps} steps"
+    return f"the token is {place}, which takes the largest {always} up to here"
+
+
 @words(evidence.BothUnseeded)
 def _both_unseeded(found: evidence.BothUnseeded) -> str:
     names = " and ".join(found.generators)

@@ -14,7 +14,7 @@ from tracekit.sampling.exercise import Exercise, NoRepeats, Value
 from tracekit.sampling.observed import Context
 from tracekit.sampling.other_numbers import another, simplest
 from tracekit.sampling.processor import Applied, Apply, FilterMistake, Processor, Stated, Steps, Variant
-from tracekit.sampling.scores import SMALLEST, Floats, seen_tokens
+from tracekit.sampling.scores import SMALLEST, Floats, rounding, seen_tokens
 from tracekit.trace import Json
 
 NAME, SETTING = "RepetitionPenaltyLogitsProcessor", "repetition_penalty"
@@ -95,6 +95,7 @@ def _numbers(stated: Stated, steps: Steps) -> Iterator[float]:
     """From seen and unseen survivors: their scores differ by the penalty once the others have given the constant."""
     temperature = next((float(each.settings["temperature"]) for each in stated.chain if each.name == TEMPERATURE), 1.0)
     found: list[float] = []
+    least = np.inf
     for seen in [steps.first, *steps.all]:
         if seen.logits is None or seen.ids is None or seen.probs is None:
             continue
@@ -108,11 +109,13 @@ def _numbers(stated: Stated, steps: Steps) -> Iterator[float]:
         sound = np.abs(raw[known]) > SMALL_SCORE
         ratio = np.where(raw[known] > 0, raw[known] / score, score / raw[known])[sound]
         found += ratio[ratio > 0].tolist()
+        least = min(least, rounding(len(stated.chain), raw / temperature) * temperature / np.abs(raw[known]).max())
     if not found:
         return
     penalty = float(np.median(found))
-    rounded = simplest(penalty * (1 - 1e-4), penalty * (1 + 1e-4))
-    if abs(rounded - float(stated.settings.get(SETTING) or 1.0)) >= 1e-6:
+    # A number that is farther off than this changes a probability by more than rounding does.
+    rounded = simplest(penalty * (1 - least / 2), penalty * (1 + least / 2))
+    if rounded != float(stated.settings.get(SETTING) or 1.0):
         yield rounded
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from tracekit.formats.file_values import is_number
 from tracekit.sampling.other_numbers import another, simplest
 from tracekit.sampling.processor import Apply, Processor, Stated, Steps, run
-from tracekit.sampling.scores import SMALLEST
+from tracekit.sampling.scores import SMALLEST, rounding
 from tracekit.trace import Json
 
 PLACE = 210
@@ -23,7 +23,7 @@ def _make(numbers: Json, settings: Json) -> Apply:
 def _numbers(stated: Stated, steps: Steps) -> Iterator[float]:
     """From the ratios of survivors' probabilities: the spread of their scores over the spread of their logarithms."""
     before = stated.before(PLACE)
-    over, under = 0.0, 0.0
+    over, under, least = 0.0, 0.0, np.inf
     for seen in [steps.first, *steps.all]:
         if seen.logits is None or seen.ids is None or seen.probs is None or seen.ids.size < 2:
             continue
@@ -32,13 +32,16 @@ def _numbers(stated: Stated, steps: Steps) -> Iterator[float]:
         sound = np.isfinite(values) & (seen.probs > SMALLEST)
         if sound.sum() < 2:
             continue
-        values, logs = values[sound] - values[sound].mean(), logs[sound] - logs[sound].mean()
+        values, logs = values[sound], logs[sound]
+        least = min(least, rounding(len(stated.chain), values) / max(float(np.ptp(logs)), SMALLEST))
+        values, logs = values - values.mean(), logs - logs.mean()
         over, under = over + float(values @ values), under + float(values @ logs)
     if under <= 0.0 or over <= 0.0:
         return
     temperature = over / under
-    rounded = simplest(temperature * (1 - 2e-5), temperature * (1 + 2e-5))
-    if abs(rounded - float(stated.settings.get("temperature") or 1.0)) >= 1e-6:
+    # A number that is farther off than this changes a probability by more than rounding does.
+    rounded = simplest(temperature * (1 - least / 2), temperature * (1 + least / 2))
+    if rounded != float(stated.settings.get("temperature") or 1.0):
         yield rounded
 
 

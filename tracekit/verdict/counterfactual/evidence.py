@@ -170,6 +170,16 @@ class OtherToken:
 
 
 @dataclass(frozen=True)
+class TokenRanks:
+    """Where each side's token stands among its own logits: all that is known of how it was chosen."""
+
+    reference: int  # 1: the largest
+    candidate: int
+    largest: int  # of the reference's steps up to this one, those with the largest
+    steps: int
+
+
+@dataclass(frozen=True)
 class BothUnseeded:
     """Both sides draw from generators that nobody seeded."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from tracekit.align.pair import Pair
@@ -14,6 +15,7 @@ from tracekit.mistakes.filters import explain_greedy
 from tracekit.sampling.chain import recorded_chain
 from tracekit.sampling.drawing import near_seed, trials
 from tracekit.sampling.replay import Streams, observations, observe
+from tracekit.trace import Sequence
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.counterfactual.algorithm import other_algorithm, with_filter
 from tracekit.verdict.counterfactual.combinations import combinations
@@ -27,6 +29,7 @@ from tracekit.verdict.counterfactual.evidence import (
     OtherToken,
     OwnDistribution,
     TokenMarginMeasured,
+    TokenRanks,
 )
 from tracekit.verdict.counterfactual.filter import as_evidence
 from tracekit.verdict.counterfactual.margins import token_margin
@@ -51,7 +54,7 @@ def rule_token(traces: Pair, found: Search, first: TokenDiffers) -> Ruling:
         names = tuple(dict.fromkeys(draws[-1].generator for draws in drawn))
         return Ruling(Cause.RNG, first, (BothUnseeded(names),), margins=margins)
     explanation = with_filter(pair, step, algorithm) if algorithm else _explained(pair, step, margins)
-    evidence: list[object] = [_other_token(pair, step), *processors_apart(observed(pair, step))]
+    evidence: list[object] = [*_other_token(pair, step), *processors_apart(observed(pair, step))]
     if margins.token is not None:
         near = _is_near(margins.token)
         judgement = Judgement.NOT_THE_LOGITS if near else Judgement.FAULT
@@ -78,12 +81,26 @@ def _near_tie(pair: SequencePair, step: int, margins: Margins, *, crossed: bool)
     return [cut_crossed(pair, step)] if crossed else None
 
 
-def _other_token(pair: SequencePair, step: int) -> OtherToken:
+def _other_token(pair: SequencePair, step: int) -> Iterator[OtherToken | TokenRanks]:
     steps = [side.step(step) for side in both(pair)]
     survivors = _known([one.survivors_id is not None for one in steps])
     if survivors is Known.SAME and not same_survivors(pair, step):
         survivors = Known.WITHIN_ROUNDING
-    return OtherToken(survivors, _known([bool(one.draws) for one in steps]))
+    other = OtherToken(survivors, _known([bool(one.draws) for one in steps]))
+    yield other
+    if other == OtherToken(Known.NEITHER, Known.NEITHER):
+        ranks = [_rank(pair.reference, index) for index in range(step + 1)]
+        ours, theirs = ranks[-1], _rank(pair.candidate, step)
+        if ours is not None and theirs is not None:
+            yield TokenRanks(ours, theirs, ranks.count(1), len(ranks))
+
+
+def _rank(sequence: Sequence, step: int) -> int | None:
+    """The place of a step's token among its logits, 1 for the largest; None where they are not recorded."""
+    logits, token = observe(sequence, step).logits, int(sequence.tokens[step])
+    if logits is None or not 0 <= token < logits.size:
+        return None
+    return 1 + int((logits > logits[token]).sum())
 
 
 def _known(recorded: list[bool]) -> Known:
