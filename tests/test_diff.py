@@ -231,6 +231,7 @@ def test_a_sequence_that_only_the_reference_has_withholds_parity(
     assert found.verdict == verdict
     alone = [each for each in found.evidence if isinstance(each, SequencesAlone)]
     assert [each.sequences for each in alone] == ([(0,)] if verdict == "withheld" else [])
+    assert found.unmatched.candidate_sequences == ((2,) if len(theirs) == 3 else ())
 
 
 def test_an_early_stop_is_named_and_a_cut_file_is_not(runs) -> None:

@@ -42,6 +42,12 @@ class Pair:
         return self.reference, self.candidate
 
     @property
+    def further(self) -> tuple[int, ...]:
+        """Sequences of the candidate without a partner."""
+        paired = {pair.candidate.index for pair in self.sequences}
+        return tuple(each.index for each in self.candidate.sequences if each.index not in paired)
+
+    @property
     def first(self) -> SequencePair | None:
         """The first pair of sequences; None where there is none."""
         return self.sequences[0] if self.sequences else None

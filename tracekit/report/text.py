@@ -143,4 +143,6 @@ def _unmatched(unmatched: Unmatched, reference: Trace, candidate: Trace) -> list
         elif missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             out.append(f"only in the {side}: {', '.join(missing[:3])}{more}")
+    if unmatched.candidate_sequences:
+        out.append(f"sequences of the candidate without a partner: {len(unmatched.candidate_sequences)}")
     return out

@@ -210,7 +210,7 @@ def _reached(case: Case, ruling: Ruling | None, calibration: str, further: list[
         margins=replace(margins, run=run_margins(found.pair)),
         compared=found.compared,
         unexercised=tuple(unexercised(*found.pair.traces)),
-        unmatched=Unmatched(sites.unmatched_reference, sites.unmatched_candidate, found.pair.left),
+        unmatched=Unmatched(sites.unmatched_reference, sites.unmatched_candidate, found.pair.left, found.pair.further),
         differences=case.differences,
         notes=(*_notes(case, ruling), *lost, *further),
         audit=_audit_share(case.examination),

@@ -45,11 +45,12 @@ class Accused:
 
 @dataclass(frozen=True)
 class Unmatched:
-    """Sites on one side only, and sequences of the reference without a partner."""
+    """Sites on one side only, and sequences without a partner, of the reference and of the candidate."""
 
     reference: tuple[str, ...] = ()
     candidate: tuple[str, ...] = ()
     sequences: tuple[int, ...] = ()
+    candidate_sequences: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
