@@ -119,6 +119,7 @@ PROCESSES = (
         """,
         left="run.tklog",
         recovered=True,
+        says=("the program ends in os._exit, before an archive is made",),
     ),
     layer(
         "multiprocessing-fork",
@@ -144,6 +145,7 @@ PROCESSES = (
         sequences=2,
         left="run.tklog",
         recovered=True,
+        says=("the program ends in os._exit, before an archive is made",),
     ),
     layer(
         "killed-by-SIGTERM",
