@@ -23,7 +23,7 @@ from tracekit.auditing import operations, outliers, sums
 from tracekit.auditing.arithmetic import Exact, Rounding
 from tracekit.auditing.audit import audit
 from tracekit.auditing.estimated import estimated_matrix
-from tracekit.auditing.evidence import Statistic
+from tracekit.auditing.evidence import OutlierBySize, Statistic
 from tracekit.auditing.matrix import Matrix, linear
 from tracekit.auditing.operations.linear_layer import Linear
 from tracekit.auditing.operations.soft_cap import capped
@@ -389,6 +389,31 @@ def test_a_tie_that_comes_again_with_its_token_is_one(tokens: int) -> None:
     peer = cast(Recomputation, Recorded(x, result, recorded)), own(recorded)
     found = outliers._outlier(peer, 0.0, [own(stored) for _ in range(5)])
     assert (found is None) is (tokens == 6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "off", "stands_out"),
+    [(3, 3, 1, False), (60, 60, 60, True), (60, 60, 1, False), (60, 1, 60, False)],
+)
+def test_a_row_whose_scale_lies_next_to_a_tie_is_one_tie(rows: int, tokens: int, off: int, stands_out: bool) -> None:
+    """What a row's values have in common moves all of them: a norm of three rows was off by a fifth of its bound."""
+    random = np.random.default_rng(12)
+    x = as_stored(random.standard_normal((tokens, 64)), "float16")[np.arange(rows) % tokens]
+    values = x @ random.standard_normal((64, 576))
+    stored = as_stored(values, "float16")
+    result = Result(values, np.square(2.0**-11 * values) / 3.0, rounded=(stored,))
+    recorded = stored.copy()
+    recorded[:off] *= 1.0 + 2.0**-10
+
+    def own(values: NDArray[np.float64]) -> Own:
+        tally = Tally()
+        tally.add(values, result)
+        recipe = Recipe("norm", "norm", Linear(), ("x",))
+        return Own(recipe, (Window(0, rows),), tally.statistics(), {}, {}, level=1e-12)
+
+    peer = cast(Recomputation, Recorded(x, result, recorded)), own(recorded)
+    found = outliers._outlier(peer, 0.0, [own(stored) for _ in range(5)])
+    assert isinstance(found, OutlierBySize) is stands_out, found
 
 
 @pytest.mark.parametrize("freedom", [1, 4, 30, 576])

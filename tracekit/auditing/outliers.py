@@ -23,7 +23,8 @@ INEXACT = 0.05
 """Size of error from which it is not."""
 PEER_RATIO, PEER_FLOOR = 10.0, 0.2
 """How much larger than three quarters of its peers', and how large at least, the error of such a site is. A size of 0.2
-is one value in a hundred off by a unit in the last place, which is two of its bounds; sums next to a tie are rarer."""
+is one value in a hundred off by a unit in the last place, which is two of its bounds; sums next to a tie are rarer. How
+many rows are larger decides (`_in_more_rows_than_ties`)."""
 PEERS = 4
 """Sites of the same name in other layers that it takes to speak of peers."""
 
@@ -73,8 +74,8 @@ def _unit(peer: Peer) -> float:
 
 def _outlier(peer: Peer, usual: float, others: list[Own]) -> Outlier | None:
     run, own = peer
-    statistics = own.statistics
-    if statistics.size > max(PEER_FLOOR, PEER_RATIO * usual):
+    statistics, least = own.statistics, max(PEER_FLOOR, PEER_RATIO * usual)
+    if statistics.size > least and _in_more_rows_than_ties(run, own, least, others):
         return OutlierBySize(statistics.size)
     odd = _odd_columns(own, len(statistics.rows), statistics.odd, others)
     if odd.size:
@@ -92,13 +93,29 @@ def _odd_columns(own: Own, rows: Floats | float, share: Floats, others: list[Own
     mean = max(float(counts.mean()), 0.5 / counts.size)
     scatter = max(1.0, float(counts.var()) / mean)
     usual = min(mean / len(own.statistics.rows), 0.5)
-    # The probability of so many is at most exp(-n D(share || usual)) (Chernoff 1952).
+    return np.flatnonzero(rows / scatter * _divergence(share, usual) > -math.log(own.level))
+
+
+def _in_more_rows_than_ties(run: Recomputation, own: Own, least: float, others: list[Own]) -> bool:
+    """Whether rows of at least this size are more than ties account for, by their share in the other layers. What a row
+    has in common (a norm's scale, the sum of an attention row's weights) may lie next to a tie as a value does: then
+    the whole row is off, and so is one that has the same values."""
+    elsewhere = np.concatenate([other.statistics.rows for other in others])
+    usual = max(float((elsewhere > least).mean()), 0.5 / len(elsewhere))
+    windows = (run.result(own.recipe, window, run.inputs(own.recipe, window)).values for window in own.windows)
+    weights = 1.0 / alike_to(np.concatenate([sketch(values) for values in windows]))
+    share = np.asarray((weights * (own.statistics.rows > least)).sum() / weights.sum())
+    return float(weights.sum() * _divergence(share, usual)) > -math.log(own.level)
+
+
+def _divergence(share: Floats, usual: float) -> Floats:
+    """D(share || usual), 0 where the share is no larger: of n cases at the usual rate, the probability that so large a
+    share of them is hit is at most exp(-n D) (Chernoff 1952)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         apart = share * np.log(share / usual) + np.where(
             share < 1, (1 - share) * np.log((1 - share) / (1 - usual)), 0.0
         )
-    beyond = np.where(share > usual, rows / scatter * np.nan_to_num(apart, nan=0.0), 0.0)
-    return np.flatnonzero(beyond > -math.log(own.level))
+    return np.where(share > usual, np.nan_to_num(apart, nan=0.0), 0.0)
 
 
 def _of_distinct_rows(run: Recomputation, own: Own, columns: NDArray[np.int64]) -> tuple[Floats, Floats]:
