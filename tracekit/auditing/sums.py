@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tracekit.dtypes import UNIT_ROUNDOFF
+
 Floats = NDArray[np.float64]
 F32 = NDArray[np.float32]
-UNIT = 2.0**-24
-"""Unit roundoff of float32."""
+UNIT = UNIT_ROUNDOFF["float32"]
 
 LANES = (4, 8, 16, 32)
 """Partial sums that vector units keep side by side: NEON, AVX2, AVX-512 and unrolled loops or a warp."""

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tracekit.dtypes import UNIT_ROUNDOFF
+
 Floats = NDArray[Any]
 GONE = -np.inf
 """The score of a removed token."""
 SMALLEST = 1e-36
 """Probabilities below this are zero in float32."""
-UNIT = 2.0**-24
-"""Unit roundoff of float32."""
+UNIT = UNIT_ROUNDOFF["float32"]
 LAST_BITS = 64
 """Roundoffs of float32 that a probability may be off by whatever its score: exponentials of either side's library, each
 a few last bits off, the division, and the format that it is kept in. A factor common to all is none of it."""
