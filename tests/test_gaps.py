@@ -98,3 +98,8 @@ def test_a_site_that_was_skipped_in_the_prefill_alone_is_one_that_was_stored(
     assert code == 1 and f"{site} at step 1, position 7" in said and "1.05" in said
     verdict = tracekit.diff(tracekit.open(whole_run()), trace, weights=str(tiny_llama))
     assert (verdict.cause, verdict.site, verdict.position) == ("layer", site, 7)
+    clean = thinned(whole_run(), tmp_path / "clean.tklog", keep, row)
+    covered = tracekit.diff(tracekit.open(whole_run()), tracekit.open(clean)).coverage
+    assert covered is not None and covered.in_part == (site,)  # decoding's rows were compared, the prompt's were not
+    code, said = told("diff", str(whole_run()), str(clean))
+    assert code == 0 and f"{covered.sites} sites (1 of them in part)" in said

@@ -51,7 +51,9 @@ def of_cause(cause: Cause, decision: Decision) -> Verdict:
         differences=(Difference("top_p", 0.8, 0.9),),
         notes=("a note",),
         audit=AuditShare("/model", 3, 100, {}, (), 4),
-        coverage=Coverage(Share(1, 2), Share(3, 4), Share(5, 6), skipped={"model.norm": "no value"}),
+        coverage=Coverage(
+            Share(1, 2), Share(3, 4), Share(5, 6), skipped={"model.norm": "no value"}, in_part=("model.norm",)
+        ),
     )
 
 

@@ -12,7 +12,8 @@ SHOWN = 2
 
 def shares(coverage: Coverage | CoverageRecord) -> str:
     """How much of the steps, sites and parameters was looked at."""
-    return f"{coverage.steps} steps, {coverage.sites} sites, {coverage.parameters} parameters"
+    partly = f" ({len(coverage.in_part)} of them in part)" if coverage.in_part else ""
+    return f"{coverage.steps} steps, {coverage.sites} sites{partly}, {coverage.parameters} parameters"
 
 
 def left_out(coverage: Coverage) -> list[str]:
@@ -37,6 +38,7 @@ def coverage_json(coverage: Coverage) -> Json:
         "parameters": vars(coverage.parameters),
         "unchecked": list(coverage.unchecked),
         "skipped": dict(coverage.skipped),
+        "in_part": list(coverage.in_part),
         "not_recorded": list(coverage.not_recorded),
         "lost": [sentence(loss) for loss in coverage.lost],
     }

@@ -36,6 +36,8 @@ class Coverage:
     """Sites recomputed from the checkpoint; None where there was no audit."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Sites without a value, or without one in some calls, and why."""
+    in_part: tuple[str, ...] = ()
+    """Those of the sites looked at that have no value in some calls."""
     not_recorded: tuple[str, ...] = ()
     """Calls that a recorder says it left out."""
     lost: tuple[Loss, ...] = ()
@@ -50,12 +52,15 @@ def compared_coverage(reference: Trace, candidate: Trace, found: Search, audited
     apart = len(alignment.unmatched_reference) + len(alignment.unmatched_candidate)
     names = {site.name for site in alignment.pairs}
     done = names & found.ratios.keys()
+    skipped, more_skipped = without_value(reference), without_value(candidate)
+    partly = {site.name for site in alignment.pairs if site.name in skipped or site.candidate in more_skipped}
     return Coverage(
         steps=Share(found.compared.steps, max(steps, more)),
         sites=Share(len(done), len(names) + apart),
         audited=audited,
         **_parameters(reference, done | (found.ratios.keys() & {LOGITS})),
-        skipped=without_value(candidate) | without_value(reference),
+        skipped=more_skipped | skipped,
+        in_part=tuple(sorted(done & partly)),
         not_recorded=tuple(dict.fromkeys(left_out(reference) + left_out(candidate))),
         lost=(*losses(reference), *losses(candidate), *_alone(found.pair)),
     )
@@ -66,13 +71,15 @@ def audited_coverage(found: Audit, trace: Trace) -> Coverage:
     seen = found.clean | {culprit.site for culprit in found.culprits}
     steps = sum(sequence.step_count for sequence in trace.sequences)
     share = Share(len(seen), len(seen | found.unknown.keys()))
+    skipped = without_value(trace)
     held = any(sequence.sites or sequence.logits_dtype for sequence in trace.sequences if sequence.step_count)
     return Coverage(
         steps=Share(steps if held else 0, steps),
         sites=share,
         audited=share,
         **_parameters(trace, seen),
-        skipped=without_value(trace),
+        skipped=skipped,
+        in_part=tuple(sorted(seen & skipped.keys())),
         not_recorded=left_out(trace),
         lost=tuple(losses(trace)),
     )

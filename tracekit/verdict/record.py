@@ -95,6 +95,7 @@ class CoverageRecord:
     sites: Share
     parameters: Share
     skipped: tuple[str, ...]  # sites without a value
+    in_part: tuple[str, ...]  # sites without one in some calls
 
 
 @dataclass(frozen=True)
@@ -186,5 +187,8 @@ def _token(row: Json) -> TokenRecord:
 
 def _coverage(row: Json) -> CoverageRecord:
     return CoverageRecord(
-        Share(**row["steps"]), Share(**row["sites"]), Share(**row["parameters"]), tuple(row["skipped"])
+        Share(**row["steps"]),
+        Share(**row["sites"]),
+        Share(**row["parameters"]),
+        *(tuple(row[key]) for key in ("skipped", "in_part")),
     )
