@@ -875,7 +875,7 @@ def test_scores_far_from_zero_have_coarse_last_bits(temperature: float, wrong: b
     scores = logits.astype(np.float64) / temperature
     ids, probs = survivors(scores)
     seen = Observed(0, logits, Context(), ids, probs.astype(np.float32), int(ids[0]), (), ())
-    assert departs(sampling.chain({"temperature": 0.7}), seen, half=False) is wrong
+    assert departs(sampling.chain({"temperature": 0.7}), seen) is wrong
 
 
 def test_a_reference_without_logits_is_not_said_to_depart(runs, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from typing import TypeAlias
 
 import numpy as np
 
-from tracekit.auditing import operations
 from tracekit.auditing.elsewhere import FactorElsewhere
 from tracekit.auditing.evidence import (
     ColumnTooLarge,
@@ -37,6 +36,7 @@ from tracekit.auditing.unrecorded import Unrecorded
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.stated import find_checkpoint
 from tracekit.checkpoints.widened import narrowed
+from tracekit.dtypes import SMALLEST
 from tracekit.exit_codes import ExitCode
 from tracekit.inspection.losses import Loss, losses
 from tracekit.inspection.non_finite import NonFinite, first_non_finite
@@ -337,7 +337,7 @@ def changed_weights(trace: Trace, checkpoint: Checkpoint) -> list[str]:
         found = checkpoint.find(name)
         if found is None or weight.digest is None or checkpoint.shape(found) != weight.shape:
             continue
-        if weight.dtype not in operations.SMALLEST:
+        if weight.dtype not in SMALLEST:
             continue
         # A tied head may be held under the name of the file's own table, which then is another parameter.
         options = [option for option in (found, checkpoint.other_head(name)) if option is not None]

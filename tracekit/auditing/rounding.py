@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.dtypes import UNIT_ROUNDOFF, round_to, to_float
+from tracekit.dtypes import SMALLEST, UNIT_ROUNDOFF, round_to, to_float
 
 if TYPE_CHECKING:
     from tracekit.auditing.arithmetic import Emulated
@@ -37,8 +37,6 @@ FITS = 2.0
 MOST_ROWS = 0.75
 """Share of the rows that two orders of summing, of one row and of many, account for where an engine is known to use
 them; with a mistake in the norm, fewer rows fall within `FITS` of any two."""
-SMALLEST: dict[str, float] = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}
-"""Smallest number above zero of each format: below the normal range, rounding is no longer relative."""
 
 
 PRIOR = 4.0

@@ -75,9 +75,14 @@ def _which_departs(pair: SequencePair, one: Observed, other: Observed) -> tuple[
     if not stated or unknown_settings(stated):
         return None
     chain = chain_of(stated)
-    halves = [side.logits_dtype not in WIDE for side in (pair.reference, pair.candidate)]
-    ours, theirs = departs(chain, one, half=halves[0]), departs(chain, other, half=halves[1])
+    narrow = [_narrow(side.logits_dtype) for side in (pair.reference, pair.candidate)]
+    ours, theirs = departs(chain, one, narrow[0]), departs(chain, other, narrow[1])
     return None if ours is None or theirs is None else (ours, theirs)
+
+
+def _narrow(dtype: str | None) -> str | None:
+    """The 16-bit format in which a sampler of such logits may compute."""
+    return dtype if dtype in ("float16", "bfloat16") else None
 
 
 def _measured(

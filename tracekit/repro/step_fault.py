@@ -146,7 +146,7 @@ class FilterFault(RuleFault):
     def _wrong(self, sequence: Sequence, index: int) -> bool:
         seen = observe(sequence, index)
         if self.by_rule:
-            return departs(chain(self.stated_of(sequence)), seen, half=False) is True
+            return departs(chain(self.stated_of(sequence)), seen) is True
         theirs = self.pair.reference.step(index)
         return seen.ids is None or theirs.survivors_id is None or set(seen.ids) != set(theirs.survivors_id)
 

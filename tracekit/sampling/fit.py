@@ -1,32 +1,29 @@
-"""Does a chain of processors leave the survivors that were recorded?"""
+"""Does a chain of processors leave the survivors that were recorded?
+
+Where other tokens are left than were recorded, rounding may have decided about each: it lies nearer to a cut than what
+is compared there may be off, by the roundings of the scores that reach it, of their exponentials and of their sums.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.sampling.chain import cuts
-from tracekit.sampling.observed import Observed
-from tracekit.sampling.processor import Applied, run
-from tracekit.sampling.scores import LAST_BITS, SMALLEST, UNIT, Floats, rounding, softmax
-
-CUT_TOLERANCE = 2e-5
-"""Probability mass (or nats of score) within which float32 sums decide a cut either way."""
-
-
-LOOSE_TOLERANCE, LOOSE_CUT = 0.03, 0.01
-"""The same for a sampler that computes in 16 bits: what its probabilities, and their sums, may be off by."""
+from tracekit.dtypes import SMALLEST, UNIT_ROUNDOFF, round_to, to_float
+from tracekit.sampling.observed import Context, Observed
+from tracekit.sampling.processor import Applied, cut_of, run
+from tracekit.sampling.scores import LAST_BITS, ROUNDINGS, UNIT, Floats, Rounded, rounding, softmax
+from tracekit.sampling.scores import SMALLEST as LEAST
 
 
 @dataclass(frozen=True)
 class Fit:
     """How well a chain gives the recorded survivors."""
 
-    strict: bool  # the same tokens, but for what a last bit of float32 decides
-    loose: bool  # the same tokens, but for what 16-bit sums decide
+    strict: bool  # the same tokens, but for what rounding decides
     apart: float
     """Largest difference, in nats, of the probability of a token that both have."""
     allowed: float = LAST_BITS * UNIT
@@ -43,28 +40,33 @@ class Fit:
         return self.apart if self.strict else float("inf")
 
 
-def fit(processors: Sequence[Applied], seen: Observed) -> Fit:
-    """Run a chain on a step's logits and compare what is left with what was recorded."""
+def fit(processors: Sequence[Applied], seen: Observed, narrow: str | None = None) -> Fit:
+    """Run a chain on a step's logits and compare what is left with what was recorded. `narrow`: the 16-bit format in
+    which the probabilities, and their sums, are kept."""
     if seen.logits is None or seen.ids is None or seen.probs is None:
-        return Fit(strict=True, loose=True, apart=0.0)
+        return Fit(strict=True, apart=0.0)
     with np.errstate(all="ignore"):
         values = run(processors, seen.logits, seen.context)
         probs = softmax(values)
     recorded = np.zeros(probs.size)
     # CosyVoice draws from its nucleus as it is, others normalise first: torch's race gives the same token.
     recorded[seen.ids] = shares(seen.probs)
-    ours, theirs = probs > SMALLEST, recorded > SMALLEST
+    ours, theirs = probs > LEAST, recorded > LEAST
     apart = np.flatnonzero(ours != theirs)
     common = ours & theirs
     if not common.any() or not np.isfinite(probs).all():
-        return Fit(strict=False, loose=False, apart=float("inf"))
-    strict = loose = True
+        return Fit(strict=False, apart=float("inf"))
+    unit = UNIT if narrow is None else UNIT_ROUNDOFF[narrow]
+    if narrow is not None:
+        apart = apart[probs[apart] + recorded[apart] > SMALLEST[narrow]]
+    strict = not apart.size or _rounding_decides(processors, seen, apart, ours, unit)
     if apart.size:
-        same, masses, any_cut = _distances(processors, seen, values.size, apart, ours)
-        strict, loose = same or masses <= CUT_TOLERANCE, same or any_cut <= LOOSE_CUT
         probs, recorded = probs / probs[common].sum(), recorded / recorded[common].sum()
     ratios = np.abs(np.log(probs[common]) - np.log(recorded[common]))
-    return Fit(strict, loose, float(ratios.max()), rounding(len(processors), values))
+    if narrow is not None:
+        # A probability is rounded once, by more where it is below the normal range, and so are those it is a share of.
+        ratios = np.maximum(ratios - 2.0 * unit - SMALLEST[narrow] / probs[common], 0.0)
+    return Fit(strict, float(ratios.max()), rounding(len(processors), values))
 
 
 def shares(probs: Floats) -> NDArray[np.float64]:
@@ -79,33 +81,71 @@ def misfit(processors: Sequence[Applied], seen: Observed) -> float:
     return fit(processors, seen).misfit
 
 
-def departs(processors: Sequence[Applied], seen: Observed, *, half: bool) -> bool | None:
+def departs(processors: Sequence[Applied], seen: Observed, narrow: str | None = None) -> bool | None:
     """Whether a step's survivors are not those of a chain on its own logits; None where that cannot be worked out.
 
     What reached the logits is no matter here, so this tells a fault of the filter from rounding in any precision.
-    `half`: the sampler may have computed in 16 bits.
+    `narrow`: a 16-bit format that the sampler may have computed in.
     """
     if seen.logits is None or seen.ids is None or seen.probs is None:
         return None
-    found = fit(processors, seen)
-    if found.apart <= found.allowed:
-        return not found.strict
-    return not (half and found.apart <= LOOSE_TOLERANCE and found.loose)
+    if fit(processors, seen).follows:
+        return False
+    return narrow is None or not any(fit(each, seen, narrow).follows for each in _in_format(processors, narrow))
 
 
-def _distances(
-    processors: Sequence[Applied], seen: Observed, size: int, apart: NDArray[np.int64], ours: NDArray[np.bool_]
-) -> tuple[bool, float, float]:
-    """Whether the tokens that differ have equal logits; the farthest of them from its nearest cut by mass, and by any.
-
-    A cut that compares scores and sums nothing (top-k) leaves nothing to the last bit in float32.
-    """
+def _rounding_decides(
+    processors: Sequence[Applied], seen: Observed, apart: NDArray[np.int64], ours: NDArray[np.bool_], unit: float
+) -> bool:
+    """Whether each token that differs lies nearer to a cut than rounding tells, or they are as many on either side, of
+    the same scores: which of equal ones a cut takes is left to a sort."""
     if seen.logits is None:
-        return False, float("inf"), float("inf")
-    masses, all_cuts = np.full(size, np.inf), np.full(size, np.inf)
-    for cut in cuts(processors, seen.logits, seen.context):
-        all_cuts = np.minimum(all_cuts, cut.distances)
-        masses = np.minimum(masses, cut.distances) if cut.processor.kind.sums else masses
-    gained, lost = apart[ours[apart]], apart[~ours[apart]]
-    same = gained.size == lost.size and np.array_equal(np.sort(seen.logits[gained]), np.sort(seen.logits[lost]))
-    return bool(same), float(masses[apart].max()), float(all_cuts[apart].max())
+        return False
+    values = seen.logits.astype(np.float64)
+    # float32 holds neither float64's logits nor what processors make of them.
+    errors = np.zeros(values.size) if seen.logits.dtype == np.float32 else UNIT * np.abs(values)
+    scores, near = values, np.zeros(values.size, dtype=bool)
+    with np.errstate(all="ignore"):
+        for each in processors:
+            cut, rounded = cut_of(each, values), Rounded(errors, unit)
+            if cut is not None and each.kind.rounds is not None:
+                near |= cut.distances <= each.kind.rounds(each.settings, values, rounded)
+            after = each.apply(values, seen.context)
+            computed = (after != values) & np.isfinite(after) & np.isfinite(values)
+            made = each.kind.stretch(each.settings) * errors + ROUNDINGS * UNIT * np.abs(after)
+            errors, scores = np.where(computed, made, errors), np.where(np.isfinite(after), after, scores)
+            values = after
+    gained, lost = (np.sort(scores[apart[kept]]) for kept in (ours[apart], ~ours[apart]))
+    same = gained.size == lost.size and bool((np.abs(gained - lost) <= 2.0 * errors[apart].max()).all())
+    return same or bool(near[apart].all())
+
+
+# -------------------------------------------------------------------- 16 bits
+
+
+def _in_format(processors: Sequence[Applied], dtype: str) -> Iterator[list[Applied]]:
+    """A chain that keeps its scores in a 16-bit format, as libraries multiply in it: by the number itself, by it as the
+    format holds it, or by its reciprocal as the format holds it."""
+
+    def stored(number: float) -> float:
+        return float(to_float(round_to(np.array([number]), dtype), dtype)[0])
+
+    def inverse(number: float) -> float:
+        return 1.0 / stored(1.0 / number)
+
+    for number in (float, stored, inverse):
+        yield [_kept_in(dtype, each if each.kind.cut else _with_number(each, number)) for each in processors]
+
+
+def _with_number(each: Applied, change: Callable[[float], float]) -> Applied:
+    (name, number), *others = each.settings.items()
+    scales = not others and isinstance(number, float) and number != 0.0
+    return each.kind.with_numbers({name: change(number)}, {}) if scales else each
+
+
+def _kept_in(dtype: str, each: Applied) -> Applied:
+    def apply(values: Floats, context: Context) -> Floats:
+        after = each.apply(values, context)
+        return to_float(round_to(after, dtype), dtype).astype(after.dtype)
+
+    return replace(each, apply=apply)

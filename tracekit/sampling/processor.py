@@ -14,7 +14,7 @@ import numpy as np
 
 from tracekit.sampling.exercise import Exercise, RemovedNothing, Value
 from tracekit.sampling.observed import Context, Observed
-from tracekit.sampling.scores import GONE, Floats, working
+from tracekit.sampling.scores import GONE, Floats, Rounded, working
 from tracekit.trace import Json
 
 Apply = Callable[[Floats, Context], Floats]
@@ -166,6 +166,11 @@ Measure = Callable[[Json, Floats], tuple[Floats, Unit]]
 """(its numbers, scores that reach it [vocabulary]) -> distances to the cut, f64 [vocabulary], and unit."""
 
 
+Rounds = Callable[[Json, Floats, Rounded], Floats]
+"""(its numbers, scores that reach it, how far rounding may put them) -> distances to the cut up to which rounding may
+decide, f64 [vocabulary]; below zero where it never does."""
+
+
 @dataclass(frozen=True, eq=False)
 class Processor:
     """All that tracekit knows of a logits processor."""
@@ -189,8 +194,8 @@ class Processor:
     cut: Measure | None = None
     stretch: Callable[[Json], float] = lambda numbers: 1.0
     """(its numbers) -> most by which it stretches the difference of two scores."""
-    sums: bool = True
-    """Whether the cut adds probabilities up, which float32 rounds; false where it compares scores."""
+    rounds: Rounds | None = None
+    """How far from its cut rounding may decide either way; with every `cut`."""
     mistakes: tuple[FilterMistake, ...] = ()
     unexercised: Callable[[Applied, Exercise], Iterator[object]] = _nothing
     """(it, what was done) -> findings: what these steps did not show of it."""

@@ -7,6 +7,7 @@ its ports keep them, float32 (float64 where the logits are).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,55 @@ def survivors(values: Floats) -> tuple[NDArray[np.int64], Floats]:
     return order, probs[order]
 
 
+ROUNDINGS = 3
+"""Of a score by a processor that computes it: its number, the number's reciprocal, and the product."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """How far rounding may put what a filter compares: one program's errors, as bounds."""
+
+    scores: Floats  # nats by which each score that reaches it may be off, f64 [vocabulary]
+    unit: float = UNIT  # unit roundoff of probabilities and of their sums
+
+    def logs(self, values: Floats) -> Floats:
+        """Nats by which each token's share may be off, but for what is common to all; 0 for removed ones."""
+        alive = values > GONE
+        below = np.where(alive, values.max() - np.where(alive, values, 0.0), 0.0)
+        library = LAST_BITS * UNIT + (self.unit if self.unit > UNIT else 0.0)
+        return np.asarray(np.where(alive, self.scores + UNIT * below + library, 0.0))
+
+    def shares(self, values: Floats) -> Floats:
+        """Relative error of each probability, its sum's included, f64 [vocabulary]."""
+        probs, logs = softmax(values), self.logs(values)
+        return np.asarray(logs + float(probs @ logs) + self.sum(probs))
+
+    def sum(self, terms: Floats) -> float:
+        """By how much running sums of these terms are off in float32, from the largest and from the smallest on, each
+        rounded to what it is kept in."""
+        ordered = np.sort(terms[terms != 0.0])[::-1].astype(np.float32)
+        worst = 0.0
+        for each in (ordered, ordered[::-1]):
+            off = np.add.accumulate(each, dtype=np.float32) - np.cumsum(each, dtype=np.float64)
+            worst = max(worst, float(np.abs(off).max(initial=0.0)))
+        return worst + self.unit * float(np.abs(terms).sum())
+
+    def mass(self, values: Floats, order: NDArray[np.int64]) -> Floats:
+        """By how much the probability of all tokens that stand before each in this order may be off, f64 [vocabulary]:
+        those before it and those from it on by as much as their shares, both sums, and what it is compared with."""
+        probs = softmax(values)
+        weighted = probs * self.logs(values)
+        above, before = before_each(probs, order), before_each(weighted, order)
+        moved = (1.0 - above) * before + above * (float(weighted.sum()) - before)
+        return np.asarray(moved + 2.0 * self.sum(probs) + self.unit)
+
+    def entropy(self, values: Floats) -> float:
+        """Nats by which the entropy of the probabilities may be off."""
+        probs, surprise = softmax(values), surprises(values)
+        entropy = float(probs @ surprise)
+        return float((probs * np.abs(surprise - entropy)) @ self.logs(values)) + 2.0 * self.sum(probs * surprise)
+
+
 def seen_tokens(history: Sequence[int], vocabulary: int) -> NDArray[np.int64]:
     """The tokens of a history, each once; ids beyond the vocabulary are left out."""
     seen = np.unique(np.asarray(history, dtype=np.int64))
@@ -72,17 +122,31 @@ def kth_largest(values: Floats, k: int) -> float:
     return float(np.partition(values, values.size - k)[values.size - k])
 
 
-def mass_above(values: Floats) -> Floats:
-    """Probability of all tokens that stand before each in descending order, f64 [vocabulary]; 1 for removed ones.
+def descending(values: Floats) -> NDArray[np.int64]:
+    """Tokens that are not removed, by descending score.
 
     Of equal scores the higher id stands first: transformers sorts ascending and takes away from the bottom.
     """
-    probs = softmax(values)
-    above = np.ones_like(probs)
     alive = np.flatnonzero(values > GONE)[::-1]
-    order = alive[np.argsort(-values[alive], kind="stable")]
-    above[order] = np.concatenate([[0.0], np.cumsum(probs[order])[:-1]])
-    return above
+    return np.asarray(alive[np.argsort(-values[alive], kind="stable")])
+
+
+def before_each(weights: Floats, order: NDArray[np.int64]) -> Floats:
+    """Sum of the weights of the tokens before each in this order, f64 [vocabulary]; 1 for those that are not in it."""
+    out = np.ones(weights.size)
+    out[order] = np.concatenate([[0.0], np.cumsum(weights[order])[:-1]])
+    return out
+
+
+def mass_above(values: Floats) -> Floats:
+    """Probability of all tokens that stand before each in descending order, f64 [vocabulary]; 1 for removed ones."""
+    return before_each(softmax(values), descending(values))
+
+
+def surprises(values: Floats) -> Floats:
+    """Nats of surprise of each token, f64 [vocabulary]; 0 for those of no probability."""
+    probs = softmax(values)
+    return np.asarray(-np.log(np.where(probs > 0.0, probs, 1.0)))
 
 
 def without(values: Floats, ids: Iterable[int]) -> Floats:

@@ -21,7 +21,6 @@ from tracekit.auditing.operations.soft_cap import capped
 from tracekit.auditing.rotary import Rotary
 from tracekit.auditing.rounding import (
     ACCUMULATOR,
-    SMALLEST,
     Floats,
     Result,
     as_stored,
@@ -34,7 +33,6 @@ from tracekit.auditing.rounding import (
 __all__ = [
     "ACCUMULATOR",
     "ACTIVATIONS",
-    "SMALLEST",
     "Attention",
     "Core",
     "Emulated",

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.auditing.operations.operation import Given, Operation, Shape
-from tracekit.auditing.rounding import SMALLEST, Floats, Result, as_stored, times
+from tracekit.auditing.rounding import Floats, Result, as_stored, times
+from tracekit.dtypes import SMALLEST
 
 
 def embedding(

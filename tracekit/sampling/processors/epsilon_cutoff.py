@@ -9,7 +9,7 @@ import numpy as np
 
 from tracekit.formats.file_values import is_number
 from tracekit.sampling.processor import Apply, Processor, Unit, removed_nothing
-from tracekit.sampling.scores import GONE, Floats, softmax
+from tracekit.sampling.scores import GONE, Floats, Rounded, softmax
 from tracekit.trace import Json
 
 
@@ -27,6 +27,10 @@ def _cut(numbers: Json, values: Floats) -> tuple[Floats, Unit]:
     return softmax(values) - float(numbers["epsilon"]), Unit.MASS
 
 
+def _rounds(numbers: Json, values: Floats, rounded: Rounded) -> Floats:
+    return np.asarray(softmax(values) * (rounded.shares(values) + 2.0 * rounded.unit))
+
+
 PROCESSOR = Processor(
     name="EpsilonLogitsWarper",
     setting="epsilon_cutoff",
@@ -38,5 +42,6 @@ PROCESSOR = Processor(
     neutral=(0.0,),
     sampled=True,
     cut=_cut,
+    rounds=_rounds,
     unexercised=removed_nothing,
 )

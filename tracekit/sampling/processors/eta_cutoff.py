@@ -7,7 +7,7 @@ import numpy as np
 from tracekit.formats.file_values import is_number
 from tracekit.sampling.processor import Apply, Processor, Unit, removed_nothing
 from tracekit.sampling.processors.epsilon_cutoff import keep_epsilon
-from tracekit.sampling.scores import Floats, softmax
+from tracekit.sampling.scores import Floats, Rounded, softmax
 from tracekit.trace import Json
 
 
@@ -27,6 +27,12 @@ def _cut(numbers: Json, values: Floats) -> tuple[Floats, Unit]:
     return softmax(values) - _eta(values, float(numbers["epsilon"])), Unit.MASS
 
 
+def _rounds(numbers: Json, values: Floats, rounded: Rounded) -> Floats:
+    """The probability, and the threshold by what its entropy, root, exponential and product are off."""
+    threshold = _eta(values, float(numbers["epsilon"])) * (rounded.entropy(values) + 4.0 * rounded.unit)
+    return np.asarray(softmax(values) * rounded.shares(values) + threshold)
+
+
 PROCESSOR = Processor(
     name="EtaLogitsWarper",
     setting="eta_cutoff",
@@ -38,5 +44,6 @@ PROCESSOR = Processor(
     neutral=(0.0,),
     sampled=True,
     cut=_cut,
+    rounds=_rounds,
     unexercised=removed_nothing,
 )

@@ -20,7 +20,7 @@ from tracekit.sampling.processor import (
     removed_nothing,
     run,
 )
-from tracekit.sampling.scores import GONE, Floats, softmax
+from tracekit.sampling.scores import GONE, Floats, Rounded, softmax
 from tracekit.trace import Json
 
 NAME, SETTING, PLACE = "MinPLogitsWarper", "min_p", 250
@@ -39,6 +39,12 @@ def _make(numbers: Json, settings: Json) -> Apply:
 def _cut(numbers: Json, values: Floats) -> tuple[Floats, Unit]:
     probs = softmax(values)
     return probs - float(numbers["min_p"]) * probs.max(), Unit.MASS
+
+
+def _rounds(numbers: Json, values: Floats, rounded: Rounded) -> Floats:
+    """The sum that both probabilities are divided by cancels."""
+    probs, logs = softmax(values), rounded.logs(values)
+    return np.asarray(probs * (logs + float(logs[np.argmax(values)]) + 4.0 * rounded.unit))
 
 
 def _on_logits(stated: Stated, steps: Steps | None) -> Iterator[Variant]:
@@ -76,6 +82,7 @@ PROCESSOR = Processor(
     sampled=True,
     common=True,
     cut=_cut,
+    rounds=_rounds,
     unexercised=removed_nothing,
     mistakes=(
         FilterMistake(

@@ -19,9 +19,9 @@ from tracekit.sampling.observed import Context, Observed
 from tracekit.sampling.other_numbers import Interval, another, counts, mass_interval, within
 from tracekit.sampling.processor import Applied, Apply, FilterMistake, Processor, Stated, Steps, Unit, Variant
 from tracekit.sampling.processors.min_new_tokens import PROCESSOR as MINIMUM
-from tracekit.sampling.processors.top_k import USUAL
+from tracekit.sampling.processors.top_k import USUAL, kth_rounds
 from tracekit.sampling.processors.top_p import drop_crossing
-from tracekit.sampling.scores import GONE, SMALLEST, Floats, mass_above, softmax
+from tracekit.sampling.scores import GONE, SMALLEST, Floats, Rounded, descending, mass_above, softmax
 from tracekit.trace import Json
 
 NAME, RAS, PLACE = "nucleus_sampling", "ras", 300
@@ -50,10 +50,21 @@ def _make(numbers: Json, settings: Json) -> Apply:
     return lambda values, context: nucleus(values, p, k)
 
 
-def _cut(numbers: Json, values: Floats) -> tuple[Floats, Unit]:
+def _ends_by_mass(numbers: Json, values: Floats) -> bool:
     """It ends where the mass is reached, or after its k-th token if that comes first."""
     p, k = numbers["top_p"], min(int(numbers["top_k"]), values.size)
-    if int(np.sum(nucleus(values, p, k) > GONE)) < k or k == values.size:
+    return k == values.size or int(np.sum(nucleus(values, p, k) > GONE)) < k
+
+
+def _rounds(numbers: Json, values: Floats, rounded: Rounded) -> Floats:
+    if _ends_by_mass(numbers, values):
+        return rounded.mass(values, descending(values))
+    return kth_rounds(values, int(numbers["top_k"]), rounded)
+
+
+def _cut(numbers: Json, values: Floats) -> tuple[Floats, Unit]:
+    p, k = numbers["top_p"], min(int(numbers["top_k"]), values.size)
+    if _ends_by_mass(numbers, values):
         return mass_above(values) - p, Unit.MASS
     wide = values.astype(np.float64)
     ordered = np.sort(wide)[::-1]
@@ -127,6 +138,7 @@ PROCESSOR = Processor(
     sampler=RAS,
     reads=_reads,
     cut=_cut,
+    rounds=_rounds,
     unexercised=_unexercised,
     mistakes=(
         FilterMistake(

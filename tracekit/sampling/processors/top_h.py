@@ -23,7 +23,7 @@ from tracekit.sampling.processor import (
     Variant,
     removed_nothing,
 )
-from tracekit.sampling.scores import GONE, Floats, softmax
+from tracekit.sampling.scores import GONE, Floats, Rounded, softmax, surprises
 from tracekit.trace import Json
 
 NAME, SETTING = "TopHLogitsWarper", "top_h"
@@ -68,6 +68,14 @@ def _cut(numbers: Json, values: Floats) -> tuple[Floats, Unit]:
     return distances, Unit.NATS
 
 
+def _rounds(numbers: Json, values: Floats, rounded: Rounded) -> Floats:
+    """The entropy up to a token less its share of all: what a term is off counts once at most, each sum once."""
+    kept = _keep(values, np.argsort(-values, kind="stable")[:MOST])
+    probs, surprise = softmax(kept), surprises(kept)
+    terms = float((probs * np.abs(surprise - 1.0)) @ rounded.shares(kept))
+    return np.full(values.size, terms + 2.0 * rounded.sum(probs * surprise))
+
+
 def _crossing(stated: Stated, steps: Steps | None) -> Iterator[Variant]:
     """The token that crosses the threshold is kept, as top-p keeps its own."""
     share = float(stated.settings[SETTING])
@@ -90,6 +98,7 @@ PROCESSOR = Processor(
     accepts=is_number,
     sampled=True,
     cut=_cut,
+    rounds=_rounds,
     unexercised=removed_nothing,
     mistakes=(
         FilterMistake(

@@ -18,7 +18,7 @@ from tracekit.sampling.processor import (
     Variant,
     removed_nothing,
 )
-from tracekit.sampling.scores import GONE, Floats, kth_largest, without
+from tracekit.sampling.scores import GONE, Floats, Rounded, kth_largest, without
 from tracekit.trace import Json
 
 NAME, SETTING = "TopKLogitsWarper", "top_k"
@@ -50,6 +50,17 @@ def kth_cut(values: Floats, k: int) -> Floats:
 
 def _cut(numbers: Json, values: Floats) -> tuple[Floats, Unit]:
     return kth_cut(values, int(numbers["top_k"])), Unit.NATS
+
+
+def kth_rounds(values: Floats, k: int, rounded: Rounded) -> Floats:
+    """Two scores are compared, each off by its own rounding; of equal ones the rule decides, not rounding."""
+    kth = values == kth_largest(values, k)
+    allowed = rounded.scores + float(rounded.scores[kth].max(initial=0.0))
+    return np.where(kth_cut(values, k) == 0.0, -1.0, allowed)
+
+
+def _rounds(numbers: Json, values: Floats, rounded: Rounded) -> Floats:
+    return kth_rounds(values, int(numbers["top_k"]), rounded)
 
 
 # -------------------------------------------------------------------- mistakes
@@ -87,7 +98,7 @@ PROCESSOR = Processor(
     sampled=True,
     common=True,
     cut=_cut,
-    sums=False,
+    rounds=_rounds,
     unexercised=removed_nothing,
     mistakes=(
         _mistake(

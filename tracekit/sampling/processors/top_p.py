@@ -21,7 +21,7 @@ from tracekit.sampling.processor import (
     Variant,
     removed_nothing,
 )
-from tracekit.sampling.scores import GONE, Floats, mass_above, softmax
+from tracekit.sampling.scores import GONE, Floats, Rounded, descending, mass_above, softmax
 from tracekit.trace import Json
 
 NAME, SETTING, PLACE = "TopPLogitsWarper", "top_p", 240
@@ -46,6 +46,10 @@ def _make(numbers: Json, settings: Json) -> Apply:
 
 def _cut(numbers: Json, values: Floats) -> tuple[Floats, Unit]:
     return mass_above(values) - float(numbers["top_p"]), Unit.MASS
+
+
+def _rounds(numbers: Json, values: Floats, rounded: Rounded) -> Floats:
+    return rounded.mass(values, descending(values))
 
 
 # -------------------------------------------------------------------- mistakes
@@ -87,6 +91,7 @@ PROCESSOR = Processor(
     sampled=True,
     common=True,
     cut=_cut,
+    rounds=_rounds,
     unexercised=removed_nothing,
     mistakes=(
         _mistake(

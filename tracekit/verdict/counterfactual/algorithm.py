@@ -67,7 +67,7 @@ def _both(found: Explanation, algorithm: Explanation) -> Explanation:
 
 
 def _departs(stated: Json, seen: Observed) -> bool:
-    return departs(chain(stated), seen, half=False) is True
+    return departs(chain(stated), seen) is True
 
 
 def _removes_stops(among: list[Trial], stated: Json) -> bool:

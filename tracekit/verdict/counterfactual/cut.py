@@ -18,7 +18,7 @@ def cut_crossed(pair: SequencePair, step: int) -> CutCrossed:
     assert one.ids is not None and other.ids is not None, "survivors that crossed a cut are recorded"
     apart = np.setxor1d(one.ids, other.ids)
     processors = chain(pair.reference.sampling)
-    follows = [departs(processors, seen, half=False) is False for seen in (one, other)]
+    follows = [departs(processors, seen) is False for seen in (one, other)]
     near = [] if one.logits is None else cuts(processors, one.logits, one.context)
     found = min(((float(cut.distances[apart].min()), cut.unit) for cut in near), default=(np.inf, None))
     known = bool(np.isfinite(found[0]))

@@ -1,0 +1,242 @@
+"""Which tokens rounding may decide about: either way of a cut that lies on a token is the same filter, and a cut a
+little further off is another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers.generation import logits_process as theirs
+
+from tracekit.dtypes import UNIT_ROUNDOFF
+from tracekit.sampling.chain import chain, cuts
+from tracekit.sampling.fit import departs
+from tracekit.sampling.observed import Context, Observed
+from tracekit.sampling.scores import GONE
+
+TEMPERATURE = 0.7
+SEEDS = range(12)
+Floats = np.ndarray
+
+
+def seen(logits: Floats, probs: Floats) -> Observed:
+    ids = np.flatnonzero(probs)
+    order = ids[np.argsort(-probs[ids], kind="stable")]
+    return Observed(0, logits, Context(), order, probs[order], int(order[0]), (), ())
+
+
+def logits_of(seed: int, spread: float = 3.0) -> Floats:
+    random = np.random.default_rng(seed)
+    return (random.normal(size=int(random.integers(40, 400))) * spread + random.normal() * 20).astype(np.float32)
+
+
+def softmax32(scores: Floats, order: Floats) -> Floats:
+    """As a plain loop over float32 computes it, adding up in this order."""
+    made = np.exp(scores - scores.max(), dtype=np.float32)
+    return made / np.add.accumulate(made[order], dtype=np.float32)[-1]
+
+
+def before(probs: Floats, order: Floats) -> Floats:
+    out = np.empty_like(probs)
+    out[order] = np.concatenate([[0], np.add.accumulate(probs[order], dtype=np.float32)[:-1]]).astype(np.float32)
+    return out
+
+
+def from_above(scores: Floats, p: float) -> Floats:
+    order = np.argsort(-scores, kind="stable")
+    return before(softmax32(scores, order), order) < np.float32(p)
+
+
+def from_below(scores: Floats, p: float) -> Floats:
+    order = np.argsort(scores, kind="stable")
+    probs = softmax32(scores, order)
+    stays = before(probs, order) + probs > np.float32(1.0 - p)
+    stays[order[-1]] = True
+    return stays
+
+
+def min_p(scores: Floats, share: float) -> Floats:
+    probs = softmax32(scores, np.arange(scores.size))
+    return probs >= np.float32(share) * probs.max()
+
+
+def min_p_of_scores(scores: Floats, share: float) -> Floats:
+    return scores >= scores.max() + np.log(np.float32(share))
+
+
+def epsilon(scores: Floats, least: float) -> Floats:
+    return softmax32(scores, np.argsort(scores)) >= np.float32(least)
+
+
+def eta(scores: Floats, number: float) -> Floats:
+    probs = softmax32(scores, np.arange(scores.size))
+    entropy = -np.add.accumulate(probs * np.log(probs), dtype=np.float32)[-1]
+    return probs >= np.minimum(np.float32(number), np.sqrt(np.float32(number)) * np.exp(-entropy))
+
+
+def typical(scores: Floats, mass: float) -> Floats:
+    probs = softmax32(scores, np.arange(scores.size))
+    surprise = -np.log(probs)
+    order = np.argsort(np.abs(surprise - np.add.accumulate(probs * surprise, dtype=np.float32)[-1]), kind="stable")
+    return before(probs, order) < np.float32(mass)
+
+
+def top_h(scores: Floats, share: float) -> Floats:
+    best = np.argsort(-scores, kind="stable")[:100]
+    probs = softmax32(scores[best], np.arange(best.size))
+    entropy = np.add.accumulate(-probs * np.log(probs), dtype=np.float32)
+    out = np.zeros(scores.size, dtype=bool)
+    out[best] = (entropy <= np.float32(share) * entropy[-1]) | (np.arange(best.size) == 0)
+    return out
+
+
+PROGRAMS: list[tuple[str, float, Callable[[Floats, float], Floats]]] = [
+    ("top_p", 0.9, from_above),
+    ("top_p", 0.9, from_below),
+    ("min_p", 0.02, min_p),
+    ("min_p", 0.02, min_p_of_scores),
+    ("epsilon_cutoff", 1e-3, epsilon),
+    ("eta_cutoff", 1e-3, eta),
+    ("typical_p", 0.8, typical),
+    ("top_h", 0.7, top_h),
+]
+
+
+def on_a_token(setting: str, number: float, logits: Floats) -> Iterator[tuple[float, float]]:
+    """Numbers near `number` of which the cut falls on a token, as float64 says it, and the distance to the next."""
+    low, high = number * 0.8, min(number * 1.2, 0.999)
+    for _ in range(60):
+        middle = (low + high) / 2.0
+        kept = [survivors(setting, each, logits) for each in (low, middle)]
+        low, high = (middle, high) if np.array_equal(*kept) else (low, middle)
+    yield (low + high) / 2.0, high - low
+
+
+def survivors(setting: str, number: float, logits: Floats) -> Floats:
+    values = logits.astype(np.float64)
+    for each in chain({"do_sample": True, "temperature": TEMPERATURE, setting: number}):
+        values = each.apply(values, Context())
+    return np.flatnonzero(values > GONE)
+
+
+@pytest.mark.parametrize(
+    ("setting", "number", "keeps"), PROGRAMS, ids=lambda each: getattr(each, "__name__", str(each))
+)
+def test_a_cut_on_a_token_is_decided_either_way(setting: str, number: float, keeps: Any) -> None:
+    both = set()
+    for seed in SEEDS:
+        logits = logits_of(seed)
+        for cut, _ in on_a_token(setting, number, logits):
+            for scores in (logits / np.float32(TEMPERATURE), logits * np.float32(1.0 / TEMPERATURE)):
+                stays = keeps(scores, cut)
+                probs = softmax32(np.where(stays, scores, np.float32(GONE)), np.arange(scores.size))
+                settings = {"do_sample": True, "temperature": TEMPERATURE, setting: cut}
+                assert departs(chain(settings), seen(logits, probs)) is False, (seed, cut)
+                both.add(bool(stays.sum() == survivors(setting, cut, logits).size))
+    assert len(both) == 2, "the cut fell the same way each time"
+
+
+@pytest.mark.parametrize(
+    ("setting", "number", "keeps"), PROGRAMS, ids=lambda each: getattr(each, "__name__", str(each))
+)
+def test_a_cut_a_little_further_off_is_another_filter(setting: str, number: float, keeps: Any) -> None:
+    """By a ten-thousandth of what is compared: a probability of 2e-5 is no rounding where the cut is at 1e-3."""
+    for seed in SEEDS:
+        logits = logits_of(seed)
+        scores = logits / np.float32(TEMPERATURE)
+        for cut, _ in on_a_token(setting, number, logits):
+            for off in (cut * (1 - 1e-4), cut * (1 + 1e-4)):
+                probs = softmax32(np.where(keeps(scores, cut), scores, np.float32(GONE)), np.arange(scores.size))
+                same = np.array_equal(np.flatnonzero(probs), survivors(setting, off, logits))
+                settings = {"do_sample": True, "temperature": TEMPERATURE, setting: off}
+                assert departs(chain(settings), seen(logits, probs)) is not same, (seed, cut, off)
+
+
+# -------------------------------------------------------------------- top-k
+
+
+def best(scores: Floats, keep: Floats) -> Floats:
+    return softmax32(np.where(keep, scores, np.float32(GONE)), np.arange(scores.size))
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_scores_that_a_division_makes_equal_are_kept_or_not(scaled: bool) -> None:
+    """Two logits next to each other, which a program may divide into one score and another into two; where nothing is
+    divided, nothing is rounded, and of two scores the larger stays."""
+    logits = np.float32([3.0, 2.0, 1.0, 0.5, -1.0])
+    logits[2] = np.nextafter(logits[1], np.float32(0.0))
+    settings = {"do_sample": True, "top_k": 2} | ({"temperature": TEMPERATURE} if scaled else {})
+    scores = logits / np.float32(TEMPERATURE if scaled else 1.0)
+    for keep, right in (([1, 1, 0, 0, 0], True), ([1, 1, 1, 0, 0], scaled), ([1, 1, 1, 1, 0], False)):
+        probs = best(scores, np.array(keep, dtype=bool))
+        assert departs(chain(settings), seen(logits, probs)) is not right, keep
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_of_equal_logits_the_rule_decides(dtype: str | None) -> None:
+    """`<=` for `<` drops what ties with the k-th, exactly k keeps one of them: other rules in any precision."""
+    logits = np.float32([3.0, 2.0, 2.0, 0.5, -1.0])
+    settings = chain({"do_sample": True, "top_k": 2, "temperature": TEMPERATURE})
+    scores = logits / np.float32(TEMPERATURE)
+    for keep, right in (([1, 1, 1, 0, 0], True), ([1, 1, 0, 0, 0], False), ([1, 0, 0, 0, 0], False)):
+        assert departs(settings, seen(logits, best(scores, np.array(keep, dtype=bool))), dtype) is not right, keep
+
+
+def test_a_dropped_token_of_a_hundred_thousandth_shows_at_the_cut_after_it() -> None:
+    """Without the k-th token of so little mass, the others have as much more, and top-p's cut comes one token earlier."""
+    shares = np.array([0.5, 0.3, 0.15, 0.05 - 1e-5, 1e-5])
+    logits = np.concatenate([np.log(shares) * TEMPERATURE, np.full(40, -30.0)]).astype(np.float32)
+    scores = logits / np.float32(TEMPERATURE)
+    cut = 0.95 + 4e-6  # 0.95 stand before the fourth token, of all five; without the fifth, 1e-5 more
+    settings = chain({"do_sample": True, "temperature": TEMPERATURE, "top_k": 5, "top_p": cut})
+    for kept, wrong in ((4, False), (3, True)):
+        assert departs(settings, seen(logits, best(scores, np.arange(scores.size) < kept))) is wrong
+
+
+# -------------------------------------------------------------------- 16 bits
+
+
+def in_torch(logits: torch.Tensor, settings: dict[str, Any]) -> Floats:
+    """transformers' own processors on scores of a 16-bit format, as its releases before 4.45 ran them."""
+    made: dict[str, Callable[[Any], Any]] = {
+        "temperature": theirs.TemperatureLogitsWarper,
+        "top_k": theirs.TopKLogitsWarper,
+        "top_p": theirs.TopPLogitsWarper,
+        "min_p": theirs.MinPLogitsWarper,
+    }
+    scores = logits[None].clone()
+    for name in made:
+        if name in settings:
+            scores = made[name](settings[name])(torch.zeros(1, 0, dtype=torch.long), scores)
+    return torch.softmax(scores, dim=-1)[0].float().numpy()
+
+
+SHORT = [{"temperature": 0.7}, {"temperature": 0.7, "top_k": 20}, {"temperature": 1.3, "top_p": 0.9}, {"min_p": 0.05}]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("settings", SHORT, ids=str)
+def test_a_sampler_in_16_bits_is_the_same_filter(dtype: str, settings: dict[str, Any]) -> None:
+    wrong = settings | (
+        {"temperature": settings["temperature"] * 1.03} if "temperature" in settings else {"min_p": 0.08}
+    )
+    named = 0
+    for seed in SEEDS:
+        logits = torch.from_numpy(logits_of(seed)).to(getattr(torch, dtype))
+        stated = chain(settings | {"do_sample": True})
+        wide = logits.float().numpy()
+        assert departs(stated, seen(wide, in_torch(logits, settings)), dtype) is False, seed
+        named += departs(stated, seen(wide, in_torch(logits, wrong)), dtype) is True
+    assert named >= len(SEEDS) - 2
+
+
+def test_no_filter_has_a_cut_without_what_rounding_does_to_it() -> None:
+    logits = logits_of(0)
+    settings = {"top_k": 5, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.9, "epsilon_cutoff": 1e-3, "eta_cutoff": 1e-3}
+    found = cuts(chain(settings | {"do_sample": True, "top_h": 0.7}), logits, Context())
+    assert len(found) == len(settings) + 1
+    assert all(cut.processor.kind.rounds is not None for cut in found)
+    assert UNIT_ROUNDOFF["bfloat16"] == 2.0**-8
