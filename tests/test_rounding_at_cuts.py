@@ -186,7 +186,7 @@ def test_of_equal_logits_the_rule_decides(dtype: str | None) -> None:
 
 
 def test_a_dropped_token_of_a_hundred_thousandth_shows_at_the_cut_after_it() -> None:
-    """Without the k-th token of so little mass, the others have as much more, and top-p's cut comes one token earlier."""
+    """Without the k-th token the others have its mass: top-p cuts one token earlier."""
     shares = np.array([0.5, 0.3, 0.15, 0.05 - 1e-5, 1e-5])
     logits = np.concatenate([np.log(shares) * TEMPERATURE, np.full(40, -30.0)]).astype(np.float32)
     scores = logits / np.float32(TEMPERATURE)
