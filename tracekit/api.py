@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from tracekit.align.renamed import Elsewhere, named
@@ -18,7 +19,9 @@ from tracekit.auditing import audit as auditing
 from tracekit.auditing.consequence import Weighing
 from tracekit.auditing.not_audited import NotAudited
 from tracekit.auditing.routing import routed
-from tracekit.checkpoints.stated import borrowed_settings, find_checkpoint, open_checkpoint, why_no_checkpoint
+from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.checkpoints.stated import borrowed_settings, find_checkpoint, no_checkpoint, open_checkpoint
+from tracekit.compare.kld import kld
 from tracekit.errors import TraceError
 from tracekit.formats.name_map import NameMap, gguf_names, read_names
 from tracekit.formats.opening import open_trace
@@ -42,6 +45,7 @@ File: TypeAlias = str | os.PathLike[str]
 TraceOrPath: TypeAlias = File | Trace
 """A trace that is open already, or the file that it is in, which is closed again."""
 Auditor: TypeAlias = auditing.Auditor
+RECORDED = (".h5", ".tklog")
 
 
 @dataclass(frozen=True, repr=False)
@@ -161,9 +165,7 @@ def audit(
     """
     with ExitStack() as stack:
         run = _opened(stack, trace)
-        path = find_checkpoint(run) if weights is None else os.fspath(weights)
-        if path is None:
-            raise TraceError(f"{run.path}: {why_no_checkpoint(run)}")
+        path = _checkpoint_of(run) if weights is None else os.fspath(weights)
         checkpoint = open_checkpoint(path, run)
         called = gguf_names(run) if names is None else _map_of(names)
         if called is not None:
@@ -178,7 +180,7 @@ def audit(
         if isinstance(by, Weighing):
             culprits, told = by_consequence(found.culprits, by.weigher(run, found))
             found = replace(found, culprits=tuple(culprits), consequences=told)
-        beside = None if original is None else quantised(run, checkpoint, os.fspath(original))
+        beside = None if original is None else _quantised(run, checkpoint, os.fspath(original))
         told = audit_json(found, run, checkpoint) | {"quantised": quantised_json(beside)}
         text = "\n".join([audit_text(found, run, checkpoint), *quantised_lines(beside)])
         return Audit(**_fields(found), text=text, told=told, quantised=beside)
@@ -187,6 +189,22 @@ def audit(
 def _opened(stack: ExitStack, trace: TraceOrPath) -> Trace:
     """A trace; one that is opened here is closed with the stack."""
     return stack.enter_context(open_trace(trace)) if isinstance(trace, str | os.PathLike) else trace
+
+
+def _checkpoint_of(trace: Trace) -> str:
+    """Where the checkpoint that a trace states is."""
+    path = find_checkpoint(trace)
+    if path is None:
+        raise TraceError(f"{trace.path}: {sentence(no_checkpoint(trace))}")
+    return path
+
+
+def _quantised(run: Trace, held: Checkpoint, original: str) -> Quantised:
+    """`original`: a checkpoint, or a recording of a run with it."""
+    if Path(original).suffix not in RECORDED:
+        return quantised(run, held, original)
+    with open_trace(original) as reference:
+        return quantised(run, held, _checkpoint_of(reference), kld(reference, run))
 
 
 def _each(traces: TraceOrPath | Iterable[TraceOrPath] | None) -> Iterable[TraceOrPath]:

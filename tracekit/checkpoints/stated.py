@@ -16,10 +16,16 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 """`organisation/model`, as the Hugging Face hub names a model."""
 SNAPSHOT = re.compile(r".*models--(?P<owner>[^/]+?)--(?P<model>[^/]+)/snapshots/(?P<revision>\w+)/?")
 """A folder of the hub's cache."""
-HOW = (
-    "PyTorch does it by itself for a model of `from_pretrained`, Rust in `tracekit::describe`, any other program as "
-    "`checkpoint` of the log's first frame"
-)
+
+
+@dataclass(frozen=True)
+class NoCheckpoint:
+    """There is none to audit a trace against: it states none, or what it states is not here. `beside`: the trace's
+    folder; `on_hub`: it may be in the hub's cache, and is not."""
+
+    stated: str | None
+    beside: str
+    on_hub: bool
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,11 @@ def borrowed_settings(checkpoint: Checkpoint) -> list[SettingsOfTrace]:
     return [SettingsOfTrace(checkpoint.path)] if borrowed else []
 
 
-def why_no_checkpoint(trace: Trace) -> str:
-    """Why there is none to audit a trace against, and what to do about it."""
+def no_checkpoint(trace: Trace) -> NoCheckpoint:
+    """Where the checkpoint of a trace was looked for in vain."""
     said = stated_checkpoint(trace)
-    if said is None:
-        return f"states no checkpoint; give --weights, or have the program state it: {HOW}"
-    folder = Path(trace.path).resolve().parent
-    also = " nor in the hub's cache" if HUB_ID.fullmatch(said) or SNAPSHOT.fullmatch(said) else ""
-    return f"states the checkpoint {said}, which is not there, not beside {folder}{also}; give --weights"
+    on_hub = said is not None and bool(HUB_ID.fullmatch(said) or SNAPSHOT.fullmatch(said))
+    return NoCheckpoint(said, str(Path(trace.path).resolve().parent), on_hub)
 
 
 def _places(trace: Trace, said: str) -> Iterator[Path]:

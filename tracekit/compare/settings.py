@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from tracekit.inspection.settings import MODEL_SETTINGS, Difference, in_effect, plain_setting, same_setting
+from tracekit.inspection.settings import MODEL_SETTINGS, Difference, Setting, in_effect, plain_setting, same_setting
 from tracekit.sampling.processors import GENERATE, plain_filter_setting
 from tracekit.trace import Json, Trace
 
@@ -51,7 +49,7 @@ def config_differences(reference: Trace, candidate: Trace) -> list[Difference]:
     ]
 
 
-def _plain(name: str, value: Any) -> Any:
+def _plain(name: str, value: Setting) -> Setting:
     return plain_filter_setting(name, value) if name in PROCESSORS else plain_setting(name, value)
 
 

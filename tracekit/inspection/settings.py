@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from tracekit.trace import Json, Trace
 
@@ -30,13 +32,17 @@ SWITCHES: dict[str, tuple[bool, tuple[str, ...]]] = {
 """Setting that turns others off -> its value that does, and those."""
 
 
+Setting: TypeAlias = bool | int | float | str | Sequence["Setting"] | Mapping[str, "Setting"] | None
+"""What a configuration may state: a number, a word, a list (of stop tokens) or a table (of rotary scaling)."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """A setting that the two sides state differently."""
 
     name: str
-    reference: object
-    candidate: object
+    reference: Setting
+    candidate: Setting
 
 
 def declared_differences(declared: Json, trace: Trace) -> list[Difference]:
@@ -89,7 +95,7 @@ def as_used(declared: Json) -> Json:
     }
 
 
-def plain_setting(name: str, value: object) -> object:
+def plain_setting(name: str, value: Setting) -> Setting:
     """One spelling for what means the same: 7 and [7], no scaling and default scaling."""
     if name.endswith("eos_token_id"):
         return sorted(value) if isinstance(value, list) else [value]
@@ -100,7 +106,7 @@ def plain_setting(name: str, value: object) -> object:
     return value
 
 
-def same_setting(one: object, other: object) -> bool:
+def same_setting(one: Setting, other: Setting) -> bool:
     if isinstance(one, int | float) and isinstance(other, int | float) and one != other:
         # A number that went through float32 on one side still is the same setting.
         with contextlib.suppress(OverflowError):  # an integer beyond all floats

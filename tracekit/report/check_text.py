@@ -47,7 +47,7 @@ def finding_text(finding: CheckFinding) -> str:
     """What came of a variation, in a line; of a fault, with its place and evidence below."""
     lines = [f"{variation_text(finding.variation)}: {OUTCOMES[finding.outcome]}"]
     if finding.why is not None:
-        lines[0] += f" ({finding.why})"
+        lines[0] += f" ({sentence(finding.why)})"
     if finding.outcome in (Outcome.FAULT, Outcome.WITHHELD, Outcome.NEAR_TIE) and finding.verdict is not None:
         lines.append(f"  {headline(finding.verdict)}")
         lines += [f"    {sentence(each)}" for each in finding.verdict.evidence]
@@ -95,7 +95,7 @@ def _finding_json(finding: CheckFinding) -> Json:
         "value": variation.value,
         "limit": None if variation.limit is None else variation.limit.value,
         "outcome": finding.outcome.value,
-        "why": finding.why,
+        "why": None if finding.why is None else sentence(finding.why),
         "verdict": None if finding.verdict is None else verdict_json(finding.verdict),
         "culprits": [] if finding.audit is None else [culprit_json(culprit) for culprit in finding.audit.culprits],
         "text": finding_text(finding),

@@ -14,7 +14,7 @@ from tracekit.align.rotary_order import in_order_of
 from tracekit.align.sites import Alignment, SequencePair
 from tracekit.auditing.audit import audit
 from tracekit.checkpoints.checkpoint import Checkpoint
-from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, why_no_checkpoint
+from tracekit.checkpoints.stated import find_checkpoint, no_checkpoint, open_checkpoint
 from tracekit.compare.search import compared_positions
 from tracekit.compare.side_by_side import token_tables
 from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
@@ -37,6 +37,7 @@ from tracekit.report.site_facts import ordered_sites, site_facts
 from tracekit.report.token_rows import TokenTexts, alone_rows, token_rows
 from tracekit.report.token_text import lines_without_controls, without_controls
 from tracekit.report.verdict_words import audit_words, measured_against, recorded_words, verdict_words
+from tracekit.report.words import sentence
 from tracekit.report.words.culprits import culprit_json
 from tracekit.trace import Json, Sequence, Trace
 from tracekit.verdict.attribution import checkpoint_of
@@ -256,7 +257,7 @@ def _not_audited(trace: Trace, path: str | None, recorded: bool) -> str:
     if not recorded:
         return "The trace holds no layers; record it with --level all to have them audited."
     if path is None:
-        return f"The trace {why_no_checkpoint(trace)}."
+        return f"The trace {sentence(no_checkpoint(trace))}."
     return "No site of this trace can be audited against the checkpoint."
 
 

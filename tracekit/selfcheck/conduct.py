@@ -10,7 +10,7 @@ import numpy as np
 
 from tracekit.align.rotary_order import in_order_of
 from tracekit.auditing.audit import audit
-from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, why_no_checkpoint
+from tracekit.checkpoints.stated import find_checkpoint, no_checkpoint, open_checkpoint
 from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.errors import TraceError
 from tracekit.formats.opening import open_trace
@@ -24,8 +24,12 @@ from tracekit.selfcheck.variation import (
     REQUESTS,
     Checked,
     CheckFinding,
+    Failed,
     Limit,
+    NoLayers,
+    NoSiteAudited,
     Outcome,
+    PromptTooLong,
     Settings,
     Variation,
     Varied,
@@ -131,14 +135,13 @@ class _Check:
             if length < first.positions:
                 continue
             if length + BEYOND > LONGEST:
-                why = f"needs a prompt of more than {LONGEST} positions"
-                yield CheckFinding(variation, Outcome.NOT_TRIED, why=why)
+                yield CheckFinding(variation, Outcome.NOT_TRIED, why=PromptTooLong(LONGEST))
                 continue
             settings = {PROMPT_IDS: ",".join(map(str, _longer(self.base, length + BEYOND)))}
             try:
                 path = self.program.record(settings, self.folder / f"long-{length}")
             except TraceError as error:
-                yield CheckFinding(variation, Outcome.FAILED, why=str(error))
+                yield CheckFinding(variation, Outcome.FAILED, why=Failed(str(error)))
                 continue
             with open_trace(path) as whole:
                 beside = _Check(self.program, self.folder, whole, self.weights)
@@ -161,9 +164,9 @@ class _Check:
                 verdict = diff(*pair, weights=self.weights)
                 compared = verdict.compared
                 if compared is not None and not (compared.values or compared.steps or verdict.finding):
-                    return CheckFinding(variation, Outcome.NOT_TRIED, why="no layers are recorded to compare")
+                    return CheckFinding(variation, Outcome.NOT_TRIED, why=NoLayers())
         except (TraceError, IndexError) as error:
-            return CheckFinding(variation, Outcome.FAILED, why=str(error))
+            return CheckFinding(variation, Outcome.FAILED, why=Failed(str(error)))
         return CheckFinding(variation, _outcome(verdict), verdict)
 
     def _against_checkpoint(self) -> CheckFinding:
@@ -171,15 +174,15 @@ class _Check:
         variation = Variation(Way.CHECKPOINT)
         path = self.weights or find_checkpoint(self.base)
         if path is None:
-            return CheckFinding(variation, Outcome.NOT_TRIED, why=why_no_checkpoint(self.base))
+            return CheckFinding(variation, Outcome.NOT_TRIED, why=no_checkpoint(self.base))
         try:
             checkpoint = open_checkpoint(path)
             run, _ = in_order_of(checkpoint, self.base)
             found = explained_audit(run, checkpoint, audit(run, checkpoint))
         except TraceError as error:
-            return CheckFinding(variation, Outcome.NOT_TRIED, why=str(error))
+            return CheckFinding(variation, Outcome.NOT_TRIED, why=Failed(str(error)))
         if not (found.clean or found.culprits):
-            return CheckFinding(variation, Outcome.NOT_TRIED, why=f"holds no site that can be audited against {path}")
+            return CheckFinding(variation, Outcome.NOT_TRIED, why=NoSiteAudited(str(path)))
         judged = Outcome.WITHHELD if found.lost or found.non_finite is not None else Outcome.WITHIN_ROUNDING
         outcome = Outcome.FAULT if found.departs else judged
         return CheckFinding(variation, outcome, audit=found)

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from tracekit.checkpoints.stated import NoCheckpoint
 from tracekit.exit_codes import ExitCode
 from tracekit.mistakes.culprits import ExplainedAudit
 from tracekit.verdict.verdict import Verdict
@@ -60,6 +61,32 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
+class Failed:
+    """The program, or what reads its files, gave an error."""
+
+    said: str
+
+
+@dataclass(frozen=True)
+class NoLayers:
+    """Neither layers nor steps are recorded that could be compared."""
+
+
+@dataclass(frozen=True)
+class PromptTooLong:
+    """It needs a prompt of more than so many positions."""
+
+    positions: int
+
+
+@dataclass(frozen=True)
+class NoSiteAudited:
+    """The trace holds no site that this checkpoint tells of."""
+
+    checkpoint: str
+
+
+@dataclass(frozen=True)
 class CheckFinding:
     """A variation and what came of it. `verdict`: of the diff; `audit`: against the checkpoint; `why`: what failed, or
     why it was not tried."""
@@ -68,7 +95,7 @@ class CheckFinding:
     outcome: Outcome
     verdict: Verdict | None = None
     audit: ExplainedAudit | None = None
-    why: str | None = None
+    why: Failed | NoLayers | PromptTooLong | NoSiteAudited | NoCheckpoint | None = None
 
 
 @dataclass(frozen=True)

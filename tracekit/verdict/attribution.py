@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from tracekit.auditing.recompute import Parameters, Recomputation
 from tracekit.auditing.routing import RoutedOtherwise, routed
 from tracekit.auditing.stated_arithmetic import Stated
 from tracekit.checkpoints.checkpoint import Checkpoint
-from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, stated_checkpoint, why_no_checkpoint
+from tracekit.checkpoints.stated import NoCheckpoint, find_checkpoint, no_checkpoint, open_checkpoint, stated_checkpoint
 from tracekit.compare.findings import Finding, LogitsWrong, PassedOn, SiteWrong, Stage
 from tracekit.compare.search import Search, compared_positions
 from tracekit.dtypes import is_float
@@ -116,21 +115,25 @@ class Examination:
         return self.clean | self.unknown.keys() | {culprit.site for culprit in self.culprits} | set(self.shared)
 
 
-class WhyNoAudit(StrEnum):
-    """Why a checkpoint that a trace states is not audited against."""
+@dataclass(frozen=True)
+class Unreadable:
+    """A checkpoint that cannot be read; `said`: by what reads it."""
 
-    NOT_FOUND = "not found"
-    UNREADABLE = "unreadable"
-    OTHER_MODEL = "other model"
+    said: str
+
+
+@dataclass(frozen=True)
+class OtherModel:
+    """A checkpoint of another model than the reference's."""
 
 
 @dataclass(frozen=True)
 class NoAudit:
-    """There was no audit, though a trace states a checkpoint."""
+    """There was no audit, though a trace states a checkpoint. `path`: the trace's where that is not found, else the
+    checkpoint's."""
 
-    why: WhyNoAudit
-    path: str  # the trace's where it is not found, else the checkpoint's
-    detail: str = ""
+    path: str
+    why: NoCheckpoint | Unreadable | OtherModel
 
 
 def checkpoint_of(reference: Trace, candidate: Trace, weights: str | None) -> tuple[Checkpoint | None, NoAudit | None]:
@@ -143,13 +146,13 @@ def checkpoint_of(reference: Trace, candidate: Trace, weights: str | None) -> tu
         stating = next((trace for trace in (candidate, reference) if stated_checkpoint(trace) is not None), None)
         if stating is None:
             return None, None
-        return None, NoAudit(WhyNoAudit.NOT_FOUND, stating.path, why_no_checkpoint(stating))
+        return None, NoAudit(stating.path, no_checkpoint(stating))
     try:
         checkpoint = open_checkpoint(path, reference, candidate)
     except TraceError as error:
-        return None, NoAudit(WhyNoAudit.UNREADABLE, path, str(error))
+        return None, NoAudit(path, Unreadable(str(error)))
     if other_model(reference, checkpoint) is not None or changed_weights(reference, checkpoint):
-        return None, NoAudit(WhyNoAudit.OTHER_MODEL, path)
+        return None, NoAudit(path, OtherModel())
     return checkpoint, None
 
 

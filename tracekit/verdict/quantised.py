@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from tracekit.align.rotary_order import in_order_of
 from tracekit.auditing.audit import other_model
 from tracekit.auditing.layer_costs import LayerCost, layer_costs
 from tracekit.checkpoints.checkpoint import Checkpoint
-from tracekit.checkpoints.stated import find_checkpoint, open_checkpoint, why_no_checkpoint
-from tracekit.compare.kld import Kld, kld
-from tracekit.formats.opening import open_trace
+from tracekit.checkpoints.stated import open_checkpoint
+from tracekit.compare.kld import Kld
 from tracekit.trace import Trace, TraceError
-
-RECORDED = (".h5", ".tklog")
 
 
 @dataclass(frozen=True)
@@ -27,19 +23,9 @@ class Quantised:
     kld: Kld | None
 
 
-def quantised(run: Trace, held: Checkpoint, original: str) -> Quantised:
-    """`run` was computed with `held`, a file made of `original`: a checkpoint, or a recording of a run with it. Raises
-    TraceError where that cannot be read or is of another model."""
-    if Path(original).suffix not in RECORDED:
-        return _beside(run, held, original, None)
-    with open_trace(original) as reference:
-        path = find_checkpoint(reference)
-        if path is None:
-            raise TraceError(f"{original}: {why_no_checkpoint(reference)}")
-        return _beside(run, held, path, kld(reference, run))
-
-
-def _beside(run: Trace, held: Checkpoint, original: str, distance: Kld | None) -> Quantised:
+def quantised(run: Trace, held: Checkpoint, original: str, distance: Kld | None = None) -> Quantised:
+    """`run` was computed with `held`, a file made of the checkpoint `original`; `distance`: of its distributions from
+    those of a run with that. Raises TraceError where it cannot be read or is of another model."""
     checkpoint = open_checkpoint(original, run)
     apart = other_model(run, checkpoint)
     if apart is not None:

@@ -10,7 +10,7 @@ from tracekit.align.renamed import Origin
 from tracekit.align.rotary_order import RowsInPairs
 from tracekit.auditing.elsewhere import FactorElsewhere
 from tracekit.auditing.routing import RoutedOtherwise
-from tracekit.checkpoints.stated import SettingsOfTrace
+from tracekit.checkpoints.stated import NoCheckpoint, SettingsOfTrace
 from tracekit.compare.drift import Drift, Trend
 from tracekit.compare.findings import (
     Chosen,
@@ -30,8 +30,9 @@ from tracekit.verdict.attribution import (
     ComputesAsStated,
     EmbeddingScaled,
     NoAudit,
+    OtherModel,
     SiteAtFault,
-    WhyNoAudit,
+    Unreadable,
 )
 from tracekit.verdict.rule import Evidence
 
@@ -241,11 +242,24 @@ template(
 
 @words(NoAudit)
 def _no_audit(found: NoAudit) -> str:
-    if found.why is WhyNoAudit.NOT_FOUND:
-        return f"not audited: {found.path} {found.detail}"
-    if found.why is WhyNoAudit.UNREADABLE:
-        return f"not audited: {found.detail}"
-    return f"not audited: {found.path} is not what the reference ran with (give the checkpoint with --weights)"
+    place = "" if isinstance(found.why, Unreadable) else f"{found.path} "
+    return f"not audited: {place}{sentence(found.why)}"
+
+
+template(Unreadable, "{said}")
+template(OtherModel, "is not what the reference ran with (give the checkpoint with --weights)")
+
+
+@words(NoCheckpoint)
+def _no_checkpoint(found: NoCheckpoint) -> str:
+    if found.stated is None:
+        return (
+            "states no checkpoint; give --weights, or have the program state it: PyTorch does it by itself for a model "
+            "of `from_pretrained`, Rust in `tracekit::describe`, any other program as `checkpoint` of the log's first "
+            "frame"
+        )
+    also = " nor in the hub's cache" if found.on_hub else ""
+    return f"states the checkpoint {found.stated}, which is not there, not beside {found.beside}{also}; give --weights"
 
 
 template(SettingsOfTrace, "no config.json is beside {checkpoint}: the settings are those that the trace itself states")
