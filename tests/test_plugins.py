@@ -139,7 +139,8 @@ import torch
 from torch import nn
 
 from tracekit_torch.adapters import ModelKind
-from tracekit_torch.recorder import Choice, generator_state
+from tracekit_torch.adapter import Choice
+from tracekit_torch.recorder import generator_state
 
 
 class Singer(nn.Module):

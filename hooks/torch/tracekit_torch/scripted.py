@@ -25,8 +25,9 @@ from tracekit.formats.log_trace import LogTrace
 from tracekit.trace import INPUT_SUFFIX, Json, TraceError
 from tracekit_torch import describe
 from tracekit_torch.memory import WORDS
+from tracekit_torch.nested import first_tensor
 from tracekit_torch.rows import Axis, arranged
-from tracekit_torch.taps import ROOT_SITE, first_tensor
+from tracekit_torch.tapped import ROOT_SITE
 from tracekit_torch.weights import weight_table
 
 OPERATORS = {

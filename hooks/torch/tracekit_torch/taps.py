@@ -16,124 +16,30 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from tracekit.trace import ENCODER, INPUT_SUFFIX, NOT_ASKED_FOR, Json
+from tracekit.trace import ENCODER, INPUT_SUFFIX, Json
 from tracekit_torch.eager import plain_name, uncompiled
-from tracekit_torch.memory import WORDS, CallMemory, Slot
+from tracekit_torch.memory import WORDS, CallMemory
+from tracekit_torch.nested import first_tensor
 from tracekit_torch.options import Options
 from tracekit_torch.patching import Hook
 from tracekit_torch.rows import Axis, arranged
-from tracekit_torch.wiring import SeenTensors
+from tracekit_torch.tapped import (
+    ROOT_SITE,
+    Call,
+    Place,
+    Tap,
+    description,
+    holds_state,
+    named_modules,
+    owns_state,
+    repeated,
+    scripted_modules,
+)
 
-ROOT_SITE = "output"
-"""Site of the outermost module's own output: it has no state-dict path."""
 _NONE: dict[str, Any] = {}
 """torch calls a hook that was removed during the call once more, and without the keywords that it asked for."""
 REPEAT_LIMIT = 64
 """A module that runs more often than this in one call (a recurrent cell) is recorded no further in that call."""
-
-
-class Place:
-    """One site: its row of the site table, and where its values go."""
-
-    __slots__ = ("as_it_is", "axis", "form", "over", "row", "slot", "stored")
-
-    def __init__(self, name: str, module_class: str, order: int) -> None:
-        self.row: Json = {"name": name, "class": module_class, "order": order}
-        self.slot = Slot(name)
-        self.stored = False
-        self.form: tuple[torch.dtype, int] | None = None
-        """dtype and width of its values in the sequences that go on."""
-        self.axis: str | None = None
-        self.over = False
-        """Its values changed their form: nothing more is stored of it in these sequences."""
-        self.as_it_is = True
-        """Its last value was [batch, time, ...] already."""
-
-
-class Tap:
-    """One module that is hooked. A module that runs n times in a call has n places: `x`, `x#2`, ..."""
-
-    __slots__ = (
-        "_module",
-        "axis",
-        "fired",
-        "in_encoder",
-        "inputs",
-        "is_container",
-        "is_head",
-        "keeps_input",
-        "keeps_output",
-        "last_rows",
-        "name",
-        "outputs",
-        "source",
-        "turns",
-        "why_not",
-    )
-
-    def __init__(self, name: str, module: nn.Module) -> None:
-        self.name = name
-        self._module = weakref.ref(module)
-        self.keeps_output = False
-        self.keeps_input = False
-        self.is_head = False
-        self.is_container = not owns_state(module)
-        self.turns = isinstance(module, nn.Conv1d)
-        """Its values have their rows last."""
-        self.axis: Axis | None = None
-        """The rows of its input in this call."""
-        self.in_encoder: bool | None = None
-        """Of a module that encoder and decoder share: whether this tap is for its runs in the encoder."""
-        self.why_not = NOT_ASKED_FOR
-        self.fired = 0
-        self.source: str | None = None
-        self.last_rows = 0
-        """Rows of its input in this call, where they are the last of the call's positions and not all of them."""
-        self.outputs: list[Place] = []
-        self.inputs: list[Place | None] = []
-
-    @property
-    def module(self) -> nn.Module:
-        """The module, which the program may delete: asked for only where it is hooked or runs."""
-        module = self._module()
-        if module is None:
-            raise ReferenceError(f"{self.name} was deleted")
-        return module
-
-
-class Call:
-    """One forward call of the model. `axis`: its positions; `encoder`: rows of the encoder's input, if it has one."""
-
-    __slots__ = ("axis", "encoder", "head_output", "ids", "inside_encoder", "seen", "thread")
-
-    def __init__(self, axis: Axis, encoder: Axis | None = None, *, inside_encoder: bool = False) -> None:
-        self.axis = axis
-        self.encoder = encoder
-        self.inside_encoder = inside_encoder
-        self.seen = SeenTensors()
-        self.head_output: torch.Tensor | None = None
-        self.ids: torch.Tensor | None = None
-        """Token ids [batch, time] of a model that may look up the last of them alone."""
-        self.thread = threading.get_ident()
-
-    @property
-    def batch(self) -> int:
-        """Rows of the batch."""
-        return self.axis.batch
-
-    @property
-    def time(self) -> int:
-        """Positions of this call."""
-        return self.axis.time or 0
-
-    def tail_of(self, value: torch.Tensor, rows: int) -> torch.Tensor | None:
-        """`value` as [batch, rows, width], where it has as many rows, fewer than the call."""
-        shape = value.shape
-        if not 0 < rows < self.time or shape[0] != self.batch:
-            return None
-        if len(shape) == 3 and shape[1] == rows:
-            return value
-        return value.unsqueeze(1) if len(shape) == 2 and rows == 1 else None
 
 
 class Taps:
@@ -251,9 +157,9 @@ class Taps:
     def _wanted(
         self, model: nn.Module, head: nn.Module | None, left_out: Mapping[nn.Module, str], encoder: nn.Module | None
     ) -> Iterator[Tap]:
-        scripted = _scripted(model)
-        for path, module, in_encoder in _named(model, encoder):
-            if not _holds_state(module) or (not path and head is not None):
+        scripted = scripted_modules(model)
+        for path, module, in_encoder in named_modules(model, encoder):
+            if not holds_state(module) or (not path and head is not None):
                 continue  # a causal model's own output is its head's
             if uncompiled(module) is not module:
                 continue  # the module inside it has its name
@@ -469,7 +375,7 @@ class Taps:
 
     def _add_place(self, tap: Tap) -> None:
         place = Place(repeated(tap.name, tap.fired), type(tap.module).__name__, self._next_order())
-        place.row |= _description(tap)
+        place.row |= description(tap)
         tap.outputs.append(place)
         self._change(place, skipped=None if tap.keeps_output else tap.why_not)
 
@@ -495,18 +401,6 @@ def _rows_first(call: Call, value: torch.Tensor | None) -> torch.Tensor | None:
 _WITHOUT_MEMORY = (torch._subclasses.fake_tensor.FakeTensor,)
 
 
-def first_tensor(value: Any) -> torch.Tensor | None:
-    """The first tensor in a tensor, a tuple, a list, a mapping or a model's output object."""
-    if isinstance(value, torch.Tensor):
-        return value
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-    for item in items:
-        found = first_tensor(item)
-        if found is not None:
-            return found
-    return None
-
-
 def _unfit(axis: Axis, value: torch.Tensor) -> str | None:
     """Why `value` cannot be stored at all, or None."""
     if isinstance(value, _WITHOUT_MEMORY) or torch._C._functorch.is_functorch_wrapped_tensor(value):
@@ -526,60 +420,3 @@ def _shapeless(axis: Axis, value: torch.Tensor) -> str:
 def _changed(before: tuple[torch.dtype, int], now: tuple[torch.dtype, int], axis: Axis) -> str:
     said = [f"{WORDS[dtype]} [{width}]" for dtype, width in (before, now)]
     return f"{said[0]} becomes {said[1]} after {axis.length - (axis.time or 0)} positions"
-
-
-def _named(model: nn.Module, encoder: nn.Module | None) -> Iterator[tuple[str, nn.Module, bool | None]]:
-    """Path and module; one that encoder and decoder share has a path in each."""
-    if encoder is None:
-        yield from ((path, module, None) for path, module in model.named_modules())
-        return
-    prefix = next((path for path, module in model.named_modules() if module is encoder), "")
-    paths: dict[nn.Module, dict[bool, str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        paths.setdefault(module, {}).setdefault(f"{path}.".startswith(f"{prefix}."), path)
-    for module, found in paths.items():
-        for inside, path in found.items():
-            yield path, module, inside if len(found) > 1 else None
-
-
-def owns_state(module: nn.Module) -> bool:
-    """Whether a module has parameters, or what stands for them (packed, or in buffers of a checkpoint), of its own."""
-    if any(parameter is not None for parameter in module._parameters.values()):
-        return True
-    passing: set[str] = getattr(module, "_non_persistent_buffers_set", set())
-    saved = any(value is not None for name, value in module._buffers.items() if name not in passing)
-    return saved or hasattr(module, "_packed_params")
-
-
-def _holds_state(module: nn.Module) -> bool:
-    return any(owns_state(item) for item in module.modules())
-
-
-def _scripted(model: nn.Module) -> set[nn.Module]:
-    """TorchScript modules and what is in them, where no hook is called."""
-    found: set[nn.Module] = set()
-    for module in model.modules():
-        if isinstance(module, torch.jit.ScriptModule) and module not in found:
-            found |= set(module.modules())
-    return found
-
-
-def _description(tap: Tap) -> Json:
-    """What the site table says of a module: which parameters play which role, and its plain numbers."""
-    prefix = "" if tap.name == ROOT_SITE else f"{tap.name}."
-    own = {role: f"{prefix}{role}" for role, value in tap.module._parameters.items() if value is not None}
-    numbers = {
-        name: value
-        for name, value in vars(tap.module).items()
-        if type(value) in (int, float, bool) and not name.startswith("_") and name != "training"
-    }
-    if "variance_epsilon" in numbers:
-        numbers["eps"] = numbers["variance_epsilon"]
-    if not type(tap.module).__module__.startswith("torch."):
-        numbers["defined_in"] = type(tap.module).__module__
-    return {key: value for key, value in (("parameters", own), ("attributes", numbers)) if value}
-
-
-def repeated(name: str, index: int) -> str:
-    """The site of a run of a module, the first being run 0, that runs several times in a call."""
-    return name if index == 0 else f"{name}#{index + 1}"

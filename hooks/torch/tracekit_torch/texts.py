@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
+
+from tracekit_torch.living import instances
 
 TOKENIZER_MODULE = "transformers.tokenization_utils_base"
 
@@ -62,7 +63,7 @@ class Texts:
         module = sys.modules.get(TOKENIZER_MODULE)
         if module is None:
             return None
-        living = _instances(module.PreTrainedTokenizerBase)
+        living = instances(module.PreTrainedTokenizerBase)
         if len(living) < 2:
             return living[0] if living else None
         own = [item for item in living if self.source and getattr(item, "name_or_path", None) == self.source]
@@ -72,13 +73,3 @@ class Texts:
                 "recorded; start the recording before the program makes its tokenizer"
             )
         return own[-1] if own else None
-
-
-def _instances(base: type) -> list[Any]:
-    """Living objects of a class and of those derived from it: an object refers to its class, and the collector finds
-    what does, in C, among hundreds of thousands of objects; nothing of theirs is called."""
-    kinds: list[type] = [base]
-    for kind in kinds:
-        derived: list[type] = type.__subclasses__(kind)
-        kinds += (each for each in derived if each not in kinds)
-    return [item for item in gc.get_referrers(*kinds) if type(item) in kinds]

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from tracekit.trace import Json
+from tracekit_torch.adapter import Row
 from tracekit_torch.adapters import LAST, ModelKind
 from tracekit_torch.adapters.own_loop import INPUT_BYTES, OwnLoop
 from tracekit_torch.draws import Drawn
-from tracekit_torch.recorder import Recorder, Row, generator_state
-from tracekit_torch.taps import first_tensor
+from tracekit_torch.nested import first_tensor
+from tracekit_torch.recorder import Recorder, generator_state
 
 
 class AnyModule:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from tracekit.trace import ENCODER, Json
-from tracekit_torch.recorder import Recorder, Row
+from tracekit_torch.adapter import Row
+from tracekit_torch.recorder import Recorder
 
 
 def left_padding(mask: torch.Tensor | None, batch: int) -> list[int]:

@@ -22,6 +22,7 @@ from torch import nn
 from tracekit.formats.log import Tensor, TensorLike
 from tracekit.trace import ENCODER, Json
 from tracekit_torch import describe
+from tracekit_torch.adapter import Choice, Row
 from tracekit_torch.adapters.causal_calls import (
     NOT_DRAWN,
     cache_length,
@@ -36,7 +37,7 @@ from tracekit_torch.adapters.causal_calls import (
 from tracekit_torch.adapters.encoder_runs import encoded, encoder_axis, encoder_inputs
 from tracekit_torch.adapters.processors import Stage
 from tracekit_torch.draws import Drawn
-from tracekit_torch.recorder import Choice, Recorder, Row, as_tensor, generator_state, survivors
+from tracekit_torch.recorder import Recorder, as_tensor, generator_state, survivors
 from tracekit_torch.rows import Axis
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from tracekit.extra.cosyvoice3.speech import SILENT
 from tracekit.inspection.sanity import UNSEEN
 from tracekit.trace import NO_TOKEN, Json
+from tracekit_torch.adapter import Choice, Row
 from tracekit_torch.adapters.causal_calls import NOT_DRAWN, cache_length, is_largest
 from tracekit_torch.adapters.ras_step import RasStep, sampling_numbers
 from tracekit_torch.adapters.speech_models import silent_tokens
@@ -25,7 +26,7 @@ from tracekit_torch.adapters.speech_rows import InputRow, Run, Vocabulary, runs
 from tracekit_torch.adapters.speech_segment import Segment
 from tracekit_torch.draws import Drawn
 from tracekit_torch.patching import Hook
-from tracekit_torch.recorder import Choice, Recorder, Row, as_tensor, generator_state
+from tracekit_torch.recorder import Recorder, as_tensor, generator_state
 
 SPECIAL = ("sos", "eos_token", "task_id", "fill_token")
 NOT_CALLED = "sampling_ids was not called, or is not the class's own"

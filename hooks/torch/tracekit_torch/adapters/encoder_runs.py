@@ -16,11 +16,12 @@ import torch
 from tracekit.dtypes import STORAGE
 from tracekit.formats.log import Tensor, TensorLike
 from tracekit.trace import ENCODER, ENCODER_PREFIX, Json
+from tracekit_torch.adapter import Row
 from tracekit_torch.adapters.causal_calls import spans
 from tracekit_torch.memory import CALL_BYTES
-from tracekit_torch.recorder import Recorder, Row
+from tracekit_torch.nested import first_tensor
+from tracekit_torch.recorder import Recorder
 from tracekit_torch.rows import Axis
-from tracekit_torch.taps import first_tensor
 
 INPUT_NAMES = ("input_ids", "inputs_embeds", "input_features", "input_values", "pixel_values")
 

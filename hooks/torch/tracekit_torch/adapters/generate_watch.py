@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import inspect
 import sys
 import threading
@@ -19,6 +18,7 @@ from tracekit_torch import describe
 from tracekit_torch.adapters import ModelKind, Watching, transformers_causal
 from tracekit_torch.adapters.processors import watched_chain
 from tracekit_torch.adapters.transformers_causal import TransformersCausal
+from tracekit_torch.living import instances
 from tracekit_torch.recorder import BESIDE, Recorder
 
 GENERATION_MODULE = "transformers.generation.utils"
@@ -59,19 +59,16 @@ class CausalModels(ModelKind):
 
     def owner(self, module: nn.Module) -> nn.Module | None:
         """The encoder-decoder whose encoder is called, before the model itself is, by `generate`."""
-        generation = sys.modules.get(GENERATION_MODULE)
-        if generation is None:
-            return None
-        living = (item for item in gc.get_objects() if issubclass(type(item), generation.GenerationMixin))
-        return next((item for item in living if transformers_causal.encoder_of(item) is module), None)
+        return next((item for item in _living() if transformers_causal.encoder_of(item) is module), None)
 
     def living(self) -> nn.Module | None:
-        generation = sys.modules.get(GENERATION_MODULE)
-        if generation is None:
-            return None
-        mixin = generation.GenerationMixin
-        found = (item for item in gc.get_objects() if issubclass(type(item), mixin))
-        return next((item for item in found if transformers_causal.knows(item)), None)
+        return next((item for item in _living() if transformers_causal.knows(item)), None)
+
+
+def _living() -> list[nn.Module]:
+    """Models that can generate; none where nothing has imported what they are made of."""
+    generation = sys.modules.get(GENERATION_MODULE)
+    return [] if generation is None else instances(generation.GenerationMixin)
 
 
 KIND = CausalModels()

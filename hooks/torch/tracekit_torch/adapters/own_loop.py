@@ -8,17 +8,18 @@ were known, or where the one token that is fed is the one that was chosen. Anyth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from tracekit.trace import Json
+from tracekit_torch.adapter import Row
 from tracekit_torch.adapters.causal_calls import is_largest
 from tracekit_torch.adapters.causal_loop import Begun, CausalLoop
-from tracekit_torch.recorder import Recorder, Row
-from tracekit_torch.taps import first_tensor
+from tracekit_torch.nested import first_tensor, tensors_in
+from tracekit_torch.recorder import Recorder
 
 INPUT_BYTES = 64 << 20
 """Inputs larger than this are not copied into the trace; the sites that read them are."""
@@ -112,7 +113,8 @@ class OwnLoop(CausalLoop):
     def _logits(self, output: Any) -> torch.Tensor | None:
         """[batch, time or 1, vocabulary]: the first tensor of such a shape, with a column for each id of a table."""
         begun = self._begun
-        for value in _tensors(output):
+        held = output if isinstance(output, Mapping | tuple | list) else getattr(output, "logits", output)
+        for value in tensors_in(held):
             if begun is None or not value.is_floating_point() or not 2 <= value.dim() <= 3:
                 continue
             value = value.unsqueeze(1) if value.dim() == 2 else value
@@ -144,17 +146,3 @@ def _from(arguments: Json, ids: torch.Tensor, first: int) -> Iterator[str]:
 
 def _counts(value: torch.Tensor) -> bool:
     return value.dtype in (torch.int64, torch.int32)
-
-
-def _tensors(output: Any) -> Iterator[torch.Tensor]:
-    """The tensors of an output, in its order."""
-    if isinstance(output, torch.Tensor):
-        yield output
-    elif isinstance(output, dict):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, (tuple, list)):
-        for value in output:
-            yield from _tensors(value)
-    elif isinstance(getattr(output, "logits", None), torch.Tensor):
-        yield output.logits

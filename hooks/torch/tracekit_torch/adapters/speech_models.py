@@ -10,7 +10,7 @@ from torch import nn
 
 from tracekit.trace import NOT_THE_LOGITS
 from tracekit_torch import describe
-from tracekit_torch.recorder import About
+from tracekit_torch.adapter import About
 
 MODEL_NAMES = ("CosyVoice3LM", "Qwen2LM")
 PARTS = ("llm", "llm_decoder", "speech_embedding", "sampling_ids", "sampling", "speech_token_size", "inference")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from tracekit.trace import Json
+from tracekit_torch.adapter import Row
 from tracekit_torch.adapters.ras_step import RasStep
 from tracekit_torch.adapters.speech_rows import KnownRows
-from tracekit_torch.recorder import Row
 
 
 class Segment:

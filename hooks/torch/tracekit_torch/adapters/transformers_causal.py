@@ -17,6 +17,7 @@ from torch import nn
 
 from tracekit.trace import ENCODER, Json
 from tracekit_torch import describe
+from tracekit_torch.adapter import About, Choice, Row
 from tracekit_torch.adapters.causal_calls import (
     NOT_DRAWN,
     cache_length,
@@ -30,10 +31,10 @@ from tracekit_torch.adapters.causal_loop import CausalLoop
 from tracekit_torch.adapters.encoder_runs import EncoderRun, encoded, encoder_axis
 from tracekit_torch.adapters.processors import Stage
 from tracekit_torch.draws import Drawn
+from tracekit_torch.nested import first_tensor
 from tracekit_torch.patching import Hook
-from tracekit_torch.recorder import BESIDE, About, Choice, Recorder, Row, generator_state, rows_of, survivors
+from tracekit_torch.recorder import BESIDE, Recorder, generator_state, rows_of, survivors
 from tracekit_torch.rows import Axis
-from tracekit_torch.taps import first_tensor
 
 
 def knows(module: nn.Module) -> bool:

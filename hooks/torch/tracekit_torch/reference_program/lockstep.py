@@ -8,7 +8,6 @@ indices) are those of the exact run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from tracekit_torch.nested import tensors_in
 
 BATCHED = {"_to_copy", "copy", "masked_fill"}
 """Operations that work value by value and that torch does not tag as such."""
@@ -114,7 +115,7 @@ class Lockstep(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.operations % PRUNED == 0:
             for key in [key for key, kept in self._beside.items() if kept.ref.expired()]:  # type: ignore[no-untyped-call]
                 del self._beside[key]
-        given = [value for value in _tensors((args, kwargs)) if self._of(value) is not None]
+        given = [value for value in tensors_in((args, kwargs)) if self._of(value) is not None]
         if func._schema.is_mutable:
             return self._in_place(func, name, args, kwargs, given)
         return self._out(func, name, args, kwargs, given)
@@ -125,8 +126,8 @@ class Lockstep(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _out(self, func: Any, name: str, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
         out = func(*args, **kwargs)
-        results = list(_tensors(out))
-        storages = {value.untyped_storage()._cdata for value in _tensors((args, kwargs))}
+        results = list(tensors_in(out))
+        storages = {value.untyped_storage()._cdata for value in tensors_in((args, kwargs))}
         made = [value for value in results if value.untyped_storage()._cdata not in storages]
         floating = [value for value in made if value.is_floating_point() or value.is_complex()]
         for value in made:
@@ -185,7 +186,7 @@ class Lockstep(TorchDispatchMode):  # type: ignore[no-untyped-call]
         (`results` None): the runs' values, [runs, *shape]."""
         plain = out_of_place(name)
         if torch.Tag.pointwise in func.tags or plain in BATCHED:
-            rank = max([value.dim() for value in _tensors((args, kwargs))], default=0)
+            rank = max([value.dim() for value in tensors_in((args, kwargs))], default=0)
             first = True
 
             def widened(value: Tensor) -> Tensor:
@@ -201,7 +202,7 @@ class Lockstep(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for index in range(self.runs):
             mine = _mapped(args, lambda value: self._run(value, index))  # noqa: B023
             done = func(*mine, **_mapped(kwargs, lambda value: self._run(value, index)))  # noqa: B023
-            runs.append([mine[0]] if results is None else list(_tensors(done)))
+            runs.append([mine[0]] if results is None else list(tensors_in(done)))
         if results is None:
             return torch.stack([run[0] for run in runs])
         return [
@@ -255,17 +256,6 @@ def _less(values: Tensor, exact: Tensor) -> Tensor:
     if exact.is_complex():
         return (values - exact).to(torch.complex64)
     return (values - exact).to(torch.float32).nan_to_num_(0.0, 0.0, 0.0)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
 
 
 def _mapped(value: Any, change: Any) -> Any:

@@ -25,10 +25,11 @@ from tracekit.dtypes import to_float
 from tracekit.inspection.losses import LogitsNotJudged
 from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, SiteData, resolve_in
 from tracekit_torch.eager import plain_name
+from tracekit_torch.nested import first_tensor
 from tracekit_torch.reference_program.lockstep import Lockstep
 from tracekit_torch.reference_program.routing import Choice, Choosing, Forced
 from tracekit_torch.rows import Axis, arranged
-from tracekit_torch.taps import first_tensor, repeated
+from tracekit_torch.tapped import repeated
 
 Floats = NDArray[np.float64]
 
