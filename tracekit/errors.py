@@ -8,7 +8,7 @@ class TraceError(Exception):
     that would break the line or move a terminal's cursor, as names in a damaged file may hold, are escaped."""
 
     def __init__(self, said: str) -> None:
-        super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in said))
+        super().__init__(printable(said))
 
 
 class UnknownName(TraceError, KeyError):
@@ -17,6 +17,11 @@ class UnknownName(TraceError, KeyError):
     def __str__(self) -> str:
         # KeyError shows the repr of its argument, a sentence in quotes.
         return str(self.args[0])
+
+
+def printable(text: str) -> str:
+    """A text without what breaks a line or moves a terminal's cursor."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from tracekit.dtypes import to_float
-from tracekit.errors import TraceError, UnknownName
+from tracekit.errors import TraceError, UnknownName, printable
 from tracekit.site_values import SiteValues, library
 from tracekit.trace import (
     ENCODER,
@@ -130,11 +130,6 @@ def html_table(title: str, heads: Seq[str], rows: Iterable[Seq[object]]) -> str:
     head = f"<thead>{line(heads, 'th')}</thead>" if heads else ""
     body = "".join(line(row, "td") for row in rows)
     return f"<table><caption>{html.escape(printable(title))}</caption>{head}<tbody>{body}</tbody></table>"
-
-
-def printable(text: str) -> str:
-    """A text out of a file without what moves a terminal's cursor."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _headline(trace: Trace) -> str:

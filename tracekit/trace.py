@@ -62,6 +62,10 @@ class Site:
     """What its rows are: None: positions of the sequence; `ENCODER`: positions of the encoder's input."""
 
 
+OPTIONAL = ("input", "parameters", "attributes", "same_as", "recorded_as", "skipped", "ended", "partial", "axis")
+"""Fields of a site that a row of the site table may leave out."""
+
+
 @dataclass(frozen=True)
 class Weight:
     """A parameter as the engine holds it; `digest` is XXH3-64 of its bytes, None where it was not hashed."""
@@ -350,34 +354,12 @@ def resolve_in(table: Mapping[str, Site], name: str, stored: Callable[[str], boo
 
 def site_from_row(row: Json) -> Site:
     """A row of the site table as JSON has it. Raises KeyError or TypeError where it is not one."""
-    return Site(
-        name=str(row["name"]),
-        module_class=str(row["class"]),
-        order=int(row["order"]),
-        input=row.get("input"),
-        parameters=dict(row.get("parameters") or {}),
-        attributes=dict(row.get("attributes") or {}),
-        same_as=row.get("same_as"),
-        recorded_as=row.get("recorded_as"),
-        skipped=row.get("skipped"),
-        ended=row.get("ended"),
-        partial=row.get("partial"),
-        axis=row.get("axis"),
-    )
+    said = {name: row[name] for name in OPTIONAL if row.get(name) is not None}
+    said |= {name: dict(said[name]) for name in ("parameters", "attributes") if name in said}
+    return Site(str(row["name"]), str(row["class"]), int(row["order"]), **said)
 
 
 def site_to_row(site: Site) -> Json:
     """The inverse of `site_from_row`; what is absent is left out."""
     row: Json = {"name": site.name, "class": site.module_class, "order": site.order}
-    optional = {
-        "input": site.input,
-        "parameters": dict(site.parameters),
-        "attributes": dict(site.attributes),
-        "same_as": site.same_as,
-        "recorded_as": site.recorded_as,
-        "skipped": site.skipped,
-        "ended": site.ended,
-        "partial": site.partial,
-        "axis": site.axis,
-    }
-    return row | {key: value for key, value in optional.items() if value}
+    return row | {name: said for name in OPTIONAL if (said := getattr(site, name))}

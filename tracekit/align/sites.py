@@ -37,7 +37,7 @@ def names(trace: Trace) -> dict[str, str]:
     for name, site in trace.sites.items():
         for asked in (name, name + INPUT_SUFFIX) if site.input else (name,):
             stored = resolve(trace, asked)
-            if stored is not None and stored != "logits":
+            if stored is not None and stored != LOGITS:
                 out[asked] = stored
     return out
 

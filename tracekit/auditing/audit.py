@@ -44,7 +44,7 @@ from tracekit.inspection.positions import prompt_length, step_of
 from tracekit.inspection.sanity import uncached
 from tracekit.inspection.settings import Difference, declared_differences, other_sizes
 from tracekit.inspection.site_rows import logits_width
-from tracekit.trace import Sequence, Trace, TraceError
+from tracekit.trace import LOGITS, Sequence, Trace, TraceError
 
 try:
     from threadpoolctl import threadpool_limits
@@ -293,7 +293,7 @@ def fits(trace: Trace, parameters: Parameters, recipe: Recipe) -> bool:
             if max(stop for _, stop in parts) != widths[0]:
                 return False
             widths = [stop - first for first, stop in parts]
-        if recipe.stored == "logits":
+        if recipe.stored == LOGITS:
             width = logits_width(sequence)
         elif recipe.stored in sites:
             width = sites[recipe.stored].width
@@ -311,7 +311,7 @@ def culprit_of(trace: Trace, sequence: Sequence, own: Own) -> Culprit:
     recipe = own.recipe
     rows = np.concatenate([window.rows for window in own.windows])
     row = int(rows[int(own.wrong_rows().argmax())])
-    position = sequence.step(row).position if recipe.site == "logits" else row
+    position = sequence.step(row).position if recipe.site == LOGITS else row
     data = sequence.sites.get(recipe.stored)
     step = step_of(position, prompt_length(sequence)) if data is None or data.axis is None else 0
     return Culprit(sequence.index, step, position, recipe.site, order_of(trace, recipe.site), own)

@@ -29,7 +29,7 @@ from tracekit.auditing.rounding import unit as unit_of
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.parameters import Parameters as StoredParameters
 from tracekit.inspection.site_rows import logits_width
-from tracekit.trace import Sequence, Trace
+from tracekit.trace import LOGITS, Sequence, Trace
 
 ROWS = 512
 """Most rows of a site that its parameters are estimated from."""
@@ -60,7 +60,7 @@ class OwnDifferences:
         covers the site. `names`: the candidate's names of stored sites."""
         first, stop = rows
         parameters = self._parameters_of(sides[0])
-        if site == "logits" and logits_width(sides[0]) != logits_width(sides[1]):
+        if site == LOGITS and logits_width(sides[0]) != logits_width(sides[1]):
             return None  # of other numbers of tokens: no recipe is of both
         recipe = self._recipes(parameters).get(site)
         if recipe is None or any(name not in names for name in recipe.inputs):
@@ -101,7 +101,7 @@ class OwnDifferences:
 
 def covered(run: Recomputation, recipe: Recipe, window: Window) -> bool:
     """Whether a run recorded a recipe's site and inputs over these rows."""
-    if recipe.stored != "logits" and recipe.stored not in run.sequence.sites:
+    if recipe.stored != LOGITS and recipe.stored not in run.sequence.sites:
         return False
     return any(one.first <= window.first and window.stop <= one.stop for one in run.windows(recipe, 1 << 62))
 

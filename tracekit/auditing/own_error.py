@@ -28,6 +28,7 @@ from tracekit.auditing.operations import Floats, Result
 from tracekit.auditing.operations.operation import Effort
 from tracekit.auditing.recipe import Recipe
 from tracekit.auditing.recompute import Recomputation, Window
+from tracekit.trace import LOGITS
 
 BLOCK_ROWS, FEWEST_ROWS, BLOCK_VALUES = 1024, 64, 1 << 20
 """Positions recomputed at a time: as many as hold about a million values, whose memory the allocator gives out again
@@ -312,7 +313,7 @@ def own_error(run: Recomputation, recipe: Recipe, stop: int = 1 << 62, level: fl
 
 def site_windows(run: Recomputation, recipe: Recipe, stop: int) -> list[Window]:
     """The rows of a site that can be judged, in blocks."""
-    if recipe.site != "logits" and recipe.stored not in run.sequence.sites:
+    if recipe.site != LOGITS and recipe.stored not in run.sequence.sites:
         return []
     width = run.width(recipe)
     return [part for window in run.windows(recipe, stop) for part in _blocks(window, width)]

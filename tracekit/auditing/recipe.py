@@ -25,7 +25,7 @@ from tracekit.auditing.operations.unmeasured import Unmeasured
 from tracekit.auditing.stated_arithmetic import Stated
 from tracekit.checkpoints.checkpoint import PREFIXES, Checkpoint
 from tracekit.inspection.positions import prompt_length
-from tracekit.trace import INPUT_SUFFIX, NOT_ASKED_FOR, Site, Trace, resolve
+from tracekit.trace import INPUT_SUFFIX, LOGITS, NOT_ASKED_FOR, Site, Trace, resolve
 
 HEAD = "lm_head"
 """The module that gives the logits, where the family is not known."""
@@ -120,8 +120,8 @@ class Book:
         found = resolve(self.trace, name)
         if found is None and self.wiring is not None:
             other = resolve(self.wiring, name)
-            found = None if other is None or other == "logits" else resolve(self.trace, other)
-        return found if found == "logits" or found in self.stored else None
+            found = None if other is None or other == LOGITS else resolve(self.trace, other)
+        return found if found == LOGITS or found in self.stored else None
 
     def reasons(self) -> dict[str, NotAudited]:
         """Sites that no recipe covers, and why."""
@@ -164,9 +164,9 @@ class Book:
         site = self._of_the_reference(site)
         if "weight" not in site.parameters:
             return
-        name = "logits" if stored == "logits" else site.name
+        name = LOGITS if stored == LOGITS else site.name
         source = self.resolve(site.name + INPUT_SUFFIX)
-        recipe = self._module(replace(site, name=name), stored, None if source == "logits" else source)
+        recipe = self._module(replace(site, name=name), stored, None if source == LOGITS else source)
         if isinstance(recipe, NotAudited):
             self.why[name] = recipe
         elif recipe is not None:
@@ -238,13 +238,13 @@ class Book:
     def add_logits(self) -> None:
         """The logits, where they are not the head's own output but follow from it."""
         head = self.resolve(HEAD if self.family is None else self.family.head)
-        if head is None or head == "logits" or not any(sequence.logits_dtype for sequence in self.trace.sequences):
+        if head is None or head == LOGITS or not any(sequence.logits_dtype for sequence in self.trace.sequences):
             return
         why = self.not_known()
         if why is not None:
-            self.why["logits"] = why
+            self.why[LOGITS] = why
         elif self.family is not None:
-            self.known["logits"] = Recipe("logits", "logits", self.family.logits(self.declared), (head,))
+            self.known[LOGITS] = Recipe(LOGITS, LOGITS, self.family.logits(self.declared), (head,))
 
     # ---------------------------------------------------------------- between modules
 
@@ -263,13 +263,13 @@ class Book:
     ) -> None:
         """A recipe of the first of `names` that is recorded; the others are the same value, passed on. `columns` of
         each input, where it is not all of them."""
-        found = [name for name in names if self.resolve(name) not in (None, "logits")]
+        found = [name for name in names if self.resolve(name) not in (None, LOGITS)]
         if not found:
             return
         name, stored = found[0], self.resolve(found[0])
         assert stored is not None
         sources = [self.resolve(source) for source in inputs]
-        missing = [source for source, held in zip(inputs, sources, strict=True) if held in (None, "logits")]
+        missing = [source for source, held in zip(inputs, sources, strict=True) if held in (None, LOGITS)]
         if missing:
             self.why[name] = NotAudited(Lacks.SITE, (missing[0],))
         else:

@@ -21,7 +21,7 @@ from tracekit.checkpoints.widened import narrowed
 from tracekit.dtypes import is_float
 from tracekit.inspection.sanity import recomputed_from
 from tracekit.inspection.site_rows import logits_reader, site_reader
-from tracekit.trace import ENCODER_PREFIX, Sequence, Trace, TraceError
+from tracekit.trace import ENCODER_PREFIX, LOGITS, Sequence, Trace, TraceError
 
 NO_TOKENS = np.zeros(0, np.int64)
 
@@ -183,13 +183,13 @@ class Recomputation:
 
     def dtype(self, site: str) -> str:
         """The format that a site was computed in."""
-        if site == "logits":
+        if site == LOGITS:
             return self.sequence.logits_dtype or "float32"
         return self.sequence.sites[site].dtype
 
     def width(self, recipe: Recipe) -> int:
         """Values a row."""
-        if recipe.site != "logits":
+        if recipe.site != LOGITS:
             data = self.sequence.sites.get(recipe.stored)
             return 1 if data is None else data.width
         logits = self.sequence.logits(0, 1)
@@ -197,7 +197,7 @@ class Recomputation:
 
     def windows(self, recipe: Recipe, stop: int) -> list[Window]:
         """Where a site and all its inputs are recorded, below position `stop`, each a run of rows without a gap."""
-        if recipe.site == "logits":
+        if recipe.site == LOGITS:
             steps = min(self.sequence.step_count, max(0, stop - self.first_step))
             ranges = self._shared(recipe.inputs, ((self.first_step, self.first_step + steps),))
             return [Window(first - self.first_step, last - self.first_step) for first, last in ranges]
@@ -248,7 +248,7 @@ class Recomputation:
         return self._recorded(site, window)
 
     def _read(self, site: str, window: Window) -> Floats:
-        reader = logits_reader(self.sequence) if site == "logits" else site_reader(self.sequence, site)
+        reader = logits_reader(self.sequence) if site == LOGITS else site_reader(self.sequence, site)
         values = reader(window.first, window.stop).astype(np.float64)
         values.flags.writeable = False
         return values
@@ -272,7 +272,7 @@ class Recomputation:
 
     def inputs(self, recipe: Recipe, window: Window) -> list[Floats]:
         """The recorded inputs of the same rows, [rows, width] each; from position 0, those that later rows read too."""
-        if recipe.site == "logits":
+        if recipe.site == LOGITS:
             window = Window(window.first + self.first_step, window.stop + self.first_step)
         whole = Window(0, window.stop)
         from_start = recipe.operation.from_start

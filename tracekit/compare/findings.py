@@ -5,9 +5,9 @@ Two values in a tuple are the reference's and the candidate's.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import ClassVar
 
 from tracekit.align.pair import Side
 
@@ -25,7 +25,7 @@ class Stage(IntEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding(ABC):
+class Finding:
     """Something that differs beyond rounding."""
 
     sequence: int  # the reference's
@@ -34,10 +34,8 @@ class Finding(ABC):
     site: str
     order: int = 0  # execution order of the site in the reference
 
-    @property
-    @abstractmethod
-    def stage(self) -> Stage:
-        """Where in the step."""
+    stage: ClassVar[Stage]
+    """Where in the step."""
 
     @property
     def rank(self) -> tuple[int, int, int, int]:
@@ -61,15 +59,12 @@ class PartDiffers:
 class InputDiffers(Finding):
     """A tensor of the prompt; `position` is the first entry that differs."""
 
+    stage: ClassVar[Stage] = Stage.INPUT
     name: str
     lengths: tuple[int, int]
     values: tuple[int | None, int | None] | None = None  # of that entry; None where a side has none
     texts: tuple[str | None, str | None] = (None, None)
     parts: tuple[PartDiffers, ...] = ()
-
-    @property
-    def stage(self) -> Stage:
-        return Stage.INPUT
 
 
 @dataclass(frozen=True)
@@ -84,13 +79,10 @@ class Unmatched:
 class RowsDiffer(Finding):
     """More rows were fed on one side for the same prompt entries; `position` is the first such row, where known."""
 
+    stage: ClassVar[Stage] = Stage.INPUT
     fed: tuple[int, int]
     entries: tuple[int, int]
     unmatched: Unmatched | None
-
-    @property
-    def stage(self) -> Stage:
-        return Stage.INPUT
 
 
 # -------------------------------------------------------------------- what was computed
@@ -100,52 +92,40 @@ class RowsDiffer(Finding):
 class SiteWrong(Finding):
     """A site's error is beyond the tolerance."""
 
+    stage: ClassVar[Stage] = Stage.SITE
     candidate_site: str
     ratio: float  # error over tolerance
     error: float  # relative L2
     wrong: int  # positions beyond the tolerance
     positions: int  # positions compared
 
-    @property
-    def stage(self) -> Stage:
-        return Stage.SITE
-
 
 @dataclass(frozen=True, kw_only=True)
 class PassedOn(Finding):
     """The candidate holds an earlier site's tensor here, where the reference computed another value."""
 
+    stage: ClassVar[Stage] = Stage.SITE
     candidate_site: str  # whose tensor it is
     units: float  # roundoff units that the two are apart in the reference
     error: float  # relative L2 of that distance
-
-    @property
-    def stage(self) -> Stage:
-        return Stage.SITE
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogitsWrong(Finding):
     """The logits' error at a step is beyond the tolerance."""
 
+    stage: ClassVar[Stage] = Stage.LOGITS
     ratio: float
     error: float
-
-    @property
-    def stage(self) -> Stage:
-        return Stage.LOGITS
 
 
 @dataclass(frozen=True, kw_only=True)
 class VocabulariesDiffer(Finding):
     """The logits of the two sides are of different numbers of tokens."""
 
+    stage: ClassVar[Stage] = Stage.LOGITS
     tokens: tuple[int, int]
     order: int = 1  # after values that are wrong
-
-    @property
-    def stage(self) -> Stage:
-        return Stage.LOGITS
 
 
 # -------------------------------------------------------------------- what was sampled
@@ -155,6 +135,7 @@ class VocabulariesDiffer(Finding):
 class SurvivorsDiffer(Finding):
     """Other survivors, or other probabilities of the same ones, than the logits explain."""
 
+    stage: ClassVar[Stage] = Stage.SURVIVORS
     lost: tuple[int, ...]  # tokens that survive in the reference alone
     gained: tuple[int, ...]  # tokens that survive in the candidate alone
     counts: tuple[int, int]
@@ -163,10 +144,6 @@ class SurvivorsDiffer(Finding):
     logit_error: float | None = None
     log_ratio: float | None = None  # nats: largest difference of a probability, of the same survivors
     allowed: float | None = None  # what the logits' error may make of the ratio, or of the distance
-
-    @property
-    def stage(self) -> Stage:
-        return Stage.SURVIVORS
 
 
 class DrawField(StrEnum):
@@ -188,13 +165,10 @@ DRAWS = "draws"
 class DrawDiffers(Finding):
     """Another use of the random generator."""
 
+    stage: ClassVar[Stage] = Stage.DRAW
     field: DrawField
     values: tuple[int | str, int | str]
     draw: int | None = None  # which of the step's draws; None where their number differs
-
-    @property
-    def stage(self) -> Stage:
-        return Stage.DRAW
 
 
 @dataclass(frozen=True)
@@ -209,21 +183,15 @@ class Chosen:
 class TokenDiffers(Finding):
     """Another token."""
 
+    stage: ClassVar[Stage] = Stage.TOKEN
     reference: Chosen
     candidate: Chosen
-
-    @property
-    def stage(self) -> Stage:
-        return Stage.TOKEN
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopDiffers(Finding):
     """The same tokens, of which one side has more."""
 
+    stage: ClassVar[Stage] = Stage.STOP
     steps: tuple[int, int]
     reasons: tuple[str | None, str | None]
-
-    @property
-    def stage(self) -> Stage:
-        return Stage.STOP

@@ -40,7 +40,7 @@ from tracekit.inspection.positions import prompt_length, step_of
 from tracekit.inspection.site_rows import logits_width, row_bytes, site_reader
 from tracekit.sampling.observed import Observed
 from tracekit.sampling.replay import observe
-from tracekit.trace import Array, Sequence, Step
+from tracekit.trace import LOGITS, Array, Sequence, Step
 
 
 @dataclass(frozen=True)
@@ -341,7 +341,7 @@ def _compare_logits(result: Search, pair: SequencePair, yardstick: Yardstick, st
     judged = yardstick.judge_logits(pair, steps) if steps else None
     if judged is None:
         return
-    result.ratios["logits"] = judged.site_ratio
+    result.ratios[LOGITS] = judged.site_ratio
     if result.drift is None:
         result.drift = drift(judged.ratio)
     wrong = np.flatnonzero(judged.wrong)
@@ -352,13 +352,13 @@ def _compare_logits(result: Search, pair: SequencePair, yardstick: Yardstick, st
                 sequence=pair.index,
                 step=at,
                 position=prompt - 1 + at,
-                site="logits",
+                site=LOGITS,
                 ratio=float(judged.ratio[at]),
                 error=float(judged.error[at]),
             )
         )
     elif judged.site_ratio > result.worst[0]:
-        result.worst = (judged.site_ratio, "logits")
+        result.worst = (judged.site_ratio, LOGITS)
 
 
 def _vocabularies(pair: SequencePair, prompt: int) -> list[Finding]:
@@ -366,7 +366,7 @@ def _vocabularies(pair: SequencePair, prompt: int) -> list[Finding]:
     ours, theirs = logits_width(pair.reference), logits_width(pair.candidate)
     if ours is None or theirs is None or ours == theirs:
         return []
-    return [VocabulariesDiffer(sequence=pair.index, step=0, position=prompt - 1, site="logits", tokens=(ours, theirs))]
+    return [VocabulariesDiffer(sequence=pair.index, step=0, position=prompt - 1, site=LOGITS, tokens=(ours, theirs))]
 
 
 def _note_logits_gap(result: Search, one: Observed, other: Observed) -> None:

@@ -18,7 +18,7 @@ from tracekit.compare.metrics import RowErrors, row_errors
 from tracekit.compare.noted import noted_alike
 from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.inspection.site_rows import Reader, logits_reader, logits_width, row_bytes, site_reader
-from tracekit.trace import Sequence, Trace
+from tracekit.trace import LOGITS, Sequence, Trace
 
 Floats = NDArray[np.float64]
 
@@ -258,8 +258,8 @@ class Uncalibrated:
         if exact is not None:
             return exact
         judged = self._measure(error, unit, LOGITS_ORDER, condition)
-        self.amplified.called(pair, "logits", "logits")
-        return self.amplified.judged(pair, "logits", 0, stop, judged)
+        self.amplified.called(pair, LOGITS, LOGITS)
+        return self.amplified.judged(pair, LOGITS, 0, stop, judged)
 
     def _condition(self, pair: SequencePair, order: int, first: int, stop: int) -> Floats:
         """How much more than elsewhere the sites before this one were off, by position: 1 or more."""
@@ -301,7 +301,7 @@ class Fallback:
 
     def otherwise_logits(self, pair: SequencePair, stop: int) -> Judged | None:
         """Logits that it does not hold."""
-        return self._counted("logits", self._rest.judge_logits(pair, stop))
+        return self._counted(LOGITS, self._rest.judge_logits(pair, stop))
 
     def _counted(self, name: str, judged: Judged | None) -> Judged | None:
         if judged is not None and judged.error.any():
@@ -362,8 +362,8 @@ class Oracle(Fallback):
         noise = row_errors(truth, ours, 0, stop, 8 * width)
         error = row_errors(truth, theirs, 0, stop, 8 * width)
         dtypes = _computed_in(pair.reference), _computed_in(pair.candidate)
-        self.amplified.called(pair, "logits", "logits")
-        return self.amplified.judged(pair, "logits", 0, stop, self._measure(apart, noise, error, dtypes, LOGITS_ORDER))
+        self.amplified.called(pair, LOGITS, LOGITS)
+        return self.amplified.judged(pair, LOGITS, 0, stop, self._measure(apart, noise, error, dtypes, LOGITS_ORDER))
 
     def _sequence(self, pair: SequencePair) -> Sequence | None:
         """The oracle's sequence of the same index and prompt."""
@@ -431,8 +431,8 @@ class Noise(Fallback):
         if not spreads:
             return self.otherwise_logits(pair, stop)
         judged = self._measure(apart, spreads, _computed_in(pair.reference), _computed_in(pair.candidate))
-        self.amplified.called(pair, "logits", "logits")
-        return self.amplified.judged(pair, "logits", 0, stop, judged)
+        self.amplified.called(pair, LOGITS, LOGITS)
+        return self.amplified.judged(pair, LOGITS, 0, stop, judged)
 
     def _sequences(self, pair: SequencePair) -> list[Sequence]:
         """The sequence of the pair in each trace that has it."""

@@ -21,6 +21,7 @@ from tracekit.auditing.recipe import Recipe, Recipes
 from tracekit.auditing.recompute import Recomputation, Window, joined
 from tracekit.inspection.positions import prompt_length
 from tracekit.mistakes.explanation import EVERYWHERE, Extent, Mistake, Value, Where
+from tracekit.trace import LOGITS
 
 ROWS = 256
 """Rows that a hypothesis is tried on; of longer recordings, those around the first wrong one and the last."""
@@ -209,7 +210,7 @@ class Case:
         """The case cut in two, where rows are wrong on both sides; none where they are not."""
         rows = self.window.rows
         reading = rows < self.prompt
-        if self.recipe.site == "logits" or not self.wrong[reading].any() or not self.wrong[~reading].any():
+        if self.recipe.site == LOGITS or not self.wrong[reading].any() or not self.wrong[~reading].any():
             return []
         cut = self.prompt
         windows = (Window(self.window.first, cut), Window(cut, self.window.stop))
@@ -231,7 +232,7 @@ class Case:
         """Rows that the mistake acts on: all, or only the prompt's, or only what comes from the first wrong row on,
         where the others are right."""
         rows = self.window.rows
-        if self.recipe.site == "logits":
+        if self.recipe.site == LOGITS:
             return np.ones(len(rows), dtype=bool)
         for part in (rows < self.prompt, rows >= self.prompt, rows >= rows[int(self.wrong.argmax())]):
             if self.wrong.any() and part.any() and not self.wrong[~part].any() and self.wrong[part].mean() > 0.5:

@@ -26,7 +26,7 @@ from tracekit.mistakes.culprits import explained_audit
 from tracekit.repro.failing_run import Input
 from tracekit.repro.fault import Evidence
 from tracekit.repro.rerun import Recording
-from tracekit.trace import Json, Sequence, Trace, TraceError, resolve
+from tracekit.trace import LOGITS, Json, Sequence, Trace, TraceError, resolve
 
 BLOCK = re.compile(r"(?P<block>(?:.*\.)?\d+)\.")
 SMALL_NORM = 0.1
@@ -91,7 +91,7 @@ def _pattern(names: tuple[str, ...]) -> str:
 
 def _evidence(run: Recomputation, culprit: Culprit, checkpoint: Checkpoint) -> Evidence:
     own, recipe = culprit.own, culprit.own.recipe
-    shown = culprit.position - (run.first_step if recipe.site == "logits" else 0)
+    shown = culprit.position - (run.first_step if recipe.site == LOGITS else 0)
     window = joined(own.windows, shown)
     inputs = run.inputs(recipe, window)
     recorded = run.recorded(recipe.stored, window)
@@ -99,7 +99,7 @@ def _evidence(run: Recomputation, culprit: Culprit, checkpoint: Checkpoint) -> E
     if not right.scales:  # the repro sums in no engine's order
         right = right.closest(recorded)
     dtype = run.dtype(recipe.stored)
-    rows = window.rows + (run.first_step if recipe.site == "logits" else 0)
+    rows = window.rows + (run.first_step if recipe.site == LOGITS else 0)
     expected: dict[str, TensorLike] = {
         "expected": as_tensor(right.values, dtype),
         "bound": np.sqrt(right.variance),
@@ -184,7 +184,7 @@ class ComparedFault:
 
     @property
     def recording(self) -> Recording:
-        if self.site == "logits":
+        if self.site == LOGITS:
             return Recording("logits")
         return Recording("all", _pattern((self.candidate_site, self.stored)))
 
@@ -207,10 +207,10 @@ class ComparedFault:
         compared = self._compared(trace, fed)
         assert compared is not None
         positions, expected, actual, bound = compared
-        first = prompt_length(self.pair.reference) - 1 if self.site == "logits" else 0
+        first = prompt_length(self.pair.reference) - 1 if self.site == LOGITS else 0
         check: Json = {
             "kind": "recorded",
-            "site": "logits" if self.site == "logits" else self.candidate_site,
+            "site": LOGITS if self.site == LOGITS else self.candidate_site,
             "first": int(positions[0]) - first,
             "stop": int(positions[-1]) + 1 - first,
         }
@@ -222,7 +222,7 @@ class ComparedFault:
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None:
         """Positions, the reference's rows, the candidate's, and how far each may be apart."""
         one, other = self.pair.reference, trace.sequences[fed.sequence]
-        if self.site == "logits":
+        if self.site == LOGITS:
             count, first = min(one.step_count, other.step_count), prompt_length(one) - 1
             logits = one.logits(0, count), other.logits(0, count)
             if not count or logits[0] is None or logits[1] is None:

@@ -18,7 +18,7 @@ from tracekit.repro.files import write_folder
 from tracekit.repro.layer_fault import AuditedFault, ComparedFault
 from tracekit.repro.rerun import Rerun
 from tracekit.repro.step_fault import FilterFault, InputFault, RandomFault, SamplerFault, StopFault
-from tracekit.trace import Trace
+from tracekit.trace import LOGITS, Trace
 from tracekit.verdict.causes import rule_of
 from tracekit.verdict.rule import Shows
 
@@ -100,7 +100,7 @@ def _layer_fault(case: Case, traces: Pair, pair: SequencePair) -> Fault:
 
 def _compared(case: Case, traces: Pair, pair: SequencePair) -> Fault:
     site, position = case.verdict.site or "", case.verdict.position or 0
-    if site == "logits":
+    if site == LOGITS:
         return ComparedFault(site, site, site, LOGITS_ORDER, position, pair, traces.reference)
     found = next((each for each in traces.sites.pairs if each.name == site), None)
     if found is None:

@@ -19,6 +19,8 @@ from tracekit.trace import Json
 
 Apply = Callable[[Floats, Context], Floats]
 """(scores [vocabulary], context) -> scores [vocabulary]; a token that is removed gets minus infinity."""
+Change = Callable[[Any], Apply]
+"""A setting's number -> what is done with it."""
 
 
 class Unit(StrEnum):
@@ -149,7 +151,32 @@ class FilterMistake:
     rank: Rank = Rank.RULE
 
 
+def instead(
+    identity: str,
+    words: str,
+    place: tuple[str, str, str],
+    change: Change,
+    kind: Callable[[Any], Any] = float,
+    value: Callable[[Any], Value] | None = None,
+) -> FilterMistake:
+    """Something else is done with the stated number. `place`: the processor's class, its setting, and what the words
+    call the number; `value`: what stands for the mistake, where that is not the number itself."""
+    processor, setting, called = place
+
+    def variants(stated: Stated, steps: Steps | None) -> Iterator[Variant]:
+        number = kind(stated.settings[setting])
+        told = {called: number} | ({} if value is None else {"value": value(number)})
+        yield Variant(stated.replaced(processor, change(number)), told)
+
+    return FilterMistake(identity, words, variants, called if value is None else "value", (setting,))
+
+
 # -------------------------------------------------------------------- the processor itself
+
+
+def by_number(change: Change, kind: Callable[[Any], Any] = float) -> Callable[[Json, Json], Apply]:
+    """What a processor of one number does, as `Processor.make`."""
+    return lambda numbers, settings: change(kind(*numbers.values()))
 
 
 def _nothing(each: Applied, done: Exercise) -> Iterator[object]:

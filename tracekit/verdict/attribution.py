@@ -25,7 +25,7 @@ from tracekit.compare.search import Search, compared_positions
 from tracekit.dtypes import is_float
 from tracekit.mistakes.culprits import ExplainedCulprit, alike, explained, is_precise
 from tracekit.mistakes.ranking import by_consequence
-from tracekit.trace import Trace, TraceError
+from tracekit.trace import LOGITS, Trace, TraceError
 from tracekit.verdict.handed_on import added
 
 
@@ -42,8 +42,8 @@ class SiteAtFault(Finding):
         return is_precise(self.culprit)
 
     @property
-    def stage(self) -> Stage:
-        return Stage.LOGITS if self.site == "logits" else Stage.SITE
+    def stage(self) -> Stage:  # type: ignore[override]
+        return Stage.LOGITS if self.site == LOGITS else Stage.SITE
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from tracekit.align.renamed import Origin
 from tracekit.auditing.not_audited import NotAudited
 from tracekit.checkpoints.relations import Relation
 from tracekit.compare.search import Search
+from tracekit.trace import LOGITS
 from tracekit.verdict.ruling import TokenMargin
 
 # -------------------------------------------------------------------- parameters, settings, prompts
@@ -144,7 +145,7 @@ class AllEqual:
 def agreement(found: Search) -> TokensAlone | LargestError | AllEqual:
     """How far two traces without a divergence agree."""
     ratio, site = found.worst
-    if not found.compared.values and "logits" not in found.ratios:
+    if not found.compared.values and LOGITS not in found.ratios:
         return TokensAlone()
     return AllEqual() if site is None else LargestError(ratio, site)
 

@@ -18,6 +18,7 @@ from tracekit.compare.metrics import RowErrors, row_errors
 from tracekit.compare.search import common_ranges, compared_positions
 from tracekit.compare.yardstick import logits_readers
 from tracekit.inspection.site_rows import row_bytes, site_reader
+from tracekit.trace import LOGITS
 
 
 def added(traces: Pair, pair: SequencePair, checkpoint: Checkpoint) -> dict[str, float]:
@@ -50,15 +51,15 @@ class _Walk:
         steps = min(one.step_count, other.step_count, max(0, stop - first_step))
         logits = logits_readers(self._pair, steps)
         if logits is not None:
-            self._names["logits"] = "logits"
+            self._names[LOGITS] = LOGITS
             error = row_errors(*logits[:2], 0, steps, 8 * logits[2])
-            out["logits"] = max(largest, self._share("logits", "logits", (0, steps), error))
+            out[LOGITS] = max(largest, self._share(LOGITS, LOGITS, (0, steps), error))
         return out
 
     def _unit(self, site: str) -> float:
         """Unit roundoff of the side that is coarser."""
         one, other = self._pair.reference, self._pair.candidate
-        if site == "logits":
+        if site == LOGITS:
             return max(unit(one.logits_dtype or "float32"), unit(other.logits_dtype or "float32"))
         return max(unit(one.sites[site].dtype), unit(other.sites[self._names[site]].dtype))
 
@@ -68,7 +69,7 @@ class _Walk:
         before = self._relative[axis] = np.pad(before, (0, max(0, stop - len(before))))
         share = 0.0
         if error.difference.any():
-            width = self._pair.reference.sites[site].width if site != "logits" else 1
+            width = self._pair.reference.sites[site].width if site != LOGITS else 1
             beyond = self._own((self._pair.reference, self._pair.candidate), self._names, site, rows, self._tests)
             beyond = np.full(stop - first, np.nan) if beyond is None else beyond
             # Of a site without a recipe only its size is known: an error as large as any before it may be there, or as

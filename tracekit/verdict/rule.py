@@ -57,6 +57,16 @@ class Case:
         return rule_token(self.pair, self.found, first) if isinstance(first, TokenDiffers) else None
 
 
+def sampled(cause: str) -> Callable[[Case, Ruling | None], Ruling | None]:
+    """As `CauseRule.holds`: the step's draws and tokens, worked out again, say this cause."""
+
+    def holds(case: Case, ruling: Ruling | None) -> Ruling | None:
+        found = case.sampled if ruling is None else None
+        return found if found is not None and found.cause == cause else None
+
+    return holds
+
+
 class Luck(StrEnum):
     """What says whether a seed whose tokens agree may have the fault all the same."""
 

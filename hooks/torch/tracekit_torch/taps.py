@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from tracekit.trace import ENCODER, INPUT_SUFFIX, Json
+from tracekit.trace import ENCODER, INPUT_SUFFIX, LOGITS, Json
 from tracekit_torch.eager import plain_name, uncompiled
 from tracekit_torch.memory import WORDS, CallMemory
 from tracekit_torch.nested import first_tensor
@@ -132,7 +132,7 @@ class Taps:
     def mark_logits(self) -> None:
         """The head's output is kept as the steps' logits, not as a site."""
         if self._head is not None and self._head.outputs and not self._head.outputs[0].stored:
-            self._change(self._head.outputs[0], recorded_as="logits")
+            self._change(self._head.outputs[0], recorded_as=LOGITS)
 
     def logits_are(self, logits: torch.Tensor) -> None:
         """The model gave these logits. Where they are made from the head's output, its last row is a site."""

@@ -8,13 +8,14 @@ from tracekit.auditing.operations import Floats, as_stored
 from tracekit.auditing.operations.norms import Norm
 from tracekit.mistakes.registry import SiteMistake
 from tracekit.mistakes.suspect import Case, Hypothesis, narrower, plainly, product
+from tracekit.trace import LOGITS
 
 LINEAR = ("linear",)
 
 
 def _another(case: Case) -> Iterator[Hypothesis]:
     """What the layer's input was itself made from: a norm that is skipped."""
-    if case.recipe.site == "logits":
+    if case.recipe.site == LOGITS:
         return
     stated = case.recipe.inputs[0]
     for recipe in case.recipes.known:

@@ -15,6 +15,7 @@ from tracekit.mistakes.explanation import Value
 from tracekit.mistakes.fitting import best_on_grid, logarithmic
 from tracekit.mistakes.registry import Complexity, SiteMistake
 from tracekit.mistakes.suspect import Case, Hypothesis, Made, narrowed, narrower, plainly
+from tracekit.trace import LOGITS
 
 CONSTANT_ROWS = 4
 """Rows from which a constant that is added can be told from what varies."""
@@ -54,7 +55,7 @@ def _fitted_gain(case: Case, base: Floats) -> Made:
 
 
 def _soft_cap(case: Case) -> Iterator[Hypothesis]:
-    if case.recipe.site == "logits" or case.recipe.kind == "linear":
+    if case.recipe.site == LOGITS or case.recipe.kind == "linear":
         yield Hypothesis(lambda: _fitted_cap(case))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from tracekit.formats.file_values import is_number
-from tracekit.sampling.processor import Apply, Processor, Unit, removed_nothing
+from tracekit.sampling.processor import Processor, Unit, by_number, removed_nothing
 from tracekit.sampling.scores import GONE, Floats, Rounded, softmax
 from tracekit.trace import Json
 
@@ -16,11 +16,6 @@ from tracekit.trace import Json
 def keep_epsilon(values: Floats, epsilon: float) -> Floats:
     """Scores with tokens below a probability removed."""
     return np.where((softmax(values) < epsilon) & (values < values.max()), GONE, values)
-
-
-def _make(numbers: Json, settings: Json) -> Apply:
-    epsilon = float(numbers["epsilon"])
-    return lambda values, context: keep_epsilon(values, epsilon)
 
 
 def _cut(numbers: Json, values: Floats) -> tuple[Floats, Unit]:
@@ -37,7 +32,7 @@ PROCESSOR = Processor(
     words="epsilon cutoff",
     place=270,
     arguments=("epsilon",),
-    make=_make,
+    make=by_number(lambda epsilon: lambda values, context: keep_epsilon(values, epsilon)),
     accepts=is_number,
     neutral=(0.0,),
     sampled=True,

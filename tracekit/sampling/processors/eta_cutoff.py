@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tracekit.formats.file_values import is_number
-from tracekit.sampling.processor import Apply, Processor, Unit, removed_nothing
+from tracekit.sampling.processor import Processor, Unit, by_number, removed_nothing
 from tracekit.sampling.processors.epsilon_cutoff import keep_epsilon
 from tracekit.sampling.scores import Floats, Rounded, softmax
 from tracekit.trace import Json
@@ -16,11 +16,6 @@ def _eta(values: Floats, epsilon: float) -> float:
     alive = probs[probs > 0]
     entropy = float(-(alive * np.log(alive)).sum())
     return min(epsilon, float(np.sqrt(epsilon) * np.exp(-entropy)))
-
-
-def _make(numbers: Json, settings: Json) -> Apply:
-    epsilon = float(numbers["epsilon"])
-    return lambda values, context: keep_epsilon(values, _eta(values, epsilon))
 
 
 def _cut(numbers: Json, values: Floats) -> tuple[Floats, Unit]:
@@ -39,7 +34,7 @@ PROCESSOR = Processor(
     words="eta cutoff",
     place=280,
     arguments=("epsilon",),
-    make=_make,
+    make=by_number(lambda epsilon: lambda values, context: keep_epsilon(values, _eta(values, epsilon))),
     accepts=is_number,
     neutral=(0.0,),
     sampled=True,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from tracekit.formats.file_values import is_number
-from tracekit.sampling.observed import Context
 from tracekit.sampling.other_numbers import Interval, last_in_and_first_out, within
 from tracekit.sampling.processor import (
     Apply,
-    FilterMistake,
     Processor,
     Stated,
     Steps,
     Unit,
-    Variant,
+    by_number,
+    instead,
     removed_nothing,
     run,
 )
@@ -26,14 +23,9 @@ from tracekit.trace import Json
 NAME, SETTING, PLACE = "MinPLogitsWarper", "min_p", 250
 
 
-def _make(numbers: Json, settings: Json) -> Apply:
-    share = float(numbers["min_p"])
-
-    def apply(values: Floats, context: Context) -> Floats:
-        probs = softmax(values)
-        return np.where(probs < share * probs.max(), GONE, values)
-
-    return apply
+def _keep_min_p(values: Floats, share: float) -> Floats:
+    probs = softmax(values)
+    return np.where(probs < share * probs.max(), GONE, values)
 
 
 def _cut(numbers: Json, values: Floats) -> tuple[Floats, Unit]:
@@ -47,13 +39,8 @@ def _rounds(numbers: Json, values: Floats, rounded: Rounded) -> Floats:
     return np.asarray(probs * (logs + float(logs[np.argmax(values)]) + 4.0 * rounded.unit))
 
 
-def _on_logits(stated: Stated, steps: Steps | None) -> Iterator[Variant]:
-    share = float(stated.settings[SETTING])
-
-    def apply(values: Floats, context: Context) -> Floats:
-        return np.where((values < share * values.max()) & (values < values.max()), GONE, values)
-
-    yield Variant(stated.replaced(NAME, apply), {"min_p": share})
+def _on_logits(share: float) -> Apply:
+    return lambda values, context: np.where(values < min(share * values.max(), values.max()), GONE, values)
 
 
 def _interval(stated: Stated, steps: Steps) -> Interval | None:
@@ -76,7 +63,7 @@ PROCESSOR = Processor(
     words="min-p",
     place=PLACE,
     arguments=("min_p",),
-    make=_make,
+    make=by_number(lambda share: lambda values, context: _keep_min_p(values, share)),
     accepts=is_number,
     neutral=(0.0,),
     sampled=True,
@@ -85,12 +72,11 @@ PROCESSOR = Processor(
     rounds=_rounds,
     unexercised=removed_nothing,
     mistakes=(
-        FilterMistake(
+        instead(
             "min_p_on_logits",
             "min-p {min_p:g} is taken as a share of the largest logit, not of the largest probability",
+            (NAME, SETTING, "min_p"),
             _on_logits,
-            "min_p",
-            (SETTING,),
         ),
         within(SETTING, _interval),
     ),

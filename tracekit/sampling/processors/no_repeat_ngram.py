@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tracekit.formats.file_values import is_count
-from tracekit.sampling.processor import Apply, Processor
+from tracekit.sampling.processor import Processor, by_number
 from tracekit.sampling.scores import Floats, without
-from tracekit.trace import Json
 
 
 def _without_repeats(values: Floats, size: int, history: Sequence[int]) -> Floats:
@@ -22,18 +21,13 @@ def _without_repeats(values: Floats, size: int, history: Sequence[int]) -> Float
     return without(values, [past[end] for end in ends if past[end - size + 1 : end] == tail])
 
 
-def _make(numbers: Json, settings: Json) -> Apply:
-    size = int(numbers["ngram_size"])
-    return lambda values, context: _without_repeats(values, size, context.history)
-
-
 PROCESSOR = Processor(
     name="NoRepeatNGramLogitsProcessor",
     setting="no_repeat_ngram_size",
     words="no-repeat n-gram",
     place=60,
     arguments=("ngram_size",),
-    make=_make,
+    make=by_number(lambda size: lambda values, context: _without_repeats(values, size, context.history), int),
     accepts=is_count,
     neutral=(0,),
 )

@@ -13,9 +13,19 @@ from tracekit.formats.file_values import is_number
 from tracekit.sampling.exercise import Exercise, NoRepeats, Value
 from tracekit.sampling.observed import Context
 from tracekit.sampling.other_numbers import another, simplest
-from tracekit.sampling.processor import Applied, Apply, FilterMistake, Processor, Stated, Steps, Variant
+from tracekit.sampling.processor import (
+    Applied,
+    Apply,
+    Change,
+    FilterMistake,
+    Processor,
+    Stated,
+    Steps,
+    Variant,
+    by_number,
+    instead,
+)
 from tracekit.sampling.scores import SMALLEST, Floats, rounding, seen_tokens
-from tracekit.trace import Json
 
 NAME, SETTING = "RepetitionPenaltyLogitsProcessor", "repetition_penalty"
 TEMPERATURE = "TemperatureLogitsWarper"
@@ -35,25 +45,14 @@ def penalised(values: Floats, penalty: float, history: Sequence[int]) -> Floats:
     return out
 
 
-def _make(numbers: Json, settings: Json) -> Apply:
-    penalty = float(numbers["penalty"])
-    return lambda values, context: penalised(values, penalty, context.history)
-
-
 # -------------------------------------------------------------------- mistakes
-
-Change = Callable[[float], Apply]
-"""penalty -> what is done in its place."""
 
 
 def _mistake(
     identity: str, words: str, change: Change, value: Callable[[float], Value] = lambda penalty: penalty
 ) -> FilterMistake:
-    def variants(stated: Stated, steps: Steps | None) -> Iterator[Variant]:
-        penalty = float(stated.settings[SETTING])
-        yield Variant(stated.replaced(NAME, change(penalty)), {"penalty": penalty, "value": value(penalty)})
-
-    return FilterMistake(identity, f"repetition penalty {{penalty:g}} {words}", variants, "value", (SETTING,))
+    words = f"repetition penalty {{penalty:g}} {words}"
+    return instead(identity, words, (NAME, SETTING, "penalty"), change, value=value)
 
 
 def _of(history: Callable[[Context], Sequence[int]]) -> Change:
@@ -130,7 +129,7 @@ PROCESSOR = Processor(
     words="repetition penalty",
     place=50,
     arguments=("penalty",),
-    make=_make,
+    make=by_number(_of(lambda context: context.history)),
     accepts=is_number,
     neutral=(1.0,),
     common=True,

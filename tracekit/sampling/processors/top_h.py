@@ -6,8 +6,6 @@ Potraghloo et al. 2025 (Top-H Decoding); transformers' `TopHLogitsWarper`, which
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,12 +13,10 @@ from tracekit.formats.file_values import is_number
 from tracekit.sampling.observed import Context
 from tracekit.sampling.processor import (
     Apply,
-    FilterMistake,
     Processor,
-    Stated,
-    Steps,
     Unit,
-    Variant,
+    by_number,
+    instead,
     removed_nothing,
 )
 from tracekit.sampling.scores import GONE, Floats, Rounded, softmax, surprises
@@ -54,11 +50,6 @@ def _keep_top_h(values: Floats, share: float) -> Floats:
     return _keep(values, order[stays])
 
 
-def _make(numbers: Json, settings: Json) -> Apply:
-    share = float(numbers["top_h"])
-    return lambda values, context: _keep_top_h(values, share)
-
-
 def _cut(numbers: Json, values: Floats) -> tuple[Floats, Unit]:
     """In nats of entropy."""
     order, entropy = _entropy(values)
@@ -76,16 +67,15 @@ def _rounds(numbers: Json, values: Floats, rounded: Rounded) -> Floats:
     return np.full(values.size, terms + 2.0 * rounded.sum(probs * surprise))
 
 
-def _crossing(stated: Stated, steps: Steps | None) -> Iterator[Variant]:
+def _crossing(share: float) -> Apply:
     """The token that crosses the threshold is kept, as top-p keeps its own."""
-    share = float(stated.settings[SETTING])
 
     def apply(values: Floats, context: Context) -> Floats:
         order, entropy = _entropy(values)
         before = np.concatenate([[0.0], entropy[:-1]])
         return _keep(values, order[before <= share * entropy[-1]])
 
-    yield Variant(stated.replaced(NAME, apply), {"share": share})
+    return apply
 
 
 PROCESSOR = Processor(
@@ -94,19 +84,18 @@ PROCESSOR = Processor(
     words="top-H",
     place=220,
     arguments=("top_h",),
-    make=_make,
+    make=by_number(lambda share: lambda values, context: _keep_top_h(values, share)),
     accepts=is_number,
     sampled=True,
     cut=_cut,
     rounds=_rounds,
     unexercised=removed_nothing,
     mistakes=(
-        FilterMistake(
+        instead(
             "top_h_keeps_crossing_token",
             "top-H {share:g} keeps the token that crosses its share of the entropy, as top-p does",
+            (NAME, SETTING, "share"),
             _crossing,
-            "share",
-            (SETTING,),
         ),
     ),
 )

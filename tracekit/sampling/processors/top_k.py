@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -10,12 +10,14 @@ from tracekit.formats.file_values import is_count
 from tracekit.sampling.other_numbers import another, counts
 from tracekit.sampling.processor import (
     Apply,
+    Change,
     FilterMistake,
     Processor,
     Stated,
     Steps,
     Unit,
-    Variant,
+    by_number,
+    instead,
     removed_nothing,
 )
 from tracekit.sampling.scores import GONE, Floats, Rounded, kth_largest, without
@@ -29,11 +31,6 @@ USUAL = (1, 5, 10, 20, 25, 30, 40, 50, 64, 100)
 def keep_top_k(values: Floats, k: int) -> Floats:
     """Scores with what is below the k-th largest removed."""
     return np.where(values < kth_largest(values, k), GONE, values)
-
-
-def _make(numbers: Json, settings: Json) -> Apply:
-    k = int(numbers["top_k"])
-    return lambda values, context: keep_top_k(values, k)
 
 
 def kth_cut(values: Floats, k: int) -> Floats:
@@ -74,12 +71,8 @@ def _exactly(k: int) -> Apply:
     return lambda values, context: without(values, np.argsort(-values, kind="stable")[k:].tolist())
 
 
-def _mistake(identity: str, words: str, change: Callable[[int], Apply], more: int = 0) -> FilterMistake:
-    def variants(stated: Stated, steps: Steps | None) -> Iterator[Variant]:
-        k = int(stated.settings[SETTING])
-        yield Variant(stated.replaced(NAME, change(k)), {"k": k, "value": k + more})
-
-    return FilterMistake(identity, words, variants, "value", (SETTING,))
+def _mistake(identity: str, words: str, change: Change, more: int = 0) -> FilterMistake:
+    return instead(identity, words, (NAME, SETTING, "k"), change, int, lambda k: k + more)
 
 
 def _numbers(stated: Stated, steps: Steps) -> Iterator[float]:
@@ -92,7 +85,7 @@ PROCESSOR = Processor(
     words="top-k",
     place=230,
     arguments=("top_k",),
-    make=_make,
+    make=by_number(lambda k: lambda values, context: keep_top_k(values, k), int),
     accepts=is_count,
     neutral=(0,),
     sampled=True,

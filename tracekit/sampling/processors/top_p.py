@@ -5,20 +5,18 @@ Holtzman et al. 2019; transformers' `TopPLogitsWarper`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import numpy as np
 
 from tracekit.formats.file_values import is_number
 from tracekit.sampling.other_numbers import Interval, mass_interval, within
 from tracekit.sampling.processor import (
     Apply,
-    FilterMistake,
     Processor,
     Stated,
     Steps,
     Unit,
-    Variant,
+    by_number,
+    instead,
     removed_nothing,
 )
 from tracekit.sampling.scores import GONE, Floats, Rounded, descending, mass_above, softmax
@@ -37,11 +35,6 @@ def drop_crossing(values: Floats, p: float) -> Floats:
     """The same without the token that crosses p: a mistake."""
     above, probs = mass_above(values), softmax(values)
     return np.where((above + probs <= p) | (above == 0.0), values, GONE)
-
-
-def _make(numbers: Json, settings: Json) -> Apply:
-    p = float(numbers["top_p"])
-    return lambda values, context: keep_top_p(values, p)
 
 
 def _cut(numbers: Json, values: Floats) -> tuple[Floats, Unit]:
@@ -67,14 +60,6 @@ def _one_more(p: float) -> Apply:
     return apply
 
 
-def _mistake(identity: str, words: str, change: Callable[[float], Apply]) -> FilterMistake:
-    def variants(stated: Stated, steps: Steps | None) -> Iterator[Variant]:
-        p = float(stated.settings[SETTING])
-        yield Variant(stated.replaced(NAME, change(p)), {"p": p})
-
-    return FilterMistake(identity, f"top-p {{p:g}} {words}", variants, "p", (SETTING,))
-
-
 def _interval(stated: Stated, steps: Steps) -> Interval | None:
     return mass_interval(PLACE, stated, steps)
 
@@ -85,7 +70,7 @@ PROCESSOR = Processor(
     words="top-p",
     place=PLACE,
     arguments=("top_p",),
-    make=_make,
+    make=by_number(lambda p: lambda values, context: keep_top_p(values, p)),
     accepts=is_number,
     neutral=(1.0,),
     sampled=True,
@@ -94,12 +79,18 @@ PROCESSOR = Processor(
     rounds=_rounds,
     unexercised=removed_nothing,
     mistakes=(
-        _mistake(
+        instead(
             "top_p_drops_crossing_token",
-            "drops the token that crosses p; the smallest set of mass p or more keeps it",
+            "top-p {p:g} drops the token that crosses p; the smallest set of mass p or more keeps it",
+            (NAME, SETTING, "p"),
             lambda p: lambda values, context: drop_crossing(values, p),
         ),
-        _mistake("top_p_keeps_one_more", "keeps one token more than the one that crosses p", _one_more),
+        instead(
+            "top_p_keeps_one_more",
+            "top-p {p:g} keeps one token more than the one that crosses p",
+            (NAME, SETTING, "p"),
+            _one_more,
+        ),
         within(SETTING, _interval),
     ),
 )

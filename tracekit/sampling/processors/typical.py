@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.formats.file_values import is_number
-from tracekit.sampling.processor import Apply, Processor, Unit, removed_nothing
+from tracekit.sampling.processor import Processor, Unit, by_number, removed_nothing
 from tracekit.sampling.scores import GONE, Floats, Rounded, before_each, softmax, surprises
 from tracekit.trace import Json
 
@@ -28,11 +28,6 @@ def _keep_typical(values: Floats, mass: float) -> Floats:
     goes = distance > distance[order[last]]
     goes[order[0]] = False
     return np.where(goes, GONE, values)
-
-
-def _make(numbers: Json, settings: Json) -> Apply:
-    mass = float(numbers["mass"])
-    return lambda values, context: _keep_typical(values, mass)
 
 
 def _cut(numbers: Json, values: Floats) -> tuple[Floats, Unit]:
@@ -60,7 +55,7 @@ PROCESSOR = Processor(
     words="typical-p",
     place=260,
     arguments=("mass",),
-    make=_make,
+    make=by_number(lambda mass: lambda values, context: _keep_typical(values, mass)),
     accepts=is_number,
     neutral=(1.0,),
     sampled=True,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from tracekit.compare.findings import Finding, TokenDiffers
 from tracekit.mistakes.explanation import Explained
+from tracekit.trace import LOGITS
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.counterfactual.token import NEAR
 from tracekit.verdict.decision import Decision
@@ -51,7 +52,7 @@ def _ruling(case: Case, token: Ruling | None) -> Ruling:
 def _is_near(case: Case, ruling: Ruling) -> bool:
     """Whether the logits' error would cover the margin if it were rounding's: as large as its tolerance."""
     token = ruling.margins.token
-    over = max(1.0, case.found.ratios.get("logits", 1.0))
+    over = max(1.0, case.found.ratios.get(LOGITS, 1.0))
     return token is None or abs(token.margin) <= NEAR * token.error / over
 
 
