@@ -57,12 +57,16 @@ def _unharmed(otherwise: Callable[..., Any]) -> Callable[[F], F]:
 
 
 class Recording:
-    """One program's recording; use it in `with`, or call `close`.
+    """One program's recording; use it in `with`, or call `close`. An error of the recording ends the recording with one
+    line on stderr, never the program.
 
-    `implementation` is a short word for the engine. `described` is what the first frame of the log says besides
-    (docs/format.md): `versions`, `device`, `dtype`, `model` (the numbers of a config.json as the engine uses them),
-    `checkpoint` (path of the weights), `seed`, `arithmetic`. `sites` may describe sites by name: `class`, `attributes`,
-    `parameters`.
+    Args:
+        implementation: a short word for the engine.
+        out: the archive (`.h5`) or log (`.tklog`); None: the log that `TRACEKIT_LOG` names, and nothing without it.
+        sites: sites by name, each with any of `class`, `attributes` and `parameters`.
+        described: what the first frame of the log says besides (docs/format.md): `versions`, `device`, `dtype`, `model`
+            (the numbers of a config.json as the engine uses them), `checkpoint` (path of the weights), `seed`,
+            `arithmetic`.
     """
 
     def __init__(
@@ -101,7 +105,14 @@ class Recording:
         seed: int | None = None,
         **sampling: Any,
     ) -> Generation:
-        """A generation begins. `sampling`: what of `do_sample, temperature, top_k, top_p, …` is applied."""
+        """A generation begins.
+
+        Args:
+            prompt_ids: token ids, i64 [n].
+            prompt_text: the prompt as text.
+            seed: what its generator was seeded with.
+            sampling: those of `do_sample, temperature, top_k, top_p, …` that are applied.
+        """
         index = self._begin(prompt_ids, prompt_text, seed, sampling)
         return Generation(self, index, -1 if index is None else len(prompt_ids))
 
@@ -283,10 +294,15 @@ class Generation:
         self._steps = 0
 
     def forward(self, first_position: int, rows: int, values: Mapping[str, Any]) -> None:
-        """The values of one forward call over positions [first_position, first_position + rows), by site: arrays
-        [rows, width] or [1, rows, …], of any library that has the buffer protocol or numpy's, bfloat16 included. One
-        row alone is the last one. A module's input is named `<module>:in`. The very same array under several names is
-        stored once."""
+        """The values of one forward call over positions [first_position, first_position + rows).
+
+        Args:
+            first_position: of the first row; positions count from 0 in each generation.
+            rows: positions of the call.
+            values: arrays [rows, width] or [1, rows, …] by site, of any library that has the buffer protocol or
+                numpy's, bfloat16 included. An array of one row is the last position's. A module's input is named
+                `<module>:in`. The same array object under several names is stored once.
+        """
         if self._index is not None:
             self._recording._call(self._index, first_position, rows, values)
 
@@ -299,9 +315,15 @@ class Generation:
         draws: Sequence[Draw] = (),
         text: str | None = None,
     ) -> int:
-        """A token was chosen; the one to go on with comes back: another one under `--follow`.
+        """The token to continue with: `token` itself, or under `--follow` the followed trace's.
 
-        `logits` [V] as the model gave them; `survivors`: ids [n] and probabilities [n] of what could be drawn."""
+        Args:
+            token: what the engine chose.
+            logits: [V], as the model gave them, before any processor.
+            survivors: ids [n] and probabilities [n] of the tokens that could be drawn, in any order.
+            draws: uses of the random generator, in their order.
+            text: of the token.
+        """
         if self._index is None:
             return token
         step, self._steps = self._steps, self._steps + 1
@@ -309,7 +331,7 @@ class Generation:
         return int(self._recording._step(self._index, step, position, token, logits, survivors, draws, text))
 
     def end(self, reason: str = "done") -> None:
-        """The generation ends: `stop` (a stop token), `length`, `error`, `left`."""
+        """The generation ends. `reason`: `stop` (a stop token), `length`, `error`, `left` or `done`."""
         if self._index is not None:
             self._recording._end(self._index, self._steps, reason)
 

@@ -15,25 +15,32 @@ FLASH = {"auto": -1, "off": 0, "on": 1}
 
 @dataclass(frozen=True)
 class Options:
-    """A generation. `temperature` 0 is greedy. Raises TraceError for a value that means nothing."""
+    """How a generation is run and recorded. Raises TraceError for a value that is not valid."""
 
     max_new_tokens: int = 32
     seed: int = 0
     temperature: float = 0.0
-    top_k: int = 0  # 0: all
+    """0: greedy decoding."""
+    top_k: int = 0
+    """0: all tokens."""
     top_p: float = 1.0
     min_p: float = 0.0
     level: str = "all"
+    """`tokens`, `logits`, `layers` or `all`."""
     sites: str | None = None
     """Regular expression; only sites whose name it finds are kept."""
     follow: str | None = None
     """Path of the trace whose tokens are forced."""
     threads: int = 1
-    context: int = 0  # positions; 0: as many as the prompt and the new tokens need
+    context: int = 0
+    """Positions; 0: as many as the prompt and the new tokens need."""
     batch: int = 2048
+    """Tokens of one `llama_decode`; `micro_batch`: of one run of the graph."""
     micro_batch: int = 512
     flash_attention: str = "auto"
+    """`auto`, `on` or `off`."""
     cache_type: str = "f16"
+    """Format of cached keys and values: `f32`, `f16`, `bf16`, `q8_0` or `q4_0`."""
     repack: bool = True
     """Whether llama.cpp may reorder weights for its vector kernels."""
     requests: int = 1

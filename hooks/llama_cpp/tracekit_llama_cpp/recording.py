@@ -144,11 +144,18 @@ def record(
     options: Options | None = None,
     **settings: Any,
 ) -> Generated:
-    """Generate with llama.cpp from a GGUF file, or one that is loaded already, and record it into the archive `out`.
+    """A generation of llama.cpp, which is recorded into the archive `out`; of several requests, the last one.
 
-    `prompt` is a text or token ids; `settings` are the fields of `Options` where none are given. Of several requests it
-    returns the last. Raises TraceError
-    where the library is missing or of an unknown build, the model cannot be loaded, or the archive cannot be written.
+    Args:
+        model: a GGUF file, or one that is loaded already.
+        out: the archive (`.h5`).
+        prompt: a text, or token ids.
+        options: how the model is run and how much is recorded.
+        settings: fields of `Options`, in place of `options`.
+
+    Raises:
+        TraceError: the library is missing or of an unknown build, an option is not valid, the model cannot be loaded,
+            or `out` cannot be written.
     """
     options = options or Options(**settings)
     target = Path(out)
@@ -177,7 +184,7 @@ def generate(
     options: Options | None = None,
     **settings: Any,
 ) -> Generated:
-    """The same generation without recording it."""
+    """The same generation without recording it. Arguments and errors are those of `record`."""
     options = options or Options(**settings)
     with _loaded(model, options) as loaded:
         ids = loaded.ids(prompt) if isinstance(prompt, str) else _checked(loaded, prompt)

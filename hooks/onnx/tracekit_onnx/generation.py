@@ -62,11 +62,24 @@ def generate(
     sites: str | None = None,
     served: Served | None = None,
 ) -> Generated:
-    """The most probable token again and again. `model` is a file or a session, `out` the archive; None records nothing.
-    `served`: how, where not as one request in one call; the last one's tokens are given.
+    """Greedy decoding with ONNX Runtime; of several requests, the last one's tokens.
 
     Cached keys and values are inputs `past_key_values.*` and outputs `present.*`, in one order, as optimum exports
-    them; a graph without them is given all ids at every step. Raises TraceError where the graph wants other inputs.
+    them; a graph without them is given all ids at every step.
+
+    Args:
+        model: the path of a `.onnx` file, or a session.
+        prompt: token ids.
+        out: the archive (`.h5`); None records nothing.
+        max_new_tokens: tokens after which it ends with the reason `length`.
+        stop: token ids after which it ends with the reason `stop`.
+        optimisation: ONNX Runtime's level of graph optimisations: `disabled`, `basic`, `extended` or `all`.
+        threads: of one operator.
+        sites: a regular expression; only sites whose name it matches are kept.
+        served: chunks, batch and further requests, where it is not one request with its prompt in one call.
+
+    Raises:
+        TraceError: the graph has inputs that are not known, or it cannot be recorded.
     """
     session = model
     if isinstance(model, str | os.PathLike):

@@ -78,8 +78,17 @@ class RecordedSession:
     """A session whose `run` gives exactly what the session itself gives, and records it.
 
     The values come from a copy of the graph that has them as outputs; the session itself runs as well, and its outputs
-    are what the caller gets. Where the copy's outputs have other bits (fused nodes round otherwise), the trace says so.
-    An error of the recording ends the recording, never the run. Raises TraceError where the graph cannot be recorded.
+    are what the caller gets. Where the copy's outputs have different bits (fused nodes round differently), the trace
+    says so. An error of the recording ends the recording, never the run.
+
+    Args:
+        session: an `onnxruntime.InferenceSession` that was made from a file, or the path of a `.onnx` file.
+        out: the archive (`.h5`) that `close` makes; a name that ends in `.tklog` keeps the log.
+        sites: a regular expression; only sites whose name it matches are kept.
+        steps: whether calls are the steps of a generation; None: they are where the graph has token ids and a cache.
+
+    Raises:
+        TraceError: the graph cannot be recorded, or `out` cannot be written.
     """
 
     def __init__(
@@ -113,7 +122,7 @@ class RecordedSession:
     # ------------------------------------------------------------------ as a session
 
     def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None) -> Any:
-        """What `session.run` gives."""
+        """What `session.run` returns, for the same arguments."""
         given = self.session.run(output_names, input_feed, run_options)
         if self._broken is None:
             try:
@@ -412,10 +421,16 @@ class RecordedSession:
 def record(
     session: Any, inputs: Mapping[str, Any], out: str | os.PathLike[str], *, sites: str | None = None
 ) -> list[Any]:
-    """Run a session, or a file, once, record it into `out`, and give its outputs.
+    """The outputs of one run of a session, which is recorded into the archive `out`.
 
-    `inputs` are arrays by the names of the graph's inputs; `sites` is a regular expression of the sites to keep. Raises
-    TraceError where the graph cannot be recorded.
+    Args:
+        session: a session, or the path of a `.onnx` file.
+        inputs: arrays by the names of the graph's inputs.
+        out: the archive (`.h5`).
+        sites: a regular expression; only sites whose name it matches are kept.
+
+    Raises:
+        TraceError: the graph cannot be recorded, or `out` cannot be written.
     """
     with RecordedSession(session, out, sites=sites) as recorded:
         outputs: list[Any] = recorded.run(None, inputs)

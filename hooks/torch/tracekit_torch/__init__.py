@@ -42,8 +42,23 @@ def record(
 ) -> Iterator[Recorder]:
     """Record every call of `model` inside the block into the archive `path`, with the options of `tracekit record`.
 
-    Raises TraceError for an option that means nothing, a trace to follow that cannot be read, or a path that cannot be
-    written. An exception inside the block ends the trace with `error` and goes on.
+    An exception inside the block ends the trace with the reason `error` and is raised again. An error of the recording
+    ends the recording with one line on stderr; the program continues.
+
+    Args:
+        model: the module that is called, with its parameters where they are used.
+        path: the archive (`.h5`); it is made at the end of the block, from a log beside it.
+        level: `tokens`, `logits`, `layers` (outputs of whole layers) or `all` (every module's input and output).
+        sites: a regular expression; only sites whose name it matches are kept.
+        logits: `full`, or the number of largest log-probabilities that are kept at each step.
+        rng: `fast` (the operators that draw are watched), `thorough` (every operator is) or `cpu` (draws are made on
+            the CPU generator, so that a native port can reproduce them).
+        follow: a trace whose tokens are forced; `follow_draws` forces its random numbers as well.
+        dtype: run the model in this precision instead of its own: `float64`, `float32`, `bfloat16` or `float16`.
+        keep_log: keep the log after the archive is made.
+
+    Raises:
+        TraceError: an option is not valid, the trace to follow cannot be read, or `path` cannot be written.
     """
     options = Options(
         level=level,

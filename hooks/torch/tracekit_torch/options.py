@@ -18,6 +18,7 @@ class Options:
     """How much of a run is recorded. Raises TraceError for a value that means nothing."""
 
     level: str = "all"
+    """`tokens`, `logits`, `layers` or `all`; each holds what those before it hold."""
     sites: str | None = None
     """Regular expression; only sites whose name it finds are kept."""
     logits: str = "full"
@@ -25,6 +26,7 @@ class Options:
     module: str | None = None
     """Regular expression for the class name or the path of the module to record."""
     rng: str = "fast"
+    """`fast`, `thorough` (every operator is watched) or `cpu` (draws are made on the CPU generator)."""
     follow: str | None = None
     """Path of the trace whose tokens are forced."""
     follow_draws: bool = False
@@ -32,7 +34,9 @@ class Options:
     dtype: str | None = None
     """Run the model in this precision instead of its own."""
     seed: int | None = None
+    """Of torch, numpy and random; None: the program's own."""
     keep_log: bool = False
+    """Keep the log after the archive is made."""
 
     def __post_init__(self) -> None:
         _one_of("level", self.level, LEVELS)

@@ -47,9 +47,17 @@ INPUT_BYTES = 64 << 20
 def record_script(
     program: torch.jit.ScriptModule, path: str | os.PathLike[str], *, keep_log: bool = False
 ) -> Iterator[None]:
-    """Record every call of a TorchScript program inside the block into the archive `path`.
+    """Record every call of a TorchScript program inside the block into the archive `path`, one sequence a call.
 
-    Raises TraceError where the archive cannot be written. An error of the recording ends the recording, never the call.
+    An error of the recording ends the recording with one line on stderr, never the call.
+
+    Args:
+        program: what `torch.jit.script`, `torch.jit.trace` or `torch.jit.load` returned.
+        path: the archive (`.h5`); it is made at the end of the block.
+        keep_log: keep the log after the archive is made.
+
+    Raises:
+        TraceError: `path` cannot be written.
     """
     out = Path(path)
     try:
