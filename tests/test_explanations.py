@@ -24,6 +24,8 @@ def test_an_explanation_in_words() -> None:
     stops = Explanation(STOPS, {"tokens": (2, 7)}, steps=1)
     assert sentence(Explained(stops)) == "explained: stop tokens [2, 7] are never removed (at 1 step)"
     assert sentence(FitsAsWell(stops)) == "fits as well: stop tokens [2, 7] are never removed"
+    many = Explanation(STOPS, {"tokens": (200, *range(6561, 6761))})
+    assert sentence(many) == "stop tokens [200, 6561 to 6760] are never removed"
     late = Explanation(THETA, theta.values, where=Where(Extent.ONWARDS, 9))
     assert sentence(late) == "rotary theta 10000 instead of 100000, from position 9"
     assert sentence(Explanation(BOTH, parts=(theta, stops))) == (

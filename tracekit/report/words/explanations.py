@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tracekit.mistakes.explanation import Explained, Explanation, Extent, FitsAsWell, Value, Where
 from tracekit.report.words import fields_and_text, sentence, words
+from tracekit.report.words.numbers import MANY, ranges
 from tracekit.trace import Json
 
 WHERE = {
@@ -70,4 +71,7 @@ def _plain(value: Value) -> object:
 
 
 def _shown(value: Value) -> object:
-    return _plain(value) if isinstance(value, tuple) else value
+    if not isinstance(value, tuple):
+        return value
+    numbers = [each for each in value if type(each) is int]
+    return f"[{ranges(numbers)}]" if len(numbers) == len(value) > MANY else _plain(value)

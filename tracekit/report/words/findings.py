@@ -22,7 +22,7 @@ from tracekit.compare.findings import (
     TokenDiffers,
 )
 from tracekit.report.words import sentence, template, words
-from tracekit.report.words.numbers import times
+from tracekit.report.words.numbers import MANY, ranges, times
 from tracekit.verdict import evidence
 from tracekit.verdict.attribution import (
     AddsUp,
@@ -35,9 +35,6 @@ from tracekit.verdict.attribution import (
     Unreadable,
 )
 from tracekit.verdict.rule import Evidence
-
-MANY = 8
-"""Entries of a setting, or rows, that are shown one by one."""
 
 
 @words(Evidence)
@@ -111,7 +108,8 @@ def _setting(found: evidence.SettingDiffers) -> str:
 
 def _shown(value: object) -> str:
     if isinstance(value, list) and len(value) > MANY:
-        return f"{value[0]} to {value[-1]} ({len(value)} of them)"
+        numbers = [each for each in value if type(each) is int]
+        return f"[{ranges(numbers)}]" if len(numbers) == len(value) else f"{len(value)} entries, {value[0]} the first"
     return "not set" if value is None else str(value)
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+
+MANY = 8
+"""Numbers of a list that are shown one by one."""
 
 
 def times(ratio: float, digits: int = 3) -> str:
@@ -17,6 +21,17 @@ def number(value: float, digits: int = 3) -> str:
         return f"{float(plain):g}" if math.isfinite(value) else plain
     mantissa, _, exponent = f"{value:.1e}".partition("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """A list in its order, numbers that follow each other as a range: `200, 6561 to 6760`."""
+    runs: list[list[int]] = []
+    for each in numbers:
+        if runs and each == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], each]
+        else:
+            runs.append([each])
+    return ", ".join(" to ".join(map(str, run)) for run in runs)
 
 
 def percent(share: float) -> str:
