@@ -19,6 +19,20 @@ def call(rows=2, module=None):
     with torch.no_grad():
         value = (layer if module is None else module)(torch.full((rows, 4), float(rows)))
     print("sum", value.sum().item(), flush=True)
+class Holds(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = layer
+    def forward(self, value):
+        return self.layer(value)
+def use_up_descriptors():
+    held = []
+    try:
+        while True:
+            held.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError as error:
+        print(error.strerror)
+    return held
 """
 CAUSAL = """
 import os, sys, threading, signal
@@ -32,6 +46,14 @@ def generate(first=3, **more):
     ids = torch.arange(first, first + 4)[None]
     out = model.generate(ids, **{"max_new_tokens": 5, "do_sample": False, **more})
     print("tokens", out[0, 4:].tolist(), flush=True)
+def speak(first):
+    ids, cache = torch.arange(first, first + 4)[None], None
+    while True:
+        with torch.no_grad():
+            out = model(ids, past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        ids = out.logits[:, -1].argmax(-1, keepdim=True)
+        yield ids.item()
 """
 
 
@@ -190,12 +212,9 @@ PROCESSES = (
         class Late(Exception): pass
         def late(*_): raise Late
         signal.signal(signal.SIGALRM, late)
-        class Slow(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.layer = layer
+        class Slow(Holds):
             def forward(self, value):
-                value = self.layer(value)
+                value = super().forward(value)
                 if value.shape[0] == 3:
                     signal.setitimer(signal.ITIMER_REAL, 0.01)
                     import time; time.sleep(5)
@@ -225,12 +244,9 @@ THREADS = (
     layer(
         "threads-in-one-module",
         """
-        class Slow(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.layer = layer
+        class Slow(Holds):
             def forward(self, value):
-                value = self.layer(value)
+                value = super().forward(value)
                 meet.wait(5)
                 return value
         meet, slow, sums = threading.Barrier(2), Slow(), {}
@@ -302,18 +318,14 @@ THREADS = (
         "asyncio-loops-that-take-turns",
         """
         import asyncio
-        async def speak(first):
-            ids, cache, tokens = torch.arange(first, first + 4)[None], None, []
-            for _ in range(5):
-                with torch.no_grad():
-                    out = model(ids, past_key_values=cache, use_cache=True)
-                cache = out.past_key_values
-                ids = out.logits[:, -1].argmax(-1, keepdim=True)
-                tokens.append(ids.item())
+        async def take_turns(first):
+            tokens = []
+            for _, token in zip(range(5), speak(first)):
+                tokens.append(token)
                 await asyncio.sleep(0)
             return tokens
         async def main():
-            for tokens in await asyncio.gather(speak(3), speak(9)):
+            for tokens in await asyncio.gather(take_turns(3), take_turns(9)):
                 print("tokens", tokens)
         asyncio.run(main())
         """,
@@ -386,10 +398,7 @@ INSIDE = (
     layer(
         "calls-itself",
         """
-        class Twice(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.layer = layer
+        class Twice(Holds):
             def forward(self, value, again=True):
                 below = self(value[:1], again=False) if again else 0
                 return self.layer(value) + below
@@ -402,16 +411,10 @@ INSIDE = (
     layer(
         "raises-in-a-hook",
         """
-        class Two(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.layer = layer
-            def forward(self, value):
-                return self.layer(value)
         def hook(module, args, output):
             if args[0].shape[0] == 3:
                 raise ValueError("not three")
-        two = Two()
+        two = Holds()
         layer.register_forward_hook(hook)
         for rows in (2, 3, 4):
             try:
@@ -442,14 +445,6 @@ INSIDE = (
     causal(
         "a-generator-left-early",
         """
-        def speak(first):
-            ids, cache = torch.arange(first, first + 4)[None], None
-            while True:
-                with torch.no_grad():
-                    out = model(ids, past_key_values=cache, use_cache=True)
-                cache = out.past_key_values
-                ids = out.logits[:, -1].argmax(-1, keepdim=True)
-                yield ids.item()
         for first, most in ((3, 4), (9, 2)):
             spoken = []
             for token in speak(first):
@@ -683,12 +678,7 @@ PLACES = (
     layer(
         "no-descriptors-left",
         """
-        held = []
-        try:
-            while True:
-                held.append(os.open("/dev/null", os.O_RDONLY))
-        except OSError as error:
-            print(error.strerror)
+        held = use_up_descriptors()
         call(2)
         call(3)
         for number in held:
@@ -704,12 +694,7 @@ PLACES = (
         "no-descriptors-left-at-the-end",
         """
         call(2)
-        held = []
-        try:
-            while True:
-                held.append(os.open("/dev/null", os.O_RDONLY))
-        except OSError as error:
-            print(error.strerror)
+        held = use_up_descriptors()
         """,
         limits={"NOFILE": 64},
         says=("run.tklog",),
