@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 
 from tracekit.dtypes import STORAGE, to_float
 from tracekit.errors import TraceError
-from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter, Tensor
-from tracekit.formats.log_beside import begin_anew
+from tracekit.formats.log_beside import begin_anew, finish
 from tracekit.formats.log_trace import LogTrace
 from tracekit.programs.levels import LEVELS, keeps
 from tracekit.programs.native import draw_row
@@ -268,9 +267,7 @@ class Recording:
         writer, self._writer = self._log, None
         writer.close()
         if self._is_archive and self._out is not None:
-            with LogTrace(Path(writer.path)) as trace:
-                write_archive(trace, self._out)
-            Path(writer.path).unlink()
+            finish(writer, self._out)
 
     def _give_up(self, error: Exception) -> None:
         writer, self._writer = self._writer, None

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tracekit.errors import TraceError
+from tracekit.formats.archive import write_archive
+from tracekit.formats.log import LogWriter
+from tracekit.formats.log_trace import LogTrace
+
 LOG_SUFFIX = ".tklog"
 
 
@@ -23,3 +28,23 @@ def begin_anew(archive: Path, followed: str | None = None) -> Path:
     if archive != log and archive.is_file() and not (followed and Path(followed).resolve() == archive.resolve()):
         archive.unlink()
     return log
+
+
+def new_log(archive: Path, followed: str | None = None) -> LogWriter:
+    """As `begin_anew`, the log opened. Raises TraceError where it cannot be written."""
+    try:
+        return LogWriter(begin_anew(archive, followed))
+    except OSError as error:
+        raise TraceError(f"{archive}: cannot be written: {error.strerror}") from None
+
+
+def finish(log: LogWriter, archive: Path, *, keep_log: bool = False) -> None:
+    """Make the archive of a log that is closed; the log then goes, unless it is kept or is what was asked for. Raises
+    TraceError and OSError."""
+    path = Path(log.path)
+    if path == archive:
+        return
+    with LogTrace(path) as trace:
+        write_archive(trace, archive)
+    if not keep_log:
+        path.unlink()

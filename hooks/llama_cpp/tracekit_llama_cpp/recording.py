@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 
 import tracekit
 from tracekit.checkpoints.gguf import GgufParameters
-from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter
-from tracekit.formats.log_beside import begin_anew
-from tracekit.formats.log_trace import LogTrace
+from tracekit.formats.log_beside import begin_anew, finish
 from tracekit.trace import Json, TraceError
 from tracekit_llama_cpp.arithmetic import stated
 from tracekit_llama_cpp.library import library
@@ -170,10 +168,7 @@ def record(
         with LogWriter(log) as writer:
             _open(writer, loaded, options)
             done = _generate(loaded, writer, ids, prompt, options, followed)
-    if log != target:
-        with LogTrace(log) as trace:
-            write_archive(trace, target)
-        log.unlink()
+    finish(writer, target)
     return done
 
 

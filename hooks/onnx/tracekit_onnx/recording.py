@@ -18,10 +18,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from tracekit.errors import first_line
-from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter, TensorLike
-from tracekit.formats.log_beside import begin_anew
-from tracekit.formats.log_trace import LogTrace
+from tracekit.formats.log_beside import finish, new_log
 from tracekit.formats.onnx_file import OnnxFile
 from tracekit.formats.onnx_modules import Branch, input_site, modules_of, value_types
 from tracekit.trace import LOGITS, NOT_ASKED_FOR, Json, TraceError
@@ -163,10 +161,7 @@ class RecordedSession:
                     f"outputs differ from the session's by up to {self._differed:.3g}"
                 )
             writer.close() if self._broken is None else writer.abandon()
-            if Path(writer.path) != self.out:
-                with LogTrace(Path(writer.path)) as trace:
-                    write_archive(trace, self.out)
-                Path(writer.path).unlink()
+            finish(writer, self.out)
         except (OSError, TraceError) as error:
             self._say(error)
 
@@ -231,10 +226,7 @@ class RecordedSession:
         return list(rows.values())
 
     def _open(self) -> LogWriter | None:
-        try:
-            writer = LogWriter(begin_anew(self.out))
-        except OSError as error:
-            raise TraceError(f"{self.out}: cannot be written: {error.strerror}") from None
+        writer = new_log(self.out)
         options = self.session.get_session_options()
         level = str(options.graph_optimization_level).rpartition("ORT_")[2].lower()
         found = optimised(self.session, self.path)

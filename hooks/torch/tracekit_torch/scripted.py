@@ -18,11 +18,9 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter, Tensor, TensorLike
-from tracekit.formats.log_beside import begin_anew
-from tracekit.formats.log_trace import LogTrace
-from tracekit.trace import INPUT_SUFFIX, Json, TraceError
+from tracekit.formats.log_beside import finish, new_log
+from tracekit.trace import INPUT_SUFFIX, Json
 from tracekit_torch import describe
 from tracekit_torch.memory import WORDS
 from tracekit_torch.nested import first_tensor
@@ -60,11 +58,7 @@ def record_script(
         TraceError: `path` cannot be written.
     """
     out = Path(path)
-    try:
-        log = begin_anew(out)
-        writer = LogWriter(log)
-    except OSError as error:
-        raise TraceError(f"{out}: cannot be written: {error.strerror}") from None
+    writer = new_log(out)
     taps = _Taps(program, writer)
     # A ScriptModule takes no hooks of its own; those of all modules are called for it.
     handles = [
@@ -82,11 +76,7 @@ def record_script(
         if taps.broken is None:
             writer.close()
         writer.abandon()
-    if log != out:
-        with LogTrace(log) as trace:
-            write_archive(trace, out)
-        if not keep_log:
-            log.unlink()
+    finish(writer, out, keep_log=keep_log)
 
 
 class _Taps:
