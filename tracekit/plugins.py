@@ -8,16 +8,18 @@ in each module of it. All are loaded alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 from tracekit.errors import TraceError
 
 EXTRAS = "tracekit.extra"
+T = TypeVar("T")
 
 
 def plugins(group: str, folder: str | None = None, attribute: str = "") -> tuple[Any, ...]:
@@ -30,6 +32,20 @@ def plugins(group: str, folder: str | None = None, attribute: str = "") -> tuple
     if errors:
         raise TraceError(str(errors[0]))
     return objects
+
+
+def modules_in(package: str) -> list[ModuleType]:
+    """The modules of a package, by name: a registry has a file for each of its things."""
+    return [import_module(f"{package}.{module.name}") for module in iter_modules(import_module(package).__path__)]
+
+
+def by_id(things: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Things of a registry by their ids, in their order. Raises ValueError where two have the same one."""
+    found: dict[str, T] = {}
+    for name, thing in things:
+        if found.setdefault(name, thing) is not thing:
+            raise ValueError(f"two things are called {name}: {found[name]} and {thing}")
+    return found
 
 
 @cache
@@ -49,15 +65,14 @@ def loaded(
 
 
 def _modules(group: str, folder: str, attribute: str) -> Iterator[EntryPoint]:
-    for module in iter_modules(import_module(folder).__path__):
-        name = f"{folder}.{module.name}"
-        if hasattr(import_module(name), attribute):
-            yield EntryPoint(module.name, f"{name}:{attribute}", group)
+    for module in modules_in(folder):
+        if hasattr(module, attribute):
+            yield EntryPoint(module.__name__.rpartition(".")[2], f"{module.__name__}:{attribute}", group)
 
 
 def _extras(group: str) -> Iterator[EntryPoint]:
-    for module in iter_modules(import_module(EXTRAS).__path__):
-        declared = getattr(import_module(f"{EXTRAS}.{module.name}"), "ENTRY_POINTS", {})
+    for module in modules_in(EXTRAS):
+        declared = getattr(module, "ENTRY_POINTS", {})
         yield from (EntryPoint(name, value, group) for name, value in declared.get(group, {}).items())
 
 

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 
 from tracekit.mistakes import sites
 from tracekit.mistakes.explanation import Mistake
 from tracekit.mistakes.suspect import Case, Hypothesis
+from tracekit.plugins import by_id, modules_in
 
 
 class Complexity(IntEnum):
@@ -40,12 +39,8 @@ class SiteMistake(Mistake):
 @cache
 def site_mistakes() -> tuple[SiteMistake, ...]:
     """All of them, file by file. Raises ValueError where two have the same id."""
-    modules = [import_module(f"{sites.__name__}.{module.name}") for module in iter_modules(sites.__path__)]
-    found: dict[str, SiteMistake] = {}
-    for one in (each for module in modules for each in vars(module).values() if isinstance(each, SiteMistake)):
-        if found.setdefault(one.id, one) is not one:
-            raise ValueError(f"two mistakes are called {one.id}")
-    return tuple(found.values())
+    values = (value for module in modules_in(sites.__name__) for value in vars(module).values())
+    return tuple(by_id((one.id, one) for one in values if isinstance(one, SiteMistake)).values())
 
 
 def mistakes_at(kind: str) -> tuple[SiteMistake, ...]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 from types import ModuleType
 
 from tracekit.auditing.families.family import Family
+from tracekit.plugins import by_id, modules_in
 from tracekit.trace import Json
 
 __all__ = ["Family", "all_families", "family_of"]
@@ -21,13 +20,9 @@ __all__ = ["Family", "all_families", "family_of"]
 @cache
 def all_families() -> dict[str, Family]:
     """All families by `model_type`. Raises ValueError where two have the same one."""
-    found: dict[str, type[Family]] = {}
-    for module in iter_modules(__path__):
-        for one in _declared(import_module(f"{__name__}.{module.name}")):
-            for name in one.model_types:
-                if found.setdefault(name, one) is not one:
-                    raise ValueError(f"two families are called {name}")
-    return {name: one() for name, one in found.items()}
+    found = [one for module in modules_in(__name__) for one in _declared(module)]
+    named = by_id((name, one) for one in found for name in one.model_types)
+    return {name: one() for name, one in named.items()}
 
 
 def family_of(declared: Json) -> Family | None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 from types import ModuleType
 
 from tracekit.auditing.activations import ACTIVATIONS, cancelled, gelu, gelu_tanh, relu, silu
@@ -29,6 +27,7 @@ from tracekit.auditing.rounding import (
     typical,
     unit,
 )
+from tracekit.plugins import by_id, modules_in
 
 __all__ = [
     "ACCUMULATOR",
@@ -68,11 +67,7 @@ __all__ = [
 @cache
 def all_operations() -> tuple[type[Operation], ...]:
     """All operations, in the order of their ids. Raises ValueError where two have the same id."""
-    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
-    found: dict[str, type[Operation]] = {}
-    for one in (each for module in modules for each in _declared(module)):
-        if found.setdefault(one.kind, one) is not one:
-            raise ValueError(f"two operations are called {one.kind}")
+    found = by_id((one.kind, one) for module in modules_in(__name__) for one in _declared(module))
     return tuple(found[kind] for kind in sorted(found))
 
 

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib import import_module
-from pkgutil import iter_modules
 
 from tracekit.mistakes.draw_mistake import Algorithm, DrawMistake
 from tracekit.mistakes.explanation import Explanation
+from tracekit.plugins import modules_in
 from tracekit.sampling.drawing import ENOUGH, Trial, Tried, tried
 from tracekit.trace import Json
 
 SURE = 0.999
 """A token of this probability fits every sampler."""
-MISTAKES: tuple[DrawMistake, ...] = tuple(
-    mistake for module in iter_modules(__path__) for mistake in import_module(f"{__name__}.{module.name}").MISTAKES
-)
+MISTAKES: tuple[DrawMistake, ...] = tuple(mistake for module in modules_in(__name__) for mistake in module.MISTAKES)
 
 Answer = tuple[DrawMistake, Tried]
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 
 import numpy as np
 
 from tracekit.mistakes.explanation import Explanation, Mistake
+from tracekit.plugins import modules_in
 from tracekit.sampling.chain import stated as stated_by
 from tracekit.sampling.fit import fit
 from tracekit.sampling.observed import Observed
@@ -27,9 +26,7 @@ DIGITS = 9
 """Decimals that are kept of a residual in nats."""
 ENOUGH = 3
 """Greedy tokens that a chain must give before it is named: one may be right by chance."""
-BETWEEN: tuple[FilterMistake, ...] = tuple(
-    mistake for module in iter_modules(__path__) for mistake in import_module(f"{__name__}.{module.name}").MISTAKES
-)
+BETWEEN: tuple[FilterMistake, ...] = tuple(mistake for module in modules_in(__name__) for mistake in module.MISTAKES)
 """Mistakes that no single processor has."""
 AS_STATED = Mistake(
     "settings_as_stated", "the candidate follows its declared settings: {extra} instead of {missing}", "chain"

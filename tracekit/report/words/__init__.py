@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import singledispatch
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any
 
+from tracekit.plugins import modules_in
 from tracekit.trace import Json
 
 __all__ = ["fields_and_text", "fields_of", "has_words", "sentence"]
@@ -80,5 +79,4 @@ def _plain(value: object) -> Any:
 
 def _load() -> None:
     """Every module of this package, once: each registers its own words."""
-    for module in iter_modules(__path__):
-        import_module(f"{__name__}.{module.name}")
+    modules_in(__name__)

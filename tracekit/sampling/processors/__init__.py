@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any
 
+from tracekit.plugins import modules_in
 from tracekit.sampling.processor import Processor
 
 PROCESSORS: tuple[Processor, ...] = tuple(
-    sorted(
-        (import_module(f"{__name__}.{module.name}").PROCESSOR for module in iter_modules(__path__)),
-        key=lambda each: each.place,
-    )
+    sorted((module.PROCESSOR for module in modules_in(__name__)), key=lambda each: each.place)
 )
 """All of them, in the order of transformers' `generate`."""
 GENERATE = tuple(each for each in PROCESSORS if each.sampler is None)

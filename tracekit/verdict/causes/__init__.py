@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 
+from tracekit.plugins import modules_in
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.rule import Case, CauseRule
 from tracekit.verdict.ruling import Ruling
@@ -14,7 +13,7 @@ from tracekit.verdict.ruling import Ruling
 @cache
 def rules() -> tuple[CauseRule, ...]:
     """All of them, in their order."""
-    found = [import_module(f"{__name__}.{module.name}").RULE for module in iter_modules(__path__)]
+    found = [module.RULE for module in modules_in(__name__)]
     return tuple(sorted(found, key=lambda rule: rule.order))
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 
+from tracekit.plugins import modules_in
 from tracekit_torch.reference_program.edits.edit import Change, Edit, Freedom
 
 __all__ = ["Change", "Edit", "Freedom", "all_edits"]
@@ -14,6 +13,5 @@ __all__ = ["Change", "Edit", "Freedom", "all_edits"]
 @cache
 def all_edits() -> tuple[Edit, ...]:
     """All of them, those that are made most often first."""
-    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
-    found = [edit for module in modules if isinstance(edit := getattr(module, "EDIT", None), Edit)]
+    found = [edit for module in modules_in(__name__) if isinstance(edit := getattr(module, "EDIT", None), Edit)]
     return tuple(sorted(found, key=lambda edit: edit.often))
