@@ -170,6 +170,43 @@ def test_names_are_proposed_by_likeness_where_values_cannot_tell(tmp_path: Path)
     assert all("check it" in line.why for line in found.lines)
 
 
+def test_a_name_that_the_other_side_has_with_more_before_it_stays(tmp_path: Path) -> None:
+    """The line for `norm` stands for every name that ends so, and the reference's `model.norm` ends so."""
+    ours = {"first": "model.norm.{}", "second": "model.layers.{}", "third": "model.layers.{}.mlp"}
+    theirs = {"first": "norm.{}", "second": "layers.{}", "third": "layers.{}.ffn"}
+    reference, candidate = write(tmp_path / "a.tklog", ours), write(tmp_path / "b.tklog", theirs, noise=1e-7)
+    lines = (
+        ("norm.{N}", "model.norm.{N}"),
+        ("layers.{N}", "model.layers.{N}"),
+        ("layers.{N}.ffn", "model.layers.{N}.mlp"),
+    )
+    names = NameMap(tuple(Alias(name, (value,)) for name, value in lines))
+    verdict = tracekit.diff(reference, candidate, names=names)
+    assert verdict.verdict == "parity" and verdict.compared.sites == 6
+    assert not verdict.unmatched.reference and not verdict.unmatched.candidate
+    off = tracekit.diff(reference, write(tmp_path / "c.tklog", theirs, noise=0.05), names=names)
+    assert (off.cause, off.site) == ("layer", "model.norm.0")
+
+
+def test_sites_of_layers_are_no_parts_of_a_site_outside_of_them(tmp_path: Path) -> None:
+    """A map is proposed that `diff` can read: one number of the parts for one of the whole."""
+    theirs = {"first": "a.{}", "second": "q.{}", "third": "r.{}"}
+    reference = write(tmp_path / "a.tklog", OURS, prompt=(1, 2))
+    log = LogWriter(tmp_path / "b.tklog")
+    log.open("python", dtype="float32", model={})
+    log.sites([{"name": "output", "class": "Linear", "order": 0}])
+    log.sequence(0, {"prompt/token_ids": np.array([1, 2])})
+    log.call(0, 0, 2, {"output": np.ones((2, 12), np.float32)})
+    log.end_sequence(0, 0, "done")
+    log.close()
+    with tracekit.open(tmp_path / "b.tklog") as whole:
+        found = propose(reference, whole)
+        assert found.lines == () and found.left_candidate == ("output",)
+    fused = write(tmp_path / "c.tklog", theirs, prompt=(1, 2))
+    (tmp_path / "names.toml").write_text(propose(reference, fused).to_toml())
+    assert read_names(tmp_path / "names.toml").aliases
+
+
 def test_what_is_like_nothing_is_left_and_said(tmp_path: Path) -> None:
     write(tmp_path / "a.tklog", OURS)
     write(tmp_path / "b.tklog", OURS | {"second": "zzz.{}.qqq"}, prompt=(7, 8))
@@ -210,6 +247,10 @@ def test_a_line_stands_for_names_that_end_so() -> None:
     assert names.parts("attn.qkv") == ("attn.q", "attn.k")
     assert names.parts("h.1.2.fc") == ("l.2.x.1",)
     assert names.parts("my_attn.qkv") is None and names.parts("h.1.fc") is None
+    longer = NameMap((Alias("norm", ("model.norm",)), Alias("wide.{N}", ("a.{N}", "model.wide.{N}"))))
+    assert longer.parts("norm") == ("model.norm",) and longer.parts("t.norm") == ("t.model.norm",)
+    assert longer.parts("model.norm") is None and longer.parts("model.wide.3") is None
+    assert longer.parts("b.wide.3") == ("b.a.3", "b.model.wide.3")
 
 
 @pytest.mark.parametrize(

@@ -220,3 +220,69 @@ def test_a_port_that_is_given_all_ids_and_computes_the_last_is_recorded_at_each(
     recorded(tmp_path / "b.h5", port, lambda: generate(port, largest, cached=False, batch=batch))
     verdict = tracekit.diff(tmp_path / "ref.h5", tmp_path / "b.h5")
     assert verdict.exit_code == 1 and verdict.step == 1
+
+
+class Codes(torch.Tensor):
+    """A weight made of codes and a scale, as torchao's are: it has no memory of its own, and knows no other use."""
+
+    @staticmethod
+    def __new__(cls, codes, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=scale.dtype)
+
+    def __init__(self, codes, scale) -> None:
+        self.codes, self.scale = codes, scale
+
+    def __tensor_flatten__(self):
+        return ["codes", "scale"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner, context, size, stride):
+        return Codes(inner["codes"], inner["scale"])
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is functional.linear:
+            return functional.linear(args[0], args[1].codes * args[1].scale, *args[2:])
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return Codes(args[0].codes, args[0].scale)
+        raise NotImplementedError(f"{func} of {cls.__name__}")
+
+
+def coded(seed: int, changed: bool = False):
+    """A port whose projections hold codes."""
+    torch.manual_seed(seed)
+    model = Port().eval()
+    for part in (model.qkv, model.out):
+        codes = (part.weight.data * 200).round().to(torch.int8)
+        codes[0, 0] += 1 if changed and part is model.out else 0
+        part.weight = nn.Parameter(Codes(codes, torch.tensor(1 / 200.0)), requires_grad=False)
+    return model
+
+
+def test_weights_that_are_made_of_other_tensors_are_recorded_by_those(tmp_path) -> None:
+    def answer(model):
+        with torch.no_grad():
+            return model(torch.tensor([PROMPT]))
+
+    bare = answer(coded(0))
+    for name, changed in (("one", False), ("two", False), ("off", True)):
+        model = coded(0, changed)
+        with tracekit_torch.record(model, tmp_path / f"{name}.h5"):
+            recorded = answer(model)
+        assert changed or torch.equal(recorded, bare)
+    with tracekit.open(tmp_path / "one.h5") as trace:
+        assert "out.weight" not in trace.weights
+        held = {
+            name: trace.weights[f"{module}.weight.{name}"] for module in ("qkv", "out") for name in ("codes", "scale")
+        }
+        assert (held["codes"].dtype, held["codes"].shape) == ("int8", (WIDTH, WIDTH))
+        assert all(weight.digest is not None for weight in held.values())
+        codes = {trace.weights[f"{module}.weight.codes"].digest for module in ("qkv", "out")}
+        assert len(codes) == 2
+    assert tracekit.diff(tmp_path / "one.h5", tmp_path / "two.h5").verdict == "parity"
+    off = tracekit.diff(tmp_path / "one.h5", tmp_path / "off.h5")
+    assert (off.verdict, off.site) == ("divergence", "out")

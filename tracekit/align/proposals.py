@@ -190,7 +190,9 @@ class _Search:
             for count in (2, 3):
                 parts = others[first : first + count]
                 parents = {part.pattern.rpartition(".")[0] for part in parts}
-                if len(parts) == count and len(parents) == 1 and sum(part.width for part in parts) == kind.width:
+                numbered = {len(next(iter(each.sites))) for each in (kind, *parts)}
+                alike = len(parts) == count and len(parents) == len(numbered) == 1
+                if alike and sum(part.width for part in parts) == kind.width:
                     yield from self._take(kind, parts, mine, "by width and order: check it")
                     return
 

@@ -41,6 +41,14 @@ class Alias:
         prefix = numbers.pop("prefix") or ""
         return tuple(prefix + WILDCARD.sub(lambda hit: numbers[hit[1]], part) for part in self.parts)
 
+    def before(self, name: str) -> int | None:
+        """Length of what stands before this line's name in `name`; None where the line does not speak of it."""
+        return _before(self.name, name)
+
+    def before_value(self, name: str) -> int | None:
+        """The same of the line's value: `name` is then what the other side calls one of the parts."""
+        return min((found for part in self.parts if (found := _before(part, name)) is not None), default=None)
+
 
 @dataclass(frozen=True)
 class NameMap:
@@ -50,8 +58,16 @@ class NameMap:
     path: str = "the map of names"
 
     def parts(self, name: str) -> tuple[str, ...] | None:
-        """What `name` is called on the other side, one name or those of its parts; None where it keeps its name."""
-        return next((parts for alias in self.aliases if (parts := alias.of(name)) is not None), None)
+        """What `name` is called on the other side, one name or those of its parts; None where it keeps its name.
+
+        `norm = "model.norm"` is of `norm`, and of `decoder.norm`; `model.norm` itself is the other side's already.
+        """
+        alias = next((alias for alias in self.aliases if alias.before(name) is not None), None)
+        if alias is None:
+            return None
+        own = alias.before(name) or 0
+        values = (other.before_value(name) for other in self.aliases)
+        return None if any(found is not None and found < own for found in values) else alias.of(name)
 
     def to_toml(self, comments: Iterable[str] = ()) -> str:
         """The file. `comments`: one for each line, empty where there is nothing to say."""
@@ -140,6 +156,11 @@ def _expression(pattern: str) -> str:
     pieces = WILDCARD.split(pattern)  # text, wildcard, text, ...
     said = [re.escape(piece) if index % 2 == 0 else rf"(?P<{piece}>\d+)" for index, piece in enumerate(pieces)]
     return r"(?P<prefix>(?:.*\.)?)" + "".join(said)
+
+
+def _before(pattern: str, name: str) -> int | None:
+    found = re.fullmatch(_expression(pattern), name)
+    return None if found is None else len(found["prefix"])
 
 
 def _quoted(name: str) -> str:

@@ -71,7 +71,10 @@ class Watch:
         if self._waits_for is not None:
             called = ", ".join(sorted(self._passed)[:8])
             return f"{self._waits_for} was never called, only {called}; name what to record with --module REGEX"
-        return "the program never called a torch module with parameters; there is nothing to record"
+        return (
+            "the program never called a torch module with parameters; there is nothing to record: a program that "
+            "computes without modules gives its values to a tracekit.Recording (docs/python_engines.md)"
+        )
 
     # ---------------------------------------------------------------- as `adapters.Watching`
 
