@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xxhash
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 from tracekit_cli.main import group
@@ -465,3 +466,14 @@ def test_what_rounding_hands_on_is_told_from_a_small_mistake(record, folders, wo
     shares = added(pair, pair.sequences[0], Checkpoint(folders["llama"]))
     assert "logits" in shares
     assert next((site for site, share in shares.items() if share > 1.0), None) == at
+
+
+def test_codes_of_a_quantised_weight_are_nothing_that_a_checkpoint_holds(tmp_path: Path) -> None:
+    codes = np.arange(16, dtype=np.int8).reshape(4, 4)
+    save_file({"weight": codes.astype(np.float32)}, tmp_path / "model.safetensors")
+    checkpoint = Checkpoint(tmp_path)
+    for dtype, held in (("int8", codes), ("float8_e4m3fn", codes.view(np.uint8))):
+        assert not checkpoint.may_hold("weight", dtype, xxhash.xxh3_64_intdigest(held.tobytes()))
+        assert checkpoint.values("weight", dtype).dtype == np.float32
+    for kept in (np.float32, np.float16):
+        assert checkpoint.may_hold("weight", kept.__name__, xxhash.xxh3_64_intdigest(codes.astype(kept).tobytes()))

@@ -110,6 +110,10 @@ def to_float(bits: NDArray[Any], dtype: str) -> NDArray[Any]:
     return bits.astype(np.float32)
 
 
+ROUNDED = frozenset({"bfloat16", "float16", "float32", "float64"})
+"""What `round_to` rounds to: floats of 16 bits or more."""
+
+
 def round_to(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Float values rounded to nearest even in `dtype`, as its stored bits; the inverse of `to_float`.
 
@@ -124,7 +128,7 @@ def round_to(values: NDArray[Any], dtype: str) -> NDArray[Any]:
         rounded >>= np.uint32(16)
         halves, nan = rounded.astype(np.uint16), np.isnan(values)
         return np.where(nan, np.uint16(0x7FC0), halves) if nan.any() else halves
-    if dtype not in ("float16", "float32", "float64"):
+    if dtype not in ROUNDED:
         raise KeyError(dtype)
     with np.errstate(over="ignore"):
         return values.astype(STORAGE[dtype])

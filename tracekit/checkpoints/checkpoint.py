@@ -12,7 +12,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from tracekit.checkpoints.parameters import Parameters, open_parameters
-from tracekit.dtypes import is_float, round_to, to_float
+from tracekit.dtypes import ROUNDED, round_to, to_float
 
 PREFIXES = ("", "model.", "transformer.", "base_model.", "llm.")
 """What one side may put before a parameter's name where the other does not."""
@@ -96,7 +96,7 @@ class Checkpoint:
     def values(self, name: str, held_as: str | None = None) -> NDArray[Any]:
         """A parameter's values as float32 (float64 stays), rounded to the dtype that an engine holds it in."""
         values, stored = self.file.numbers(name), self.dtype(name)
-        if held_as is None or held_as == stored or not is_float(held_as):
+        if held_as is None or held_as == stored or held_as not in ROUNDED:
             return values
         return to_float(round_to(values, held_as), held_as)
 
@@ -105,6 +105,8 @@ class Checkpoint:
         can say: engines round them to numbers in their own ways."""
         if self.file.quantisation(name) is not None:
             return True
+        if held_as != self.dtype(name) and held_as not in ROUNDED:
+            return False  # codes of a quantised weight are no rounding of what the checkpoint has
         key = name, held_as
         if key not in self._digests:
             self._digests[key] = self.digest(name, held_as)
