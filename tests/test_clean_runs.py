@@ -435,6 +435,46 @@ def test_a_bias_of_library_functions_is_no_gain(bias: float, beyond: bool) -> No
     assert (abs(tally.statistics().gain_deviations) > 10.0) is beyond
 
 
+def normed(x: NDArray[np.float64], eps: float, in_turn: bool) -> NDArray[np.float64]:
+    """An RMS norm in float32, whose squares are added up one after the other or in pairs."""
+    terms = np.square(x.astype(np.float32))
+    total = np.add.accumulate(terms, axis=1, dtype=np.float32)[:, -1] if in_turn else terms.sum(axis=1)
+    mean = total[:, None] / np.float32(x.shape[1])
+    return (x.astype(np.float32) / np.sqrt(mean + np.float32(eps))).astype(np.float64)
+
+
+@pytest.mark.parametrize(("eps", "in_turn"), [(1e-5, True), (1e-5, False), (1e-6, True)])
+@pytest.mark.parametrize("seed", range(4))
+def test_an_eps_moves_all_rows_by_as_much_as_they_are_small(seed: int, eps: float, in_turn: bool) -> None:
+    """By six roundoffs the smallest third: one that is too small has the same sign in all of them."""
+    random = np.random.default_rng(seed)
+    sizes = np.sqrt(np.where(np.arange(36) % 3, 60.0, 12.0))[:, None]
+    x = (random.standard_normal((36, 576)) * sizes).astype(np.float32).astype(np.float64)
+    recorded = normed(x, eps, in_turn)
+    tally = Tally()
+    tally.add(recorded, operations.rms_norm(x, None, 1e-5, "float32").closest(recorded))
+    statistics = tally.statistics()
+    limits = statistics.limits(1e-10, {})
+    assert (abs(statistics.gain_deviations) > limits[Statistic.GAIN]) is (eps != 1e-5)
+    own = Own(Recipe("norm", "norm", Linear(), ("x",)), (Window(0, 36),), statistics, limits, {}, level=1e-10)
+    assert own.wrong is (eps != 1e-5)
+
+
+@pytest.mark.parametrize("since", [0, 8])
+def test_rows_that_follow_the_gain_of_the_wrong_ones_are_wrong(since: int) -> None:
+    """A gain of five roundoffs that a few rows show by themselves."""
+    random = np.random.default_rng(since)
+    values = random.standard_normal((24, 64))
+    gains = 2.0**-24 * random.standard_normal((24, 1)) * 0.5
+    gains[since:] += 5.0 * 2.0**-24
+    gains[20:] += 2.0 * 2.0**-24
+    result = Result(values, np.square(2.0**-24 * values) / 3.0, shared=2.0**-24)
+    tally = Tally()
+    tally.add(values * (1.0 + gains), result)
+    statistics = tally.statistics()
+    assert int(statistics.since(np.arange(24) >= 20).argmax()) == since
+
+
 def test_a_recorder_is_let_go_of(tmp_path: Path) -> None:
     """A program that records often does not keep what each recording held."""
     model = models.load(clean_runs.Bench(tmp_path, MODEL, ENGINE).folder("llama"), "float32")

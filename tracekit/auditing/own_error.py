@@ -78,6 +78,7 @@ class Tally:
         self.row_gains: list[Floats] = []
         self.row_variances: list[Floats] = []
         self.biases: list[Floats] = []
+        self.leverages: list[Floats] = []  # of each row's gain, by the operation's own number
         self.columns: Floats = np.zeros(0)  # [squares, offsets, products, powers, weights, odd rows] of each column
         self.count = 0
 
@@ -89,6 +90,7 @@ class Tally:
         for first in range(0, len(gap), few):
             rows = slice(first, first + few)
             self._add_few(gap[rows], result.values[rows], result.variance[rows], result)
+        self.leverages.append(np.ones(len(gap)) if result.leverage is None else result.leverage)
 
     def _add_few(self, gap: Floats, values: Floats, variance: Floats, result: Result) -> None:
         """As many rows as stay in the cache; statistics need no more than float32, and no more do their sums."""
@@ -133,11 +135,16 @@ class Tally:
         safe = np.maximum(powers, 1e-290)
         spread = 1.0 + (self.count - 1.0) * np.broadcast_to(common, powers.shape)
         over_all = float((safe * spread).sum() / safe.sum())
+        directions = (np.ones(len(gains)), np.concatenate(self.leverages))
+        deviates = [_along(each, gains, weights / over_all, bias) for each in directions]
+        which = int(np.argmax(np.abs(deviates)))
         return Statistics(
             size=float(np.sqrt(np.mean(np.square(rows)))),
             rows=rows,
             gain=gain,
-            gain_deviations=float(_beyond(gain, bias) * np.sqrt(weights.sum() / over_all)),
+            gain_deviations=deviates[which],
+            gains=gains * np.sqrt(weights),
+            direction=directions[which] * np.sqrt(weights),
             row_gains=_beyond(gains, biases) / np.sqrt(variances),
             columns=np.sqrt(squares / self.count),
             column_offsets=_beyond(offsets, bias * np.sqrt(powers * self.count))
@@ -147,6 +154,13 @@ class Tally:
             freedoms=freedoms,
             repeats=spread,
         )
+
+
+def _along(direction: Floats, gains: Floats, weights: Floats, bias: float) -> float:
+    """Standard deviations of the rows' gains [rows] along a direction [rows], less what a bias of any sign in each row
+    makes of it: where a number of the operation is another, each row's gain moves by its leverage."""
+    power = max(float(weights @ np.square(direction)), 1e-290)
+    return float(_beyond((weights * direction) @ gains, bias * float(weights @ np.abs(direction))) / np.sqrt(power))
 
 
 def _beyond(values: Floats | float, bias: Floats | float) -> Floats:
@@ -171,7 +185,9 @@ class Statistics:
     size: float  # root mean square over all rows
     rows: Floats  # [rows]
     gain: float  # fitted, 0 where correct
-    gain_deviations: float
+    gain_deviations: float  # along `direction`
+    gains: Floats  # [rows], each over its spread, biases included
+    direction: Floats  # [rows], in which the gains deviate the most: alike, or as a number of the operation moves them
     row_gains: Floats  # [rows]
     columns: Floats  # [width]
     column_offsets: Floats  # [width]
@@ -209,6 +225,13 @@ class Statistics:
         """Independent errors in the size of the site."""
         return len(self.rows) ** 2 / float(np.sum(1.0 / self.freedoms)) / float(self.repeats.mean())
 
+    def since(self, wrong: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The rows from which on the gains follow that of the wrong ones, [rows]: the least squares of two parts."""
+        steep = float(np.median(self.gains[wrong] / np.maximum(self.direction[wrong], 1e-290)))
+        less = np.square(self.gains) - np.square(self.gains - steep * self.direction)
+        first = int(np.argmin(np.concatenate([[0.0], np.cumsum(less)])))
+        return np.asarray(np.arange(len(self.gains)) >= first)
+
     def counts(self) -> dict[Statistic, int]:
         """How many there are of each kind: so many tests are made."""
         rows, columns = len(self.rows), len(self.columns)
@@ -216,7 +239,7 @@ class Statistics:
             dict.fromkeys((Statistic.ROW, Statistic.ROW_GAIN), rows),
             dict.fromkeys(COLUMN_KINDS, columns),
         )
-        return {Statistic.SIZE: 1, Statistic.GAIN: 1, **by_row, **by_column}
+        return {Statistic.SIZE: 1, Statistic.GAIN: 2, **by_row, **by_column}
 
     def limits(
         self, level: Mapping[Statistic, float] | float, width: Mapping[Statistic, float]
@@ -246,7 +269,7 @@ COLUMN_KINDS = (Statistic.COLUMN, Statistic.COLUMN_OFFSET, Statistic.COLUMN_GAIN
 
 def tests_of(rows: int, columns: int) -> int:
     """Tests that are made of a site."""
-    return 2 + 2 * rows + len(COLUMN_KINDS) * columns
+    return 3 + 2 * rows + len(COLUMN_KINDS) * columns
 
 
 @dataclass(frozen=True)
@@ -290,7 +313,8 @@ class Own:
         limit = min(self.limits[Statistic.SIZE if self.over[Statistic.SIZE] > 1.0 else Statistic.ROW], usual)
         wrong = (rows > limit) | (np.abs(self.statistics.row_gains) > self.limits[Statistic.ROW_GAIN])
         if wrong.any():
-            return np.asarray(wrong)
+            by_gain_alone = self.over[Statistic.GAIN] > 1.0 and not (rows > limit).any()
+            return np.asarray(wrong | self.statistics.since(wrong) if by_gain_alone else wrong)
         top = float(rows.max(initial=0.0))
         late = top > STANDS_OUT * float(np.median(rows))
         return np.asarray(rows > top / 2.0 if late else np.ones_like(wrong))

@@ -79,6 +79,8 @@ class Result:
     """The same where the order of the sums is known (`scales`)."""
     excess: float = 1.0
     """How much more than `variance` says correct arithmetic may be off, measured on the site's own sums."""
+    leverage: Floats | None = None
+    """How much each row's gain moves with a number that the operation holds, [rows], in any unit: a norm's eps."""
     scales: tuple[Floats, ...] = ()
     """Relative errors [rows, groups] that the scale of each row, or of each of its heads, has in the orders in which
     engines sum its squares. A row that was summed in one of them is compared with that: kernels for one row, for many

@@ -22,7 +22,7 @@ def rms_norm(x: Floats, weight: Floats | None, eps: float, dtype: str, plus_one:
         return _each_head(rms_norm(x.reshape(-1, weight.size), weight, eps, dtype, plus_one), x.shape)
     mean = np.mean(np.square(x), axis=1, keepdims=True)
     result = _scaled(x / np.sqrt(mean + eps), weight, None, dtype, plus_one)
-    return _in_orders(result, x, mean, eps, dtype)
+    return replace(_in_orders(result, x, mean, eps, dtype), leverage=_leverage(mean, eps))
 
 
 def layer_norm(
@@ -41,7 +41,13 @@ def layer_norm(
     # The mean is subtracted with an error of its own, the same for the whole row and as large as the row's entries.
     lost = (2.0 * accumulator(dtype)) ** 2 * np.mean(np.square(x), axis=1, keepdims=True) * np.square(scale)
     factor = 1.0 if weight is None else np.square(weight + float(plus_one))
-    return replace(result, variance=result.variance + lost * factor)
+    return replace(result, variance=result.variance + lost * factor, leverage=_leverage(mean, eps))
+
+
+def _leverage(mean: Floats, eps: float) -> Floats:
+    """How much each row's scale moves with eps, [rows], as parts of the most."""
+    moves = 1.0 / np.maximum(mean[:, 0] + eps, 1e-290)
+    return np.asarray(moves / max(float(moves.max(initial=0.0)), 1e-290))
 
 
 def _each_head(heads: Result, shape: tuple[int, ...]) -> Result:
@@ -49,7 +55,7 @@ def _each_head(heads: Result, shape: tuple[int, ...]) -> Result:
     rounded = tuple(values.reshape(shape) for values in heads.rounded)
     scales = tuple(scale.reshape(shape[0], -1) for scale in heads.scales)
     values, variance = heads.values.reshape(shape), heads.variance.reshape(shape)
-    return replace(heads, values=values, variance=variance, rounded=rounded, scales=scales)
+    return replace(heads, values=values, variance=variance, rounded=rounded, scales=scales, leverage=None)
 
 
 def _in_orders(result: Result, x: Floats, mean: Floats, eps: float, dtype: str) -> Result:
