@@ -235,17 +235,26 @@ def test_what_is_computed_of_a_single_number_without_dimensions_is_rounded_as_we
     assert off is not None and off.shape == (8, 4) and float(off.abs().max()) > 0.0
 
 
-@pytest.mark.parametrize("name", ["gelu", "layer norm far from zero"])
+FUSED: dict[str, tuple[float, float, Callable[[Any], Any]]] = {
+    "gelu": (0.3, -3.3, torch.nn.functional.gelu),
+    "gelu near zero": (0.3, -0.3, torch.nn.functional.gelu),
+    "gelu left of it": (0.3, -1.3, torch.nn.functional.gelu),
+    "glu": (1.0, 0.0, torch.nn.functional.glu),
+    "hardswish": (1.0, 0.0, torch.nn.functional.hardswish),
+    "log sigmoid": (1.0, 0.0, torch.nn.functional.logsigmoid),
+    "layer norm far from zero": (1.0, 30.0, lambda x: torch.nn.functional.layer_norm(x, (32,))),
+}
+"""What a kernel is given, as a multiple of normal numbers and an offset, and the kernel."""
+
+
+@pytest.mark.parametrize("name", FUSED)
 def test_a_fused_kernel_of_torch_is_off_by_no_more_than_its_drawn_rounding(name: str) -> None:
     """Both are off by more than their steps are one after the other, each rounded."""
     from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 
-    drawn = torch.randn(4000, 32, generator=torch.Generator().manual_seed(0))
-    if name == "gelu":
-        given, compute = drawn * 0.3 - 3.3, torch.nn.functional.gelu
-    else:
-        given, compute = drawn + 30.0, lambda x: torch.nn.functional.layer_norm(x, (32,))
-    with DrawnRounding(2.0**-24, 2.0**-24, 0) as drawn:
+    scale, offset, compute = FUSED[name]
+    given = torch.randn(4000, 32, generator=torch.Generator().manual_seed(0)) * scale + offset
+    with DrawnRounding(2.0**-24, 2.0**-24, 0, runs=32) as drawn:
         exact = compute(given.double())
         bound = drawn.off(exact)
     assert bound is not None

@@ -70,12 +70,15 @@ SCALED = {"mul", "div"}
 """Operations whose scalar operand is rounded to the accumulators' dtype first: one error that all results share."""
 SIGNED = {"sum", "mean"}
 """Sums of which the terms may have both signs."""
-TAKEN_APART = {"gelu", "silu", "mish", "softplus", "native_layer_norm", "native_group_norm", "_softmax", "_log_softmax"}
+TAKEN_APART = {
+    "gelu", "silu", "mish", "softplus", "glu", "hardswish", "log_sigmoid_forward", "native_layer_norm",
+    "native_group_norm", "_softmax", "_log_softmax",
+}  # fmt: skip
 """Operations whose own steps each round: a step that cancels (1 + erf far to the left) may be off by far more than a
 unit of the result."""
-GELU_UNITS, GELU_FROM, GELU_TO = 6.0, 2.0, 5.0
-"""torch's vectorised GELU takes the error function from a polynomial that is off by as many roundoff units of its
-argument, where that lies between these."""
+ERF_SLOPE = 0.3275911
+ERF_TERMS = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+"""Of the polynomial for the error function that torch's vectorised GELU uses: Abramowitz and Stegun 1964, 7.1.26."""
 
 
 def inexact(value: Any) -> bool:
@@ -124,9 +127,11 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
     def _kernel(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """What the fused kernels of torch are off besides, which compute otherwise than step by step."""
         if name == "gelu" and kwargs.get("approximate", "none") == "none":
-            size = args[0].abs()
-            loose = torch.where((size > GELU_FROM) & (size < GELU_TO), size * (GELU_UNITS * self._sums), 0.0)
-            self.add(out, self._times(loose))
+            # The polynomial's error is the same at the same argument: it is drawn once for all. The error function is
+            # then 1 less what is near 1, and rounds as that does.
+            once = self._drawn(out.new_empty([1] * out.dim())).mul_(math.sqrt(3.0))
+            off = self._times(args[0] * (0.5 * LIBRARY_UNITS * self._sums))
+            self.add(out, off.add_(once * _gelu_off(args[0]).to(torch.float32)))
         if name == "native_layer_norm":
             # x * scale - mean * scale, where the steps have (x - mean) * scale: rows far from zero cancel.
             value, (result, mean, scale) = args[0], out
@@ -201,3 +206,13 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
     def _drawn(self, like: Tensor) -> Tensor:
         drawn = torch.empty((self.runs, *like.shape), dtype=torch.float32)
         return drawn.uniform_(-1.0, 1.0, generator=self._draws)
+
+
+def _gelu_off(value: Tensor) -> Tensor:
+    """What torch's vectorised GELU is off by, its error function being a polynomial's."""
+    size = value.abs() * math.sqrt(0.5)
+    inner = 1.0 / (1.0 + ERF_SLOPE * size)
+    sum_ = torch.zeros_like(size)
+    for term in reversed(ERF_TERMS):
+        sum_ = (sum_ + term) * inner
+    return 0.5 * value.abs() * (torch.erfc(size) - sum_ * torch.exp(-size.square()))
