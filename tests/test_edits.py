@@ -186,15 +186,46 @@ def _without_the_last_layer(model: Any) -> None:
     model.model.layers = model.model.layers[:-1]
 
 
-def test_a_layer_that_is_not_run_is_no_line_within_it(checkpoints: Any, tmp_path: Path) -> None:
-    """Its norms times zero, or the power of thousands in them, would do the same."""
-    found = _audited(checkpoints("llama"), tmp_path / "run.h5", _without_the_last_layer)
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gemma3"])
+def test_a_layer_that_is_not_run_is_no_line_within_it(checkpoints: Any, tmp_path: Path, name: str) -> None:
+    """Its norms times zero, or the power of thousands in them, would do the same. A mask and experts' counts are made
+    for the layer alone, and are no part of what leads from its input to its output."""
+    found = _audited(checkpoints(name), tmp_path / "run.h5", _without_the_last_layer)
     assert [culprit.site for culprit in found.culprits] == ["model.norm:in"], found.text
     explanation = found.culprits[0].explanation
     assert explanation is not None
     assert explanation.lines[0].kind is EditKind.LEFT_OUT, explanation.lines
     assert any("self.layers[: self.config.num_hidden_layers]" in line.source for line in explanation.lines)
     assert any(line.kind is EditKind.SCALED and line.number == 0.0 for line in explanation.lines)
+
+
+def _without_the_mixer(model: Any) -> None:
+    model.model.layers[3].block_type = "none"
+
+
+def _without_experts(model: Any) -> None:
+    for layer in model.model.layers[1:]:
+        layer.mlp.experts.forward = lambda hidden, *rest: torch.zeros_like(hidden)
+
+
+@pytest.mark.parametrize(
+    ("name", "plant", "text", "not_text"),
+    [
+        ("qwen3next", _without_the_mixer, 'elif self.block_type == "full_attention"', "layers[: self.config"),
+        ("deepseekv3", _without_experts, "if expert_idx == self.num_experts", "def forward"),
+    ],
+)
+def test_what_a_condition_leaves_out_is_the_line_of_the_condition(
+    checkpoints: Any, tmp_path: Path, name: str, plant: Callable[[Any], None], text: str, not_text: str
+) -> None:
+    """Of a branch that is not taken, and of a loop whose rounds all end early. The layer that it stands in goes on: its
+    own call is not among the lines."""
+    found = _audited(checkpoints(name), tmp_path / "run.h5", plant)
+    assert found.culprits
+    explanation = found.culprits[0].explanation
+    assert explanation is not None, found.text
+    assert any(text in line.source for line in explanation.lines), explanation.lines
+    assert not any(not_text in line.source for line in explanation.lines), explanation.lines
 
 
 def test_a_layer_that_adds_nothing_need_not_run(tmp_path: Path) -> None:

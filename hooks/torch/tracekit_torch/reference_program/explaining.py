@@ -56,6 +56,8 @@ NEARLY = 1.3
 """Times the least residual up to which an edit holds as well."""
 ROUNDED_AWAY = 0.05
 """Residuals below this are the same: next to nothing."""
+SAME = 1e-9
+"""Relative distance of values that two edits give below which they are the same."""
 MEANT = 4.0
 """Standard deviations of a fitted number within which one with fewer digits is taken as meant."""
 ROUNDED_TWICE = 4.0
@@ -265,7 +267,9 @@ class Suspect:
             if left or not self._narrow():
                 break
         left.sort(key=lambda each: each[0])
-        return {key: start for _, key, start in reversed(left[:NOT_REFUTED])}
+        near = max(NEARLY * left[0][0], ROUNDED_AWAY) if left else 0.0
+        last = max(NOT_REFUTED, sum(each[0] <= near for each in left))
+        return {key: start for _, key, start in reversed(left[:last])}
 
     def _narrow(self) -> bool:
         """From now on an edit acts in the prompt alone, or in decoding alone, where nothing else is wrong."""
@@ -369,9 +373,18 @@ class Suspect:
         tried.sort(key=lambda each: each[0])
         made = (self._first_that_holds(trial, options) for _, trial, options in tried[:FINALISTS])
         held = [one for one in made if one is not None]
+        others = (self._as_another(held, trial, options[-1]) for _, trial, options in tried[FINALISTS:])
+        held += [one for one in others if one is not None]
         least = min((one.residual for one in held), default=0.0)
         near = [one for one in held if one.residual <= max(NEARLY * least, ROUNDED_AWAY)]
         return sorted(near, key=lambda one: (not one.determined, one.trial.freedom, _digits(one.number), one.residual))
+
+    def _as_another(self, held: list[Held], trial: Trial, best: Try) -> Held | None:
+        """An edit that gives what one gives that holds: it leaves as much."""
+        for one in held:
+            if np.allclose(best.values, one.values, rtol=SAME, atol=0.0, equal_nan=True):
+                return Held(trial, self._segment, best.number, best.values, one.residual, one.determined)
+        return None
 
     def _first_that_holds(self, trial: Trial, options: list[Try]) -> Held | None:
         for one in options:

@@ -284,14 +284,14 @@ class Segment:
         """Of every call that ends with the node at `place`, the position of its first node, from the outermost on. Two
         calls from one place of the program, rounds of a loop, are told apart by their lines, which begin again."""
         for depth in range(1, len(self.nodes[place].frames)):
-            if place + 1 < len(self.nodes) and self._follows(place + 1, depth):
+            if place + 1 < len(self.nodes) and self.follows(place + 1, depth):
                 continue
             first = place
-            while self._follows(first, depth):
+            while self.follows(first, depth):
                 first -= 1
             yield first
 
-    def _follows(self, place: int, depth: int) -> bool:
+    def follows(self, place: int, depth: int) -> bool:
         """Whether a node belongs to the same call at that depth as the one before it."""
         if place == 0:
             return False

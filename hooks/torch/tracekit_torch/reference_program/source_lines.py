@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import linecache
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import CodeType
 from typing import TypeGuard
@@ -42,7 +43,7 @@ def lines_of(segment: Segment, place: int, change: Change, together: Iterable[tu
     call, which might have handed over something else. `together`: all nodes that are edited at once, with what is made
     there."""
     removed = _passed_over(segment, place, change.source)
-    edited = [*removed, *(each for at, other in together for each in _passed_over(segment, at, other.source))]
+    edited = _not_run(segment, {place: change.source} | {at: other.source for at, other in together})
     chains = [frames for each in (*removed, *change.places) if (frames := segment.nodes[each].frames)]
     if not chains:
         return []
@@ -53,10 +54,9 @@ def lines_of(segment: Segment, place: int, change: Change, together: Iterable[tu
     if inner and len({frame.code for frame in inner}) == 1:
         lines = Lines(inner[0].file, min(frame.line for frame in inner), max(frame.line for frame in inner))
         found.append(lines)
-        head = _condition(segment, prefix, lines, edited)
-        if head is not None:
-            found.append(Lines(lines.file, head.lineno, head.lineno))
-        given = _names(head)
+        heads = _conditions(segment, prefix, lines, edited)
+        found += [Lines(lines.file, head.lineno, head.lineno) for head in heads]
+        given = {name for head in heads for name in _names(head)}
         if change.stated is not None or change.places:
             given |= _names(_statement(lines.file, lines.line))
         code, callers = inner[0].code, list(prefix)
@@ -68,9 +68,8 @@ def lines_of(segment: Segment, place: int, change: Change, together: Iterable[tu
     while prefix and (not found or _whole(segment, prefix, place, edited)):
         found.append(_line(prefix[-1]))
         prefix = prefix[:-1]
-        head = _condition(segment, prefix, found[-1], edited)
-        if head is not None:
-            found.append(Lines(found[-1].file, head.lineno, head.lineno))
+        heads = _conditions(segment, prefix, found[-1], edited)
+        found += [Lines(found[-1].file, head.lineno, head.lineno) for head in heads]
     return list(dict.fromkeys(found))
 
 
@@ -106,6 +105,22 @@ def _passed_over(segment: Segment, place: int, source: int | None) -> list[int]:
     return path
 
 
+def _not_run(segment: Segment, edits: Mapping[int, int | None]) -> frozenset[int]:
+    """Positions of the nodes that nothing needs with each of `edits` made, those among them. `edits`: by position, the
+    value that is taken in the place of the result, if one is."""
+    needed, groups = {segment.target}, {segment.groups[segment.target]}
+    run: set[int] = set()
+    for place in range(len(segment.nodes) - 1, -1, -1):
+        node, source = segment.nodes[place], edits.get(place)
+        if needed.isdisjoint(node.outputs) and not any(segment.groups[value] in groups for value in node.mutated):
+            continue
+        run.add(place)
+        read = node.inputs if source is None else (source,)
+        needed.update(read)
+        groups.update(segment.groups[value] for value in read if not segment.steady(value))
+    return frozenset(place for place in range(len(segment.nodes)) if place in edits or place not in run)
+
+
 def _common(chains: list[tuple[Frame, ...]]) -> int:
     """How many calls the chains have in common, the place of the operation itself not among them."""
     depth, most = 0, min(map(len, chains)) - 1
@@ -114,26 +129,25 @@ def _common(chains: list[tuple[Frame, ...]]) -> int:
     return depth
 
 
-def _whole(segment: Segment, prefix: tuple[Frame, ...], place: int, removed: list[int]) -> bool:
-    """Whether all that a call computes for the node is passed over."""
-    calls = tuple((frame.code, frame.last) for frame in prefix)
+def _whole(segment: Segment, prefix: tuple[Frame, ...], place: int, removed: frozenset[int]) -> bool:
+    """Whether all that a call computes, up to the node and after it, is passed over."""
+    calls, last = tuple((frame.code, frame.last) for frame in prefix), place
+    while last + 1 < len(segment.nodes) and segment.follows(last + 1, len(calls)):
+        last += 1
     return all(
         index in removed or node.name in SHAPES_ONLY
-        for index, node in enumerate(segment.nodes)
-        if index <= place and node.place[: len(calls)] == calls
+        for index, node in enumerate(segment.nodes[: last + 1])
+        if node.place[: len(calls)] == calls
     )
 
 
-def _condition(segment: Segment, prefix: tuple[Frame, ...], lines: Lines, removed: list[int]) -> ast.expr | None:
-    """The condition under which nothing else is done than what is passed over, or what a loop goes through of which a
-    round is passed over."""
+def _conditions(segment: Segment, prefix: tuple[Frame, ...], lines: Lines, removed: frozenset[int]) -> list[ast.expr]:
+    """The conditions under which nothing else is done than what is passed over, and what loops go through of which a
+    round is passed over; the innermost first."""
     calls = tuple((frame.code, frame.last) for frame in prefix)
-    head = None
-    for node in _around(lines.file, lines.line):
-        if not isinstance(node, ast.If | ast.For) or lines.line < node.body[0].lineno:
-            continue
-        first, last = node.body[0].lineno, node.end_lineno or node.body[-1].lineno
-        inside = [
+
+    def inside(first: int, last: int) -> list[int]:
+        return [
             index
             for index, each in enumerate(segment.nodes)
             if each.name not in SHAPES_ONLY
@@ -142,13 +156,34 @@ def _condition(segment: Segment, prefix: tuple[Frame, ...], lines: Lines, remove
             and each.frames[len(calls)].file == lines.file
             and first <= each.frames[len(calls)].line <= last
         ]
-        if isinstance(node, ast.For):
-            rounds = {segment.nodes[index].place for index in inside}
-            if rounds == {segment.nodes[index].place for index in inside if index in removed}:
-                head = node.iter
-        elif all(index in removed for index in inside):
-            head = node.test
-    return head
+
+    heads: list[ast.expr] = []
+    for node in _around(lines.file, lines.line):
+        for block in _blocks(node):
+            first, last = block[0].lineno, block[-1].end_lineno or block[-1].lineno
+            if not first <= lines.line <= last:
+                continue
+            for before, after in pairwise(block):
+                if after.lineno <= lines.line and _leaves(before) and removed.issuperset(inside(after.lineno, last)):
+                    heads.append(before.test)
+            if isinstance(node, ast.For):
+                rounds = {segment.nodes[index].place for index in inside(first, last)}
+                if rounds == {segment.nodes[index].place for index in inside(first, last) if index in removed}:
+                    heads.append(node.iter)
+            elif isinstance(node, ast.If) and removed.issuperset(inside(first, last)):
+                heads.append(node.test)
+    return heads[::-1]
+
+
+def _blocks(node: ast.stmt) -> list[list[ast.stmt]]:
+    """The statements that a compound one holds, those of each of its branches."""
+    return [block for name in ("body", "orelse", "finalbody") if (block := getattr(node, name, None))]
+
+
+def _leaves(node: ast.stmt) -> TypeGuard[ast.If]:
+    """Whether it is a condition under which what comes after it is not reached."""
+    ends = ast.Continue | ast.Break | ast.Return
+    return isinstance(node, ast.If) and not node.orelse and isinstance(node.body[-1], ends)
 
 
 @cache
