@@ -77,11 +77,59 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name -> class of its configuration, and what differs from `SIZES`."""
 
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+UNTUNED: dict[str, tuple[str, dict[str, Any]]] = {
+    "olmo3": ("Olmo3Config", {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}),
+    "exaone4": ("Exaone4Config", HEADS | {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}),
+    "apertus": ("ApertusConfig", {}),
+    "hunyuanmoe": ("HunYuanMoEV1Config", HEADS | {"num_experts": 4, "moe_topk": 2}),
+    "erniemoe": (
+        "Ernie4_5_MoeConfig",
+        {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16, "moe_layer_start_index": 1}
+        | {"moe_num_shared_experts": 1},
+    ),
+    "granitemoe": (
+        "GraniteMoeConfig", _EXPERTS | {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 4.0}
+    ),
+    "phimoe": ("PhimoeConfig", _EXPERTS | {"sliding_window": 6}),
+    "minimax": (
+        "MiniMaxConfig", HEADS | _EXPERTS | {"layer_types": ["linear_attention", "full_attention"], "block_size": 8}
+    ),
+    "helium": ("HeliumConfig", HEADS),
+    "persimmon": ("PersimmonConfig", {}),
+    "gptj": ("GPTJConfig", _GPT | {"rotary_dim": 4}),
+    "xglm": ("XGLMConfig", {"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4}),
+    "biogpt": ("BioGptConfig", {}),
+    "jetmoe": ("JetMoeConfig", _EXPERTS | {"kv_channels": 8}),
+    "falconh1": (
+        "FalconH1Config",
+        HEADS
+        | {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
+        | {"mamba_chunk_size": 8},
+    ),
+    "glm4moe": (
+        "Glm4MoeConfig",
+        HEADS
+        | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1}
+        | {"n_group": 2, "topk_group": 1},
+    ),
+    "nanochat": ("NanoChatConfig", HEADS),
+    "diffllama": ("DiffLlamaConfig", {}),
+    "lfm2moe": (
+        "Lfm2MoeConfig",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_dense_layers": 1}
+        | {"layer_types": ["conv", "full_attention"]},
+    ),
+    "gptbigcode": ("GPTBigCodeConfig", _GPT),
+}  # fmt: skip
+"""Families that the mutants alone are drawn of: no limit, edit or recipe was made with one of them at hand."""
+
 
 def make(name: str, folder: Path, **settings: Any) -> Path:
     """A checkpoint of a family, scaled so that attention and norms matter."""
     torch.manual_seed(11)
-    kind, more = FAMILIES[name]
+    kind, more = (FAMILIES | UNTUNED)[name]
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**SIZES | more | settings))
     with torch.no_grad():
         for key, value in model.float().named_parameters():

@@ -24,7 +24,7 @@ from tests import tiny_families
 
 FAMILIES = (
     "llama", "qwen3next", "gemma2", "deepseekv3", "gpt2", "gptoss", "falcon", "mixtral", "cohere", "bloom", "phi3",
-    "olmo2", "gemma3", "granite", "qwen3moe", "gptneox", "opt", "stablelm",
+    "olmo2", "gemma3", "granite", "qwen3moe", "gptneox", "opt", "stablelm", *tiny_families.UNTUNED,
 )  # fmt: skip
 PROMPT, STEPS = 36, 4
 """Positions of the prefill, and of the calls of one position after it, with the cache."""
