@@ -18,6 +18,7 @@ from tracekit.compare.yardstick import _Conditions
 from tracekit.dtypes import STORAGE, all_finite, to_float
 from tracekit.formats.archive import NOTED_BYTES, write_archive
 from tracekit.formats.log import LogWriter, Tensor
+from tracekit.formats.untrusted_hdf5 import UntrustedFile
 from tracekit.inspection.non_finite import first_non_finite
 from tracekit.trace import TraceError
 
@@ -162,3 +163,89 @@ def test_conditions_are_those_of_the_sites_before() -> None:
     conditions.add(2, 0, np.array([9.0]))
     assert conditions.before(2, 0, 2).tolist() == [1, 5]
     assert conditions.before(7, 0, 2).tolist() == [9, 5]
+
+
+def noting(path: Path, **columns: np.ndarray) -> Path:
+    """The archive with other columns of `blocks`, by a writer that vouches for them."""
+    with h5py.File(path, "r+") as file:
+        written = int(file.attrs["written"])
+        for name, column in columns.items():
+            del file[f"sequences/0/blocks/{name}"]
+            file[f"sequences/0/blocks/{name}"] = column
+    os.utime(path, ns=(written, written))
+    return path
+
+
+def decided(one: Path, other: Path) -> str:
+    with tracekit.open(one) as reference, tracekit.open(other) as candidate:
+        return tracekit.diff(reference, candidate).verdict
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_writer_of_wrong_digests_hides_no_difference(tmp_path: Path, both: bool) -> None:
+    values = np.random.default_rng(0).standard_normal((ROWS, WIDTH), np.float32)
+    one, other = archive(tmp_path / "one.h5", values), archive(tmp_path / "other.h5", values * 2)
+    with tracekit.open(one) as trace:
+        blocks = trace.sequences[0].blocks("a")
+        assert blocks is not None
+        claimed = np.zeros_like(blocks.digest) if both else blocks.digest
+    noting(other, digest=claimed)
+    if both:
+        noting(one, digest=claimed)
+    with tracekit.open(other) as trace:
+        assert trace.sequences[0].blocks("a") is None
+    assert decided(one, other) == "divergence"
+
+
+def test_right_digests_written_by_another_are_taken(tmp_path: Path) -> None:
+    one, other = archive(tmp_path / "one.h5"), archive(tmp_path / "other.h5")
+    with tracekit.open(one) as trace:
+        blocks = trace.sequences[0].blocks("a")
+        assert blocks is not None
+        noting(other, digest=blocks.digest)
+    assert alike(one, other) == (True, [])
+
+
+def test_damage_that_changes_no_time_is_seen(tmp_path: Path) -> None:
+    one, other = archive(tmp_path / "one.h5"), archive(tmp_path / "other.h5")
+    assert decided(one, other) == "parity"
+    with h5py.File(other) as file:
+        offset, written = file["sequences/0/sites/a"].id.get_offset(), int(file.attrs["written"])
+    with other.open("r+b") as raw:
+        raw.seek(offset + 4 * WIDTH * 7)
+        raw.write(np.full(WIDTH, 3, np.float32).tobytes())
+    os.utime(other, ns=(written, written))
+    assert decided(one, other) == "divergence"
+
+
+def test_an_offset_that_hdf5_does_not_know_is_not_believed(tmp_path: Path) -> None:
+    path = archive(tmp_path / "run.h5")
+    with tracekit.open(path) as trace:
+        right = trace.sequences[0].read("a", 0, 200)
+    for offset in (8, 2**63):
+        noting(path, offset=np.array([offset], np.uint64))
+        with tracekit.open(path) as trace:
+            assert np.array_equal(trace.sequences[0].read("a", 0, 200), right)
+    noting(path, offset=np.empty(0, np.uint64))
+    with tracekit.open(path) as trace, pytest.raises(TraceError, match="blocks: a column is missing or too short"):
+        trace.sequences[0].read("a", 0, 200)
+
+
+def test_values_are_read_where_they_are_noted_to_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"site{index}" for index in range(12)]
+    with LogWriter(tmp_path / "run.tklog") as log:
+        log.open("python", dtype="float32")
+        log.sites([{"name": name, "class": "Linear", "order": order} for order, name in enumerate(names)])
+        log.sequence(0)
+        rows = np.random.default_rng(0).standard_normal((len(names), 40, 64)).astype(np.float32)
+        log.call(0, 0, 40, {**dict(zip(names, rows, strict=True)), "none": np.empty((40, 0), np.float32)})
+        log.end_sequence(0, 0, "done")
+    with tracekit.open(tmp_path / "run.tklog") as trace:
+        write_archive(trace, tmp_path / "run.h5")
+    asked = []
+    monkeypatch.setattr(UntrustedFile, "rows", lambda *arguments: asked.append(arguments))
+    with tracekit.open(tmp_path / "run.h5") as trace:
+        for name, row in zip(names, rows, strict=True):
+            values = trace.sequences[0].read(name, 0, 40)
+            assert np.array_equal(values, row) and values.flags.aligned
+    assert not asked

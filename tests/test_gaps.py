@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,9 +35,11 @@ def thinned(log: Path, out: Path, keep: Keep, row: Callable[[Json], Json] = lamb
     return out
 
 
-def _tensor(data: object, frame: Frame, name: str) -> Tensor:
+def _tensor(data: mmap.mmap, frame: Frame, name: str) -> Tensor:
     stored = frame.tensors[name]
-    return Tensor(stored.dtype, stored.shape, bytes(memoryview(data)[stored.offset : stored.offset + stored.nbytes]))  # type: ignore[arg-type]
+    rows = frame.array(data, name)
+    assert rows is not None
+    return Tensor(stored.dtype, stored.shape, rows.tobytes())
 
 
 def holes(seed: int) -> Keep:

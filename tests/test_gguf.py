@@ -98,7 +98,7 @@ def as_gguf_engine(log: Path, out: Path, *, turned: tuple[str, ...] = tuple(HEAD
             if frame.kind == "call" and part in turned and rows is not None:
                 tensors[spoken(name)] = np.ascontiguousarray(interleaved(rows.T, HEADS[part]).T)
             else:
-                raw = bytes(memoryview(data)[stored.offset : stored.offset + stored.nbytes])
+                raw = b"" if rows is None else rows.tobytes()
                 tensors[spoken(name) if frame.kind == "call" else name] = Tensor(stored.dtype, stored.shape, raw)
         writer.write_frame(frame.kind, metadata, tensors)
     writer.abandon()

@@ -34,8 +34,7 @@ def altered(log: Path, out: Path, alter: Alter) -> Path:
             elif frame.kind == "step" and name == "logits":
                 rows = alter(name, rows.copy()[None], frame.metadata["position"])[0]
             else:
-                raw = bytes(memoryview(data)[stored.offset : stored.offset + stored.nbytes])
-                tensors[name] = Tensor(stored.dtype, stored.shape, raw)
+                tensors[name] = Tensor(stored.dtype, stored.shape, rows.tobytes())
                 continue
             tensors[name] = rows
         writer.write_frame(frame.kind, frame.metadata, tensors)

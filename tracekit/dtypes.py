@@ -88,6 +88,11 @@ def all_finite(bits: NDArray[Any], dtype: str) -> bool:
     """Whether none of the stored bits is NaN or an infinity; no format but a float has those."""
     if dtype not in _NOT_FINITE or bits.size == 0:
         return True
+    if dtype in ("float32", "float64"):
+        flat = bits.reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(np.vdot(flat, flat)):  # one pass; squares of finite values may overflow
+                return True
     kind = np.dtype(f"u{bits.itemsize}")
     magnitude = bits.view(kind) & kind.type(2 ** (8 * bits.itemsize - 1) - 1)
     return int(magnitude.max()) < _NOT_FINITE[dtype]

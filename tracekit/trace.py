@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import TraceError as TraceError
@@ -142,12 +144,28 @@ class SiteData:
 
 @dataclass(frozen=True)
 class Blocks:
-    """What was noted of a site's values as they were stored, a block of rows at a time; all of it 1-D, a block each."""
+    """What was noted of a site's values as they were stored, a block of rows at a time. Each of its ranges is divided
+    from its start into blocks of `rows`; arrays are 1-D, a block each, one range's after the other's."""
 
-    first: Array  # i64, positions [first, stop), which lie in one of the site's ranges
-    stop: Array
+    ranges: tuple[tuple[int, int], ...]
+    rows: int
     digest: Array  # u64, XXH3-64 of the bytes of the rows
     finite: Array  # bool: no NaN and no infinity
+
+    @cached_property
+    def first(self) -> Array:
+        """i64, the first position of each block."""
+        return np.concatenate([_NO_BLOCK, *(np.arange(first, stop, self.rows) for first, stop in self.ranges)])
+
+    @cached_property
+    def stop(self) -> Array:
+        """i64, the position after the last one of each block."""
+        counts = [-((first - stop) // self.rows) for first, stop in self.ranges]
+        ends = np.repeat(np.array([stop for _, stop in self.ranges], dtype=np.int64), counts)
+        return np.asarray(np.minimum(self.first + self.rows, ends))
+
+
+_NO_BLOCK = np.empty(0, np.int64)
 
 
 class Sequence(Protocol):

@@ -12,12 +12,17 @@ def noted_alike(pair: SequencePair, site: SitePair, first: int, stop: int) -> bo
     equal, and so are the values where one block, which reaches beyond `stop` on one side, has to be read. False where
     nothing is noted, or another division into blocks."""
     one, other = pair.reference, pair.candidate
+    stored = one.sites[site.name], other.sites[site.candidate]
+    if (stored[0].dtype, stored[0].width) != (stored[1].dtype, stored[1].width):
+        return False
     ours, theirs = one.blocks(site.name), other.blocks(site.candidate)
     if ours is None or theirs is None:
         return False
-    kinds = [(data.dtype, data.width) for data in (one.sites[site.name], other.sites[site.candidate])]
-    if kinds[0] != kinds[1]:
-        return False
+    if stored[0].ranges == stored[1].ranges:
+        if ours.digest.tobytes() == theirs.digest.tobytes():
+            return True
+        if all(first <= begin and end <= stop for begin, end in stored[0].ranges):
+            return False  # no block that differs reaches beyond what is asked for
     wanted = np.flatnonzero((ours.first < stop) & (ours.stop > first))
     place = np.searchsorted(theirs.first, ours.first[wanted])
     found = np.minimum(place, max(len(theirs.first) - 1, 0))

@@ -255,7 +255,7 @@ def _as_tensor(value: TensorLike) -> Tensor:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies in the file."""
+    """Where a tensor lies in the data of its frame."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -265,24 +265,24 @@ class Stored:
 
 @dataclass(frozen=True)
 class Frame:
-    """One sound frame: `metadata` decoded from JSON (but for the kind), tensors by name."""
+    """One sound frame: `metadata` decoded from JSON (but for the kind), tensors by name. Frames of the same tensors
+    mostly have one and the same mapping of them."""
 
     offset: int
     kind: str
     metadata: Json
     tensors: Mapping[str, Stored]
+    start: int
+    """Where its data begins in the file."""
 
     def array(self, data: mmap.mmap | bytes, name: str) -> Array | None:
-        """A tensor's bits as a read-only view into the file, or None where the frame has none of this name."""
+        """A tensor's bits in its shape, as a read-only view into the file, or None where the frame has none of this
+        name."""
         stored = self.tensors.get(name)
-        return None if stored is None else view(data, stored)
-
-
-def view(data: mmap.mmap | bytes, stored: Stored) -> Array:
-    """A read-only view of a stored tensor, in its shape."""
-    storage = STORAGE[stored.dtype]
-    flat = np.frombuffer(data, dtype=storage, count=stored.nbytes // storage.itemsize, offset=stored.offset)
-    return flat.reshape(stored.shape)
+        if stored is None:
+            return None
+        storage, at = STORAGE[stored.dtype], self.start + stored.offset
+        return np.frombuffer(data, storage, stored.nbytes // storage.itemsize, at).reshape(stored.shape)
 
 
 class BadFrame(Exception):
@@ -302,6 +302,7 @@ def read_frames(data: mmap.mmap | bytes) -> Iterator[Frame]:
     size = len(data)
     offset = 0
     view_of_all = memoryview(data)
+    headers = _Headers()
     while offset < size:
         if size - offset < FRAME_HEAD.size:
             raise BadFrame(offset, f"the file ends inside a frame at byte {offset}")
@@ -315,27 +316,10 @@ def read_frames(data: mmap.mmap | bytes) -> Iterator[Frame]:
         if digest and xxhash.xxh3_64_intdigest(payload) != digest:
             raise BadFrame(offset, f"the frame at byte {offset} does not match its hash")
         try:
-            yield _parse(payload, start, offset)
+            yield headers.frame(payload, start, offset)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise BadFrame(offset, f"the frame at byte {offset} is not sound safetensors ({error})") from None
         offset = start + length
-
-
-def _parse(payload: memoryview, start: int, offset: int) -> Frame:
-    (header_length,) = struct.unpack_from("<Q", payload)
-    if header_length > min(len(payload) - 8, HEADER_LIMIT):
-        raise ValueError("its header is longer than the frame")
-    header = json.loads(bytes(payload[8 : 8 + header_length]), object_pairs_hook=_unique)
-    if not isinstance(header, dict):
-        raise ValueError("its header is not an object")
-    words = header.pop("__metadata__", {})
-    kind = words["kind"]
-    metadata = {name: json.loads(text) for name, text in words.items() if name != "kind"}
-    data_start = start + 8 + header_length
-    data_length = len(payload) - 8 - header_length
-    tensors = _tensors(header, data_start, data_length)
-    tensors.pop(PAD_NAME, None)
-    return Frame(offset, kind, metadata, tensors)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Json:
@@ -345,7 +329,50 @@ def _unique(pairs: list[tuple[str, Any]]) -> Json:
     return row
 
 
-def _tensors(header: Json, data_start: int, data_length: int) -> dict[str, Stored]:
+METADATA = '{"__metadata__":'
+"""What a header begins with where its metadata lead it."""
+KEPT, KEPT_LENGTH = 16, 1 << 20
+"""How many headers are kept of a log, and their longest."""
+_decoder = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+class _Headers:
+    """Reads the headers of a log's frames. Those of one kind mostly say the same but for their metadata, so what comes
+    after these is read and checked once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], dict[str, Stored]] = {}  # by text after the metadata and length of the data
+
+    def frame(self, payload: memoryview, start: int, offset: int) -> Frame:
+        """The frame of a payload that begins at byte `start`. Raises what reading it raises."""
+        (header_length,) = struct.unpack_from("<Q", payload)
+        if header_length > min(len(payload) - 8, HEADER_LIMIT):
+            raise ValueError("its header is longer than the frame")
+        header = str(payload[8 : 8 + header_length], "utf-8", "surrogatepass")
+        data_length = len(payload) - 8 - header_length
+        words: Any = {}
+        rest = ""
+        if header.startswith(METADATA + "{") and header_length <= KEPT_LENGTH:
+            words, end = _decoder.raw_decode(header, len(METADATA))
+            rest = header[end:].rstrip(" ")
+        tensors = self._known.get((rest, data_length))
+        if tensors is None:
+            told = _decoder.decode(header)
+            if not isinstance(told, dict):
+                raise ValueError("its header is not an object")
+            words = told.pop("__metadata__", {})
+            tensors = _tensors(told, data_length)
+            tensors.pop(PAD_NAME, None)
+            if rest:
+                if len(self._known) == KEPT:
+                    self._known.clear()
+                self._known[rest, data_length] = tensors
+        kind = words["kind"]
+        metadata = {name: json.loads(text) for name, text in words.items() if name != "kind"}
+        return Frame(offset, kind, metadata, tensors, start + 8 + header_length)
+
+
+def _tensors(header: Json, data_length: int) -> dict[str, Stored]:
     """Check that the tensors tile the data exactly, as safetensors demands."""
     tensors = {}
     spans = []
@@ -365,7 +392,7 @@ def _tensors(header: Json, data_start: int, data_length: int) -> dict[str, Store
         if not begin <= end <= data_length or end - begin != count:
             raise ValueError(f"the shape of {name!r} does not fit its bytes")
         spans.append((begin, end))
-        tensors[name] = Stored(dtype, shape, data_start + begin, end - begin)
+        tensors[name] = Stored(dtype, shape, begin, end - begin)
     covered = 0
     for begin, end in sorted(spans):
         if begin != covered:

@@ -6,7 +6,7 @@ import math
 import mmap
 import os
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -27,7 +27,7 @@ from tracekit.formats.file_values import (
     check_ids,
     check_sequence,
 )
-from tracekit.formats.log import FORMAT, BadFrame, Frame, Stored, map_file, read_frames, view
+from tracekit.formats.log import FORMAT, BadFrame, Frame, Stored, map_file, read_frames
 from tracekit.interactive import Browsable, BrowsableSequence
 from tracekit.trace import (
     ENCODER,
@@ -60,11 +60,39 @@ CONFIG_KEYS = (
 
 
 @dataclass
+class _Calls:
+    """Calls of the same tensors, one after the other: `rows` positions each, from `first` on."""
+
+    layout: Mapping[str, Stored]
+    axis: str | None
+    first: int
+    rows: int
+    columns: list[tuple[_Column, int]]
+    """Columns that it adds to, and where their values lie in the data of a call."""
+    starts: list[int] = field(default_factory=list)
+    """Where the data of each call begins in the file."""
+
+    @property
+    def stop(self) -> int:
+        return self.first + self.rows * len(self.starts)
+
+    @cached_property
+    def places(self) -> Array:
+        """`starts`, when all are known, i64."""
+        return np.array(self.starts, dtype=np.int64)
+
+    def goes_on(self, frame: Frame, first: int, rows: int, axis: str | None) -> bool:
+        """Whether a call is the next one."""
+        return frame.tensors is self.layout and (first, rows, axis) == (self.stop, self.rows, self.axis)
+
+
+@dataclass
 class _Segment:
-    """Rows [first, stop) of a site; `offset` is where row `first` lies in the file."""
+    """Rows [first, stop) of a site, of these calls; `offset` is where its values lie in the data of a call."""
 
     first: int
     stop: int
+    calls: _Calls
     offset: int
 
 
@@ -82,11 +110,11 @@ class _Column:
     def row_bytes(self) -> int:
         return self.width * STORAGE[self.dtype].itemsize
 
-    def add(self, first: int, stop: int, offset: int) -> None:
+    def add(self, first: int, stop: int, calls: _Calls, offset: int) -> None:
         """Later rows win over earlier ones of the same positions (a cache that was rewound)."""
         if self.segments and self.segments[-1].stop > first:
             self._cut(first, stop)
-        self.segments.append(_Segment(first, stop, offset))
+        self.segments.append(_Segment(first, stop, calls, offset))
         if len(self.segments) > 1 and self.segments[-2].first > first:
             self.segments.sort(key=lambda segment: segment.first)
 
@@ -94,10 +122,9 @@ class _Column:
         kept = []
         for old in self.segments:
             if old.first < first:
-                kept.append(_Segment(old.first, min(old.stop, first), old.offset))
+                kept.append(replace(old, stop=min(old.stop, first)))
             if old.stop > stop:
-                begin = max(old.first, stop)
-                kept.append(_Segment(begin, old.stop, old.offset + (begin - old.first) * self.row_bytes))
+                kept.append(replace(old, first=max(old.first, stop)))
         self.segments = kept
 
     def ranges(self) -> tuple[tuple[int, int], ...]:
@@ -122,6 +149,7 @@ class LogSequence(BrowsableSequence):
             if name.endswith("token_ids"):
                 check_ids(self._array(frame, name), f"its {name}", least=NO_TOKEN)
         self._columns: dict[str, _Column] = {}
+        self._calls: dict[int, _Calls] = {}  # those that may go on, no two of one site; by identity of their layout
         self._steps: list[Frame] = []
         self.positions = 0
         self.end_reason: str | None = None
@@ -219,27 +247,38 @@ class LogSequence(BrowsableSequence):
         column = self._columns.get(site)
         if column is None:
             raise TraceError(f"{self._trace.path}: sequence {self.index}: site {site!r} is not recorded")
-        out = np.empty((stop - first, column.width), dtype=STORAGE[column.dtype])
-        # Of one position a call there are as many pieces as rows: an array of each takes longer than moving its bytes.
-        target, row_bytes = out.reshape(-1).view(np.uint8).data, column.row_bytes
+        pieces = [np.empty(0, np.uint8)]
         at = first
         index = bisect_right(column.segments, first, key=lambda segment: segment.first) - 1
-        with memoryview(self._trace.data) as source:
-            while at < stop:
-                if (
-                    not 0 <= index < len(column.segments)
-                    or not column.segments[index].first <= at < column.segments[index].stop
-                ):
-                    raise TraceError(
-                        f"{self._trace.path}: sequence {self.index}: site {site!r} is not recorded at position {at}"
-                    )
-                segment = column.segments[index]
-                end = min(stop, segment.stop)
-                begin = segment.offset + (at - segment.first) * row_bytes
-                size = (end - at) * row_bytes
-                target[(at - first) * row_bytes :][:size] = source[begin : begin + size]
-                at, index = end, index + 1
-        return out
+        while at < stop:
+            if (
+                not 0 <= index < len(column.segments)
+                or not column.segments[index].first <= at < column.segments[index].stop
+            ):
+                raise TraceError(
+                    f"{self._trace.path}: sequence {self.index}: site {site!r} is not recorded at position {at}"
+                )
+            segment = column.segments[index]
+            end = min(stop, segment.stop)
+            pieces += self._pieces(segment, at, end, column.row_bytes)
+            at, index = end, index + 1
+        octets = pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
+        return octets.view(STORAGE[column.dtype]).reshape(stop - first, column.width)
+
+    def _pieces(self, segment: _Segment, first: int, stop: int, row_bytes: int) -> Iterator[Array]:
+        """The bytes of positions [first, stop) of a segment, 1-D. Of one position a call there are as many calls as
+        rows, and a step of Python for each takes longer than moving its bytes: whole calls are gathered by numpy."""
+        calls, rows = segment.calls, segment.calls.rows
+        at = first
+        while at < stop:
+            index, skipped = divmod(at - calls.first, rows)
+            whole = (stop - at) // rows if skipped == 0 else 0
+            size = row_bytes * (rows if whole else min(rows - skipped, stop - at))
+            places = calls.places[index : index + max(whole, 1)] + (segment.offset + skipped * row_bytes)
+            # Every place of the file that so many bytes may be taken from; the file holds what is taken.
+            window = np.ndarray((len(self._trace.data) - size + 1, size), np.uint8, self._trace.data, 0, (1, 1))
+            yield window[places[0]] if len(places) == 1 else window[places].reshape(-1)
+            at += whole * rows if whole else size // row_bytes
 
     def logits(self, first: int, stop: int) -> Array | None:
         rows = [frame.array(self._trace.data, "logits") for frame in self._steps[first:stop]]
@@ -252,7 +291,10 @@ class LogSequence(BrowsableSequence):
         return None if stored is None else stored.dtype
 
     def _array(self, frame: Frame, name: str) -> Array:
-        return view(self._trace.data, frame.tensors[name])
+        array = frame.array(self._trace.data, name)
+        if array is None:
+            raise KeyError(name)
+        return array
 
     def _token(self, frame: Frame) -> int:
         return int(self._array(frame, "token")[0])
@@ -272,13 +314,36 @@ class LogSequence(BrowsableSequence):
         axis = frame.metadata.get("axis")
         if axis not in (None, ENCODER):
             raise ValueError(f"axis {axis!r} is unknown")
-        for name, stored in frame.tensors.items():
-            self._add_rows(name, stored, first, rows, axis)
+        self._add_rows(frame, first, rows, axis)
         if axis is None:
             self.positions = max(self.positions, first + rows)
 
-    def _add_rows(self, name: str, stored: Stored, first: int, rows: int, axis: str | None) -> None:
-        """Index one site's rows of a call. A site that is no longer what it was ends; the sequence goes on."""
+    def _add_rows(self, frame: Frame, first: int, rows: int, axis: str | None) -> None:
+        """Index the rows of a call. Calls that go on where one of the same tensors ended are looked at once."""
+        calls = self._calls.get(id(frame.tensors))
+        if calls is None or not calls.goes_on(frame, first, rows, axis):
+            for other in [other for other in self._calls.values() if not other.layout.keys().isdisjoint(frame.tensors)]:
+                self._take_in(other)
+            found = [(self._column(name, stored, first, rows, axis), stored) for name, stored in frame.tensors.items()]
+            if rows == 0:
+                return
+            columns = [(column, stored.offset) for column, stored in found if column is not None]
+            calls = self._calls[id(frame.tensors)] = _Calls(frame.tensors, axis, first, rows, columns)
+        calls.starts.append(frame.start)
+
+    def all_read(self) -> None:
+        """Every frame of the sequence is indexed."""
+        for calls in list(self._calls.values()):
+            self._take_in(calls)
+
+    def _take_in(self, calls: _Calls) -> None:
+        for column, offset in calls.columns:
+            column.add(calls.first, calls.stop, calls, offset)
+        del self._calls[id(calls.layout)]
+
+    def _column(self, name: str, stored: Stored, first: int, rows: int, axis: str | None) -> _Column | None:
+        """Where the rows of a site go; None where they are left out. A site that is no longer what it was ends; the
+        sequence goes on."""
         width = math.prod(stored.shape[1:])
         column = self._columns.get(name)
         why = None
@@ -286,19 +351,19 @@ class LogSequence(BrowsableSequence):
             held = stored.shape[0] if stored.shape else "no"
             why = f"it has {held} rows where the call has {rows}"
         elif column is not None and column.ended:
-            return
+            return None
         elif column is None:
             column = self._columns[name] = _Column(stored.dtype, width, axis=axis)
         elif (column.dtype, column.width) != (stored.dtype, width):
             why = f"{column.dtype} [{column.width}] becomes {stored.dtype} [{width}]"
         elif column.axis != axis:
             why = "its rows are no longer those of the same axis"
-        if why is not None:
-            if column is not None:
-                column.ended = True
-            self._trace.site_ended(name, f"sequence {self.index}, position {first}: {why}")
-        elif rows and column is not None:
-            column.add(first, first + rows, stored.offset)
+        if why is None:
+            return column
+        if column is not None:
+            column.ended = True
+        self._trace.site_ended(name, f"sequence {self.index}, position {first}: {why}")
+        return None
 
     def add_step(self, frame: Frame) -> None:
         """Index a `step` frame; a step told again replaces the earlier one and what followed it."""
@@ -359,6 +424,8 @@ class LogTrace(Browsable):
         self._troubles: list[str] = []
         self._ended: dict[str, str] = {}
         self._read()
+        for sequence in self.sequences:
+            sequence.all_read()
 
     @cached_property
     def sites(self) -> Mapping[str, Site]:

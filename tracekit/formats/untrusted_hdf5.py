@@ -41,6 +41,14 @@ def _is_heap(data: mmap.mmap, at: int) -> bool:
     return True
 
 
+def _place(dataset: h5py.h5d.DatasetID) -> int | None:
+    """Where a dataset's values begin in the file. Only a contiguous one has one place; one in external files has one in
+    another file."""
+    plist = dataset.get_create_plist()
+    contiguous = plist.get_layout() == h5py.h5d.CONTIGUOUS and plist.get_external_count() == 0
+    return dataset.get_offset() if contiguous else None
+
+
 class UntrustedFile:
     """Hands out datasets of an untrusted HDF5 file: hard links, contiguous, no larger than the file."""
 
@@ -108,7 +116,35 @@ class UntrustedFile:
         HDF5 says where the values lie; to see them then costs no call and no copy. Through the low-level API: a trace
         has hundreds of sites, and h5py's objects cost 250 us each.
         """
-        where, encoded = f"{parent.name}/{name}", name.encode()
+        where, dataset = f"{parent.name}/{name}", self._table(parent, name)
+        if dataset is None:
+            return None
+        storage, kind, shape = STORAGE[dtype], dataset.get_type(), dataset.shape
+        little = kind.get_size() == 1 or not hasattr(kind, "get_order") or kind.get_order() == h5py.h5t.ORDER_LE
+        if kind.get_size() != storage.itemsize or not little:
+            raise self.fail(where, f"is not stored as {dtype}")
+        offset = _place(dataset)
+        values = self.view(offset or 0, shape, dtype)
+        if values is None or (offset is None and values.size):
+            raise self.fail(where, "is not stored in one piece in this file")
+        return values
+
+    def offset(self, parent: h5py.Group, name: str) -> int | None:
+        """Where the values of a two-dimensional dataset begin in the file; None where they have no one place in it."""
+        dataset = self._table(parent, name)
+        return None if dataset is None else _place(dataset)
+
+    def view(self, offset: int, shape: tuple[int, int], dtype: str) -> Array | None:
+        """Values that lie in the mapped file, read-only; None where the file ends before they do."""
+        storage, count = STORAGE[dtype], shape[0] * shape[1]
+        if count == 0:
+            return np.empty(shape, dtype=storage)
+        if offset + count * storage.itemsize > self.size:
+            return None
+        return np.frombuffer(self.map, storage, count, offset).reshape(shape)
+
+    def _table(self, parent: h5py.Group, name: str) -> h5py.h5d.DatasetID | None:
+        encoded, where = name.encode(), f"{parent.name}/{name}"
         if not parent.id.links.exists(encoded):
             return None
         if parent.id.links.get_info(encoded).type != h5py.h5l.TYPE_HARD:
@@ -116,23 +152,7 @@ class UntrustedFile:
         opened = h5py.h5o.open(parent.id, encoded)
         if not isinstance(opened, h5py.h5d.DatasetID) or len(opened.shape) != 2:
             raise self.fail(where, "is not a table of values")
-        return self._view(opened, dtype, where)
-
-    def _view(self, dataset: h5py.h5d.DatasetID, dtype: str, where: str) -> Array:
-        storage, kind, shape = STORAGE[dtype], dataset.get_type(), dataset.shape
-        little = kind.get_size() == 1 or not hasattr(kind, "get_order") or kind.get_order() == h5py.h5t.ORDER_LE
-        if kind.get_size() != storage.itemsize or not little:
-            raise self.fail(where, f"is not stored as {dtype}")
-        count = shape[0] * shape[1]
-        if count == 0:
-            return np.empty(shape, dtype=storage)
-        plist = dataset.get_create_plist()
-        # Only a contiguous dataset has one place; one in external files has one in another file.
-        contiguous = plist.get_layout() == h5py.h5d.CONTIGUOUS and plist.get_external_count() == 0
-        offset = dataset.get_offset() if contiguous else None
-        if offset is None or offset + count * storage.itemsize > self.size:
-            raise self.fail(where, "is not stored in one piece in this file")
-        return np.frombuffer(self.map, storage, count, offset).reshape(shape)
+        return opened
 
     def _item(self, parent: h5py.Group, name: str) -> Any:
         link = parent.get(name, getlink=True)

@@ -69,6 +69,8 @@ def _rows(sequence: Sequence, name: str, stop: int) -> Iterator[tuple[int, NDArr
     rows = max(1, BLOCK_BYTES // max(1, row_bytes(sequence, name)))
     noted = sequence.blocks(name)
     ranges = data.ranges
+    if noted is not None and noted.finite.all():
+        return
     if noted is not None:
         ranges = tuple(zip(noted.first[~noted.finite].tolist(), noted.stop[~noted.finite].tolist(), strict=True))
     for begin, end in ranges:

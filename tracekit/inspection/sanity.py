@@ -192,4 +192,7 @@ def _first_rows(sequence: Sequence, name: str) -> Array | None:
 
 def _is_constant(rows: Array, dtype: str) -> bool:
     values = to_float(rows, dtype)
-    return bool(np.all(values == values.flat[0])) if values.size else True
+    if not values.size:
+        return True
+    first = values.flat[0]
+    return bool(first == values.flat[-1] and np.all(values == first))
