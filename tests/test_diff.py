@@ -15,8 +15,9 @@ import pytest
 import tracekit
 from tests.small_run import PROMPT, write_run
 from tests.spoken import evidence, notes
+from tracekit.dtypes import UNIT_ROUNDOFF, round_to, to_float
 from tracekit.formats.archive import write_archive
-from tracekit.formats.log import LogWriter
+from tracekit.formats.log import LogWriter, Tensor
 from tracekit.inspection.losses import SequencesAlone
 from tracekit.verdict.decide import Verdict
 from tracekit.verdict.evidence import InputAgrees, WhatIsThereAgrees
@@ -308,6 +309,45 @@ def test_names_are_aligned_by_prefix_and_wiring(tmp_path: Path) -> None:
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([TRACEKIT, *map(str, words)], check=False, capture_output=True, text=True)
+
+
+def _residual_run(path: Path, noise: int, mixed: str, factor: float = 1.0) -> tracekit.Trace:
+    """A sum in float32 of an input and of what was computed in the format `mixed`."""
+    truth, rounding = np.random.default_rng(1).normal(size=(2, 9, 32)), np.random.default_rng(noise)
+    off = 1.0 + UNIT_ROUNDOFF[mixed] * rounding.uniform(-1, 1, size=truth[1].shape)
+    bits = round_to(truth[1] * off, mixed)
+    layer = ((truth[0] + to_float(bits, mixed)) * factor).astype(np.float32)
+    log = LogWriter(path)
+    sites = [{"name": name, "class": "Module", "order": order} for order, name in enumerate(("mixer", "layer"))]
+    log.open("python", dtype=mixed, seed=0, model={"hidden_size": 32}, weights=[], sites=sites)
+    log.sequence(0, {"prompt/token_ids": np.arange(9)})
+    log.call(0, 0, 9, {"mixer": Tensor(mixed, bits.shape, bits.tobytes()), "layer": layer})
+    log.end_sequence(0, 0, "done")
+    log.close()
+    return tracekit.open(path)
+
+
+@pytest.mark.parametrize("yardstick", ["none", "oracle", "noise"])
+@pytest.mark.parametrize(
+    ("mixed", "factor", "verdict"),
+    [
+        ("bfloat16", 1.0, "parity"),
+        ("bfloat16", 1.5, "divergence"),
+        ("float32", 1.0, "parity"),
+        ("float32", 1.01, "divergence"),
+    ],
+)
+def test_a_sum_in_float32_of_what_was_rounded_to_16_bits(
+    tmp_path: Path, yardstick: str, mixed: str, factor: float, verdict: str
+) -> None:
+    """Mamba keeps its residual stream in float32."""
+    finer = "float32" if yardstick == "oracle" else mixed
+    reference = _residual_run(tmp_path / "reference.tklog", 1, finer)
+    candidate = _residual_run(tmp_path / "candidate.tklog", 2, mixed, factor)
+    more = [_residual_run(tmp_path / "more.tklog", 3, finer)] if yardstick != "none" else []
+    options: dict[str, Any] = {"noise": more} if yardstick == "noise" else {"oracle": more[0] if more else None}
+    found = tracekit.diff(reference, candidate, **options)
+    assert (found.verdict, found.site) == (verdict, None if verdict == "parity" else "layer"), found.text
 
 
 def test_command_line(tmp_path: Path) -> None:

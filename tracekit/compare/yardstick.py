@@ -216,6 +216,22 @@ class _Conditions:
         self._last.clear()
 
 
+class _Coarsest:
+    """The coarsest format that a pair's sites were recorded in so far: what a sum in float32 adds up may have been
+    rounded to 16 bits on the way. They come in the order of the computation."""
+
+    def __init__(self) -> None:
+        self._so_far: dict[int, tuple[float, float]] = {}  # unit roundoff of either side, by pair
+
+    def up_to(self, pair: SequencePair, site: SitePair) -> tuple[float, float]:
+        """Unit roundoff of the reference and of the candidate at a site."""
+        dtypes = pair.reference.sites[site.name].dtype, pair.candidate.sites[site.candidate].dtype
+        before = self._so_far.get(pair.index, (0.0, 0.0))
+        one, other = (max(unit, _roundoff(dtype)) for unit, dtype in zip(before, dtypes, strict=True))
+        self._so_far[pair.index] = one, other
+        return one, other
+
+
 class Uncalibrated:
     """A floor from dtype and depth, raised at positions that earlier sites were already off at more than elsewhere; the
     verdict says that it is uncalibrated. One of them judges the sites of a pair in the order of the computation.
@@ -229,13 +245,13 @@ class Uncalibrated:
         """`coarse`: unit roundoff of an arithmetic that both sides state, where it is coarser than their dtype's."""
         self.amplified = Amplified(own)
         self._coarse = coarse
+        self.coarsest = _Coarsest()
         self._conditions: dict[int, _Conditions] = {}  # by pair
 
     def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
-        one, other = pair.reference, pair.candidate
         self.amplified.called(pair, site.name, site.candidate)
-        error = _apart(pair, site, first, stop, row_bytes(one, site.name))
-        unit = max(self._coarse, _roundoff(one.sites[site.name].dtype, other.sites[site.candidate].dtype))
+        error = _apart(pair, site, first, stop, row_bytes(pair.reference, site.name))
+        unit = max(self._coarse, *self.coarsest.up_to(pair, site))
         exact = _exact(error)
         if exact is not None:
             return exact
@@ -291,6 +307,7 @@ class Fallback:
     def __init__(self, own: OwnDifference | None = None) -> None:
         self._rest = Uncalibrated(own)
         self.amplified = self._rest.amplified
+        self.coarsest = self._rest.coarsest
         self.measured = False
         self.uncalibrated: dict[str, None] = {}  # sites, in the order in which they were judged
 
@@ -327,6 +344,7 @@ class Oracle(Fallback):
         self.trace = trace
 
     def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
+        units = self.coarsest.up_to(pair, site)
         oracle = self._sequence(pair)
         if oracle is None or site.name not in oracle.sites or not oracle.sites[site.name].covers(first, stop):
             return self.otherwise(pair, site, first, stop)
@@ -342,8 +360,7 @@ class Oracle(Fallback):
         truth = site_reader(oracle, site.name)
         noise = row_errors(truth, ours, first, stop, bytes_a_row)
         error = row_errors(truth, theirs, first, stop, bytes_a_row)
-        dtypes = one.sites[site.name].dtype, other.sites[site.candidate].dtype
-        judged = self._measure(apart, noise, error, dtypes, site.order)
+        judged = self._measure(apart, noise, error, units, site.order)
         return self.amplified.judged(pair, site.name, first, stop, judged)
 
     def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
@@ -361,9 +378,9 @@ class Oracle(Fallback):
             return exact
         noise = row_errors(truth, ours, 0, stop, 8 * width)
         error = row_errors(truth, theirs, 0, stop, 8 * width)
-        dtypes = _computed_in(pair.reference), _computed_in(pair.candidate)
+        units = _roundoff(_computed_in(pair.reference)), _roundoff(_computed_in(pair.candidate))
         self.amplified.called(pair, LOGITS, LOGITS)
-        return self.amplified.judged(pair, LOGITS, 0, stop, self._measure(apart, noise, error, dtypes, LOGITS_ORDER))
+        return self.amplified.judged(pair, LOGITS, 0, stop, self._measure(apart, noise, error, units, LOGITS_ORDER))
 
     def _sequence(self, pair: SequencePair) -> Sequence | None:
         """The oracle's sequence of the same index and prompt."""
@@ -373,15 +390,14 @@ class Oracle(Fallback):
         return oracle if same_prompt(oracle, pair.reference) else None
 
     def _measure(
-        self, apart: RowErrors, noise: RowErrors, error: RowErrors, dtypes: tuple[str, str], order: int
+        self, apart: RowErrors, noise: RowErrors, error: RowErrors, units: tuple[float, float], order: int
     ) -> Judged:
         # A row's own noise, but never less than what is typical of the site: one lucky row proves nothing.
         relative = noise.relative
         typical = float(np.median(relative[np.isfinite(relative)])) if relative.size else 0.0
-        least = REFERENCE_UNITS * _roundoff(dtypes[0])
-        if UNIT_ROUNDOFF.get(dtypes[1], 0.0) > UNIT_ROUNDOFF.get(dtypes[0], 0.0):
-            unit = _roundoff(*dtypes)
-            least = allowed_units(unit, order) * unit / SITE_LIMIT
+        least = REFERENCE_UNITS * units[0]
+        if units[1] > units[0]:
+            least = allowed_units(units[1], order) * units[1] / SITE_LIMIT
         allowed = np.maximum(noise.difference, max(typical, least) * noise.norm)
         self.measured = True
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -400,6 +416,7 @@ class Noise(Fallback):
 
     def judge(self, pair: SequencePair, site: SitePair, first: int, stop: int) -> Judged | None:
         one = pair.reference
+        unit = max(self.coarsest.up_to(pair, site))
         self.amplified.called(pair, site.name, site.candidate)
         ours = site_reader(one, site.name)
         apart = _apart(pair, site, first, stop, row_bytes(one, site.name))
@@ -412,8 +429,7 @@ class Noise(Fallback):
                 spreads.append(row_errors(ours, site_reader(other, site.name), first, stop, row_bytes(one, site.name)))
         if not spreads:
             return self.otherwise(pair, site, first, stop)
-        dtypes = one.sites[site.name].dtype, pair.candidate.sites[site.candidate].dtype
-        return self.amplified.judged(pair, site.name, first, stop, self._measure(apart, spreads, *dtypes))
+        return self.amplified.judged(pair, site.name, first, stop, self._measure(apart, spreads, unit))
 
     def judge_logits(self, pair: SequencePair, stop: int) -> Judged | None:
         readers = logits_readers(pair, stop)
@@ -430,7 +446,8 @@ class Noise(Fallback):
                 spreads.append(row_errors(ours, logits_reader(other, width), 0, stop, 8 * width))
         if not spreads:
             return self.otherwise_logits(pair, stop)
-        judged = self._measure(apart, spreads, _computed_in(pair.reference), _computed_in(pair.candidate))
+        unit = _roundoff(_computed_in(pair.reference), _computed_in(pair.candidate))
+        judged = self._measure(apart, spreads, unit)
         self.amplified.called(pair, LOGITS, LOGITS)
         return self.amplified.judged(pair, LOGITS, 0, stop, judged)
 
@@ -438,12 +455,12 @@ class Noise(Fallback):
         """The sequence of the pair in each trace that has it."""
         return [trace.sequences[pair.index] for trace in self.traces if pair.index < len(trace.sequences)]
 
-    def _measure(self, apart: RowErrors, spreads: list[RowErrors], *dtypes: str) -> Judged:
+    def _measure(self, apart: RowErrors, spreads: list[RowErrors], unit: float) -> Judged:
         """The distance over the largest one of the references, but never less than what is typical of the site."""
         self.measured = True
         spread = np.max([errors.difference for errors in spreads], axis=0)
         typical = float(np.median(spread / np.maximum(apart.norm, 1e-300))) if spread.size else 0.0
-        allowed = np.maximum(spread, max(typical, _roundoff(*dtypes)) * apart.norm)
+        allowed = np.maximum(spread, max(typical, unit) * apart.norm)
         ratio = apart.difference / np.maximum(allowed, 1e-300)
         return Judged(ratio, _root_mean_square(ratio), _beyond(ratio), apart.relative)
 
