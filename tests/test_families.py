@@ -284,6 +284,28 @@ def test_the_wrong_head_of_two(tied: bool, folder, tmp_path: Path) -> None:
     assert said(audited(tiny.run(model, tmp_path / "wrong.h5"), copy)) == {"logits": text}
 
 
+@pytest.mark.parametrize(("ours", "alike"), [(True, False), (False, False), (True, True)])
+def test_whether_an_unknown_family_ties_its_head_is_not_guessed(
+    ours: bool, alike: bool, folder, tmp_path: Path
+) -> None:
+    """Some programs of transformers keep a head of their own whatever `tie_word_embeddings` says (BigBirdPegasus)."""
+    model = tiny.load(folder("llama", tie_word_embeddings=False))
+    copy = tmp_path / "model"
+    if alike:
+        model.lm_head.weight.data = model.model.embed_tokens.weight.data.clone()
+    model.save_pretrained(copy)
+    said_of_it = {"tie_word_embeddings": True, "model_type": "unheard_of"}
+    (copy / "config.json").write_text(json.dumps(json.loads((copy / "config.json").read_text()) | said_of_it))
+    if not ours:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    found = audited(tiny.run(model, tmp_path / "run.h5"), copy)
+    assert said(found) == {}
+    if alike:
+        assert "logits" in found.clean
+    else:
+        assert found.unknown["logits"] == NotAudited(Lacks.TIED_HEAD, ("unheard_of",))
+
+
 @pytest.mark.parametrize(("name", "text"), [("gemma", "weight used instead of weight + 1"), ("qwen3next", None)])
 def test_a_port_that_forgot_the_one(name: str, text: str | None, folder, tmp_path: Path) -> None:
     reference = tiny.run(tiny.load(folder(name)), tmp_path / "reference.h5")

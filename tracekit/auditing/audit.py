@@ -242,6 +242,8 @@ def auditable(
             continue
         if not parameters.has(recipe):
             unknown[recipe.site] = NotAudited(Lacks.PARAMETER)
+        elif parameters.may_be_tied(recipe):
+            unknown[recipe.site] = NotAudited(Lacks.TIED_HEAD, (str(checkpoint.config.get("model_type")),))
         elif not fits(trace, parameters, recipe):
             unknown[recipe.site] = NotAudited(Lacks.SHAPE)
         else:

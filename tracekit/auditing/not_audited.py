@@ -28,6 +28,7 @@ class Lacks(StrEnum):
     RECIPE_OF_CLASS = "recipe_of_class"  # class
     RECIPE_OF_PART = "recipe_of_part"  # a parameter or module that a layer has besides the known ones
     RECIPE_OF_CACHE = "recipe_of_cache"  # format
+    TIED_HEAD = "tied_head"  # `model_type`, whose program may or may not tie its head as `config.json` says
     MEASURED_CLASS = "measured_class"  # class
     FITTING_OPERATION = "fitting_operation"  # class
 
@@ -67,6 +68,7 @@ _WITHOUT_RECIPE = frozenset(
         Lacks.RECIPE_OF_INPUT,
         Lacks.RECIPE_OF_CLASS,
         Lacks.RECIPE_OF_PART,
+        Lacks.TIED_HEAD,
         Lacks.MEASURED_CLASS,
         Lacks.FITTING_OPERATION,
     }

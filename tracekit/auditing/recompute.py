@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.auditing.block_formats import BLOCK
+from tracekit.auditing.families import family_of
 from tracekit.auditing.matrix import Matrix
 from tracekit.auditing.operations.embedding_table import Embedding
 from tracekit.auditing.operations.operation import Effort, Given, Shape
@@ -76,6 +77,21 @@ class Parameters:
             twin.name for twin in self.trace.weights.values() if (twin.digest, twin.shape) == (held.digest, held.shape)
         )
         return next((other for other in map(self.checkpoint.find, same) if other is not None), None)
+
+    def may_be_tied(self, recipe: Recipe) -> bool:
+        """Whether a head is one of two tables: `config.json` ties it and the file has another for it, and the family,
+        whose program decides, is not known."""
+        if self.checkpoint.config.get("tie_word_embeddings") is not True or family_of(self.checkpoint.config):
+            return False
+        for name in recipe.parameters.values():
+            other, held = self.checkpoint.other_head(name), self.trace.weights.get(name)
+            if other is None:
+                continue
+            if held is None or held.digest is None:
+                return True
+            both = (self.checkpoint.find(name), other)
+            return not all(one and self.checkpoint.may_hold(one, held.dtype, held.digest) for one in both)
+        return False
 
     def shapes(self, recipe: Recipe) -> dict[str, Shape]:
         """The shapes of those that the checkpoint holds, by role."""

@@ -24,6 +24,7 @@ WORDS = {
     Lacks.RECIPE_OF_CACHE: "the cache holds {}, which no recipe covers",
     Lacks.MEASURED_CLASS: "what the class {} computes is known from a reference only, and none was recorded here",
     Lacks.FITTING_OPERATION: "what the class {} computes is no linear layer and no norm that is known",
+    Lacks.TIED_HEAD: "config.json ties the head, the checkpoint has one of its own, and which a {} takes is not known",
     Lacks.PARAMETER: "the checkpoint has no parameter of that name",
     Lacks.SHAPE: "its shape is not that of the checkpoint's parameter",
     Lacks.SETTING: "the checkpoint does not declare {}",
