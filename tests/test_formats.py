@@ -224,3 +224,26 @@ def test_archive_json_is_readable_with_plain_h5py(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "run.h5") as file:
         assert json.loads(file["config"][()])["model"] == {"hidden_size": 3}
         assert file["sequences/0/sites/a%2Fb"].shape == (7, 3)
+
+
+@pytest.mark.parametrize("kept", ["log", "archive"])
+def test_a_parameter_without_a_digest_takes_none_of_the_others(kept: str, tmp_path: Path) -> None:
+    """As one on the device `meta`: what is known of the others still tells that one of them has other bytes."""
+    paths = []
+    for name, digest in (("ours", 7), ("theirs", 8)):
+        log = tmp_path / f"{name}.tklog"
+        with LogWriter(log) as writer:
+            weights = [("a.weight", None), ("b.weight", digest)]
+            rows = [{"name": each, "dtype": "float32", "shape": [2], "digest": known} for each, known in weights]
+            writer.open("python", weights=rows)
+            writer.sites([{"name": "b", "class": "Linear", "order": 0, "parameters": {"weight": "b.weight"}}])
+            writer.sequence(0, {"prompt/token_ids": np.array([1, 2])})
+            writer.call(0, 0, 2, {"b": np.ones((2, 3), np.float32)})
+            writer.end_sequence(0, 0, "length")
+        if kept == "archive":
+            write_archive(tracekit.open(log), log.with_suffix(".h5"))
+        paths.append(log if kept == "log" else log.with_suffix(".h5"))
+    one, other = map(tracekit.open, paths)
+    assert [weight.digest for weight in one.weights.values()] == [None, 7]
+    assert tracekit.diff(one, other).cause == "weights"
+    assert tracekit.diff(one, one).cause != "weights"

@@ -23,6 +23,7 @@ import xxhash
 
 from tracekit.dtypes import STORAGE, all_finite
 from tracekit.formats.unfailing_file import UnfailingFile
+from tracekit.formats.weight_digests import written_digests
 from tracekit.trace import (
     Array,
     Draw,
@@ -183,9 +184,7 @@ def _write_weights(group: h5py.Group, weights: list[Weight]) -> None:
     _write_strings(group, "name", [weight.name for weight in weights])
     _write_strings(group, "dtype", [weight.dtype for weight in weights])
     _write_strings(group, "shape", [json.dumps(list(weight.shape)) for weight in weights])
-    digests = [weight.digest for weight in weights]
-    if None not in digests:
-        group["digest"] = np.array(digests, dtype=np.uint64)
+    group["digest"] = written_digests(weight.digest for weight in weights)
 
 
 def _write_sequence(group: h5py.Group, sequence: Sequence, trace: Trace) -> None:

@@ -36,6 +36,7 @@ from tracekit.formats.file_values import (
     reading,
 )
 from tracekit.formats.untrusted_hdf5 import UntrustedFile
+from tracekit.formats.weight_digests import read_digests
 from tracekit.interactive import Browsable, BrowsableSequence
 from tracekit.trace import (
     ENCODER,
@@ -471,8 +472,7 @@ class ArchiveTrace(Browsable):
         if group is None:
             return {}
         names, dtypes, shapes = (reader.strings(group, name) or [] for name in ("name", "dtype", "shape"))
-        digest = reader.array(group, "digest", "u")
-        digests: list[int | None] = [None] * len(names) if digest is None else [int(number) for number in digest]
+        digests = read_digests(reader.array(group, "digest", "u"), len(names))
         rows = zip(names, dtypes, shapes, digests, strict=True)
         weights = {}
         for name, dtype, shape, number in rows:

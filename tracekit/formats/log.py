@@ -24,6 +24,7 @@ import numpy as np
 import xxhash
 
 from tracekit.dtypes import FROM_SAFETENSORS, MOST_DIMENSIONS, SAFETENSORS, STORAGE
+from tracekit.formats.weight_digests import written_digests
 from tracekit.trace import Array, Json, TraceError
 
 MAGIC = b"TKL1"
@@ -128,8 +129,8 @@ class LogWriter:
         """The first frame. `weights` (a list of name, dtype, shape, digest) is split as the format wants it."""
         weights = metadata.pop("weights", None)
         tensors: dict[str, TensorLike] = {}
-        if weights and all(row.get("digest") is not None for row in weights):
-            tensors["weights/digest"] = np.array([row["digest"] for row in weights], dtype=np.uint64)
+        if weights:
+            tensors["weights/digest"] = written_digests(row.get("digest") for row in weights)
         if weights is not None:
             rows = [{key: row[key] for key in ("name", "dtype", "shape")} for row in weights]
             metadata["weights"] = rows

@@ -28,6 +28,7 @@ from tracekit.formats.file_values import (
     check_sequence,
 )
 from tracekit.formats.log import FORMAT, BadFrame, Frame, Stored, map_file, read_frames
+from tracekit.formats.weight_digests import read_digests
 from tracekit.interactive import Browsable, BrowsableSequence
 from tracekit.trace import (
     ENCODER,
@@ -524,13 +525,10 @@ class LogTrace(Browsable):
         self.implementation = str(metadata["implementation"])
         self.config = check_config({key: metadata[key] for key in CONFIG_KEYS if metadata.get(key) is not None})
         self._add_sites(metadata.get("sites") or [])
-        digests = frame.array(self.data, "weights/digest")
         rows: list[Any] = metadata.get("weights") or []
-        if digests is not None and digests.shape != (len(rows),):
-            raise ValueError("weights and weights/digest differ in length")
-        for index, row in enumerate(rows):
+        digests = read_digests(frame.array(self.data, "weights/digest"), len(rows))
+        for row, digest in zip(rows, digests, strict=True):
             check("a parameter", row, WEIGHT, ("name", "dtype", "shape"))
-            digest = None if digests is None else int(digests[index])
             self.weights[row["name"]] = Weight(row["name"], row["dtype"], tuple(row["shape"]), digest)
 
     def _add_sites(self, rows: list[Json]) -> None:
