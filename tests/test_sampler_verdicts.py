@@ -26,6 +26,7 @@ from tracekit.sampling.processor import run
 from tracekit.sampling.ras import Ras
 from tracekit.sampling.scores import GONE, softmax, survivors
 from tracekit.torch_rng.generator import TorchGenerator
+from tracekit.verdict.counterfactual.evidence import CutCrossed, DrawsMoveOn
 from tracekit.verdict.decide import Verdict
 
 STEPS = 14
@@ -890,3 +891,35 @@ def test_a_longer_run_below_its_limit_is_not_said_to_pass_it(runs) -> None:
     limit = {"max_new_tokens": 100}
     verdict = tracekit.diff(runs("a", steps=10, stated=limit), runs("b", steps=11, stated=limit))
     assert (verdict.cause, kind_of(verdict), verdict.explanation.value) == ("stop", "length", 11 - 100)
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_another_number_of_draws_where_a_token_crossed_the_cut(rounded: bool, tmp_path: Path) -> None:
+    """What is drawn among other survivors may be drawn again on one side alone (CosyVoice's repetition rule). Where
+    both sides' logits are the same, no rounding moved the token."""
+    stated = {"sampler": "ras", "top_p": 0.8, "top_k": 25, "win_size": 10, "tau_r": 0.1}
+
+    def side(name: str, least: float, kept: list[int], token: int, draws: list[int]) -> tracekit.Trace:
+        logits = np.full(40, -40.0, dtype=np.float32)
+        logits[[10, 11, 12]] = np.log([0.5, 0.3 + least, 0.2])
+        log = LogWriter(tmp_path / f"{name}.tklog")
+        log.open("python", dtype="float32")
+        log.sequence(0, {"prompt/token_ids": np.array([1])}, sampling=stated)
+        probs = np.exp(logits - np.log(np.exp(logits).sum()))[kept]
+        values = {"logits": logits, "survivors/id": np.array(kept), "survivors/prob": probs}
+        rows = [
+            {"op": "multinomial", "generator": "mt19937", "seed": 0, "offset": sum(draws[:index]), "words": words}
+            for index, words in enumerate(draws)
+        ]
+        log.step(0, 0, 0, token, values, draws=rows)
+        log.end_sequence(0, 1, "length")
+        log.close()
+        return tracekit.open(log.path)
+
+    # The first two have a little less than 0.8 on one side, and a little more on the other.
+    reference = side("reference", -4e-5, [10, 11, 12], 12, [6, 80])
+    candidate = side("candidate", 4e-5 if rounded else -4e-5, [10, 11], 11, [4])
+    verdict = tracekit.diff(reference, candidate)
+    assert (verdict.cause == "near-tie") is rounded
+    if rounded:
+        assert [type(each) for each in verdict.evidence][:2] == [CutCrossed, DrawsMoveOn]

@@ -30,8 +30,9 @@ def rule_draw(traces: Pair, found: Search, first: DrawDiffers) -> Ruling:
     """Another draw from the same survivors."""
     pair = sequences_of(traces, first)
     margins = combinations(pair, first.step)
-    if _follows_from_cut(pair, found, first):
-        crossed = cut_crossed(pair, first.step), DrawsMoveOn(first.values)
+    words = _words_after_cut(pair, found, first)
+    if words is not None:
+        crossed = cut_crossed(pair, first.step), DrawsMoveOn(words)
         return Ruling(Cause.NEAR_TIE, first, crossed, margins=margins)
     algorithm = other_algorithm(pair, first.step)
     same = _same(pair, first)
@@ -46,11 +47,21 @@ def rule_draw(traces: Pair, found: Search, first: DrawDiffers) -> Ruling:
     return Ruling(Cause.RNG, first, (said, *evidence), moved, margins)
 
 
-def _follows_from_cut(pair: SequencePair, found: Search, first: DrawDiffers) -> bool:
-    """Whether a draw takes another number of words because rounding moved a token over the cut."""
-    if first.field is not DrawField.WORDS or first.draw is None or (first.sequence, first.step) not in found.ties:
-        return False
-    return words_follow_survivors(pair, first.step, first.draw)
+def _words_after_cut(pair: SequencePair, found: Search, first: DrawDiffers) -> tuple[int, int] | None:
+    """How many words a draw takes on each side, where rounding moved a token over the cut and they are two for each
+    survivor; None where that is not so. What such a draw gives may be drawn again on one side alone, which then has
+    more draws: the last of those that both have is looked at."""
+    steps = [side.step(first.step) for side in both(pair)]
+    draw = min(len(step.draws) for step in steps) - 1 if first.field is DrawField.COUNT else first.draw
+    if first.field not in (DrawField.WORDS, DrawField.COUNT) or draw is None or draw < 0:
+        return None
+    if (first.sequence, first.step) not in found.ties or not words_follow_survivors(pair, first.step, draw):
+        return None
+    ours, theirs = (step.draws[draw] for step in steps)
+    alike = ours.op == theirs.op and (None in (ours.offset, theirs.offset) or ours.offset == theirs.offset)
+    if not alike or ours.words is None or theirs.words is None or ours.words == theirs.words:
+        return None
+    return ours.words, theirs.words
 
 
 def same_survivors(pair: SequencePair, step: int) -> bool:
