@@ -59,9 +59,8 @@ def _words_after_cut(pair: SequencePair, found: Search, first: DrawDiffers) -> t
         return None
     ours, theirs = (step.draws[draw] for step in steps)
     alike = ours.op == theirs.op and (None in (ours.offset, theirs.offset) or ours.offset == theirs.offset)
-    if not alike or ours.words is None or theirs.words is None or ours.words == theirs.words:
-        return None
-    return ours.words, theirs.words
+    took, takes = ours.words, theirs.words
+    return (took, takes) if alike and took is not None and takes is not None and took != takes else None
 
 
 def same_survivors(pair: SequencePair, step: int) -> bool:
