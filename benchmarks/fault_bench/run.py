@@ -30,6 +30,7 @@ from benchmarks.fault_bench.native import Refused
 from benchmarks.fault_bench.setups import SETUPS
 from benchmarks.fault_bench.studio import Studio
 from benchmarks.fault_bench.truth import Change, first_change
+from tracekit.trace import Trace
 
 assert kinds_torch and kinds_native  # register their kinds
 
@@ -222,10 +223,25 @@ def _plant(studio: Studio, fault: Fault, path: Path, twin: Path) -> Json:
         tracekit.open(path) as candidate,
         tracekit.open(studio.trace(fault.setup, "oracle")) as oracle,
     ):
+        parted = _parted_before(reference, healthy, oracle, change)
+        if parted is not None:
+            return {"hidden": f"without it, rounding parts the two programs' tokens at step {parted} already"}
         verdict = tracekit.diff(reference, candidate, oracle)
         ok, why = judge(fault, change, verdict, reference)
         doubt = misplaced(fault, change, reference)
     return _row(fault, change, verdict, ok and not doubt, why, doubt)
+
+
+def _parted_before(reference: Trace, healthy: Path, oracle: Trace, change: Change) -> int | None:
+    """The step before a fault's own at which the reference and the healthy program choose other tokens, by a near-tie;
+    None where they do not. After it both work on other inputs, and nothing more is compared."""
+    with tracekit.open(healthy) as clean:
+        ours, theirs = (trace.sequences[change.sequence].tokens[: change.step] for trace in (reference, clean))
+        if list(ours) == list(theirs):
+            return None
+        verdict = tracekit.diff(reference, clean, oracle)
+        near = verdict.cause == tracekit.Cause.NEAR_TIE and verdict.sequence == change.sequence
+        return verdict.step if near else None
 
 
 def _row(fault: Fault, change: Change, verdict: tracekit.Verdict, ok: bool, why: str, doubt: str) -> Json:
