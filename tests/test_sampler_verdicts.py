@@ -16,6 +16,7 @@ from tests.small_run import PROMPT, VOCABULARY, Drawn, write_run
 from tests.spoken import evidence, spoken
 from tests.test_engine import QWEN2, Engine, FolderOf, engine, flags, folder_of, native  # noqa: F401
 from tracekit.formats.log import LogWriter
+from tracekit.inspection.losses import ProbabilitiesNotJudged
 from tracekit.report.json import margins_json
 from tracekit.report.words import sentence
 from tracekit.sampling import chain as sampling
@@ -885,6 +886,24 @@ def test_a_reference_without_logits_is_not_said_to_depart(runs, tmp_path: Path) 
     told = tracekit.diff(reference, runs("told", stated=NUCLEUS | {"top_p": 0.5}))
     assert (told.cause, kind_of(told)) == ("config", "settings_as_stated")
     assert not any("it is the reference" in line for line in evidence(told))
+
+
+@pytest.mark.parametrize(("by", "decision"), [(0.0, "parity"), (2e-3, "withheld")])
+def test_probabilities_without_logits_are_judged_only_where_they_are_the_same(runs, by: float, decision: str) -> None:
+    """How far logits are apart, nobody knows then: more than a probability's own rounding is said, with its steps."""
+    reference = runs("reference", sparse=True)
+    for sparse in (True, False):
+        candidate = runs(f"candidate-{sparse}", used={"temperature": 0.8 + by}, sparse=sparse)
+        assert np.array_equal(candidate.sequences[0].tokens, reference.sequences[0].tokens)
+        verdict = tracekit.diff(reference, candidate)
+        assert verdict.verdict == decision, evidence(verdict)
+        lost = [each for each in verdict.coverage.lost if isinstance(each, ProbabilitiesNotJudged)]
+        assert [(each.path, each.step, each.nats > 1e-3) for each in lost] == [(reference.path, 0, True)] * bool(by)
+
+
+def test_a_filter_is_judged_by_each_sides_logits_however_little_it_is_off(runs) -> None:
+    verdict = tracekit.diff(runs("reference"), runs("candidate", used={"temperature": 0.8002}))
+    assert (verdict.cause, verdict.step, kind_of(verdict)) == ("filter", 0, "temperature")
 
 
 def test_a_longer_run_below_its_limit_is_not_said_to_pass_it(runs) -> None:

@@ -71,6 +71,9 @@ class Search:
     ties: list[tuple[int, int]] = field(
         default_factory=list
     )  # (sequence, step) where rounding moved a token over a cut
+    unjudged: list[tuple[int, int, float]] = field(
+        default_factory=list
+    )  # (sequence, step, nats) where survivors' probabilities differ and no logits tell by how much they may
 
     begun: int = 0  # pairs of sequences that were compared
 
@@ -377,10 +380,12 @@ def _note_logits_gap(result: Search, one: Observed, other: Observed) -> None:
 
 def _survivor_difference(result: Search, pair: SequencePair, one: Observed, other: Observed) -> Finding | None:
     """Other survivors at a step than rounding of the logits explains."""
-    found, tied = survivors.difference(pair, one, other, result.logits_gap)
-    if tied:
+    kept = survivors.difference(pair, one, other, result.logits_gap)
+    if kept.tied:
         result.ties.append((pair.index, one.index))
-    return found
+    if kept.unjudged is not None:
+        result.unjudged.append((pair.index, one.index, kept.unjudged))
+    return kept.found
 
 
 def _draw_difference(pair: SequencePair, one: Step, other: Step) -> DrawDiffers | None:

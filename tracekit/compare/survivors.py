@@ -8,7 +8,7 @@ Where that cannot be worked out, the distance to the cut is measured against the
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,32 +17,39 @@ from numpy.typing import NDArray
 from tracekit.align.pair import Side
 from tracekit.align.sites import SequencePair
 from tracekit.compare.findings import SurvivorsDiffer
+from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.sampling.chain import chain as chain_of
 from tracekit.sampling.chain import cut_distance, unknown_settings
 from tracekit.sampling.fit import departs, shares
 from tracekit.sampling.observed import Observed
 from tracekit.sampling.scores import rounding
 
-SAME_PROBABILITY = {True: 1e-3, False: 2e-2}
-"""Nats by which correct filters may differ on equal logits, by whether both sides' logits are of 32 bits or more; where
-the logits are recorded, `rounding` of their scores says it for float32."""
-WIDE = ("float32", "float64")
+
+@dataclass(frozen=True)
+class Kept:
+    """Survivors of a step, beside each other."""
+
+    found: SurvivorsDiffer | None = None
+    """What differs beyond what the logits explain."""
+    tied: bool = False
+    """Whether rounding moved tokens across a cut."""
+    unjudged: float | None = None
+    """Nats by which the probability of a survivor differs, where no logits tell what they may."""
 
 
-def difference(
-    pair: SequencePair, one: Observed, other: Observed, logits_gap: float | None
-) -> tuple[SurvivorsDiffer | None, bool]:
-    """What differs of a step's survivors beyond what the logits explain, or None; and whether rounding moved tokens
-    across a cut."""
+def difference(pair: SequencePair, one: Observed, other: Observed, logits_gap: float | None) -> Kept:
+    """Compare a step's survivors. `logits_gap`: the largest difference of a logit; None where not both have them."""
     if one.ids is None or other.ids is None:
-        return None, False
+        return Kept()
     same = np.array_equal(np.sort(one.ids), np.sort(other.ids))
     ratio = log_ratio(one.ids, one.probs, other.ids, other.probs)
-    if ratio is not None and ratio <= _same(pair, one, logits_gap):
-        return None, False
+    if ratio is not None and ratio <= _rounded(pair, one, UNIT_ROUNDOFF["float32"]):
+        return Kept()
     wrong = _which_departs(pair, one, other)
     if wrong == (False, False):
-        return None, not same
+        return Kept(tied=not same)
+    if ratio is not None and (logits_gap is None or one.logits is None):
+        return Kept(unjudged=ratio)
     found = SurvivorsDiffer(
         sequence=pair.index,
         step=one.index,
@@ -54,19 +61,27 @@ def difference(
     )
     found, explained = _measured(found, pair, one, other, logits_gap, ratio)
     if wrong is not None and wrong[0] != wrong[1]:
-        return replace(found, departs=Side.REFERENCE if wrong[0] else Side.CANDIDATE), False
-    return (None, not same) if explained else (found, False)
+        return Kept(replace(found, departs=Side.REFERENCE if wrong[0] else Side.CANDIDATE))
+    return Kept(tied=not same) if explained else Kept(found)
 
 
-def _same(pair: SequencePair, one: Observed, gap: float | None) -> float:
-    """Nats that the logits' difference and rounding may make of a probability; beyond them, each side's own logits say
-    whether its survivors follow."""
-    if gap is None or one.logits is None or one.ids is None or not one.ids.size:
-        return SAME_PROBABILITY[True]
+def _rounded(pair: SequencePair, one: Observed, unit: float) -> float:
+    """Nats that rounding of scores of a unit roundoff may make of a probability; of scores that are not recorded, which
+    are no nearer to zero than their probabilities tell, no more than is known."""
     chain = chain_of(pair.reference.sampling)
-    stretch = math.prod(each.kind.stretch(each.settings) for each in chain)
-    kept = np.take(one.logits, one.ids, mode="clip").astype(np.float64)
-    return min(SAME_PROBABILITY[True], 2 * gap * stretch + rounding(len(chain), kept * stretch))
+    if one.ids is None or one.probs is None or not one.ids.size:
+        return 0.0
+    if one.logits is not None:
+        kept = np.take(one.logits, one.ids, mode="clip").astype(np.float64) * _stretch(pair)
+    else:
+        with np.errstate(divide="ignore"):
+            kept = np.log(shares(one.probs))
+    return rounding(len(chain), kept) * unit / UNIT_ROUNDOFF["float32"]
+
+
+def _stretch(pair: SequencePair) -> float:
+    """By what the stated processors multiply a difference of logits."""
+    return math.prod(each.kind.stretch(each.settings) for each in chain_of(pair.reference.sampling))
 
 
 def _which_departs(pair: SequencePair, one: Observed, other: Observed) -> tuple[bool, bool] | None:
@@ -96,14 +111,13 @@ def _measured(
     """With the distance to the cut, or of the probabilities, beside what the logits' error can do; and whether that
     explains it."""
     stated = pair.reference.sampling
-    # Both sides of a cut move by at most the logits' error, as the processors stretch it; doubled, since each moves.
-    stretch = math.prod(each.kind.stretch(each.settings) for each in chain_of(stated))
     if gap is None or one.logits is None:
-        return replace(found, log_ratio=ratio), ratio is not None
-    allowed = 2 * gap * stretch
+        return found, False
+    # Both sides of a cut move by at most the logits' error, as the processors stretch it; doubled, since each moves.
+    allowed = 2 * gap * _stretch(pair)
     if ratio is not None:
-        wide = all(side.logits_dtype in WIDE for side in (pair.reference, pair.candidate))
-        allowed += SAME_PROBABILITY[wide]
+        formats = [_narrow(side.logits_dtype) or "float32" for side in (pair.reference, pair.candidate)]
+        allowed += max(_rounded(pair, one, UNIT_ROUNDOFF[each]) for each in formats)
         return replace(found, log_ratio=ratio, allowed=allowed), ratio <= allowed
     if other.ids is None or one.ids is None:
         return found, True

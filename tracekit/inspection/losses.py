@@ -85,7 +85,31 @@ class SequencesAlone:
     other: str
 
 
-Loss = CutOff | SitesEnded | PositionsMissing | LooksAhead | LogitsNotJudged | CallByCall | SequencesAlone
+@dataclass(frozen=True)
+class ProbabilitiesNotJudged:
+    """Steps at which the survivors' probabilities differ by more than their own rounding, where a side has no logits:
+    what those differ by is not known."""
+
+    path: str
+    """Of a trace that lacks them."""
+    sequence: int
+    step: int
+    """The first."""
+    more: int
+    nats: float
+    """The largest difference."""
+
+
+Loss = (
+    CutOff
+    | SitesEnded
+    | PositionsMissing
+    | LooksAhead
+    | LogitsNotJudged
+    | CallByCall
+    | SequencesAlone
+    | ProbabilitiesNotJudged
+)
 
 
 def losses(trace: Trace) -> list[Loss]:

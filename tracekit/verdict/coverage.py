@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from tracekit.align.pair import Pair
 from tracekit.auditing.audit import Audit
 from tracekit.compare.search import Search
-from tracekit.inspection.losses import CallByCall, Loss, SequencesAlone, left_out, losses, without_value
+from tracekit.inspection.losses import (
+    CallByCall,
+    Loss,
+    ProbabilitiesNotJudged,
+    SequencesAlone,
+    left_out,
+    losses,
+    without_value,
+)
 from tracekit.trace import LOGITS, Json, Trace, resolve
 
 
@@ -62,7 +70,7 @@ def compared_coverage(reference: Trace, candidate: Trace, found: Search, audited
         skipped=more_skipped | skipped,
         in_part=tuple(sorted(done & partly)),
         not_recorded=tuple(dict.fromkeys(left_out(reference) + left_out(candidate))),
-        lost=(*losses(reference), *losses(candidate), *_alone(found.pair)),
+        lost=(*losses(reference), *losses(candidate), *_alone(found.pair), *_unjudged(found)),
     )
 
 
@@ -99,6 +107,17 @@ def _alone(pair: Pair) -> Iterator[CallByCall | SequencesAlone]:
                 return
     if pair.left:
         yield SequencesAlone(pair.reference.path, pair.left, pair.candidate.path)
+
+
+def _unjudged(found: Search) -> Iterator[ProbabilitiesNotJudged]:
+    """Survivors' probabilities that differ, by what without logits nobody knows."""
+    if found.unjudged:
+        sequence, step, _ = found.unjudged[0]
+        lacks = [trace.path for trace in found.pair.traces if trace.sequences[sequence].step(step).logits is None]
+        nats = max(nats for _, _, nats in found.unjudged)
+        yield ProbabilitiesNotJudged(
+            lacks[0] if lacks else found.pair.candidate.path, sequence, step, len(found.unjudged) - 1, nats
+        )
 
 
 def _parameters(trace: Trace, seen: Collection[str]) -> Json:

@@ -18,6 +18,7 @@ from tracekit.inspection.losses import (
     LogitsNotJudged,
     LooksAhead,
     PositionsMissing,
+    ProbabilitiesNotJudged,
     SequencesAlone,
     SitesEnded,
 )
@@ -119,6 +120,15 @@ def _alone(found: SequencesAlone) -> str:
     return (
         f"{found.path}: no partner in {found.other} for {which}, compared with nothing; record both sides with the "
         "same prompts"
+    )
+
+
+@words(ProbabilitiesNotJudged)
+def _probabilities(found: ProbabilitiesNotJudged) -> str:
+    more = f" and {found.more} more steps" if found.more else ""
+    return (
+        f"{found.path}: sequence {found.sequence}, step {found.step}{more}: the survivors' probabilities differ "
+        f"by up to {found.nats:.2g} nats; without logits on both sides they are not judged; record the logits"
     )
 
 
