@@ -396,3 +396,28 @@ def test_lines_that_fill_a_cache_are_among_those_named(
         lines = culprit.explanation.lines
         assert any("cache.update(" in line.source for line in lines), found.text
         assert all(line.kind is EditKind.TAKEN_FOR for line in lines)
+
+
+@pytest.mark.parametrize("by_an_edit", [True, False])
+def test_two_mistakes_are_not_tried_where_one_edit_explains(
+    checkpoints: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_an_edit: bool
+) -> None:
+    """Its twin: without edits they are."""
+    tried: list[object] = []
+    monkeypatch.setattr("tracekit.mistakes.pairs", lambda *case: tried.append(case) or [])
+    if not by_an_edit:
+        monkeypatch.setattr(explaining, "all_edits", tuple)
+    folder = checkpoints("llama")
+    program = import_module("transformers.models.llama.modeling_llama")
+    reference = load_reference(str(folder), "float32")
+    rotated = program.apply_rotary_pos_emb
+    with monkeypatch.context() as changed:
+        changed.setattr(
+            program, "apply_rotary_pos_emb", lambda q, k, *table: (rotated(q, k, *table)[0], k * table[0][:, None])
+        )
+        trace = tiny_families.run(tiny_families.load(folder), tmp_path / "run.h5")
+    with trace:
+        found = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(reference))
+    said = found.culprits[0].explanation
+    assert [line.source[:7] for line in (() if said is None else said.lines)][:1] == (["k_embed"] if by_an_edit else [])
+    assert bool(tried) is not by_an_edit

@@ -15,8 +15,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from benchmarks import clean_families, shootout  # noqa: E402
+from benchmarks.mutants import __main__ as command  # noqa: E402
 from benchmarks.mutants import score, subject, trial  # noqa: E402
-from benchmarks.mutants.edits import Kind, points  # noqa: E402
+from benchmarks.mutants.edits import Kind, Point, points  # noqa: E402
 
 SOURCE = '''
 class Norm(Module):
@@ -86,6 +87,29 @@ def test_the_bits_say_what_a_mutant_changes(
     out = trial.tried(gpt2, _point(gpt2, words), 0, 0, tmp_path)
     assert (out.state, out.first) == (state.value, first)
     assert out.found[:1] == ([first] if first else [])
+
+
+def test_a_run_goes_on_where_it_was_left(
+    gpt2: subject.Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[int, str]] = []
+
+    def note(made: subject.Subject, point: Point, seed: int, index: int, scratch: Path) -> trial.Outcome:
+        tried.append((index, point.words()))
+        return trial.Outcome(made.name, seed, index, point.kind.value)
+
+    monkeypatch.setattr(command, "tried", note)
+    monkeypatch.setattr(command, "twin", lambda made, *place: trial.Outcome(made.name, *place[:2], trial.UNMUTATED))
+    monkeypatch.setattr(command, "subject", lambda name, scratch: gpt2)
+    out = tmp_path / "outcomes.jsonl"
+    command.swept(["gpt2"], 3, 5, 1, tmp_path, out)
+    command.swept(["gpt2"], 3, 2, None, tmp_path, out)
+    outcomes, twins = command.swept(["gpt2"], 3, 4, None, tmp_path, out)
+    assert [index for index, _ in tried] == [1, 0, 2, 3]
+    assert sorted(one.index for one in outcomes) == [0, 1, 2, 3] and len(twins) == 1
+    whole = [point.words() for point in islice(subject.drawn(gpt2, random.Random("3/gpt2")), 4)]
+    assert [words for _, words in sorted(tried)] == whole
+    assert command.swept(["gpt2"], 4, 1, None, tmp_path, out)[0][0].seed == 4  # another seed is another run
 
 
 def test_an_unmutated_twin_raises_no_alarm(gpt2: subject.Subject, tmp_path: Path) -> None:

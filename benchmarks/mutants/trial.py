@@ -24,6 +24,8 @@ from benchmarks.mutants.subject import Subject, forward, mutated, tokens
 from benchmarks.mutants.truth import Truth, Values, truth, watched
 from tracekit.trace import INPUT_SUFFIX, Trace
 
+UNMUTATED = "unmutated"
+"""The kind of an outcome that is of no mutant but of its twin."""
 LONGEST_S = 120
 """Of CPU: a mutated loop may never end."""
 
@@ -168,7 +170,12 @@ def _judge(
         out.first, out.deviations, out.sites = found.first.site, found.first.deviations, sorted(found.sites)
     if not out.touched:
         return
-    heard(out, tracekit.audit(trace, subject.folder, by=tracekit_torch.by_reference(subject.reference)), found)
+    heard(out, audited(subject, trace), found)
+
+
+def audited(subject: Subject, trace: Trace) -> tracekit.Audit:
+    """The audit by the reference; what culprits do to the logits, which is not scored, is not worked out."""
+    return tracekit.audit(trace, subject.folder, by=tracekit_torch.by_reference(subject.reference).__call__)
 
 
 def heard(out: Outcome, audit: tracekit.Audit, found: Truth | None = None) -> None:
@@ -186,11 +193,11 @@ def heard(out: Outcome, audit: tracekit.Audit, found: Truth | None = None) -> No
 
 def twin(subject: Subject, seed: int, index: int, scratch: Path) -> Outcome:
     """The unmutated twin: the same source, compiled in the same way."""
-    out = Outcome(subject.name, seed, index, "unmutated")
+    out = Outcome(subject.name, seed, index, UNMUTATED)
     with mutated(subject, None) as build:
         recorded = record(build(), tokens(seed * 1000 + index // 20), scratch / "twin.tklog")
     with tracekit.open(recorded.path) as trace:
-        heard(out, tracekit.audit(trace, subject.folder, by=tracekit_torch.by_reference(subject.reference)))
+        heard(out, audited(subject, trace))
     return out
 
 

@@ -32,11 +32,12 @@ Named = TypeVar("Named")
 
 
 def explain(
-    case: Case, known: Sequence[Explanation] = (), others: bool = True, together: bool = True
+    case: Case, known: Sequence[Explanation] = (), others: bool = True, together: bool = True, single: bool = False
 ) -> Explanation | None:
     """What is wrong at a site; None where no hypothesis fits on all of its recorded rows. `known`: explanations of
     other sites, which are tried first, and without `others` alone: a mistake made in every layer is one mistake.
-    `together`: whether two mistakes at once are tried, which takes seconds."""
+    `together`: whether two mistakes at once are tried, which takes seconds; `single`: whether none are, nor one in the
+    prompt and another in decoding, as something else explains the site by one."""
     mistakes = mistakes_at(case.recipe.kind)
     for explanation in known:
         if explanation.mistake is TOGETHER:
@@ -63,6 +64,8 @@ def explain(
         held = _held(case, [one for one in mistakes if one.complexity in tier and not one.precision])
         if held:
             return _best(held)
+    if single:
+        return None
     return (_best_pair(pairs(case, mistakes)) if together else None) or _apart(case, (), others=True, together=together)
 
 

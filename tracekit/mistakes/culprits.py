@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,9 +76,15 @@ def same_mistake(one: ExplainedCulprit, other: ExplainedCulprit) -> bool:
 
 @np.errstate(all="ignore")
 def explained(
-    trace: Trace, checkpoint: Checkpoint, culprits: Sequence[Culprit], wiring: Trace | None, finest: str = "float64"
+    trace: Trace,
+    checkpoint: Checkpoint,
+    culprits: Sequence[Culprit],
+    wiring: Trace | None,
+    finest: str = "float64",
+    edited: Collection[str] = (),
 ) -> list[ExplainedCulprit]:
-    """Culprits of one trace, in order. `wiring`, `finest`: as for `audit`."""
+    """Culprits of one trace, in order. `wiring`, `finest`: as for `audit`; `edited`: sites that one edit of the
+    reference explains, where two mistakes are not tried."""
     book, parameters = recipes(trace, checkpoint, wiring), Parameters(trace, checkpoint, finest)
     out: list[ExplainedCulprit] = []
     for index, culprit in enumerate(culprits):
@@ -90,7 +96,10 @@ def explained(
             out.append(culprit if isinstance(culprit, ExplainedCulprit) else ExplainedCulprit.of(culprit, None))
             continue
         together = not any(one.own.recipe.kind == culprit.own.recipe.kind and one.explanation is None for one in out)
-        explanation = explain(Case.of(culprit, run, book), known, others, together) if known or others else None
+        explanation = None
+        if known or others:
+            case = Case.of(culprit, run, book)
+            explanation = explain(case, known, others, together, single=culprit.site in edited)
         out.append(ExplainedCulprit.of(culprit, explanation))
     return out
 
@@ -116,7 +125,8 @@ def alike(trace: Trace, checkpoint: Checkpoint, found: Audit, wiring: Trace | No
 def explained_audit(trace: Trace, checkpoint: Checkpoint, found: Audit) -> ExplainedAudit:
     """The audit of one trace with its culprits explained."""
     edits = {one.site: one for one in found.culprits if isinstance(one, ExplainedCulprit)}
-    culprits = explained(trace, checkpoint, _with_recipes(trace, checkpoint, found), None)
+    edited = {site for site, one in edits.items() if one.explanation is not None}
+    culprits = explained(trace, checkpoint, _with_recipes(trace, checkpoint, found), None, edited=edited)
     culprits = [_with_edit(culprit, edits.get(culprit.site)) for culprit in culprits]
     if all(map(is_precise, culprits)):
         culprits += alike(trace, checkpoint, found, None)

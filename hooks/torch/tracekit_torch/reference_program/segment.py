@@ -84,7 +84,7 @@ class Node:
     frames: tuple[Frame, ...]
     """Of the model's program, outermost first."""
 
-    @property
+    @cached_property
     def name(self) -> str:
         return str(self.func.overloadpacket.__name__)
 
@@ -92,10 +92,43 @@ class Node:
     def inputs(self) -> tuple[int, ...]:
         return tuple(value.id for value in _values([self.args, self.kwargs]))
 
-    @property
+    @cached_property
     def copies(self) -> bool:
         """Whether it writes to its first operand, which nothing else reads after it."""
         return bool(self.func._schema.is_mutable) and not self.mutated
+
+    @cached_property
+    def runs(self) -> Any:
+        """What is called."""
+        return SHAPES_LATER.get(self.name, self.func)
+
+    @cached_property
+    def multiplies(self) -> bool:
+        """Whether it is a product of matrices."""
+        return self.name in ("mm", "bmm", "addmm", "baddbmm")
+
+    @cached_property
+    def _tensors(self) -> tuple[tuple[int, int], ...] | None:
+        """Positions and values of the operands that are tensors; None where some are within lists."""
+        flat = not any(isinstance(each, tuple | list) and any(_values(each)) for each in self.args)
+        return tuple((at, each.id) for at, each in enumerate(self.args) if isinstance(each, Value)) if flat else None
+
+    @cached_property
+    def _named(self) -> bool:
+        """Whether a named operand is a tensor."""
+        return any(_values(self.kwargs))
+
+    def operands(self, value: Callable[[int], torch.Tensor]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Its operands, with a tensor for each `Value`."""
+        if self._tensors is None:
+            args = [_mapped(each, value, Value) for each in self.args]
+        else:
+            args = list(self.args)
+            for at, each in self._tensors:
+                args[at] = value(each)
+        if not self._named:
+            return tuple(args), self.kwargs
+        return tuple(args), {key: _mapped(each, value, Value) for key, each in self.kwargs.items()}
 
     @property
     def place(self) -> tuple[tuple[CodeType, int], ...]:
@@ -356,8 +389,7 @@ class Segment:
         with torch.no_grad():
             for place in places:
                 node = self.nodes[place]
-                args = tuple(_mapped(each, value_of, Value) for each in node.args)
-                kwargs = {key: _mapped(each, value_of, Value) for key, each in node.kwargs.items()}
+                args, kwargs = node.operands(value_of)
                 given = Given(node, args, kwargs, value_of)
                 change = changed.get(place)
                 out = given.result() if change is None else change(given)
@@ -411,10 +443,10 @@ class Given:
 
     def result(self, *args: Any, **kwargs: Any) -> Result:
         """What the node makes of its operands, or of `args`; `kwargs` in the place of its own of the same name."""
-        func, given = SHAPES_LATER.get(self.node.name, self.node.func), args or self.args
+        given = args or self.args
         if self.node.copies:
             given = (given[0].clone(), *given[1:])
-        return func(*given, **{**self.kwargs, **kwargs})
+        return self.node.runs(*given, **{**self.kwargs, **kwargs})
 
 
 Changed = Mapping[int, Callable[[Given], Result]]
@@ -438,7 +470,7 @@ def _without_the_first(tensor: torch.Tensor, count: int) -> torch.Tensor:
 
 def _terms(node: Node, args: tuple[Any, ...]) -> float:
     """How much of a product goes into each of its numbers."""
-    if node.name in ("mm", "bmm", "addmm", "baddbmm"):
+    if node.multiplies:
         return 1.0 + args[-1].shape[-2] / MULTIPLIED_AT_ONCE if isinstance(args[-1], torch.Tensor) else 1.0
     return 1.0
 
