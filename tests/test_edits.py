@@ -21,6 +21,7 @@ pytest.importorskip("transformers")
 
 import tracekit_torch  # noqa: E402
 from tracekit_torch.reference_program import explaining  # noqa: E402
+from tracekit_torch.reference_program.captured_calls import CapturingCalls  # noqa: E402
 from tracekit_torch.reference_program.capturing import Capturing  # noqa: E402
 from tracekit_torch.reference_program.fitting import deviation  # noqa: E402
 from tracekit_torch.reference_program.loading import forward_of, load_reference  # noqa: E402
@@ -365,6 +366,44 @@ def test_a_segment_computes_what_the_replay_does(checkpoints: Any, tmp_path: Pat
         values = segment.run({})
         assert values is not None
         assert np.array_equal(values, site.values, equal_nan=True), site.site
+
+
+@pytest.mark.parametrize("name", ["granite", "bloom", "gemma3", "qwen3next"])
+def test_a_segment_of_all_calls_computes_what_decoding_does(checkpoints: Any, tmp_path: Path, name: str) -> None:
+    folder = checkpoints(name)
+    with tiny_families.run(tiny_families.load(folder), tmp_path / "run.h5") as trace:
+        model, sequence = load_reference(str(folder), "float32"), trace.sequences[0]
+        sites = CapturingCalls(model, trace, sequence, {}).sites_with_segments([*sequence.sites, "logits"])
+    assert len(sites) == len(sequence.sites) + 1
+    for site, segment in sites.values():
+        values = segment.run({})
+        assert values is not None and len(segment.targets) > 1
+        assert np.array_equal(values, site.values, equal_nan=True), site.site
+
+
+@pytest.mark.parametrize("decoding", [1.0, 1.7])
+def test_an_axis_is_named_whose_effect_depends_on_the_length_of_a_call(
+    checkpoints: Any, tmp_path: Path, decoding: float
+) -> None:
+    """A mean over the positions, of one in decoding. Its twin: decoding is wrong in another way as well, which leaves
+    the axis no explanation of all."""
+
+    def over_positions(model: Any) -> None:
+        for layer in model.model.layers:
+            norm = layer.input_layernorm
+
+            def forward(value: Any, norm: Any = norm) -> Any:
+                scale = torch.rsqrt(value.pow(2).mean(-2, keepdim=True) + norm.variance_epsilon)
+                return value * scale * norm.weight * (decoding if value.shape[-2] == 1 else 1.0)
+
+            norm.forward = forward
+
+    found = _audited(checkpoints("llama"), tmp_path / "run.h5", over_positions)
+    assert [culprit.site for culprit in found.culprits] == [f"model.layers.{n}.input_layernorm" for n in (0, 1)]
+    for culprit in found.culprits:
+        lines = () if culprit.explanation is None else culprit.explanation.lines
+        assert [line.kind for line in lines] == ([EditKind.INDEX] if decoding == 1.0 else []), found.text
+        assert all(".mean(-1, keepdim=True)" in line.source for line in lines)
 
 
 def test_an_edit_is_said_in_a_sentence() -> None:

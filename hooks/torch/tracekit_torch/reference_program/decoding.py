@@ -102,13 +102,8 @@ class Decoding(Replay):
         return cache_of(output)
 
     def _parts(self, name: str, stored: str, value: torch.Tensor) -> list[torch.Tensor] | None:
-        data, length = self._sequence.sites[stored], self._stop - self._first
-        windows = self._windows(data)
-        rows = arranged(Axis(1, length, self._stop), value, data.width) if windows else None
-        if rows is None or rows.numel() != data.width * length:
-            return None
-        rows = rows[0] if rows.shape[0] == 1 and rows.shape[0] != length else rows
-        return [rows[first - self._first : stop - self._first] for first, stop in windows]
+        data = self._sequence.sites[stored]
+        return called_parts(data, self._windows(data), self._first, self._stop, value)
 
     def _windows(self, data: SiteData) -> list[tuple[int, int]]:
         """Recorded rows of this call."""
@@ -135,6 +130,19 @@ class Decoding(Replay):
             rows = [self._sequence.step(step).position - self._first for step in steps]
             exact = to_float(recorded, dtype).astype(np.float64)
             self._compare(LOGITS, LOGITS, np.array(steps), exact, rows_of(output.logits[0], rows))
+
+
+def called_parts(
+    data: SiteData, windows: list[tuple[int, int]], first: int, stop: int, value: torch.Tensor
+) -> list[torch.Tensor] | None:
+    """Views of the rows `windows` of a site's `value`, of the call of the positions from `first` to `stop`; None where
+    it has none, or another shape."""
+    length = stop - first
+    rows = arranged(Axis(1, length, stop), value, data.width) if windows else None
+    if rows is None or rows.numel() != data.width * length:
+        return None
+    rows = rows[0] if rows.shape[0] == 1 and rows.shape[0] != length else rows
+    return [rows[begin - first : end - first] for begin, end in windows]
 
 
 def _joined(parts: list[Replayed]) -> Replayed:

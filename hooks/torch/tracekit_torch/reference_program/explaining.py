@@ -24,6 +24,7 @@ from tracekit.inspection.positions import prompt_length
 from tracekit.mistakes.edited_line import EditedLine
 from tracekit.mistakes.explanation import EDITED_LINE, EVERYWHERE, Explanation, Extent, Where
 from tracekit.trace import LOGITS, Sequence, Trace
+from tracekit_torch.reference_program.captured_calls import CallSegments
 from tracekit_torch.reference_program.capturing import Capturing
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 from tracekit_torch.reference_program.edits import Change, Edit, all_edits
@@ -83,8 +84,10 @@ def explanations(
     replay = Capturing(model, sequence, forward_of(model, trace, sequence), factors, forced)
     sites = replay.sites_with_segments(names)
     firsts = FirstSegments(model, trace, sequence, names, factors, forced)
+    calls = CallSegments(model, trace, sequence, names, factors, forced)
     found: dict[str, Tried] = {}
     known: list[Held] = []
+    known_in_calls: list[Held] = []
     left = ALL_WORK
     for own in wrong:
         name = own.recipe.site
@@ -101,10 +104,23 @@ def explanations(
             first = firsts.of(site, wrong_rows)
             brief = None if first is None else Suspect(first[0], own, wrong_rows, first[1], units, prompt)
             budget = Budget(min(WORK, left), (segment,) if first is None else (segment, first[1]))
-            held = suspect.held(known, brief if brief is not None and brief.faithful else None, budget)
+            explanation = None
+            called = CalledSuspect.of(calls, site, own, wrong_rows, units, prompt) if known_in_calls else None
+            if called is not None:
+                explanation = called.explanation(called.again(known_in_calls, budget))
+            if explanation is None:
+                held = suspect.held(known, brief if brief is not None and brief.faithful else None, budget)
+                explanation = suspect.explanation(held)
+                known = known if explanation is None else held
+            if explanation is None and not held and not budget.spent:
+                called = called or CalledSuspect.of(calls, site, own, wrong_rows, units, prompt)
+                if called is not None:
+                    budget.also(called.segment)
+                    held = called.held([], None, budget)
+                    explanation = called.explanation(held)
+                    known_in_calls = known_in_calls if explanation is None else held
             left -= budget.used
-            found[name] = Tried(suspect.explanation(held), not budget.spent)
-            known = known if found[name].explanation is None else held
+            found[name] = Tried(explanation, not budget.spent)
     return found
 
 
@@ -121,13 +137,17 @@ class Budget:
     """Numbers that may be computed for a culprit, by some segments together."""
 
     def __init__(self, most: float, segments: tuple[Segment, ...]) -> None:
-        self._most, self._segments = most, segments
+        self._most, self.segments = most, list(segments)
         self.spent = False
         """Whether something was left undone."""
 
+    def also(self, segment: Segment) -> None:
+        """What is computed of a segment counts from now on."""
+        self.segments.append(segment)
+
     @property
     def used(self) -> float:
-        return sum(segment.work for segment in self._segments)
+        return sum(segment.work for segment in self.segments)
 
     def left(self, share: float = 1.0) -> bool:
         """Whether more of a share of it may be computed; what asks leaves something undone where not."""
@@ -207,7 +227,7 @@ class Suspect:
         units: tuple[float, float],
         prompt: int,
     ) -> None:
-        self._site, self._own, self._wrong, self._segment, self._prompt = site, own, wrong, segment, prompt
+        self._site, self._own, self._wrong, self.segment, self._prompt = site, own, wrong, segment, prompt
         self._unit, self._stored = units
         self._where, self._acts = EVERYWHERE, np.ones(len(site.rows), dtype=bool)
         self._rows = _finite(site)
@@ -219,7 +239,7 @@ class Suspect:
     @cached_property
     def faithful(self) -> bool:
         """Whether the segment computes what the replay did."""
-        values = self._segment.run({})
+        values = self.segment.run({})
         return values is not None and np.allclose(values, self._site.values, rtol=1e-9, atol=1e-12, equal_nan=True)
 
     def held(self, known: list[Held], first: Suspect | None, budget: Budget) -> list[Held]:
@@ -230,7 +250,7 @@ class Suspect:
             first: the same culprit at the first positions alone; what is refuted there is not tried.
             budget: what may be computed.
         """
-        found = self._judged(self._again({one.key: Start(one.number, meant=True) for one in known}), budget)
+        found = self.again(known, budget)
         if found:
             return found
         starts = None if first is None else first._not_refuted(budget)
@@ -238,6 +258,10 @@ class Suspect:
         if not found and self._narrow():
             found = self._judged(self._all(starts), budget)
         return found
+
+    def again(self, known: list[Held], budget: Budget) -> list[Held]:
+        """Of edits that explained another culprit, those that explain this one."""
+        return self._judged(self._again({one.key: Start(one.number, meant=True) for one in known}), budget)
 
     def _again(self, starts: Mapping[Hashable, Start]) -> Iterator[tuple[Trial, Start]]:
         for trial in self._trials({key[0] for key in starts}):  # type: ignore[index]
@@ -278,7 +302,7 @@ class Suspect:
         if self._site.site == LOGITS or not wrong.any():
             return False
         for extent, part in ((Extent.PROMPT, rows < self._prompt), (Extent.DECODING, rows >= self._prompt)):
-            if extent is Extent.DECODING and self._segment.mixes_positions(self._site.rows):
+            if extent is Extent.DECODING and self.segment.mixes_positions(self._site.rows):
                 continue  # lines that keep and read a cache are not run, and so not among what is tried
             if part.any() and not part.all() and not wrong[~part].any():
                 self._where, self._acts = Where(extent), np.zeros(len(self._site.rows), bool)
@@ -301,10 +325,10 @@ class Suspect:
         return replace(made[0], also=tuple(made[1:])) if made else None
 
     def _key(self, trial: Trial) -> Hashable:
-        return Held(trial, self._segment, None, self._recorded, 0.0).key
+        return Held(trial, self.segment, None, self._recorded, 0.0).key
 
     def _lines(self, held: Held) -> list[EditedLine]:
-        change, node = held.trial.change, self._segment.nodes[held.trial.place]
+        change, node = held.trial.change, self.segment.nodes[held.trial.place]
         return [
             EditedLine(
                 lines.name,
@@ -322,8 +346,8 @@ class Suspect:
 
     def _lines_of_all(self, trial: Trial) -> list[Lines]:
         """The lines that all nodes of an edit have in common: a call that led to one of them is not the mistake."""
-        nodes = {self._segment.nodes[place].place: (place, change) for place, change in reversed(trial.at)}
-        found = [lines_of(self._segment, place, change, trial.at) for place, change in reversed(nodes.values())]
+        nodes = {self.segment.nodes[place].place: (place, change) for place, change in reversed(trial.at)}
+        found = [lines_of(self.segment, place, change, trial.at) for place, change in reversed(nodes.values())]
         return [lines for lines in found[0] if all(lines in others for others in found[1:])]
 
     def _trials(self, kinds: set[object] | None = None) -> Iterator[Trial]:
@@ -333,25 +357,32 @@ class Suspect:
             if kinds is not None and edit.kind not in kinds:
                 continue
             yield from self._at_every_run(edit)
-            for place in range(len(self._segment.nodes) - 1, -1, -1):
-                if self._segment.nodes[place].frames and place not in self._rounds:
-                    yield from (Trial(edit, place, change) for change in edit.changes(self._segment, place))
+            yield from self._at_each(edit)
+
+    def _at_each(self, edit: Edit) -> Iterator[Trial]:
+        """Edits of one node."""
+        for place in range(len(self.segment.nodes) - 1, -1, -1):
+            if self.segment.nodes[place].frames and place not in self._rounds:
+                yield from (Trial(edit, place, change) for change in edit.changes(self.segment, place))
 
     def _at_every_run(self, edit: Edit) -> Iterator[Trial]:
         """Edits of the operations that the source has once and that run more than once, made at all of their nodes."""
         for places in self._repeated:
-            forms = [{change.label: change for change in edit.changes(self._segment, place)} for place in places]
-            for label in dict.fromkeys(label for form in forms for label in form):
-                at = [(place, form[label]) for place, form in zip(places, forms, strict=True) if label in form]
-                if len(at) > 1:
-                    yield Trial(edit, *at[0], tuple(at[1:]))
+            yield from (trial for trial in self._at_all(edit, places) if trial.others)
+
+    def _at_all(self, edit: Edit, places: tuple[int, ...]) -> Iterator[Trial]:
+        """Edits that are made at several nodes at once, at those of them where they can be made."""
+        forms = [{change.label: change for change in edit.changes(self.segment, place)} for place in places]
+        for label in dict.fromkeys(label for form in forms for label in form):
+            at = [(place, form[label]) for place, form in zip(places, forms, strict=True) if label in form]
+            yield Trial(edit, *at[0], tuple(at[1:]))
 
     @cached_property
     def _repeated(self) -> list[tuple[int, ...]]:
         """Positions of the nodes that one operation of the source is, the last first; of those that are several."""
         runs: dict[Hashable, list[int]] = {}
-        for place in range(len(self._segment.nodes) - 1, -1, -1):
-            node = self._segment.nodes[place]
+        for place in range(len(self.segment.nodes) - 1, -1, -1):
+            node = self.segment.nodes[place]
             if node.frames:
                 runs.setdefault((node.place[-1:], node.name), []).append(place)
         return [tuple(places) for places in runs.values() if len(places) > 1]
@@ -359,7 +390,7 @@ class Suspect:
     @cached_property
     def _rounds(self) -> frozenset[int]:
         """Positions of the nodes that one of several rounds of a loop runs: no line of the source is that round's."""
-        looped = [places for places in self._repeated if in_a_loop(self._segment.nodes[places[0]].frames[-1])]
+        looped = [places for places in self._repeated if in_a_loop(self.segment.nodes[places[0]].frames[-1])]
         return frozenset(place for places in looped for place in places)
 
     def _judged(self, trials: Iterable[tuple[Trial, Start]], budget: Budget) -> list[Held]:
@@ -383,7 +414,7 @@ class Suspect:
         """An edit that gives what one gives that holds: it leaves as much."""
         for one in held:
             if np.allclose(best.values, one.values, rtol=SAME, atol=0.0, equal_nan=True):
-                return Held(trial, self._segment, best.number, best.values, one.residual, one.determined)
+                return Held(trial, self.segment, best.number, best.values, one.residual, one.determined)
         return None
 
     def _first_that_holds(self, trial: Trial, options: list[Try]) -> Held | None:
@@ -391,7 +422,7 @@ class Suspect:
             own = self._own_of(trial, one.number, one.values)
             if not own.wrong:
                 size = own.statistics.size
-                return Held(trial, self._segment, one.number, one.values, size, self._determined(trial, one.number))
+                return Held(trial, self.segment, one.number, one.values, size, self._determined(trial, one.number))
         return None
 
     def _determined(self, trial: Trial, number: float | None) -> bool:
@@ -429,13 +460,13 @@ class Suspect:
     def _changed(self, trial: Trial, number: float) -> Changed:
         changed: dict[int, Callable[[Given], Result]] = {}
         for place, change in trial.at:
-            onwards = sorted(self._segment.after(place)) if change.onwards else (place,)
+            onwards = sorted(self.segment.after(place)) if change.onwards else (place,)
             for each in change.places or onwards:
                 changed.setdefault(each, partial(_made, change, number))
         return changed
 
     def _values(self, trial: Trial, number: float) -> Floats | None:
-        values = self._segment.run(self._changed(trial, number))
+        values = self.segment.run(self._changed(trial, number))
         if values is None or values.shape != self._site.values.shape:
             return None
         return values if self._acts.all() else np.where(self._acts[:, None], values, self._site.values)
@@ -475,7 +506,7 @@ class Suspect:
         return judged(self._site.site, rows, self._recorded, drawn, self._own.level, self._stored)
 
     def _off(self, changed: Changed, seed: int, runs: int) -> NDArray[np.float32]:
-        made = self._segment.off(changed, DrawnRounding(self._unit, UNIT_ROUNDOFF["float32"], seed, runs))
+        made = self.segment.off(changed, DrawnRounding(self._unit, UNIT_ROUNDOFF["float32"], seed, runs))
         if made is None:
             return np.zeros((1, *self._site.values.shape), np.float32)
         if changed and not self._acts.all():
@@ -484,6 +515,38 @@ class Suspect:
 
     def _drawn(self, values: Floats, draws: NDArray[np.float32]) -> Drawn:
         return drawn_result(values[self._rows], draws[:, self._rows], self._stored)
+
+
+class CalledSuspect(Suspect):
+    """A culprit with what feeds it in every call of the model: an edit is made in all of them. Where it has a number it
+    acts on each position alone, in a prefill as well, and is not tried again."""
+
+    @classmethod
+    def of(
+        cls,
+        calls: CallSegments,
+        site: Replayed,
+        own: Own,
+        wrong: NDArray[np.int64],
+        units: tuple[float, float],
+        prompt: int,
+    ) -> CalledSuspect | None:
+        """None where the reference's own decoding is not its prefill, or is not captured."""
+        found = calls.of(site)
+        made = None if found is None else cls(found[0], own, wrong, found[1], units, prompt)
+        return made if made is not None and made.faithful else None
+
+    def _at_each(self, edit: Edit) -> Iterator[Trial]:
+        done = set(self._repeated)
+        for places in self.segment.alike:
+            if self.segment.nodes[places[0]].frames and self._rounds.isdisjoint(places) and places not in done:
+                yield from self._at_all(edit, places)
+
+    def _trials(self, kinds: set[object] | None = None) -> Iterator[Trial]:
+        return (trial for trial in super()._trials(kinds) if trial.change.neutral is None)
+
+    def _narrow(self) -> bool:
+        return False
 
 
 def _made(change: Change, number: float, given: Given) -> Result:

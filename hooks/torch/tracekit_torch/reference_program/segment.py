@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -151,11 +153,17 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Values of each group."""
         self._put_in: dict[int, tuple[int, int]] = {}
         """By group: number of values there were when a recorded value was put in, and its size."""
-        self._met: dict[str, tuple[int, Arrange]] = {}
+        self._met: dict[str, list[tuple[int, Arrange]]] = {}
+        self._begins: list[int] = []
+        """The first operation of each call of the model, where those are told apart."""
+
+    def begun(self) -> None:
+        """Another call of the model begins."""
+        self._begins.append(len(self._nodes))
 
     def met(self, name: str, value: int, arrange: Arrange) -> None:
         """A site is computed: `value` is what the program holds there, of which `arrange` takes the recorded rows."""
-        self._met[name] = value, arrange
+        self._met.setdefault(name, []).append((value, arrange))
 
     def put(self, tensor: torch.Tensor, before: int) -> None:
         """Recorded values took the place of `before` in a tensor: what comes before them feeds nothing later."""
@@ -166,9 +174,10 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """All that feeds the site `name`; None where it was not met."""
         if name not in self._met:
             return None
-        target, arrange = self._met[name]
+        targets = tuple(self._met[name])
         written = {self._groups[value] for node in self._nodes for value in node.mutated}
-        needed, groups = {target}, {self._groups[target]}
+        needed = {value for value, _ in targets}
+        groups = {self._groups[value] for value in needed}
         kept: list[Node] = []
         for node in reversed(self._nodes):
             writes = any(self._groups[value] in groups for value in node.mutated)
@@ -178,7 +187,7 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 groups.update(self._groups[value] for value in node.inputs if self._groups[value] in written)
         leaves = {value: self._leaves[value] for value in needed if value in self._leaves}
         kept.reverse()
-        return Segment(name, tuple(kept), leaves, target, arrange, tuple(self._groups))
+        return Segment(name, tuple(kept), leaves, targets, tuple(self._groups), tuple(self._begins))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -257,11 +266,12 @@ class Segment:
     site: str
     nodes: tuple[Node, ...]
     leaves: Mapping[int, torch.Tensor]
-    target: int
-    """The value that the site is."""
-    arrange: Arrange
+    targets: tuple[tuple[int, Arrange], ...]
+    """The values that the site is, one for each call of the model."""
     groups: tuple[int, ...]
     """Of every value of the capture: those of one group share memory."""
+    begins: tuple[int, ...] = ()
+    """By their index, the first operations of the calls of the model, where there are several."""
     work: float = 0.0
     """Numbers computed so far, an operation counted as no fewer than `OVERHEAD`."""
     _clean: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -298,6 +308,17 @@ class Segment:
             for value in set(node.inputs):
                 read.setdefault(value, []).append(place)
         return {value: tuple(places) for value, places in read.items()}
+
+    @cached_property
+    def alike(self) -> list[tuple[int, ...]]:
+        """Positions of the nodes, the last first, each with those of the same operation in the other calls."""
+        found: dict[Hashable, list[int]] = {}
+        counted: Counter[Hashable] = Counter()
+        for place, node in enumerate(self.nodes):
+            call = node.place, node.name, bisect_right(self.begins, node.index)
+            found.setdefault((*call[:2], counted[call]), []).append(place)
+            counted[call] += 1
+        return [tuple(places[::-1]) for places in reversed(found.values())]
 
     def steady(self, value: int) -> bool:
         """Whether a value is the same at all times: no operation writes to its memory."""
@@ -337,7 +358,7 @@ class Segment:
     def mixes_positions(self, rows: NDArray[np.int64]) -> bool:
         """Whether what is at the first position reaches others: the site is after a sum over positions. `rows`: the
         site's recorded positions."""
-        target = self.clean[self.target]
+        target = self.clean[self.targets[0][0]]
         count = target.shape[-2] if target.dim() > 1 else 0
         leaves = {value: _without_the_first(tensor, count) for value, tensor in self.leaves.items()}
         here, there = self.run({}), replace(self, leaves=leaves, _clean={}, _plans={}).run({})
@@ -350,7 +371,7 @@ class Segment:
         clean = self.clean
         try:
             made = self._executed(self._plan(frozenset(changed)), changed)
-            return _rows(self.arrange(made.get(self.target, clean[self.target])))
+            return _rows([part for value, of in self.targets for part in of(made.get(value, clean[value]))])
         except CANNOT:
             return None
 
@@ -359,7 +380,7 @@ class Segment:
         try:
             with drawn:
                 made = self._executed(range(len(self.nodes)), changed)
-            parts = self.arrange(made[self.target])
+            parts = [part for value, of in self.targets for part in of(made[value])]
             offs = [drawn.off(part) for part in parts]
         except CANNOT:
             return None

@@ -108,7 +108,8 @@ def _passed_over(segment: Segment, place: int, source: int | None) -> list[int]:
 def _not_run(segment: Segment, edits: Mapping[int, int | None]) -> frozenset[int]:
     """Positions of the nodes that nothing needs with each of `edits` made, those among them. `edits`: by position, the
     value that is taken in the place of the result, if one is."""
-    needed, groups = {segment.target}, {segment.groups[segment.target]}
+    needed = {value for value, _ in segment.targets}
+    groups = {segment.groups[value] for value in needed}
     run: set[int] = set()
     for place in range(len(segment.nodes) - 1, -1, -1):
         node, source = segment.nodes[place], edits.get(place)

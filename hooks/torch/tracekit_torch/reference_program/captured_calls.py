@@ -1,0 +1,109 @@
+"""What feeds a site where the reference decodes with its own cache, call by call, as the candidate did.
+
+Along the positions a line may do something else in a call of one position than in a prefill of all: a mean over the
+wrong axis, a softmax over the queries. And lines that read a cache run in decoding alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cached_property, partial
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tracekit.inspection.positions import prompt_length
+from tracekit.trace import LOGITS, Sequence, Trace, TraceError
+from tracekit_torch.reference_program.decoding import Decoding, called_parts
+from tracekit_torch.reference_program.loading import on_its_tokens
+from tracekit_torch.reference_program.replay import Replayed, rows_of
+from tracekit_torch.reference_program.routing import Forced
+from tracekit_torch.reference_program.segment import Capture, Segment
+
+MOST_CALLS = 16
+"""Calls of decoding up to which they are captured: an edit is made in all of them, and each costs as much."""
+MOST_READ = 1e10
+"""Parameters times calls: each call reads all of them, whatever it computes."""
+
+
+class CapturingCalls(Decoding):
+    """A model that decodes and knows, after it did, what feeds a site."""
+
+    @cached_property
+    def _capture(self) -> Capture:
+        return Capture()
+
+    @property
+    def possible(self) -> bool:
+        calls = self._sequence.positions - prompt_length(self._sequence)
+        read = calls * sum(parameter.numel() for parameter in self._model.parameters())
+        return super().possible and calls <= MOST_CALLS and read <= MOST_READ
+
+    def sites_with_segments(self, names: list[str]) -> dict[str, tuple[Replayed, Segment]]:
+        """Decode the sequence: these sites, as far as they are met, with what feeds each."""
+        with self._capture:
+            sites = self.decode(set(names), None, self._sequence.positions)
+        found = {name: self._capture.segment(name) for name in sites}
+        return {name: (sites[name], segment) for name, segment in found.items() if segment is not None}
+
+    def _called(self, first: int, stop: int, cache: Any) -> Any:
+        self._capture.begun()
+        return super()._called(first, stop, cache)
+
+    def _at(self, name: str, value: torch.Tensor | None) -> None:
+        stored = self._stored(name)
+        if value is None or name in self._seen or stored is None:
+            return
+        before, data = self._capture.of(value), self._sequence.sites[stored]
+        super()._at(name, value)
+        if name in self._seen:
+            parts = partial(called_parts, data, self._windows(data), self._first, self._stop)
+            self._capture.met(name, before, lambda tensor: parts(tensor) or [])
+            self._capture.put(value, before)
+
+    def _logits(self, output: Any) -> None:
+        super()._logits(output)
+        rows = self._rows_of_steps()
+        if self._only is not None and LOGITS in self._only and rows:
+            self._capture.met(LOGITS, self._capture.of(output.logits), lambda tensor: rows_of(tensor[0], rows))
+
+    def _rows_of_steps(self) -> list[int]:
+        """Rows of this call's logits that are steps'."""
+        places = [self._sequence.step(step).position for step in range(self._sequence.step_count)]
+        return [place - self._first for place in places if self._first <= place < self._stop]
+
+
+class CallSegments:
+    """Sites of a sequence with what feeds them in every call; captured where one is asked for."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        trace: Trace,
+        sequence: Sequence,
+        names: list[str],
+        factors: Mapping[str, float],
+        forced: Forced = MappingProxyType({}),
+    ) -> None:
+        self._model, self._trace, self._sequence, self._names = model, trace, sequence, names
+        self._factors, self._forced = factors, forced
+
+    def of(self, site: Replayed) -> tuple[Replayed, Segment] | None:
+        """A site with what feeds it; None where the model does not decode, or computes something else than in one
+        prefill."""
+        found = self._captured.get(site.site)
+        if found is None or not np.array_equal(found[0].rows, site.rows):
+            return None
+        same = np.allclose(found[0].values, site.values, rtol=1e-9, atol=1e-12, equal_nan=True)
+        return found if same else None
+
+    @cached_property
+    def _captured(self) -> dict[str, tuple[Replayed, Segment]]:
+        with suppress(TraceError), on_its_tokens(self._trace, self._sequence):
+            calls = CapturingCalls(self._model, self._trace, self._sequence, self._factors)
+            return calls.sites_with_segments(self._names) if calls.possible and not self._forced else {}
+        return {}
