@@ -18,6 +18,7 @@ COMMANDS = {
     "show": "Show what a trace (a log or an archive) holds.",
     "diff": "Compare a candidate with a reference, and name the first divergence.",
     "audit": "Recompute every site of one trace, and name those that are wrong.",
+    "repair": "Run an engine with the right values at the sites that are wrong.",
     "check": "Compare an engine with itself: the same request computed in other ways.",
     "bisect": "Find the first build that computes something else than the good one.",
     "report": "Write one self-contained page of one trace, or of several compared.",

@@ -204,6 +204,7 @@ class ReorderedTrace(TraceView):
 
     def __init__(self, trace: Trace, sites: Mapping[str, int]) -> None:
         super().__init__(trace, [_ReorderedSequence(sequence, sites) for sequence in trace.sequences])
+        self.heads = sites
         self.config = _in_halves(trace.config)
         self.weights: Mapping[str, Weight] = {
             name: replace(weight, digest=None) if name.rpartition(".")[0] in sites else weight

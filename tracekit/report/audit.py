@@ -48,7 +48,7 @@ def audit_text(found: ExplainedAudit, trace: Trace, checkpoint: Checkpoint) -> s
         lines.append(f"  parameter {found.weights[0]}{more}: bytes differ from the checkpoint")
     groups = grouped(found.culprits)
     for group in groups[:SHOWN]:
-        lines += _mistake(group, found.consequences)
+        lines += mistake_lines(group, found.consequences)
     if len(groups) > SHOWN:
         lines.append(f"  and {sum(map(len, groups[SHOWN:]))} more culprits")
     lines += [f"  {line}" for line in consequence_lines(found.consequences)]
@@ -66,7 +66,8 @@ def _headline(found: ExplainedAudit) -> str:
     return PRECISE if found.precise and found.exit_code is ExitCode.AGREE else HEADLINES[found.exit_code]
 
 
-def _mistake(group: list[ExplainedCulprit], consequences: Consequences | None) -> list[str]:
+def mistake_lines(group: list[ExplainedCulprit], consequences: Consequences | None = None) -> list[str]:
+    """Culprits of one mistake: the first with its evidence and explanation, the names of others."""
     first, explanation = group[0], group[0].explanation
     place = f"sequence {first.sequence}, " if first.sequence else ""
     lines = [

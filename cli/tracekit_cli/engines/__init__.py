@@ -17,6 +17,7 @@ import click
 from tracekit.errors import TraceError
 from tracekit.plugins import loaded
 from tracekit.selfcheck.variation import Varied
+from tracekit.verdict.live_repair import LiveRepair
 
 GROUP = "tracekit.engines"
 
@@ -25,11 +26,14 @@ GROUP = "tracekit.engines"
 class Engine:
     """An engine by its name. `command` takes what follows `--engine NAME` on the command line: the model and options of
     its own; it records, and raises TraceError where it cannot. `varied` takes the words that `tracekit check --engine
-    NAME` is given, and computes their request in the engine's ways; None of an engine whose ways are not known."""
+    NAME` is given, and computes their request in the engine's ways; None of an engine whose ways are not known.
+    `repair` takes a reference, a trace of the engine, and `tracekit repair`'s options by name; None of an engine that
+    cannot be written into while it runs."""
 
     name: str
     command: click.Command
     varied: Callable[[tuple[str, ...]], Varied] | None = None
+    repair: Callable[..., LiveRepair] | None = None
 
 
 def engines() -> dict[str, Engine]:

@@ -9,6 +9,8 @@ import click
 
 from tracekit.selfcheck.options import WithOptions
 from tracekit.selfcheck.variation import CHUNK, KEEP_PREFIX, PROMPT_IDS, REQUESTS, THREADS
+from tracekit.trace import Trace
+from tracekit.verdict.live_repair import LiveRepair
 from tracekit_cli.engines import Engine, in_process, out_option
 
 
@@ -72,4 +74,11 @@ def varied(words: tuple[str, ...]) -> WithOptions:
     return WithOptions(words, OPTIONS, VALUES, in_process(command))
 
 
-ENGINE = Engine("llama.cpp", command, varied)
+def repair(reference: Trace, candidate: Trace, **options: Any) -> LiveRepair:
+    """The run of a trace again with the right values at its culprits."""
+    from tracekit_llama_cpp.repair import repair
+
+    return repair(reference, candidate, **options)
+
+
+ENGINE = Engine("llama.cpp", command, varied, repair)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from tracekit.programs.levels import LEVELS, keeps
-from tracekit.trace import Json, TraceError
+from tracekit.trace import Json, Trace, TraceError
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2}
 """Formats of cached keys and values, by ggml's number of each."""
@@ -97,9 +98,26 @@ class Options:
         asked |= {"top_p": self.top_p if self.top_p < 1.0 else None, "temperature": self.temperature}
         return settings | {name: value for name, value in asked.items() if value is not None}
 
+    @classmethod
+    def of(cls, trace: Trace) -> Options:
+        """Those of a recorded run, all of it recorded. Raises TraceError where a trace does not state them."""
+        said = trace.config.get("recorder")
+        engine = said.get("engine") if isinstance(said, dict) else None
+        sampling, seed = trace.sequences[0].sampling, trace.sequences[0].seed
+        drawn = {name: sampling[name] for name in ("temperature", "top_k", "top_p", "min_p") if name in sampling}
+        given: dict[str, Any] = {"max_new_tokens": sampling.get("max_new_tokens"), "seed": seed} | drawn
+        given |= engine if isinstance(engine, dict) else {}
+        for each in fields(cls):
+            value, default = given.get(each.name, each.default), each.default
+            if type(value) is not type(default) and not (type(default) is float and type(value) is int):
+                raise TraceError(f"{trace.path}: does not say with what {each.name} llama.cpp ran; record it again")
+        names = {each.name for each in fields(cls)} - {"level", "sites", "follow"}
+        return cls(**{name: value for name, value in given.items() if name in names})
+
     def as_json(self) -> Json:
         """As the trace's `recorder` object holds it."""
         how: Json = {"threads": self.threads, "batch": self.batch, "micro_batch": self.micro_batch}
+        how |= {"context": self.context} if self.context else {}
         how |= {"flash_attention": self.flash_attention, "cache_type": self.cache_type, "repack": self.repack}
         how |= {"requests": self.requests, "keep_prefix": self.keep_prefix} if self.requests > 1 else {}
         return {"level": self.level, "sites": self.sites, "follow": self.follow, "engine": how}

@@ -117,3 +117,11 @@ def dense(data: NDArray[np.uint8], sides: list[int], steps: list[int], size: int
     """The bytes of a strided tensor, row after row. `sides` and `steps` are ggml's: the first one is the innermost."""
     shape, strides = (*reversed(sides), size), (*reversed(steps), 1)
     return np.ascontiguousarray(np.lib.stride_tricks.as_strided(data, shape, strides, writeable=False)).reshape(-1)
+
+
+def scattered(data: NDArray[np.uint8], values: NDArray[Any], sides: list[int], steps: list[int]) -> None:
+    """Put values, row after row, into the bytes of a strided tensor: the inverse of `dense`."""
+    size = values.dtype.itemsize
+    shape, strides = (*reversed(sides), size), (*reversed(steps), 1)
+    view = np.lib.stride_tricks.as_strided(data, shape, strides)
+    view[...] = np.ascontiguousarray(values).view(np.uint8).reshape(shape)

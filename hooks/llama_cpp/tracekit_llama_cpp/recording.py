@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from tracekit.formats.log import LogWriter
 from tracekit.formats.log_beside import begin_anew, finish
 from tracekit.trace import Json, TraceError
 from tracekit_llama_cpp.arithmetic import stated
-from tracekit_llama_cpp.library import library
+from tracekit_llama_cpp.library import Library, library
 from tracekit_llama_cpp.nodes import Nodes
 from tracekit_llama_cpp.options import CACHE_TYPES, FLASH, Options
 from tracekit_llama_cpp.sampler import Chain
@@ -28,6 +28,9 @@ from tracekit_llama_cpp.taps import Taps
 IMPLEMENTATION = "llama.cpp"
 FEW_BYTES = 64
 """Room for the text of a token; llama.cpp says where it needs more."""
+
+
+MakeTaps: TypeAlias = Callable[[Library, Nodes, LogWriter, Options], Taps]
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ def record(
     *,
     prompt: str | Sequence[int],
     options: Options | None = None,
+    taps: MakeTaps = Taps,
     **settings: Any,
 ) -> Generated:
     """A generation of llama.cpp, which is recorded into the archive `out`; of several requests, the last one.
@@ -149,6 +153,7 @@ def record(
         out: the archive (`.h5`).
         prompt: a text, or token ids.
         options: how the model is run and how much is recorded.
+        taps: makes what copies values while they are computed.
         settings: fields of `Options`, in place of `options`.
 
     Raises:
@@ -167,7 +172,7 @@ def record(
         ids = loaded.ids(prompt) if isinstance(prompt, str) else _checked(loaded, prompt)
         with LogWriter(log) as writer:
             _open(writer, loaded, options)
-            done = _generate(loaded, writer, ids, prompt, options, followed)
+            done = _generate(loaded, writer, ids, prompt, options, followed, taps)
     finish(writer, target)
     return done
 
@@ -250,13 +255,14 @@ def _generate(
     prompt: str | Sequence[int],
     options: Options,
     followed: list[int] | None,
+    make: MakeTaps = Taps,
 ) -> Generated:
     """The tokens of a generation; with a writer, recorded."""
     used = library()
     taps = None
     if writer is not None and options.level in ("layers", "all"):
         nodes = Nodes(used, model.parameters.architecture, model.parameters.file_names)
-        taps = Taps(used, nodes, writer, options)
+        taps = make(used, nodes, writer, options)
     with model.context(options, len(ids) + options.max_new_tokens, taps) as context:
         for index in range(options.requests):
             kept = min(options.keep_prefix, len(ids) - 1) if index else 0
@@ -344,7 +350,7 @@ class _Steps:
 
     def _decode(self, context: Any, tokens: Sequence[int], position: int, taps: Taps | None) -> NDArray[np.float32]:
         if taps is not None:
-            taps.batch(position, len(tokens))
+            taps.batch(position, tokens)
         logits = self._model.decode(context, tokens)
         if taps is not None:
             taps.done()

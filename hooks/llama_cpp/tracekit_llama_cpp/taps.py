@@ -7,6 +7,7 @@ computed; the input of a product is copied when that product was computed, which
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -61,9 +62,9 @@ class Taps:
 
     # ------------------------------------------------------------------ forward calls
 
-    def batch(self, position: int, tokens: int) -> None:
-        """A call of `llama_decode` begins, of so many tokens from `position` on."""
-        self._at, self._left, self._lost = position, tokens, False
+    def batch(self, position: int, tokens: Sequence[int]) -> None:
+        """A call of `llama_decode` begins, of these tokens from `position` on."""
+        self._at, self._left, self._lost = position, len(tokens), False
         self._begin()
 
     def done(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tracekit.auditing.consequence import Consequence, Consequences, Repaired, StepTokens, TokensBy
 from tracekit.report.words import fields_of, sentence, words
 from tracekit.report.words.numbers import number, percent
@@ -57,12 +59,15 @@ def consequence_lines(found: Consequences | None) -> list[str]:
 
 
 def _token_lines(found: Repaired) -> list[str]:
-    """The tokens of the shown steps, a line a run, in columns; nothing where the candidate's are the reference's."""
-    if found.before == found.steps:
-        return []
-    rows = [["step", *(str(each.step) for each in found.shown)]]
+    """The tokens of the shown steps; nothing where the candidate's are the reference's."""
+    return [] if found.before == found.steps else token_columns(found.shown)
+
+
+def token_columns(shown: Sequence[StepTokens]) -> list[str]:
+    """Tokens of steps, a line a run, in columns."""
+    rows = [["step", *(str(each.step) for each in shown)]]
     for name in ("reference", "mended", "candidate"):
-        rows.append([name, *(str(getattr(each, name)) for each in found.shown)])
+        rows.append([name, *(str(getattr(each, name)) for each in shown)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(
