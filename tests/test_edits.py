@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ pytest.importorskip("transformers")
 
 import tracekit_torch  # noqa: E402
 from tracekit_torch.reference_program import explaining  # noqa: E402
-from tracekit_torch.reference_program.captured_calls import CapturingCalls  # noqa: E402
+from tracekit_torch.reference_program.captured_calls import CallSegments, CapturingCalls  # noqa: E402
 from tracekit_torch.reference_program.capturing import Capturing  # noqa: E402
 from tracekit_torch.reference_program.fitting import deviation  # noqa: E402
 from tracekit_torch.reference_program.loading import forward_of, load_reference  # noqa: E402
@@ -379,6 +380,19 @@ def test_a_segment_of_all_calls_computes_what_decoding_does(checkpoints: Any, tm
         values = segment.run({})
         assert values is not None and len(segment.targets) > 1
         assert np.array_equal(values, site.values, equal_nan=True), site.site
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.0 + 1e-6])
+def test_decoding_is_taken_where_it_is_the_prefill_but_for_float32(
+    checkpoints: Any, tmp_path: Path, factor: float
+) -> None:
+    """DeepSeek's decoding rounds as float32 where its prefill does not. Its twin: what is further off is none."""
+    folder, name = checkpoints("deepseekv3"), "model.layers.0.self_attn.o_proj:in"
+    with tiny_families.run(tiny_families.load(folder), tmp_path / "run.h5") as trace:
+        model, sequence = load_reference(str(folder), "float32"), trace.sequences[0]
+        site, _ = Capturing(model, sequence, forward_of(model, trace, sequence)).sites_with_segments([name])[name]
+        found = CallSegments(model, trace, sequence, [name], {}).of(replace(site, values=site.values * factor))
+    assert (found is not None) is (factor == 1.0)
 
 
 @pytest.mark.parametrize("decoding", [1.0, 1.7])

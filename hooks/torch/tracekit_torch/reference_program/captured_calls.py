@@ -9,25 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property, partial
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.inspection.positions import prompt_length
 from tracekit.trace import LOGITS, Sequence, Trace, TraceError
 from tracekit_torch.reference_program.decoding import Decoding, called_parts
 from tracekit_torch.reference_program.loading import on_its_tokens
 from tracekit_torch.reference_program.replay import Replayed, rows_of
-from tracekit_torch.reference_program.routing import Forced
 from tracekit_torch.reference_program.segment import Capture, Segment
 
 MOST_CALLS = 16
 """Calls of decoding up to which they are captured: an edit is made in all of them, and each costs as much."""
 MOST_READ = 1e10
 """Parameters times calls: each call reads all of them, whatever it computes."""
+
+FLOAT32 = UNIT_ROUNDOFF["float32"]
+"""Of a site's largest value: what its decoding may differ from its prefill by, where a program asks for float32."""
 
 
 class CapturingCalls(Decoding):
@@ -87,23 +89,21 @@ class CallSegments:
         sequence: Sequence,
         names: list[str],
         factors: Mapping[str, float],
-        forced: Forced = MappingProxyType({}),
     ) -> None:
-        self._model, self._trace, self._sequence, self._names = model, trace, sequence, names
-        self._factors, self._forced = factors, forced
+        self._model, self._trace, self._sequence, self._names, self._factors = model, trace, sequence, names, factors
 
     def of(self, site: Replayed) -> tuple[Replayed, Segment] | None:
         """A site with what feeds it; None where the model does not decode, or computes something else than in one
-        prefill."""
+        prefill: other experts, if those of the prefill were forced."""
         found = self._captured.get(site.site)
         if found is None or not np.array_equal(found[0].rows, site.rows):
             return None
-        same = np.allclose(found[0].values, site.values, rtol=1e-9, atol=1e-12, equal_nan=True)
-        return found if same else None
+        within = FLOAT32 * float(np.nanmax(np.abs(site.values), initial=0.0))
+        return found if np.allclose(found[0].values, site.values, rtol=0.0, atol=within, equal_nan=True) else None
 
     @cached_property
     def _captured(self) -> dict[str, tuple[Replayed, Segment]]:
         with suppress(TraceError), on_its_tokens(self._trace, self._sequence):
             calls = CapturingCalls(self._model, self._trace, self._sequence, self._factors)
-            return calls.sites_with_segments(self._names) if calls.possible and not self._forced else {}
+            return calls.sites_with_segments(self._names) if calls.possible else {}
         return {}

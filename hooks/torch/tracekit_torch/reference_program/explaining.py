@@ -84,7 +84,7 @@ def explanations(
     replay = Capturing(model, sequence, forward_of(model, trace, sequence), factors, forced)
     sites = replay.sites_with_segments(names)
     firsts = FirstSegments(model, trace, sequence, names, factors, forced)
-    calls = CallSegments(model, trace, sequence, names, factors, forced)
+    calls = CallSegments(model, trace, sequence, names, factors)
     found: dict[str, Tried] = {}
     known: list[Held] = []
     known_in_calls: list[Held] = []
