@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tracekit_llama_cpp as llama_cpp
+from tracekit_llama_cpp.declarations import BUILDS, DECLARATIONS, declarations, defaults
 from tracekit_llama_cpp.library import check_build, check_layout, library
 from tracekit_llama_cpp.plan import Plan, dense
 from tracekit_llama_cpp.taps import Taps
@@ -164,7 +165,24 @@ def test_unknown_builds_and_other_layouts_are_refused() -> None:
             return lambda: used.ffi.new("struct llama_context_params *", {"n_ctx": 1})[0]
 
     with pytest.raises(TraceError, match="does not lay out n_ctx"):
-        check_layout(used.ffi, Another(), Path("a.so"))
+        check_layout(used.ffi, Another(), Path("a.so"), used.build)
+
+
+def test_fields_that_a_build_lacks_are_left_out_of_its_structs_alone() -> None:
+    import cffi
+
+    newest, *older = BUILDS
+    assert declarations(newest) == DECLARATIONS
+    for build in older:
+        ffi = cffi.FFI()
+        ffi.cdef(declarations(build))
+        for struct, function in (
+            ("struct llama_model_params", "llama_model_default_params"),
+            ("struct llama_context_params", "llama_context_default_params"),
+        ):
+            has = {name for name, _ in ffi.typeof(struct).fields}
+            assert not has & BUILDS[build] and set(defaults(build)[function]) <= has
+        assert len(DECLARATIONS.splitlines()) - len(declarations(build).splitlines()) == len(BUILDS[build])
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

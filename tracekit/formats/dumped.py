@@ -166,7 +166,8 @@ def rows_of(path: Path, name: str, tensor: Tensor) -> Tensor:
     shape = (1, *shape) if len(shape) == 1 else shape
     if len(shape) != 2 or tensor.dtype not in STORAGE:
         said = f"{name} is {tensor.dtype} {list(tensor.shape)}"
-        raise TraceError(f"{path}: {said}, where a site is numbers [rows, width]; dump one sequence at a time")
+        mend = "dump one sequence at a time" if len(tensor.shape) < 4 else "reshape it to [rows, heads * width]"
+        raise TraceError(f"{path}: {said}, where a site is numbers [rows, width]; {mend}")
     return Tensor(tensor.dtype, shape, tensor.data)
 
 

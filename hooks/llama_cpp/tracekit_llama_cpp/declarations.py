@@ -8,10 +8,16 @@ Source: `include/llama.h`, `ggml/include/ggml.h` and `ggml/include/ggml-backend.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
-BUILDS = frozenset({"2026.10.11549"})
-"""Versions of the package `xllamacpp` that have exactly these declarations."""
+BUILDS: Mapping[str, frozenset[str]] = {
+    "2026.10.11549": frozenset(),
+    "2026.9.11063": frozenset({"moe_cache_size"}),
+    "2026.9.10809": frozenset({"moe_cache_size"}),
+    "2026.8.10566": frozenset({"moe_cache_size", "lazy_mode"}),
+}
+"""Versions of the package `xllamacpp` that have these declarations, each with the fields that its structs lack."""
 
 DECLARATIONS = """
 typedef int32_t llama_token;
@@ -188,3 +194,21 @@ POINTERS: Mapping[str, tuple[str, ...]] = {
     "llama_context_default_params": ("cb_eval", "cb_eval_user_data", "abort_callback", "samplers", "ctx_other"),
 }
 """Pointers that they leave empty."""
+
+FIELD = re.compile(r"^    \w+ (?P<name>\w+);\n", re.MULTILINE)
+"""A field of a struct that is a number."""
+
+
+def declarations(build: str) -> str:
+    """Those of a build."""
+    lacks = BUILDS[build]
+    return FIELD.sub(lambda match: "" if match["name"] in lacks else match[0], DECLARATIONS)
+
+
+def defaults(build: str) -> dict[str, dict[str, float]]:
+    """What the two functions of a build fill in."""
+    lacks = BUILDS[build]
+    return {
+        function: {name: number for name, number in numbers.items() if name not in lacks}
+        for function, numbers in DEFAULTS.items()
+    }

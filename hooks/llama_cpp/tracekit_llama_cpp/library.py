@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tracekit.errors import TraceError
-from tracekit_llama_cpp.declarations import BUILDS, DECLARATIONS, DEFAULTS, POINTERS
+from tracekit_llama_cpp.declarations import BUILDS, POINTERS, declarations, defaults
 
 PACKAGE = "xllamacpp"
 INSTALL = "pip install 'tracekit[llama-cpp]'"
@@ -74,21 +74,21 @@ def check_build(build: str) -> None:
 
 def load(ffi: Any, path: Path, build: str) -> Library:
     """The library of a file. Raises TraceError where it cannot be loaded, or does not fill in what its source says."""
-    ffi.cdef(DECLARATIONS)
+    ffi.cdef(declarations(build))
     try:
         lib = ffi.dlopen(str(path))
     except OSError as error:
         raise TraceError(f"{path}: cannot be loaded on this machine: {error}; build {PACKAGE} from source") from None
     try:
-        check_layout(ffi, lib, path)
+        check_layout(ffi, lib, path, build)
         return Library(ffi, lib, build)
     except AttributeError as error:
         raise TraceError(f"{path}: is no llama.cpp of build {build}: {error}") from None
 
 
-def check_layout(ffi: Any, lib: Any, path: Path) -> None:
+def check_layout(ffi: Any, lib: Any, path: Path, build: str) -> None:
     """Raises TraceError where the default parameters are not those of the headers."""
-    for function, numbers in DEFAULTS.items():
+    for function, numbers in defaults(build).items():
         filled = getattr(lib, function)()
         other = [name for name, number in numbers.items() if getattr(filled, name) != number]
         other += [name for name in POINTERS[function] if getattr(filled, name) != ffi.NULL]
