@@ -91,3 +91,11 @@ def test_the_report_and_its_json(runs: Path) -> None:
     assert [each["layer"] for each in told["layers"]][:2] == list(LAYERS) and code == 0
     code, said = command("audit", str(runs / "Q4_1.h5"), "--original", str(runs / "none.h5"))
     assert code == 2 and "none.h5" in said
+
+
+def test_an_original_that_was_made_of_the_file_is_told(runs: Path) -> None:
+    """A folder of what a file's blocks stand for has every value of the file: that measures no quantisation."""
+    for original, said in (("Q4_1", True), ("F32", False), ("Q8_0", False)):
+        found = tracekit.audit(runs / "Q4_1.h5", original=runs / f"{original}.gguf")
+        assert found.quantised is not None and found.quantised.of_the_file is said
+        assert ("its weights are the file's own values" in found.text) is said

@@ -21,6 +21,8 @@ def quantised_lines(found: Quantised | None) -> list[str]:
     wide = max(len("layer"), *(len(layer.layer) for layer in found.layers))
     lines.append(f"  {'layer':{wide}}  quantisation  arithmetic    engine")
     lines += [f"  {layer.layer:{wide}}  {_row(layer)}" for layer in found.layers]
+    if found.of_the_file:
+        lines.append("  its weights are the file's own values: give the checkpoint that the file was made of")
     worst = max(found.layers, key=lambda layer: layer.engine)
     return [*lines, f"  the engine is off most in {worst.layer}, at {worst.worst}"]
 

@@ -22,6 +22,12 @@ class Quantised:
     layers: tuple[LayerCost, ...]
     kld: Kld | None
 
+    @property
+    def of_the_file(self) -> bool:
+        """Whether no product of any layer costs anything: the original holds what the file's blocks stand for."""
+        costs = [layer.file for layer in self.layers if layer.file is not None]
+        return bool(costs) and not any(costs)
+
 
 def quantised(run: Trace, held: Checkpoint, original: str, distance: Kld | None = None) -> Quantised:
     """`run` was computed with `held`, a file made of the checkpoint `original`; `distance`: of its distributions from
