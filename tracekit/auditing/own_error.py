@@ -323,6 +323,8 @@ class Own:
 def own_error(run: Recomputation, recipe: Recipe, stop: int = 1 << 62, level: float = ONE_SITE) -> Own | None:
     """A site's own error in one sequence, below position `stop`; None where it was not recorded with its inputs.
     `level`: the probability of a false alarm of each statistic, of each row and column."""
+    operation = recipe.operation.within(run.sequence)
+    recipe = recipe if operation is recipe.operation else replace(recipe, operation=operation)
     windows = [part for block in site_windows(run, recipe, stop) for part in run.finite(recipe, block)]
     if not windows:
         return None

@@ -15,7 +15,8 @@ from tracekit.auditing.arithmetic import AddedUp, Arithmetic, Cached, Emulated, 
 from tracekit.auditing.operations.operation import Effort, Given, Operation, Shape
 from tracekit.auditing.rotary import Rotary
 from tracekit.auditing.rounding import ACCUMULATOR, LIBRARY, Floats, Result, as_stored, rounding, shrunk, unit
-from tracekit.trace import Json
+from tracekit.inspection.masked import places, unmasked
+from tracekit.trace import Json, Sequence
 
 ROUNDINGS = {Effort.QUICK: 3, Effort.FULL: 8, Effort.MOST_DRAWS: 32}
 """Runs of the attention core with drawn rounding errors; each of its heads gives head_dim samples a row. Eight may miss
@@ -30,7 +31,8 @@ DRAWN_ROWS = 32
 class Core:
     """Grouped-query attention from projected queries, keys and values to the output projection's input.
 
-    A recipe leaves the fields after `softcap` at their defaults; an explanation changes one of them.
+    A recipe leaves the fields after `softcap` at their defaults, but for those that a sequence says (`within`); an
+    explanation changes one of them.
     """
 
     heads: int
@@ -40,6 +42,8 @@ class Core:
     scale: float
     window: int | None = None
     softcap: float | None = None
+    masked: tuple[int, ...] = ()  # positions that no other one attends to, as the sequence says
+    stands: tuple[int, ...] = ()  # where each position stands, where the sequence says it
     interleaved: bool = False  # pairs (0, 1), (2, 3) ... instead of the two halves
     table: str | None = None  # cos and sin rounded to this format
     angles: str | None = None  # positions times frequencies rounded to this format
@@ -106,7 +110,15 @@ class Attention(Operation):
 
     @property
     def in_repro(self) -> bool:
-        return self.core.softcap is None and self.core.rotate_queries and self.cache is None
+        plain = self.core.softcap is None and not self.core.masked
+        return plain and self.core.rotate_queries and self.cache is None
+
+    def within(self, sequence: Sequence) -> Attention:
+        seen, told = unmasked(sequence), places(sequence)
+        if seen is None:
+            return self
+        stands = () if told is None else tuple(told.tolist())
+        return replace(self, core=replace(self.core, masked=tuple(np.flatnonzero(~seen).tolist()), stands=stands))
 
     @property
     def block(self) -> int:
@@ -200,10 +212,11 @@ def _stale(core: Core, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
 
 
 def _places(core: Core, positions: Floats) -> Floats:
+    stands = np.array(core.stands, np.float64)[positions.astype(np.int64)] if core.stands else positions
     if core.late_from is None:
-        return positions
-    moved = positions + core.late_by if core.late_by is not None else np.zeros_like(positions)
-    return np.where(positions >= core.late_from, moved, positions)
+        return stands
+    moved = stands + core.late_by if core.late_by is not None else np.zeros_like(stands)
+    return np.where(positions >= core.late_from, moved, stands)
 
 
 def _visible(core: Core, rows: NDArray[np.int64], positions: int) -> NDArray[np.bool_]:
@@ -218,6 +231,7 @@ def _visible(core: Core, rows: NDArray[np.int64], positions: int) -> NDArray[np.
         seen |= reading & (behind >= (-1 if core.mask == "future" else -positions))
     if core.decoding_sees is not None:
         seen = np.where(rows[:, None] < core.prompt, seen, at < core.decoding_sees)
+    seen[:, [each for each in core.masked if each < positions]] = False
     if core.lost_row is not None:
         seen &= (at != core.lost_row) | (rows[:, None] < core.since)
     return seen if core.window is None else seen & (behind < core.window)

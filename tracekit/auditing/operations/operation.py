@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tracekit.auditing.matrix import Matrix
 from tracekit.auditing.not_audited import Lacks, NotAudited
 from tracekit.auditing.rounding import Floats, Result
-from tracekit.trace import Json
+from tracekit.trace import Json, Sequence
 
 Shape = tuple[int, ...]
 
@@ -123,6 +123,10 @@ class Operation(ABC):
 
     def with_eps(self, eps: float) -> Operation:
         """The same with the eps of another module, where it has one."""
+        return self
+
+    def within(self, sequence: Sequence) -> Operation:
+        """The same as it computes this sequence, whose prompt may have masked positions."""
         return self
 
     @property

@@ -23,7 +23,7 @@ def _best_shift(case: Case) -> Made | None:
     """The table shifted by the number of rows that leaves the least."""
     operation, table = case.recipe.operation, case.run.parameters.table(case.recipe)
     assert isinstance(operation, LearnedPositions)
-    rows = case.window.rows + operation.offset
+    rows = operation.rows(case.window.rows)
     shifts = [
         by for by in range(-FURTHEST, FURTHEST + 1) if by and rows.min() + by >= 0 and rows.max() + by < len(table)
     ]

@@ -59,6 +59,11 @@ def _decoding(case: Case) -> Iterator[Hypothesis]:
         yield Hypothesis(make, flips=rounds(core), core_at=change)
 
 
+def _padding(case: Case) -> Iterator[Hypothesis]:
+    if core_of(case).masked:
+        yield changed(case, masked=())
+
+
 MISSING = SiteMistake(
     "mask_missing",
     "no causal mask: the prompt attends to all of its positions",
@@ -95,4 +100,7 @@ DECODING = SiteMistake(
     at=ATTENTION,
     complexity=Complexity.NUMBER,
     hypotheses=_decoding,
+)
+PADDING_SEEN = SiteMistake(
+    "padding_seen", "masked positions of the prompt are attended to", at=ATTENTION, hypotheses=_padding
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tracekit.mistakes.core import ATTENTION, changed
+from tracekit.mistakes.core import ATTENTION, changed, core_of
 from tracekit.mistakes.registry import SiteMistake
 from tracekit.mistakes.suspect import Case, Hypothesis
 
@@ -15,7 +15,10 @@ def _offset(case: Case) -> Iterator[Hypothesis]:
 
 
 def _decoding(case: Case) -> Iterator[Hypothesis]:
-    for late in (-1, 1, case.prompt):
+    stands = core_of(case).stands
+    # With masked positions: those after the prompt are counted on from its last one, though that is masked.
+    masked = stands[case.prompt - 1] + 1 - stands[case.prompt] if len(stands) > case.prompt else 0
+    for late in dict.fromkeys((-1, 1, case.prompt, *([masked] if masked else []))):
         yield changed(case, _said(late, "too far"), late_from=case.prompt, late_by=late)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from tracekit.inspection.masked import MASK, PLACES
 from tracekit.trace import ENCODER, Json
 from tracekit_torch.adapter import Row
 from tracekit_torch.recorder import Recorder
@@ -25,6 +26,21 @@ def spans(mask: torch.Tensor | None, batch: int, length: int) -> list[tuple[int,
     seen = mask.ne(0).int().cpu()
     last = length - seen.flip(1).argmax(1)
     return [(int(row.argmax()), int(stop)) if bool(row.any()) else (0, 0) for row, stop in zip(seen, last, strict=True)]
+
+
+def masked_prompt(
+    mask: torch.Tensor | None, places: torch.Tensor | None, index: int, padding: int
+) -> dict[str, torch.Tensor]:
+    """Of one row of a batch whose prompt has masked positions after its `padding`: its mask and, where the program
+    gives them, its positions, by their names in a trace; nothing of others. Both are [batch, positions]."""
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+        return {}
+    seen = mask[index, padding:].ne(0).cpu()
+    if bool(seen.all()):
+        return {}
+    told = isinstance(places, torch.Tensor) and places.dim() == 2 and places.shape[1] == mask.shape[1]
+    stands = {PLACES: places[index % len(places), padding:].long().cpu()} if told and places is not None else {}
+    return {MASK: seen.long()} | stands
 
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")

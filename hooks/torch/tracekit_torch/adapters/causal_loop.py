@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from tracekit.formats.log import Tensor, TensorLike
+from tracekit.inspection.masked import MASK, PLACES
 from tracekit.trace import ENCODER, Json
 from tracekit_torch import describe
 from tracekit_torch.adapter import Choice, Row
@@ -30,6 +31,7 @@ from tracekit_torch.adapters.causal_calls import (
     fed_to,
     is_largest,
     left_padding,
+    masked_prompt,
     output_logits,
     spans,
     write_call,
@@ -89,7 +91,18 @@ class Begun:
     """Of an encoder-decoder, for each row, which rows of the encoder's input are no padding."""
     encoder: list[dict[str, torch.Tensor]] | None = None
     """What the encoder was given, for each row."""
+    mask: torch.Tensor | None = None
+    """The mask that the last call before the first step was given."""
+    places: list[torch.Tensor] = field(default_factory=list)
+    """The positions that each call was given, [batch or 1, time] each."""
     held_cache: Callable[[], Any] = lambda: None
+
+    @property
+    def stands(self) -> torch.Tensor | None:
+        """Where the positions that were fed stand, [batch, fed]; None where a call did not say it."""
+        rows = [part.expand(len(self.rows), -1) for part in self.places]
+        found = torch.cat(rows, dim=1) if rows else None
+        return found if found is not None and found.shape[1] == self.fed else None
 
     @property
     def cache(self) -> Any:
@@ -144,10 +157,22 @@ class CausalLoop:
             return
         begun.first = cached
         begun.fed = cached + value.shape[1]
+        self._keep_mask(begun, arguments, value.shape[1])
         axis = self._encoder_axis(arguments) if self._encodes else None
         if axis is not None and begun.spans is None and axis.time is not None:
             begun.spans = spans(arguments.get("attention_mask"), axis.batch, axis.time)
         taps.begin(value.shape[0], value.shape[1], length=begun.fed, encoder=axis)
+
+    def _keep_mask(self, begun: Begun, arguments: Json, time: int) -> None:
+        """Keep what a call of `time` positions says of the prompt's: which are masked, and where each stands."""
+        prefix = "decoder_" if self._encodes else ""
+        mask, places = (arguments.get(prefix + name) for name in (MASK, PLACES))
+        if begun.held is not None:
+            begun.mask = None
+            if isinstance(mask, torch.Tensor) and mask.shape == (len(begun.rows), begun.fed):
+                begun.mask = mask.detach().to("cpu", copy=True)
+        if isinstance(places, torch.Tensor) and places.dim() == 2 and places.shape[1] == time:
+            begun.places.append(places.detach().to("cpu", copy=True))
 
     def _turn_to(self, arguments: Json) -> None:
         """Go on with the loop whose cache is given, where several take turns. One whose cache is gone has ended."""
@@ -331,7 +356,8 @@ class CausalLoop:
             self._recorder.new_row(padding, len(all_ids) - padding)
             for padding, all_ids in zip(paddings, ids, strict=True)
         ]
-        self._begun = Begun(rows, ids, generator_state(), parents[0], held=[[] for _ in rows])
+        places = begun.places
+        self._begun = Begun(rows, ids, generator_state(), parents[0], held=[[] for _ in rows], places=places)
         return True
 
     def _fed(self, arguments: Json) -> torch.Tensor | None:
@@ -440,6 +466,7 @@ class CausalLoop:
             ids = begun.ids[index][row.padding :] if begun.ids else None
             inputs = {name: value[index] for name, value in begun.inputs.items()}
             inputs = {name: value[row.padding :] if value.dim() else value for name, value in inputs.items()}
+            inputs |= masked_prompt(begun.mask, begun.stands, index, row.padding)
             inputs |= begun.encoder[index] if begun.encoder is not None else {}
             metadata = {"parent": begun.parent} if begun.parent is not None else {}
             recorder.begin_sequence(row, ids, inputs, begun.state, row=index, **metadata)

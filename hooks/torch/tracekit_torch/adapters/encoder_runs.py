@@ -15,6 +15,7 @@ import torch
 
 from tracekit.dtypes import STORAGE
 from tracekit.formats.log import Tensor, TensorLike
+from tracekit.inspection.masked import MASK
 from tracekit.trace import ENCODER, ENCODER_PREFIX, Json
 from tracekit_torch.adapter import Row
 from tracekit_torch.adapters.causal_calls import spans
@@ -115,6 +116,9 @@ def encoder_inputs(arguments: Json, axis: Axis, batch_row: int, first: int, stop
             row = value[batch_row]
             said = "token_ids" if name == "input_ids" else name
             found[f"{ENCODER_PREFIX}{said}"] = row[first:stop] if value.shape[1] == axis.time else row
+    mask = arguments.get(MASK)
+    if isinstance(mask, torch.Tensor) and mask.shape == axis.size and not bool(mask[batch_row, first:stop].all()):
+        found[f"{ENCODER_PREFIX}{MASK}"] = mask[batch_row, first:stop].ne(0).long()
     return found
 
 

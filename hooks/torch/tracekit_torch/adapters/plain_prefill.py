@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tracekit.inspection.masked import MASK, PLACES, places, unmasked
 from tracekit.trace import ENCODER_PREFIX, NO_TOKEN, Sequence, Trace, TraceError
 
 TOKENS, EMBEDDED = "token_ids", "inputs_embeds"
@@ -43,7 +44,8 @@ def _arguments(model: nn.Module, trace: Trace, sequence: Sequence) -> dict[str, 
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         if not encoder:
             raise TraceError(f"{trace.path}: sequence {sequence.index}: what the encoder was given is not recorded")
-        return _batch(encoder) | {"decoder_input_ids": torch.from_numpy(known_tokens(trace, sequence))[None]}
+        decoded = torch.from_numpy(known_tokens(trace, sequence))[None]
+        return _batch(encoder) | {"decoder_input_ids": decoded} | masks_of(model, sequence, "decoder_")
     others = {name: value for name, value in inputs.items() if not _of_encoder(name)}
     if sequence.prompt_ids is None and not sequence.step_count and others:
         return _batch(others)
@@ -57,7 +59,16 @@ def _arguments(model: nn.Module, trace: Trace, sequence: Sequence) -> dict[str, 
             f"{trace.path}: sequence {sequence.index}: position {int((ids == NO_TOKEN).argmax())} of its input is no "
             "token's embedding: the reference cannot be run on it"
         )
-    return {"input_ids": torch.from_numpy(ids)[None]}
+    return {"input_ids": torch.from_numpy(ids)[None]} | masks_of(model, sequence)
+
+
+def masks_of(model: nn.Module, sequence: Sequence, prefix: str = "") -> dict[str, torch.Tensor]:
+    """What tells `model` which positions of a sequence are masked and where they stand, [1, positions] by the names of
+    its arguments, which begin with `prefix`; nothing where no position is masked."""
+    taken = inspect.signature(model.forward).parameters
+    told = {MASK: unmasked(sequence), PLACES: places(sequence)}
+    named = {prefix + name: value for name, value in told.items() if value is not None}
+    return {name: torch.from_numpy(value.astype(np.int64))[None] for name, value in named.items() if name in taken}
 
 
 def _of_encoder(name: str) -> bool:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from tracekit.inspection.masked import PLACES
 from tracekit.trace import ENCODER, Json
 from tracekit_torch import describe
 from tracekit_torch.adapter import About, Choice, Row
@@ -24,6 +26,7 @@ from tracekit_torch.adapters.causal_calls import (
     fed_to,
     is_largest,
     left_padding,
+    masked_prompt,
     output_logits,
     write_call,
 )
@@ -107,6 +110,7 @@ class Generation:
         """Positions of the batch whose tokens are known."""
         self._encoding = encoding
         self._spans: list[tuple[int, int]] | None = None
+        self._write_beginning: Callable[[torch.Tensor | None], None] | None = None
         self._begin(input_ids, arguments)
 
     def _begin(self, input_ids: torch.Tensor, arguments: Json) -> None:
@@ -126,33 +130,38 @@ class Generation:
         if encoding is not None:
             each = batch // encoding.axis.batch
             self._spans = [span for span in encoding.spans() for _ in range(each)]
-        paddings = left_padding(mask, input_ids.shape[0])
-        state = generator_state()
-        settings = describe.sampling(self._settings)
-        for index, ids in enumerate(rows_of(input_ids)):
-            padding = paddings[index]
-            row = recorder.new_row(padding, cached + length - padding)
-            inputs = {"inputs_embeds": embeds[index, padding:]} if without_ids and embeds is not None else {}
-            if encoding is not None:
-                inputs |= encoding.prompt(index * encoding.axis.batch // batch)
-            self.rows.append(row)
-            recorder.begin_sequence(
-                row,
-                None if without_ids else ids[max(0, padding - cached) :],
-                inputs,
-                state,
-                sampling=settings,
-                row=index,
-            )
-        if encoding is not None:
-            recorder.write_sites()
+        paddings = left_padding(mask, batch)
+        self.rows = [recorder.new_row(padding, cached + length - padding) for padding in paddings]
+        stands = arguments.get(PLACES)  # in version 4, each call works them out
+        state, settings, ids = generator_state(), describe.sampling(self._settings), rows_of(input_ids)
+
+        def write(places: torch.Tensor | None) -> None:
             for index, row in enumerate(self.rows):
-                encoding.write(recorder, row, index * encoding.axis.batch // batch)
+                padding = row.padding
+                inputs = {"inputs_embeds": embeds[index, padding:]} if without_ids and embeds is not None else {}
+                inputs |= masked_prompt(mask, places if stands is None else stands, index, padding)
+                if encoding is not None:
+                    inputs |= encoding.prompt(index * encoding.axis.batch // batch)
+                prompt = None if without_ids else ids[index][max(0, padding - cached) :]
+                recorder.begin_sequence(row, prompt, inputs, state, sampling=settings, row=index)
+            if encoding is not None:
+                recorder.write_sites()
+                for index, row in enumerate(self.rows):
+                    encoding.write(recorder, row, index * encoding.axis.batch // batch)
+
+        self._write_beginning = write
+
+    def _written(self, arguments: Json) -> None:
+        """Write that the sequences begin: the first call says where their positions stand."""
+        write, self._write_beginning = self._write_beginning, None
+        if write is not None:
+            write(arguments.get(PLACES))
 
     # ---------------------------------------------------------------- calls
 
     def begin_call(self, arguments: Json) -> None:
         """The model is called with [batch, time] token ids or embeddings."""
+        self._written(arguments)
         taps = self._recorder.taps
         encoder = encoder_of(self._model) is not None
         value = fed_to(arguments, encoder)
@@ -251,6 +260,7 @@ class Generation:
 
     def end(self, reason: str, detail: str | None = None) -> None:
         """`generate` is over."""
+        self._written({})
         for row in self.rows:
             self._recorder.end_row(row, reason, detail)
             fed = row.prompt_length + row.steps - 1

@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from tracekit.dtypes import to_float
+from tracekit.inspection.masked import MASK
 from tracekit.inspection.positions import prompt_length
 from tracekit.trace import LOGITS, Sequence, SiteData, Trace
 from tracekit_torch.adapters.causal_calls import CACHE_NAMES, cache_of
-from tracekit_torch.adapters.plain_prefill import known_tokens
+from tracekit_torch.adapters.plain_prefill import known_tokens, masks_of
 from tracekit_torch.reference_program.lockstep import Lockstep
 from tracekit_torch.reference_program.replay import Replay, Replayed, rows_of
 from tracekit_torch.rows import Axis, arranged
@@ -62,6 +63,7 @@ class Decoding(Replay):
         parameters = inspect.signature(model.forward).parameters
         self._takes = next((name for name in CACHE_NAMES if name in parameters), "")
         self._ids = torch.from_numpy(known_tokens(trace, sequence))[None]
+        self._masks = masks_of(model, sequence)
         self._first, self._stop = 0, prompt_length(sequence)
         self._parts_met: dict[str, list[Replayed]] = {}
         self._begun: Any = None
@@ -97,6 +99,7 @@ class Decoding(Replay):
         self._first, self._stop = first, stop
         self._fired, self._seen, self._held, self._running = {}, set(), {}, [""]
         given = {} if cache is None else {self._takes: cache}
+        given |= {name: told[:, 0 if name == MASK else first : stop] for name, told in self._masks.items()}
         output = self._model(input_ids=self._ids[:, first:stop], use_cache=True, **given)
         self._logits(output)
         return cache_of(output)
