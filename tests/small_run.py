@@ -53,13 +53,14 @@ def write_run(
     digest: int = 1,
     close: bool = True,
     sparse: bool = False,
+    greedy: bool = False,
     unseeded: bool = False,
 ) -> Path:
     """Write a log. `change` alters a row of a site; `used` are the sampler's numbers where not those `stated`.
 
     `filtered` makes the scores in place of the stated filter, `draw` the token in place of the race; `words` is what it
     takes, and `unseeded` says that nobody seeded the generator. The run ends behind a token of `stops`. Without `tell`
-    the draws and survivors are not recorded; `sparse`, nothing else is.
+    the draws and survivors are not recorded; `sparse`, nothing else is. A `greedy` run draws nothing.
     """
     log = LogWriter(path)
     settings = {**SAMPLING, **(stated or {})}
@@ -107,7 +108,7 @@ def write_run(
             offset += count
         if tell:
             tensors |= {"survivors/id": ids, "survivors/prob": probs.astype(np.float32)}
-        told = draws if tell else None
+        told = draws if tell and not greedy else None
         log.step(0, step, len(context) - 1, token, tensors, text=f"<{token}>", draws=told)
         context.append(token)
         if token in stops:

@@ -17,6 +17,7 @@ from tests.spoken import evidence, spoken
 from tests.test_engine import QWEN2, Engine, FolderOf, engine, flags, folder_of, native  # noqa: F401
 from tracekit.formats.log import LogWriter
 from tracekit.inspection.losses import ProbabilitiesNotJudged
+from tracekit.inspection.losses import ProcessorsNotJudged
 from tracekit.report.json import margins_json
 from tracekit.report.words import sentence
 from tracekit.sampling import chain as sampling
@@ -654,15 +655,11 @@ def test_a_token_that_rounding_moved_over_a_cut_is_a_near_tie(runs) -> None:
     assert tracekit.diff(sides[0], wrong).cause == "filter"
 
 
-def greedy_run(runs, name: str, by: float, stated: dict[str, Any]) -> tracekit.Trace:
-    latest: list[np.ndarray] = []
-
-    def keep(logits: np.ndarray, history: list[int], step: int) -> np.ndarray:
-        latest[:] = [penalty(logits, history, by)]
-        return logits
-
-    way = lambda generator, probs, step: int(np.argmax(latest[0]))  # noqa: E731
-    return runs(name, stated={"do_sample": False, **stated}, filtered=keep, draw=way, tell=False)
+def greedy_run(runs, name: str, by: float, stated: dict[str, Any], tell: bool = False, **more: Any) -> tracekit.Trace:
+    keep = lambda logits, history, step: penalty(logits, history, by)  # noqa: E731
+    way = lambda generator, probs, step: int(np.argmax(probs))  # noqa: E731
+    stated = {"do_sample": False, **stated}
+    return runs(name, stated=stated, filtered=keep, draw=way, tell=tell, greedy=True, **more)
 
 
 def test_a_penalty_lost_in_a_greedy_run_is_named(runs) -> None:
@@ -672,7 +669,38 @@ def test_a_penalty_lost_in_a_greedy_run_is_named(runs) -> None:
     assert (verdict.cause, kind_of(verdict)) == ("sampler", "repetition_penalty_ignored"), verdict.evidence
     verdict = tracekit.diff(reference, greedy_run(runs, "squared", 2.25, stated))
     assert (verdict.cause, kind_of(verdict)) == ("sampler", "penalty_squared"), verdict.evidence
-    assert tracekit.diff(reference, greedy_run(runs, "same", 1.5, stated)).verdict == "parity"
+    same = tracekit.diff(reference, greedy_run(runs, "same", 1.5, stated))
+    assert (same.verdict, lost(same)) == ("withheld", [(2, ("RepetitionPenaltyLogitsProcessor(penalty=1.5)",), STEPS)])
+
+
+def lost(verdict: Verdict) -> list[tuple[int, tuple[str, ...], int]]:
+    """How many sides lack what processors left, which, and at how many steps."""
+    found = [each for each in verdict.coverage.lost if isinstance(each, ProcessorsNotJudged)]
+    return [(len(each.paths), each.processors, each.steps) for each in found]
+
+
+def test_a_penalty_that_leaves_the_tokens_of_a_greedy_run_is_named(runs) -> None:
+    stated = {"repetition_penalty": 1.5}
+    reference = greedy_run(runs, "reference", 1.5, stated, tell=True)
+    for name, by, kind in (("number", 1.52, "repetition_penalty"), ("lost", 1.0, "repetition_penalty_ignored")):
+        candidate = greedy_run(runs, name, by, stated, tell=True)
+        verdict = tracekit.diff(reference, candidate)
+        assert (verdict.cause, kind_of(verdict)) == ("filter", kind), verdict.evidence
+    number = tracekit.open(reference.path.replace("reference", "number"))
+    assert np.array_equal(reference.sequences[0].tokens, number.sequences[0].tokens)
+    again = greedy_run(runs, "again", 1.5, stated, tell=True, noise=1)
+    assert tracekit.diff(reference, again).verdict == "parity"
+
+
+def test_what_a_greedy_runs_processors_left_on_one_side_alone_is_said(runs) -> None:
+    stated = {"repetition_penalty": 1.5}
+    sides = [greedy_run(runs, name, 1.5, stated, tell=name == "told") for name in ("told", "silent")]
+    for reference, candidate in (sides, sides[::-1]):
+        verdict = tracekit.diff(reference, candidate)
+        assert verdict.verdict == "withheld"
+        assert lost(verdict) == [(1, ("RepetitionPenaltyLogitsProcessor(penalty=1.5)",), STEPS)]
+    plain = [greedy_run(runs, name, 1.0, {}) for name in ("one", "other")]
+    assert tracekit.diff(*plain).verdict == "parity"
 
 
 # -------------------------------------------------------------------- stops

@@ -314,6 +314,54 @@ def test_follow_forces_the_tokens_row_by_row_and_stops_with_them(tmp_path, model
         assert torch.equal(state, torch.get_rng_state())
 
 
+NOT_LARGEST = [[3], [5], [7, 9]]
+"""Words that this greedy run would not give."""
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "explained"),
+    [
+        ("RepetitionPenaltyLogitsProcessor", {"repetition_penalty": 1.05}, "repetition_penalty_ignored"),
+        ("NoBadWordsLogitsProcessor", {"bad_words_ids": NOT_LARGEST}, "bad_words_ids_ignored"),
+        ("SuppressTokensLogitsProcessor", {"suppress_tokens": [3, 5]}, "suppress_tokens_ignored"),
+    ],
+)
+def test_a_greedy_runs_processors_are_judged_though_the_tokens_are_equal(
+    tmp_path, model, batch, monkeypatch, name, settings, explained
+):
+    settings = {"do_sample": False, "rows": 1, "tokens": 3, **settings}
+    _, right = record(tmp_path / "right.h5", model, batch, **settings)
+    _, again = record(tmp_path / "again.h5", model, batch, **settings)
+    found = tracekit.diff(right, again)
+    assert (found.verdict, found.notes) == ("parity", ())
+    ignored = lambda processor, input_ids, scores: scores  # noqa: E731
+    monkeypatch.setattr(getattr(transformers.generation.logits_process, name), "__call__", ignored)
+    _, wrong = record(tmp_path / "wrong.h5", model, batch, **settings)
+    assert right.sequences[0].tokens.tolist() == wrong.sequences[0].tokens.tolist()
+    found = tracekit.diff(right, wrong)
+    assert (found.cause, found.explanation and found.explanation.mistake.id) == ("filter", explained), found.evidence
+
+
+def test_a_greedy_step_without_processors_holds_logits_alone(tmp_path, model, batch):
+    _, trace = record(tmp_path / "run.h5", model, batch, do_sample=False)
+    assert trace.sequences[0].step(0).survivors_id is None
+
+
+def test_a_loop_that_takes_the_largest_of_processed_scores_holds_them(tmp_path, model, batch):
+    ids = batch["input_ids"][:1]
+    chain = transformers.LogitsProcessorList([transformers.RepetitionPenaltyLogitsProcessor(1.3)])
+    with tracekit_torch.record(model, tmp_path / "run.h5"), torch.no_grad():
+        for _ in range(4):
+            scores = chain(ids, model(ids).logits[:, -1])
+            ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], 1)
+    sequence = tracekit.open(tmp_path / "run.h5").sequences[0]
+    assert sequence.step_count == 4
+    for step in map(sequence.step, range(4)):
+        assert step.survivors_id[0] == step.token
+        unpenalised = np.argsort(-step.logits)
+        assert not np.array_equal(step.survivors_id, unpenalised[: step.survivors_id.size])
+
+
 def test_beam_search_is_left_out_with_one_line(tmp_path, model, batch, capsys):
     with tracekit_torch.record(model, tmp_path / "run.h5"):
         generate(model, batch, rows=1, num_beams=2, do_sample=False)

@@ -36,8 +36,10 @@ from tracekit.compare.findings import (
 from tracekit.compare.metrics import row_errors
 from tracekit.compare.yardstick import Judged, Yardstick
 from tracekit.dtypes import UNIT_ROUNDOFF
+from tracekit.inspection.losses import ProcessorsNotJudged
 from tracekit.inspection.positions import prompt_length, step_of
 from tracekit.inspection.site_rows import logits_width, row_bytes, site_reader
+from tracekit.sampling.chain import chain
 from tracekit.sampling.observed import Observed
 from tracekit.sampling.replay import observe
 from tracekit.trace import LOGITS, Array, Sequence, Step
@@ -75,6 +77,7 @@ class Search:
         default_factory=list
     )  # (sequence, step, nats) where survivors' probabilities differ and no logits tell by how much they may
 
+    not_judged: list[ProcessorsNotJudged] = field(default_factory=list)  # one at most
     begun: int = 0  # pairs of sequences that were compared
 
     @property
@@ -142,9 +145,11 @@ def _sampled(result: Search, pair: SequencePair, steps: int) -> list[Finding]:
     one, other = pair.reference, pair.candidate
     tokens = one.tokens, other.tokens
     tell = _tells_draws(one) and _tells_draws(other)
+    stated = tuple(dict.fromkeys(str(each) for side in (one, other) for each in chain(side.sampling)))
     for index in range(steps):
         seen = observe(one, index, tokens[0]), observe(other, index, tokens[1])
         _note_logits_gap(result, *seen)
+        _note_processors(result, seen, stated, greedy=one.sampling.get("do_sample") is False)
         finding = _survivor_difference(result, pair, *seen)
         finding = finding or (_draw_difference(pair, one.step(index), other.step(index)) if tell else None)
         if finding is not None:
@@ -376,6 +381,15 @@ def _note_logits_gap(result: Search, one: Observed, other: Observed) -> None:
     if one.logits is not None and other.logits is not None and one.logits.shape == other.logits.shape:
         gap = np.max(np.abs(one.logits.astype(np.float64) - other.logits.astype(np.float64)), initial=0.0)
         result.logits_gap = max(result.logits_gap or 0.0, float(gap))
+
+
+def _note_processors(result: Search, seen: tuple[Observed, Observed], stated: tuple[str, ...], *, greedy: bool) -> None:
+    """A step at which processors were `stated` or ran and a side does not say what they left."""
+    lacks = tuple(trace.path for trace, one in zip(result.pair.traces, seen, strict=True) if one.ids is None)
+    names = stated or tuple(dict.fromkeys(str(row.get("class")) for one in seen for row in one.processors))
+    if lacks and names:
+        before = result.not_judged[0] if result.not_judged else ProcessorsNotJudged(lacks, names, 0, greedy)
+        result.not_judged = [replace(before, steps=before.steps + 1)]
 
 
 def _survivor_difference(result: Search, pair: SequencePair, one: Observed, other: Observed) -> Finding | None:

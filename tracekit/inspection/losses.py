@@ -100,6 +100,19 @@ class ProbabilitiesNotJudged:
     """The largest difference."""
 
 
+@dataclass(frozen=True)
+class ProcessorsNotJudged:
+    """Compared steps without the scores that the logits processors left, on one side or both: of what these did, only
+    the token is compared. A greedy one is the largest score's, and a wrong number may leave it so; a drawn one depends
+    on every probability, so that it is said, no more."""
+
+    paths: tuple[str, ...]
+    """Of the sides that lack them."""
+    processors: tuple[str, ...]
+    steps: int
+    greedy: bool
+
+
 Loss = (
     CutOff
     | SitesEnded
@@ -109,6 +122,7 @@ Loss = (
     | CallByCall
     | SequencesAlone
     | ProbabilitiesNotJudged
+    | ProcessorsNotJudged
 )
 
 

@@ -74,11 +74,13 @@ class Way:
 
 
 def chance_of(seen: Observed, stated: Json, vocabulary: int | None = None) -> Chance | None:
-    """The distribution of a step: as recorded, else recomputed from the logits under the stated settings.
+    """The distribution of a step: as recorded, else, and of a greedy one, recomputed from the logits under the stated
+    settings.
 
     `vocabulary` is the number of tokens where it is known of a step without logits.
     """
-    if seen.ids is not None and seen.probs is not None:
+    # What a greedy choice was made from is kept as probabilities in float32, in which near-equal scores may be equal.
+    if seen.ids is not None and seen.probs is not None and stated.get("do_sample") is not False:
         size = seen.logits.size if seen.logits is not None else vocabulary
         if size is None and stated.get("sampler") != RAS:
             return None  # the stated way, too, draws for every token

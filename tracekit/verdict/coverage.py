@@ -70,7 +70,13 @@ def compared_coverage(reference: Trace, candidate: Trace, found: Search, audited
         skipped=more_skipped | skipped,
         in_part=tuple(sorted(done & partly)),
         not_recorded=tuple(dict.fromkeys(left_out(reference) + left_out(candidate))),
-        lost=(*losses(reference), *losses(candidate), *_alone(found.pair), *_unjudged(found)),
+        lost=(
+            *losses(reference),
+            *losses(candidate),
+            *_alone(found.pair),
+            *_unjudged(found),
+            *_not_judged(found),
+        ),
     )
 
 
@@ -91,6 +97,10 @@ def audited_coverage(found: Audit, trace: Trace) -> Coverage:
         not_recorded=left_out(trace),
         lost=tuple(losses(trace)),
     )
+
+
+def _not_judged(found: Search) -> list[Loss]:
+    return [each for each in found.not_judged if each.greedy]
 
 
 def _alone(pair: Pair) -> Iterator[CallByCall | SequencesAlone]:

@@ -275,6 +275,7 @@ def _notes(case: Case, ruling: Ruling | None) -> Iterator[object]:
         yield from shortfalls(trace)
     if case.examination is not None:
         yield from (note for trace in traces for note in uncached(trace))
+    yield from (each for each in case.found.not_judged if not each.greedy)
     yield from _afterwards(*traces)
     yield from _not_finite(*traces)
     if ruling is None or ruling.cause in (Cause.NEAR_TIE, Cause.PRECISION, Cause.CAPTURE):

@@ -19,6 +19,7 @@ from tracekit.inspection.losses import (
     LooksAhead,
     PositionsMissing,
     ProbabilitiesNotJudged,
+    ProcessorsNotJudged,
     SequencesAlone,
     SitesEnded,
 )
@@ -129,6 +130,14 @@ def _probabilities(found: ProbabilitiesNotJudged) -> str:
     return (
         f"{found.path}: sequence {found.sequence}, step {found.step}{more}: the survivors' probabilities differ "
         f"by up to {found.nats:.2g} nats; without logits on both sides they are not judged; record the logits"
+    )
+
+
+@words(ProcessorsNotJudged)
+def _processors(found: ProcessorsNotJudged) -> str:
+    return (
+        f"{' and '.join(found.paths)}: what {', '.join(found.processors)} left is not recorded at {found.steps} "
+        "compared steps and is judged by the tokens alone; record it as the steps' survivors (docs/format.md)"
     )
 
 

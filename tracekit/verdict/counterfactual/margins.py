@@ -31,7 +31,7 @@ def token_margin(pair: SequencePair, step: int) -> TokenMargin | None:
     seed and offset.
     """
     one, other = observed(pair, step)
-    if one.ids is None or one.probs is None:
+    if one.ids is None or one.probs is None or pair.reference.sampling.get("do_sample") is False:
         return _greedy_margin(one, other, pair.reference.sampling)
     tokens = [one.token, other.token]
     if other.ids is None or other.probs is None or not (np.isin(tokens, one.ids) & np.isin(tokens, other.ids)).all():

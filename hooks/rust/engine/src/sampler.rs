@@ -2,7 +2,7 @@
 
 use serde_json::{json, Value};
 use tracekit::rng::TorchRng;
-use tracekit::sampling::{argmax, keep_min_p, keep_top_k, keep_top_p, penalise, softmax, survivors};
+use tracekit::sampling::{keep_min_p, keep_top_k, keep_top_p, penalise, softmax, survivors};
 use tracekit::sampling::{Choice, Draw, Event, Sampling};
 
 pub const PENALTY: &str = "RepetitionPenaltyLogitsProcessor";
@@ -125,7 +125,7 @@ impl Choose for Sampler {
             }
         }
         if !self.draws {
-            return (Choice::greedy(argmax(&scores) as u32), events);
+            return (Choice::greedy_among(&scores, !self.chain.is_empty()), events);
         }
         let probs = softmax(&scores);
         let draw = recorded_draw(&self.draw_from, rng, &probs, |id| id as u32);

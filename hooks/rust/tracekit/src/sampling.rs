@@ -155,7 +155,7 @@ impl Event {
 pub struct Choice {
     /// The token.
     pub token: u32,
-    /// What could be drawn, by descending probability, ties by lower id; empty when greedy.
+    /// What could be drawn, by descending probability, ties by lower id; empty when greedy without processors.
     pub survivors: Vec<(u32, f32)>,
     /// Uses of the generator.
     pub draws: Vec<Draw>,
@@ -165,6 +165,13 @@ impl Choice {
     /// A token that was not drawn.
     pub fn greedy(token: u32) -> Self {
         Self { token, ..Self::default() }
+    }
+
+    /// The largest of the scores `[vocabulary]`. Where processors made them, they are kept as survivors while a run is
+    /// recorded: the token alone does not say what the processors did.
+    pub fn greedy_among(scores: &[f32], processed: bool) -> Self {
+        let kept = if processed && crate::enabled() { survivors(&softmax(scores)) } else { Vec::new() };
+        Self { survivors: kept, ..Self::greedy(argmax(scores) as u32) }
     }
 
     /// The token of the last of `draws`, from these survivors.
@@ -178,7 +185,7 @@ pub fn choose(settings: &Sampling, rng: &mut TorchRng, logits: &[f32], history: 
     let Some(probs) = probabilities(settings, logits, history) else {
         let mut scores = logits.to_vec();
         penalise(&mut scores, settings.repetition_penalty, history);
-        return Choice::greedy(argmax(&scores) as u32);
+        return Choice::greedy_among(&scores, settings.repetition_penalty.is_some_and(|penalty| penalty != 1.0));
     };
     draw(rng, &probs)
 }

@@ -9,7 +9,7 @@ import torch
 from tracekit.inspection.masked import MASK, PLACES
 from tracekit.trace import ENCODER, Json
 from tracekit_torch.adapter import Row
-from tracekit_torch.recorder import Recorder
+from tracekit_torch.recorder import Recorder, survivors
 
 
 def left_padding(mask: torch.Tensor | None, batch: int) -> list[int]:
@@ -90,6 +90,12 @@ def is_largest(scores: torch.Tensor | None, row: int, token: int) -> bool:
         return True
     values = scores[row]
     return bool(values[token] >= values.max())
+
+
+def processed_survivors(scores: torch.Tensor, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What logits processors left of one row of their scores [batch, V], as `survivors` gives it: of a greedy choice,
+    which draws from nothing, all that says what they did."""
+    return survivors(torch.softmax(scores[row], dim=-1, dtype=torch.float32))
 
 
 def output_logits(output: Any) -> torch.Tensor | None:

@@ -33,6 +33,7 @@ from tracekit_torch.adapters.causal_calls import (
     left_padding,
     masked_prompt,
     output_logits,
+    processed_survivors,
     spans,
     write_call,
 )
@@ -66,6 +67,8 @@ class Waiting:
     """What each row's token was drawn from; copied as it was drawn, since the program may go on with its tensor."""
     chain: list[Stage] = field(default_factory=list)
     """What each logits processor left."""
+    processed: torch.Tensor | None = None
+    """The scores that they gave, [batch, vocabulary]."""
     natural: list[int] | None = None
     """What would have been chosen, where another trace is followed."""
 
@@ -145,7 +148,7 @@ class CausalLoop:
         taps = self._recorder.taps
         value = self._fed(arguments)
         if taps is None or value is None:
-            self._recorder.lost("calls of the model whose token ids or embeddings are not among its arguments")
+            self._recorder.lost("calls of the model without input_ids or inputs_embeds; give one of them by its name")
             return
         self._turn_to(arguments)
         cached = self._cached(arguments)
@@ -272,11 +275,12 @@ class CausalLoop:
 
     # ---------------------------------------------------------------- between two calls
 
-    def processed(self, chain: list[Stage]) -> None:
-        """A list of logits processors was called between two calls."""
+    def processed(self, scores: torch.Tensor, chain: list[Stage]) -> None:
+        """A list of logits processors was called between two calls and gave these scores [batch, vocabulary]."""
         waiting, begun = self._waiting, self._begun
         if waiting is not None and begun is not None:
             waiting.chain = [stage for stage in chain if len(stage.survivors) == len(begun.rows)]
+            waiting.processed = scores
 
     def drew(self, drawn: Drawn) -> torch.Tensor | None:
         """Something was drawn between two calls."""
@@ -295,6 +299,8 @@ class CausalLoop:
         waiting, begun = self._waiting, self._begun
         if waiting is None or begun is None or not self._over_vocabulary(scores, result):
             return None
+        if waiting.chain and scores is waiting.processed:
+            waiting.survivors = [processed_survivors(scores, row) for row in range(len(begun.rows))]
         return self._chosen(begun, waiting, result)
 
     def _over_vocabulary(self, scores: torch.Tensor, result: torch.Tensor) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tracekit.inspection.masked import PLACES
+from tracekit.sampling.chain import chain as chain_of
 from tracekit.trace import ENCODER, Json
 from tracekit_torch import describe
 from tracekit_torch.adapter import About, Choice, Row
@@ -28,6 +29,7 @@ from tracekit_torch.adapters.causal_calls import (
     left_padding,
     masked_prompt,
     output_logits,
+    processed_survivors,
     write_call,
 )
 from tracekit_torch.adapters.causal_loop import CausalLoop
@@ -101,6 +103,8 @@ class Generation:
         self._logits: torch.Tensor | None = None
         self._scores: torch.Tensor | None = None
         self._chain: list[Stage] = []
+        self._filtered = False
+        """Whether the settings ask for logits processors; a step may have run none of them."""
         self._drawn: list[Drawn] = []
         self._natural: list[int] | None = None
         self._call_first = 0
@@ -134,6 +138,7 @@ class Generation:
         self.rows = [recorder.new_row(padding, cached + length - padding) for padding in paddings]
         stands = arguments.get(PLACES)  # in version 4, each call works them out
         state, settings, ids = generator_state(), describe.sampling(self._settings), rows_of(input_ids)
+        self._filtered = bool(chain_of(settings))
 
         def write(places: torch.Tensor | None) -> None:
             for index, row in enumerate(self.rows):
@@ -293,6 +298,8 @@ class Generation:
             else:
                 choice.draws.append(drawn.as_json())
                 choice.values.append(drawn.value)
+        if choice.survivors is None and (self._chain or self._filtered) and self._scores is not None:
+            choice.survivors = processed_survivors(self._scores, index)
         choice.own = None if self._natural is None else self._natural[index]
         if not self._drawn and self._recorder.follow is None and not is_largest(self._scores, index, token):
             choice.unseen = f"{NOT_DRAWN}, and it is not the largest of the processed scores"
@@ -454,7 +461,7 @@ class TransformersCausal:
     def processed(self, processors: Any, scores: torch.Tensor, chain: list[Stage]) -> None:
         """A list of logits processors was called between two calls of the model; `chain` is what each of them left."""
         if self._generation is None:
-            self._loop.processed(chain)
+            self._loop.processed(scores, chain)
         elif processors is self._generation.processors:
             self._generation.processed(scores, chain)
 
@@ -476,7 +483,10 @@ class TransformersCausal:
         if run is not None and (run.output is None or hidden is None or not _repeats(hidden, run.output)):
             run = None
         if self._encodes and run is None:
-            self._recorder.lost("a run of the encoder that was over before the recording, or that was changed since")
+            self._recorder.lost(
+                "a run of the encoder that was over before the recording, or that was changed since; run it while "
+                "recording and give its output as it is"
+            )
         settings = arguments["generation_config"]
         self._generation = Generation(self._recorder, model, input_ids, settings, arguments, run)
         return True
