@@ -19,6 +19,7 @@ from tracekit.dtypes import UNIT_ROUNDOFF, round_to, to_float
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter, Tensor
 from tracekit.inspection.losses import SequencesAlone
+from tracekit.report.text import verdict_text
 from tracekit.verdict.decide import Verdict
 from tracekit.verdict.evidence import InputAgrees, WhatIsThereAgrees
 from tracekit.verdict.ruling import Scale
@@ -433,3 +434,22 @@ def test_what_the_oracle_does_not_hold_is_said_to_be_uncalibrated(runs, tmp_path
     assert any("down: not in the oracle trace, judged without calibration" in note for note in notes(partly))
     assert partly.to_json()["uncalibrated"] == ["down"]
     assert used_calibration(Oracle(oracle)) == ("oracle", ())
+
+
+def test_weights_that_are_held_quantised_are_in_the_coverage(tmp_path: Path) -> None:
+    held = {"up.weight.qdata": "int8", "up.weight.scale": "float32", "norm.weight": "bfloat16", "mask": "uint8"}
+    for quantised in (True, False):
+        log = LogWriter(tmp_path / f"{quantised}.tklog")
+        names = held if quantised else {"norm.weight": "bfloat16", "mask": "uint8"}
+        log.open(
+            "python", dtype="float32", weights=[{"name": name, "dtype": held[name], "shape": [2]} for name in names]
+        )
+        log.sequence(0, {"prompt/token_ids": np.array([1])})
+        log.step(0, 0, 0, 1, {"logits": np.array([0.0, 1.0], dtype=np.float32)})
+        log.end_sequence(0, 1, "length")
+        log.close()
+        trace = tracekit.open(log.path)
+        verdict = tracekit.diff(trace, trace)
+        assert verdict.verdict == "parity" and verdict.coverage is not None
+        assert verdict.coverage.quantised == (("up.weight.qdata",) if quantised else ())
+        assert ("quantised: up.weight.qdata: " in verdict_text(verdict, trace, trace)) is quantised

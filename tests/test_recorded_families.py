@@ -307,7 +307,7 @@ def test_two_generations_and_one_that_cannot_be_recorded(tmp_path, capsys):
 
     _, trace = recorded(tmp_path / "run.h5", model, run)
     assert [sequence.step_count for sequence in trace.sequences] == [STEPS] * 4
-    assert trace.config["lost"] == ["beam search, which does not choose one token a step"]
+    assert trace.config["lost"] == ["beam search, which does not choose one token a step; generate with num_beams=1"]
     assert capsys.readouterr().err.count("beam search") == 1
     verdict = tracekit.diff(trace, trace)
     assert verdict.verdict == "parity" and verdict.coverage.not_recorded == tuple(trace.config["lost"])
@@ -345,7 +345,7 @@ def test_an_assistant_is_not_taken_for_the_model(tmp_path):
     plain = run()
     with tracekit_torch.record(model, tmp_path / "run.h5") as recorder:
         assert torch.equal(run(), plain)
-    assert recorder.sequences == 0 and any("assisted decoding" in note for note in recorder.notes)
+    assert recorder.sequences == 0 and any("without assistant_model" in note for note in recorder.notes)
 
 
 COMPILED = {

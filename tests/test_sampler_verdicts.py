@@ -16,8 +16,7 @@ from tests.small_run import PROMPT, VOCABULARY, Drawn, write_run
 from tests.spoken import evidence, spoken
 from tests.test_engine import QWEN2, Engine, FolderOf, engine, flags, folder_of, native  # noqa: F401
 from tracekit.formats.log import LogWriter
-from tracekit.inspection.losses import ProbabilitiesNotJudged
-from tracekit.inspection.losses import ProcessorsNotJudged
+from tracekit.inspection.losses import ProbabilitiesNotJudged, ProcessorsNotJudged
 from tracekit.report.json import margins_json
 from tracekit.report.words import sentence
 from tracekit.sampling import chain as sampling

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from tracekit.trace import NOT_ASKED_FOR, NOT_THE_LOGITS, Trace
 
+CODES = ("int8", "uint8", "float8_e4m3fn", "float8_e5m2")
+"""What quantised weights are held in; packed ones of 4 bits as bytes."""
+
 
 @dataclass(frozen=True)
 class CutOff:
@@ -155,6 +158,11 @@ def left_out(trace: Trace) -> tuple[str, ...]:
     """Calls that a recorder says it left out: frames `lost` of its log (docs/format.md), a line each."""
     said = trace.config.get("lost")
     return tuple(map(str, said)) if isinstance(said, list) else ()
+
+
+def quantised(trace: Trace) -> tuple[str, ...]:
+    """Weights that a program holds in fewer than 16 bits: codes, or a format of 8 bits."""
+    return tuple(name for name, held in trace.weights.items() if held.dtype in CODES and "weight" in name)
 
 
 def without_value(trace: Trace) -> dict[str, str]:

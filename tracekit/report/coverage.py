@@ -26,6 +26,9 @@ def left_out(coverage: Coverage) -> list[str]:
     if coverage.not_recorded:
         more = f" and {len(coverage.not_recorded) - SHOWN} more" if len(coverage.not_recorded) > SHOWN else ""
         out.append(f"not recorded: {'; '.join(coverage.not_recorded[:SHOWN])}{more}")
+    if coverage.quantised:
+        more = f" and {len(coverage.quantised) - 1} more" if len(coverage.quantised) > 1 else ""
+        out.append(f"quantised: {coverage.quantised[0]}{more}: what was computed with them is judged, not they")
     return out
 
 
@@ -40,5 +43,6 @@ def coverage_json(coverage: Coverage) -> Json:
         "skipped": dict(coverage.skipped),
         "in_part": list(coverage.in_part),
         "not_recorded": list(coverage.not_recorded),
+        "quantised": list(coverage.quantised),
         "lost": [sentence(loss) for loss in coverage.lost],
     }

@@ -15,6 +15,7 @@ from tracekit.inspection.losses import (
     SequencesAlone,
     left_out,
     losses,
+    quantised,
     without_value,
 )
 from tracekit.trace import LOGITS, Json, Trace, resolve
@@ -48,6 +49,8 @@ class Coverage:
     """Those of the sites looked at that have no value in some calls."""
     not_recorded: tuple[str, ...] = ()
     """Calls that a recorder says it left out."""
+    quantised: tuple[str, ...] = ()
+    """Weights that a side holds in fewer than 16 bits: what was judged was computed with these."""
     lost: tuple[Loss, ...] = ()
     """What should be in a file and is not, a line each: no PARITY then."""
 
@@ -70,6 +73,7 @@ def compared_coverage(reference: Trace, candidate: Trace, found: Search, audited
         skipped=more_skipped | skipped,
         in_part=tuple(sorted(done & partly)),
         not_recorded=tuple(dict.fromkeys(left_out(reference) + left_out(candidate))),
+        quantised=tuple(dict.fromkeys(quantised(reference) + quantised(candidate))),
         lost=(
             *losses(reference),
             *losses(candidate),
@@ -95,6 +99,7 @@ def audited_coverage(found: Audit, trace: Trace) -> Coverage:
         skipped=skipped,
         in_part=tuple(sorted(seen & skipped.keys())),
         not_recorded=left_out(trace),
+        quantised=quantised(trace),
         lost=tuple(losses(trace)),
     )
 

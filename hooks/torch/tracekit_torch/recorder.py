@@ -44,7 +44,9 @@ from tracekit_torch.taps import Taps
 from tracekit_torch.texts import Texts
 from tracekit_torch.weights import weight_table
 
-BESIDE = "calls of the model that another thread made during a generation or call that is recorded"
+BESIDE = (
+    "calls of the model that another thread made during a generation or call that is recorded; run one after the other"
+)
 
 
 _DELETED = nn.Module()
@@ -334,9 +336,9 @@ class Recorder:
                 named = dict(zip(self._parameters, args, strict=False)) | kwargs
                 value = first_tensor(named)
                 if value is not None and value.is_meta:
-                    self.lost("calls of the model on the meta device, which have no values")
+                    self.lost("calls of the model on the meta device, which have no values; load it on another device")
                 elif value is not None and torch._C._functorch.is_functorch_wrapped_tensor(value):
-                    self.lost("calls under vmap or grad of torch.func, whose tensors have no values of their own")
+                    self.lost("calls under vmap or grad of torch.func, whose tensors have no values; call it without")
                 else:
                     self.adapter.begin(named)
             except Exception as error:

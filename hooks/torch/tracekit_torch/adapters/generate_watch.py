@@ -25,14 +25,14 @@ GENERATION_MODULE = "transformers.generation.utils"
 STEPWISE = "_sample"
 """The decoding method that greedy search and sampling share."""
 NOT_STEPWISE = {
-    "_beam_search": "beam search",
-    "_group_beam_search": "group beam search",
-    "_constrained_beam_search": "constrained beam search",
-    "_assisted_decoding": "assisted decoding",
-    "_contrastive_search": "contrastive search",
-    "_dola_decoding": "DoLa decoding",
+    "_beam_search": ("beam search", "with num_beams=1"),
+    "_group_beam_search": ("group beam search", "with num_beams=1"),
+    "_constrained_beam_search": ("constrained beam search", "with num_beams=1 and no constraints"),
+    "_assisted_decoding": ("assisted decoding", "without assistant_model and prompt_lookup_num_tokens"),
+    "_contrastive_search": ("contrastive search", "without penalty_alpha"),
+    "_dola_decoding": ("DoLa decoding", "without dola_layers"),
 }
-"""Decoding methods whose forward calls are not one step each."""
+"""Decoding methods whose forward calls are not one step each, and how to do without."""
 
 
 INSIDE_ANOTHER = "generations inside another generation that is recorded"
@@ -85,9 +85,9 @@ class _GenerateWatch:
         """Watch the methods of transformers' module of generation."""
         mixin = module.GenerationMixin
         self._watching.replace(mixin, STEPWISE, self._stepwise)
-        for name, words in NOT_STEPWISE.items():
+        for name, (words, mend) in NOT_STEPWISE.items():
             if hasattr(mixin, name):
-                self._watching.replace(mixin, name, functools.partial(self._left_out, words))
+                self._watching.replace(mixin, name, functools.partial(self._left_out, words, mend))
         self._watching.replace(module.LogitsProcessorList, "__call__", self._processors)
         self._watching.replace(module.StoppingCriteriaList, "__call__", self._criteria)
 
@@ -168,12 +168,12 @@ class _GenerateWatch:
         if not _inside(model, recorder.model) and not _inside(recorder.model, model):
             recorder.lost(f"generations of a second model ({type(model).__name__}); choose a model with --module")
 
-    def _left_out(self, words: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _left_out(self, words: str, mend: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def decode(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
             adapter = self._adapter_of(model)
             if adapter is None:
                 return original(model, *args, **kwargs)
-            left_out = f"{words}, which does not choose one token a step"
+            left_out = f"{words}, which does not choose one token a step; generate {mend}"
             self._recorder.lost(left_out)
             with self._recorder.leaving_out(left_out):
                 return original(model, *args, **kwargs)
