@@ -698,8 +698,9 @@ def test_what_a_greedy_runs_processors_left_on_one_side_alone_is_said(runs) -> N
         verdict = tracekit.diff(reference, candidate)
         assert verdict.verdict == "withheld"
         assert lost(verdict) == [(1, ("RepetitionPenaltyLogitsProcessor(penalty=1.5)",), STEPS)]
-    plain = [greedy_run(runs, name, 1.0, {}) for name in ("one", "other")]
-    assert tracekit.diff(*plain).verdict == "parity"
+    for idle in ({}, {"min_length": 100}, {"min_length": 2, "eos_token_id": [4]}):
+        plain = [greedy_run(runs, name, 1.0, idle) for name in ("one", "other")]
+        assert tracekit.diff(*plain).verdict == "parity"
 
 
 # -------------------------------------------------------------------- stops

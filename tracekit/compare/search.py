@@ -41,7 +41,9 @@ from tracekit.inspection.positions import prompt_length, step_of
 from tracekit.inspection.site_rows import logits_width, row_bytes, site_reader
 from tracekit.sampling.chain import chain
 from tracekit.sampling.observed import Observed
+from tracekit.sampling.processor import Applied, run
 from tracekit.sampling.replay import observe
+from tracekit.sampling.scores import working
 from tracekit.trace import LOGITS, Array, Sequence, Step
 
 
@@ -145,7 +147,7 @@ def _sampled(result: Search, pair: SequencePair, steps: int) -> list[Finding]:
     one, other = pair.reference, pair.candidate
     tokens = one.tokens, other.tokens
     tell = _tells_draws(one) and _tells_draws(other)
-    stated = tuple(dict.fromkeys(str(each) for side in (one, other) for each in chain(side.sampling)))
+    stated = chain(one.sampling), chain(other.sampling)
     for index in range(steps):
         seen = observe(one, index, tokens[0]), observe(other, index, tokens[1])
         _note_logits_gap(result, *seen)
@@ -383,13 +385,28 @@ def _note_logits_gap(result: Search, one: Observed, other: Observed) -> None:
         result.logits_gap = max(result.logits_gap or 0.0, float(gap))
 
 
-def _note_processors(result: Search, seen: tuple[Observed, Observed], stated: tuple[str, ...], *, greedy: bool) -> None:
-    """A step at which processors were `stated` or ran and a side does not say what they left."""
+def _note_processors(
+    result: Search, seen: tuple[Observed, Observed], stated: tuple[list[Applied], list[Applied]], *, greedy: bool
+) -> None:
+    """A step at which processors were `stated` or ran and a side does not say what they left. Those that leave every
+    score as it is on both sides (a minimum length that is reached) need not be known."""
     lacks = tuple(trace.path for trace, one in zip(result.pair.traces, seen, strict=True) if one.ids is None)
-    names = stated or tuple(dict.fromkeys(str(row.get("class")) for one in seen for row in one.processors))
-    if lacks and names:
-        before = result.not_judged[0] if result.not_judged else ProcessorsNotJudged(lacks, names, 0, greedy)
-        result.not_judged = [replace(before, steps=before.steps + 1)]
+    if not lacks:
+        return
+    names = dict.fromkeys(str(each) for side in stated for each in side)
+    ran = dict.fromkeys(str(row.get("class")) for one in seen for row in one.processors)
+    if not (names or ran) or (names and all(map(_leaves_all, stated, seen))):
+        return
+    before = result.not_judged[0] if result.not_judged else ProcessorsNotJudged(lacks, tuple(names or ran), 0, greedy)
+    result.not_judged = [replace(before, steps=before.steps + 1)]
+
+
+def _leaves_all(processors: list[Applied], seen: Observed) -> bool:
+    """Whether processors change no score of a step; False where its logits are not recorded."""
+    if seen.logits is None:
+        return False
+    with np.errstate(all="ignore"):
+        return np.array_equal(run(processors, seen.logits, seen.context), working(seen.logits), equal_nan=True)
 
 
 def _survivor_difference(result: Search, pair: SequencePair, one: Observed, other: Observed) -> Finding | None:
