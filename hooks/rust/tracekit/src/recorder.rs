@@ -521,6 +521,12 @@ pub(crate) fn skip_value(name: &str, why: String) -> Result<()> {
     record(|recording, sequence| recording.skip_value(sequence, name, why))
 }
 
+/// What the module `name` was called with cannot be stored, and why.
+#[cfg(feature = "candle")]
+pub(crate) fn skip_input(name: &str, why: String) -> Result<()> {
+    record(|recording, sequence| recording.skip_input(sequence, name, why))
+}
+
 /// The module `name` was called with this: wired to the site that recorded it, or recorded as `name:in`. `copy` as in
 /// `tap_rows`.
 #[cfg(feature = "candle")]

@@ -333,6 +333,15 @@ impl Recording {
         Ok(())
     }
 
+    /// A module's input that cannot be stored in this call. From here on it has a site of its own: a call that it can be
+    /// stored in is not to be wired to another module's site, which says nothing of this one.
+    #[cfg(feature = "candle")]
+    pub(crate) fn skip_input(&mut self, sequence: &mut Sequence, name: &str, why: String) -> Result<()> {
+        let input = format!("{name}{INPUT_SUFFIX}");
+        self.sites.wire(name, &input);
+        self.skip_value(sequence, &input, why)
+    }
+
     /// The forward call that `name` fires in now.
     #[cfg(feature = "candle")]
     pub(crate) fn place_of(&mut self, sequence: &mut Sequence, name: &str) -> Result<CallPlace> {

@@ -6,8 +6,8 @@ use super::names::{claim, load, of_module, parameter, unnamed};
 use super::place::{with_places, without_batch, Layout};
 use crate::log::Dtype;
 use crate::recorder::{
-    embeds, enabled, guarded, lies_on, place_of, register_site, register_weight, site_heads, skip_value, tap_input,
-    tap_part, tap_part_of, tap_rows,
+    embeds, enabled, guarded, lies_on, place_of, register_site, register_weight, site_heads, skip_input, skip_value,
+    tap_input, tap_part, tap_part_of, tap_rows,
 };
 use crate::recording::{CallPlace, Tapped};
 use crate::sites::{SiteRow, INPUT_SUFFIX};
@@ -86,7 +86,7 @@ fn try_input(name: &str, xs: &Tensor, places: &Places) -> Result<Layout> {
     let dtype = match storable(&layout, xs) {
         Ok(dtype) => dtype,
         Err(why) => {
-            skip_value(&input, why)?;
+            skip_input(name, why)?;
             return Ok(layout);
         }
     };
