@@ -33,6 +33,8 @@ LOGITS = "logits"
 """The site that stands for the logits of the steps."""
 NOT_ASKED_FOR, NOT_THE_LOGITS = "not asked for", "not the logits"
 """Why a site holds no value where somebody wanted it so: reserved words of the site table (docs/format.md)."""
+TENSORS_GIVEN = "tensors"
+"""Attribute of a module: how many tensors of one shape it is called with, where they are several."""
 NO_TOKEN = -1
 """Stands in a prompt's ids where a row is no token's embedding."""
 
@@ -334,6 +336,18 @@ class Trace(Protocol):
 
     def __enter__(self) -> Trace: ...
     def __exit__(self, *exc: object) -> None: ...
+
+
+def same_inputs(name: str, one: Mapping[str, Site], other: Mapping[str, Site], other_name: str | None = None) -> bool:
+    """Whether an input, `X:in`, is all that X is called with in both tables, or the first of as many tensors: a gated
+    norm is given a gate beside it in one program, and their product in another. True for other sites.
+
+    `other_name`: what it is called in the other table, where that is not `name`."""
+    if not name.endswith(INPUT_SUFFIX):
+        return True
+    owners = (one.get(name.removesuffix(INPUT_SUFFIX)), other.get((other_name or name).removesuffix(INPUT_SUFFIX)))
+    counts = {1 if owner is None else owner.attributes.get(TENSORS_GIVEN, 1) for owner in owners}
+    return len(counts) == 1
 
 
 def resolve(trace: Trace, name: str) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, Trace, TraceError, resolve
+from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, Trace, TraceError, resolve, same_inputs
 
 ROOT_SITE = "output"
 """The outermost module's own output, which has no path: it says nothing of the others' names."""
@@ -50,7 +50,8 @@ def align_sites(reference: Trace, candidate: Trace) -> Alignment:
     found: dict[tuple[str, str], None] = {}
     for name, stored in ours.items():
         other = partner.get(name.removeprefix(prefix_ours))
-        if other is not None:
+        named = prefix_theirs + name.removeprefix(prefix_ours)
+        if other is not None and same_inputs(name, reference.sites, candidate.sites, named):
             found[stored, other] = None
     sites = reference.sites
     pairs = [SitePair(one, other, sites[one].order if one in sites else -1) for one, other in found]

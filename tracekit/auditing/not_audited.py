@@ -45,6 +45,7 @@ class Lacks(StrEnum):
     # of a reference program
     MODULE = "module"
     OWN_SHAPE = "own_shape"  # the reference's
+    OWN_INPUTS = "own_inputs"  # tensors that the reference's module is called with
 
 
 @dataclass(frozen=True)

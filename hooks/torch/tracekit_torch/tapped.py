@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,6 +44,7 @@ class Tap:
         "_module",
         "axis",
         "fired",
+        "given",
         "in_encoder",
         "inputs",
         "is_container",
@@ -72,6 +74,8 @@ class Tap:
         """Of a module that encoder and decoder share: whether this tap is for its runs in the encoder."""
         self.why_not = NOT_ASKED_FOR
         self.fired = 0
+        self.given = 1
+        """Tensors of the shape of its input that it is called with."""
         self.source: str | None = None
         self.last_rows = 0
         """Rows of its input in this call, where they are the last of the call's positions and not all of them."""
@@ -143,6 +147,15 @@ def owns_state(module: nn.Module) -> bool:
     passing: set[str] = getattr(module, "_non_persistent_buffers_set", set())
     saved = any(value is not None for name, value in module._buffers.items() if name not in passing)
     return saved or hasattr(module, "_packed_params")
+
+
+def tensors_given(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Tensors of numbers, of one shape with the first, that a module with state of its own is called with: a norm that
+    multiplies by a gate takes two. The further ones of torch's own modules are states, keys and values."""
+    if not owns_state(module) or type(module).__module__.startswith("torch."):
+        return 1
+    tensors = [value for value in (*args, *kwargs.values()) if type(value) is torch.Tensor]
+    return max(sum(one.shape == tensors[0].shape and one.is_floating_point() for one in tensors), 1) if tensors else 1
 
 
 def holds_state(module: nn.Module) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from tracekit.trace import ENCODER, INPUT_SUFFIX, LOGITS, Json
+from tracekit.trace import ENCODER, INPUT_SUFFIX, LOGITS, TENSORS_GIVEN, Json
 from tracekit_torch.eager import plain_name, uncompiled
 from tracekit_torch.memory import WORDS, CallMemory
 from tracekit_torch.nested import first_tensor
@@ -34,6 +34,7 @@ from tracekit_torch.tapped import (
     owns_state,
     repeated,
     scripted_modules,
+    tensors_given,
 )
 
 _NONE: dict[str, Any] = {}
@@ -204,6 +205,7 @@ class Taps:
                 if tap.turns:
                     value = _rows_first(call, value)
                 if value is not None and tap.fired < REPEAT_LIMIT:
+                    tap.given = tensors_given(tap.module, args, kwargs)
                     tap.axis = call.axis if call.encoder is None else self._axis(call, value)
                     tap.source = self._source(call, tap, value)
             except Exception as error:
@@ -296,6 +298,8 @@ class Taps:
         row = place.row
         if row.get("input") != tap.source:
             self._change(place, input=tap.source)
+        if tap.given > 1 and TENSORS_GIVEN not in (row.get("attributes") or {}):
+            self._change(place, attributes={**(row.get("attributes") or {}), TENSORS_GIVEN: tap.given})
         if tap.is_head:
             call.head_output = value
             return

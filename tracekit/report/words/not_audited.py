@@ -35,6 +35,7 @@ WORDS = {
     Lacks.ROWS: "the run has {} positions, the table {} rows",
     Lacks.MODULE: "the reference has no module of that name that runs",
     Lacks.OWN_SHAPE: "the reference gives {} there",
+    Lacks.OWN_INPUTS: "the reference calls this module with another number of tensors: {}",
 }
 
 

@@ -23,13 +23,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 from tracekit.auditing.not_audited import Lacks, NotAudited
 from tracekit.dtypes import to_float
 from tracekit.inspection.losses import LogitsNotJudged
-from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, SiteData, resolve_in
+from tracekit.trace import INPUT_SUFFIX, LOGITS, TENSORS_GIVEN, Sequence, SiteData, resolve_in
 from tracekit_torch.eager import plain_name
 from tracekit_torch.nested import first_tensor
 from tracekit_torch.reference_program.lockstep import Lockstep
 from tracekit_torch.reference_program.routing import Choice, Choosing, Forced
 from tracekit_torch.rows import Axis, arranged
-from tracekit_torch.tapped import repeated
+from tracekit_torch.tapped import repeated, tensors_given
 
 Floats = NDArray[np.float64]
 
@@ -132,12 +132,14 @@ class Replay:
                 handle.remove()
 
     def _before(self, path: str) -> Callable[..., None]:
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._running.append(path)
-            self._at(
-                repeated(path, self._fired.get(path, 0)) + INPUT_SUFFIX,
-                first_tensor(args) if args else first_tensor(kwargs),
-            )
+            name = repeated(path, self._fired.get(path, 0))
+            given, row = tensors_given(module, args, kwargs), self._sequence.site_table.get(name)
+            if row is not None and row.attributes.get(TENSORS_GIVEN, 1) != given:
+                self.missed.setdefault(name + INPUT_SUFFIX, NotAudited(Lacks.OWN_INPUTS, (str(given),)))
+                return
+            self._at(name + INPUT_SUFFIX, first_tensor(args) if args else first_tensor(kwargs))
 
         return before
 
