@@ -39,6 +39,36 @@ def _set(model: Any, **values: Any) -> None:
                     setattr(holder, name, value)
 
 
+def _heads_as_they_lie(model: Any) -> None:
+    """The queries of a layer are viewed under the sizes that a transposition would give."""
+    attention = model.model.layers[1].self_attn
+    right, forward = torch.Tensor.transpose, attention.forward
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        queries: list[Any] = []
+
+        def transpose(values: Any, one: int, two: int) -> Any:
+            result = right(values, one, two)
+            if queries or values.dim() != 4:
+                return result
+            queries.append(values)
+            return values.reshape(result.shape)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.Tensor, "transpose", transpose)
+            return forward(*args, **kwargs)
+
+    attention.forward = wrong
+
+
+def _sizes_exchanged(model: Any) -> None:
+    attention = model.transformer.h[1].self_attention
+    heads, width = attention.num_heads, attention.head_dim
+    attention._merge_heads = lambda values: (
+        values.view(heads, 1, -1, width).permute(0, 2, 1, 3).reshape(1, -1, heads * width)
+    )
+
+
 def _audited(folder: Path, out: Path, plant: Callable[[Any], None], attention: str = "eager") -> tracekit.Audit:
     model = tiny_families.load(folder, attention)
     plant(model)
@@ -69,6 +99,12 @@ FAULTS: dict[str, tuple[str, Callable[[Any], None], str, EditKind, float | None]
     "scale of the residual": (
         "granite", lambda model: _set(model, residual_multiplier=0.4), "self.residual_multiplier",
         EditKind.CONSTANT, 0.4,
+    ),
+    "a reshape for a transposition": (
+        "llama", _heads_as_they_lie, "self.q_proj(hidden_states).view(", EditKind.RESHAPED, None,
+    ),
+    "sizes of a view exchanged": (
+        "bloom", _sizes_exchanged, "x.view(batch_size, self.num_heads", EditKind.RESHAPED, None,
     ),
     "scale of attention": (
         "mixtral", lambda model: _set(model, scaling=0.3), "* scaling", EditKind.CONSTANT, 0.3,

@@ -20,6 +20,7 @@ class EditKind(StrEnum):
     EXCHANGED = "exchanged"  # operands
     TAKEN_FOR = "taken_for"  # two values for each other
     MOVED = "moved"  # rows, heads or columns rolled by one or turned round
+    RESHAPED = "reshaped"  # taken in the order in which they lie
     LOOKED_UP = "looked_up"  # other rows of a table
     NORMALISED = "normalised"  # divided by its sum, mean square or norm
     ROUNDED = "rounded"

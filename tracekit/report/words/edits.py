@@ -19,6 +19,7 @@ CHANGES = {
     EditKind.EXCHANGED: "the operands of {operation} at {place} were exchanged",
     EditKind.TAKEN_FOR: "two values that {place} reads were taken for each other",
     EditKind.MOVED: "the result of {operation} at {place} were {other}",
+    EditKind.RESHAPED: "{operation} at {place} took the values in the order in which they lie, under other sizes",
     EditKind.LOOKED_UP: "{place} looked up rows {other}",
     EditKind.NORMALISED: "the result of {operation} at {place} were {other}",
     EditKind.ROUNDED: "the result of {operation} at {place} were rounded to {other}",
