@@ -69,6 +69,15 @@ def _sizes_exchanged(model: Any) -> None:
     )
 
 
+def _mask_forgotten(model: Any) -> None:
+    """Attention is not given its mask: a prompt sees all of itself, and each later token what came before."""
+    for layer in model.model.layers:
+        forward = layer.self_attn.forward
+        layer.self_attn.forward = lambda *args, forward=forward, **kwargs: forward(
+            *args, **(kwargs | {"attention_mask": None})
+        )
+
+
 def _audited(folder: Path, out: Path, plant: Callable[[Any], None], attention: str = "eager") -> tracekit.Audit:
     model = tiny_families.load(folder, attention)
     plant(model)
@@ -102,6 +111,12 @@ FAULTS: dict[str, tuple[str, Callable[[Any], None], str, EditKind, float | None]
     ),
     "a reshape for a transposition": (
         "llama", _heads_as_they_lie, "self.q_proj(hidden_states).view(", EditKind.RESHAPED, None,
+    ),
+    "a mask that is not added": (
+        "llama", _mask_forgotten, "attn_weights + attention_mask", EditKind.LEFT_OUT, None,
+    ),
+    "a mask that is not there": (
+        "llama", _mask_forgotten, "if attention_mask is not None", EditKind.LEFT_OUT, None,
     ),
     "sizes of a view exchanged": (
         "bloom", _sizes_exchanged, "x.view(batch_size, self.num_heads", EditKind.RESHAPED, None,

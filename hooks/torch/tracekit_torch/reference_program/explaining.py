@@ -347,8 +347,13 @@ class Suspect:
     def _lines_of_all(self, trial: Trial) -> list[Lines]:
         """The lines that all nodes of an edit have in common: a call that led to one of them is not the mistake."""
         nodes = {self.segment.nodes[place].place: (place, change) for place, change in reversed(trial.at)}
-        found = [lines_of(self.segment, place, change, trial.at) for place, change in reversed(nodes.values())]
+        together = self._together(trial)
+        found = [lines_of(self.segment, place, change, together) for place, change in reversed(nodes.values())]
         return [lines for lines in found[0] if all(lines in others for others in found[1:])]
+
+    def _together(self, trial: Trial) -> tuple[tuple[int, Change], ...]:
+        """The nodes that an edit of the source changes, with what it makes of them."""
+        return trial.at
 
     def _trials(self, kinds: set[object] | None = None) -> Iterator[Trial]:
         """Those that ports make most first, of each kind the nodes from the last on: a large segment may not leave time
@@ -536,11 +541,22 @@ class CalledSuspect(Suspect):
         made = None if found is None else cls(found[0], own, wrong, found[1], units, prompt)
         return made if made is not None and made.faithful else None
 
+    def _at_every_run(self, edit: Edit) -> Iterator[Trial]:
+        """Those of one node as well: a call of one position may give the same with the edit and without it."""
+        for places in self._repeated:
+            yield from self._at_all(edit, places)
+
     def _at_each(self, edit: Edit) -> Iterator[Trial]:
         done = set(self._repeated)
         for places in self.segment.alike:
             if self.segment.nodes[places[0]].frames and self._rounds.isdisjoint(places) and places not in done:
                 yield from self._at_all(edit, places)
+
+    def _together(self, trial: Trial) -> tuple[tuple[int, Change], ...]:
+        made = dict(trial.at)
+        groups = (places for places in (*self._repeated, *self.segment.alike) if trial.place in places)
+        same = replace(trial.change, source=None)  # in these calls, nothing changes with it
+        return (*trial.at, *((place, same) for places in groups for place in places if place not in made))
 
     def _trials(self, kinds: set[object] | None = None) -> Iterator[Trial]:
         return (trial for trial in super()._trials(kinds) if trial.change.neutral is None)
