@@ -36,7 +36,7 @@ from tracekit.compare.findings import (
 from tracekit.compare.metrics import row_errors
 from tracekit.compare.yardstick import Judged, Yardstick
 from tracekit.dtypes import UNIT_ROUNDOFF
-from tracekit.inspection.losses import ProcessorsNotJudged
+from tracekit.inspection.losses import ProbabilitiesNotJudged, ProcessorsNotJudged
 from tracekit.inspection.positions import prompt_length, step_of
 from tracekit.inspection.site_rows import logits_width, row_bytes, site_reader
 from tracekit.sampling.chain import chain
@@ -75,11 +75,8 @@ class Search:
     ties: list[tuple[int, int]] = field(
         default_factory=list
     )  # (sequence, step) where rounding moved a token over a cut
-    unjudged: list[tuple[int, int, float]] = field(
-        default_factory=list
-    )  # (sequence, step, nats) where survivors' probabilities differ and no logits tell by how much they may
-
-    not_judged: list[ProcessorsNotJudged] = field(default_factory=list)  # one at most
+    probabilities: ProbabilitiesNotJudged | None = None  # survivors' that differ, where no logits tell how far they may
+    processors: ProcessorsNotJudged | None = None  # of steps that do not say what they left
     begun: int = 0  # pairs of sequences that were compared
 
     @property
@@ -397,8 +394,8 @@ def _note_processors(
     ran = dict.fromkeys(str(row.get("class")) for one in seen for row in one.processors)
     if not (names or ran) or (names and all(map(_leaves_all, stated, seen))):
         return
-    before = result.not_judged[0] if result.not_judged else ProcessorsNotJudged(lacks, tuple(names or ran), 0, greedy)
-    result.not_judged = [replace(before, steps=before.steps + 1)]
+    before = result.processors or ProcessorsNotJudged(lacks, tuple(names or ran), 0, greedy)
+    result.processors = replace(before, steps=before.steps + 1)
 
 
 def _leaves_all(processors: list[Applied], seen: Observed) -> bool:
@@ -415,8 +412,18 @@ def _survivor_difference(result: Search, pair: SequencePair, one: Observed, othe
     if kept.tied:
         result.ties.append((pair.index, one.index))
     if kept.unjudged is not None:
-        result.unjudged.append((pair.index, one.index, kept.unjudged))
+        _note_probabilities(result, pair, one, kept.unjudged)
     return kept.found
+
+
+def _note_probabilities(result: Search, pair: SequencePair, one: Observed, nats: float) -> None:
+    """A step at which the survivors' probabilities differ and are not judged."""
+    before = result.probabilities
+    if before is not None:
+        result.probabilities = replace(before, more=before.more + 1, nats=max(before.nats, nats))
+        return
+    lacks = result.pair.traces[0 if one.logits is None else 1].path
+    result.probabilities = ProbabilitiesNotJudged(lacks, pair.index, one.index, 0, nats)
 
 
 def _draw_difference(pair: SequencePair, one: Step, other: Step) -> DrawDiffers | None:

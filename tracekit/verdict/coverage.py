@@ -11,7 +11,6 @@ from tracekit.compare.search import Search
 from tracekit.inspection.losses import (
     CallByCall,
     Loss,
-    ProbabilitiesNotJudged,
     SequencesAlone,
     left_out,
     losses,
@@ -78,7 +77,6 @@ def compared_coverage(reference: Trace, candidate: Trace, found: Search, audited
             *losses(reference),
             *losses(candidate),
             *_alone(found.pair),
-            *_unjudged(found),
             *_not_judged(found),
         ),
     )
@@ -104,8 +102,12 @@ def audited_coverage(found: Audit, trace: Trace) -> Coverage:
     )
 
 
-def _not_judged(found: Search) -> list[Loss]:
-    return [each for each in found.not_judged if each.greedy]
+def _not_judged(found: Search) -> Iterator[Loss]:
+    """What was recorded of the sampling and could not be compared."""
+    if found.probabilities is not None:
+        yield found.probabilities
+    if found.processors is not None and found.processors.greedy:
+        yield found.processors
 
 
 def _alone(pair: Pair) -> Iterator[CallByCall | SequencesAlone]:
@@ -122,17 +124,6 @@ def _alone(pair: Pair) -> Iterator[CallByCall | SequencesAlone]:
                 return
     if pair.left:
         yield SequencesAlone(pair.reference.path, pair.left, pair.candidate.path)
-
-
-def _unjudged(found: Search) -> Iterator[ProbabilitiesNotJudged]:
-    """Survivors' probabilities that differ, by what without logits nobody knows."""
-    if found.unjudged:
-        sequence, step, _ = found.unjudged[0]
-        lacks = [trace.path for trace in found.pair.traces if trace.sequences[sequence].step(step).logits is None]
-        nats = max(nats for _, _, nats in found.unjudged)
-        yield ProbabilitiesNotJudged(
-            lacks[0] if lacks else found.pair.candidate.path, sequence, step, len(found.unjudged) - 1, nats
-        )
 
 
 def _parameters(trace: Trace, seen: Collection[str]) -> Json:

@@ -275,7 +275,8 @@ def _notes(case: Case, ruling: Ruling | None) -> Iterator[object]:
         yield from shortfalls(trace)
     if case.examination is not None:
         yield from (note for trace in traces for note in uncached(trace))
-    yield from (each for each in case.found.not_judged if not each.greedy)
+    if case.found.processors is not None and not case.found.processors.greedy:
+        yield case.found.processors
     yield from _afterwards(*traces)
     yield from _not_finite(*traces)
     if ruling is None or ruling.cause in (Cause.NEAR_TIE, Cause.PRECISION, Cause.CAPTURE):
