@@ -8,6 +8,7 @@ it, since these values do not tell them apart.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -88,6 +89,7 @@ def explanations(
     found: dict[str, Tried] = {}
     known: list[Held] = []
     known_in_calls: list[Held] = []
+    in_vain: set[str] = set()
     left = ALL_WORK
     for own in wrong:
         name = own.recipe.site
@@ -112,16 +114,24 @@ def explanations(
                 held = suspect.held(known, brief if brief is not None and brief.faithful else None, budget)
                 explanation = suspect.explanation(held)
                 known = known if explanation is None else held
-            if explanation is None and not held and not budget.spent:
+            if explanation is None and not held and not budget.spent and _in_any_layer(name) not in in_vain:
                 called = called or CalledSuspect.of(calls, site, own, wrong_rows, units, prompt)
                 if called is not None:
                     budget.also(called.segment)
                     held = called.held([], None, budget)
                     explanation = called.explanation(held)
-                    known_in_calls = known_in_calls if explanation is None else held
+                    if explanation is None:
+                        in_vain.add(_in_any_layer(name))
+                    else:
+                        known_in_calls = held
             left -= budget.used
             found[name] = Tried(explanation, not budget.spent)
     return found
+
+
+def _in_any_layer(site: str) -> str:
+    """A site's name without its numbers: what no call explains in one layer, none will in the next."""
+    return re.sub(r"\d+", "#", site)
 
 
 @dataclass(frozen=True)
