@@ -156,6 +156,7 @@ class LogSequence(BrowsableSequence):
         self.end_reason: str | None = None
         self.end_detail: str | None = None
         self.followed: Json | None = None
+        self.mask_unknown: int | None = None
         self._recomputed: int | None = None
 
     @property
@@ -196,7 +197,7 @@ class LogSequence(BrowsableSequence):
     def info(self) -> Json:
         known = ("sequence", "prompt_text", "texts", "sampling", "seed")
         told = {name: value for name, value in self._frame.metadata.items() if name not in known}
-        seen = {"followed": self.followed, "recomputed": self._recomputed}
+        seen = {"followed": self.followed, "recomputed": self._recomputed, "mask_unknown": self.mask_unknown}
         return told | {name: value for name, value in seen.items() if value is not None}
 
     @property
@@ -509,6 +510,7 @@ class LogTrace(Browsable):
             check("an end", metadata, END, ("reason",))
             ended.end_reason, ended.end_detail = metadata["reason"], metadata.get("detail")
             ended.followed = metadata.get("followed")
+            ended.mask_unknown = metadata.get("mask_unknown")
 
     def _sequence(self, metadata: Json) -> LogSequence:
         index = metadata["sequence"]

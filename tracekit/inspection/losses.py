@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tracekit.inspection.masked import MaskNotRecorded
 from tracekit.trace import NOT_ASKED_FOR, NOT_THE_LOGITS, Trace
 
 CODES = ("int8", "uint8", "float8_e4m3fn", "float8_e5m2")
@@ -121,6 +122,7 @@ Loss = (
     | SitesEnded
     | PositionsMissing
     | LooksAhead
+    | MaskNotRecorded
     | LogitsNotJudged
     | CallByCall
     | SequencesAlone

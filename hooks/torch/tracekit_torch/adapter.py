@@ -27,6 +27,8 @@ class Row:
     """Why it ended; None while it goes on."""
     followed: int = 0
     """Steps that went on with the followed trace's token."""
+    mask_unknown: int | None = None
+    """The first position whose call was given a mask that a trace does not hold."""
 
 
 @dataclass

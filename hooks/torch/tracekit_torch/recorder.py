@@ -28,6 +28,7 @@ from tracekit.formats.log_trace import LogTrace
 from tracekit.formats.opening import open_trace
 from tracekit.inspection.following import FORCED, shortfalls
 from tracekit.inspection.losses import lost_rows
+from tracekit.inspection.masked import MASK_UNKNOWN
 from tracekit.inspection.sanity import UNSEEN, no_such_site, written
 from tracekit.trace import ENCODER, Json, TraceError
 from tracekit_torch import describe, precision
@@ -552,7 +553,8 @@ class Recorder:
         if row.reason is None:
             row.reason = reason
             followed = {"tokens": row.followed} if self.follow is not None else None
-            self.writer.end_sequence(row.sequence, row.steps, reason, detail, followed=followed)
+            told = {"followed": followed, MASK_UNKNOWN: row.mask_unknown}
+            self.writer.end_sequence(row.sequence, row.steps, reason, detail, **told)
 
     def missed(self, why: str, tokens: int = 1, *, may_be_given: bool = False) -> None:
         """It was not seen how that many tokens were drawn."""

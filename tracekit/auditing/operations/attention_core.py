@@ -5,6 +5,7 @@ Errors pass through no closed form here: they are drawn, and their spread is mea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ from tracekit.auditing.arithmetic import AddedUp, Arithmetic, Cached, Emulated, 
 from tracekit.auditing.operations.operation import Effort, Given, Operation, Shape
 from tracekit.auditing.rotary import Rotary
 from tracekit.auditing.rounding import ACCUMULATOR, LIBRARY, Floats, Result, as_stored, rounding, shrunk, unit
-from tracekit.inspection.masked import places, unmasked
+from tracekit.inspection.masked import places, sees, unmasked
 from tracekit.trace import Json, Sequence
 
 ROUNDINGS = {Effort.QUICK: 3, Effort.FULL: 8, Effort.MOST_DRAWS: 32}
@@ -44,6 +45,7 @@ class Core:
     softcap: float | None = None
     masked: tuple[int, ...] = ()  # positions that no other one attends to, as the sequence says
     stands: tuple[int, ...] = ()  # where each position stands, where the sequence says it
+    sees: bytes = b""  # bool [positions, positions]: which ones each attends to, where the sequence says it
     interleaved: bool = False  # pairs (0, 1), (2, 3) ... instead of the two halves
     table: str | None = None  # cos and sin rounded to this format
     angles: str | None = None  # positions times frequencies rounded to this format
@@ -110,14 +112,16 @@ class Attention(Operation):
 
     @property
     def in_repro(self) -> bool:
-        plain = self.core.softcap is None and not self.core.masked
+        plain = self.core.softcap is None and not self.core.masked and not self.core.sees
         return plain and self.core.rotate_queries and self.cache is None
 
     def within(self, sequence: Sequence) -> Attention:
-        seen, told = unmasked(sequence), places(sequence)
+        seen, each, told = unmasked(sequence), sees(sequence), places(sequence)
+        stands = () if told is None else tuple(told.tolist())
+        if each is not None:
+            return replace(self, core=replace(self.core, sees=each.tobytes(), stands=stands))
         if seen is None:
             return self
-        stands = () if told is None else tuple(told.tolist())
         return replace(self, core=replace(self.core, masked=tuple(np.flatnonzero(~seen).tolist()), stands=stands))
 
     @property
@@ -224,17 +228,20 @@ def _visible(core: Core, rows: NDArray[np.int64], positions: int) -> NDArray[np.
     at = np.arange(positions)[None, :]
     behind = rows[:, None] - at
     reading = (rows[:, None] < core.prompt) & (at < core.prompt)
-    seen = behind >= (1 if core.mask == "past" else 0)
+    seen = behind >= 0
+    if core.sees:  # a model takes it as it is, in place of its own mask and window
+        seen = np.frombuffer(core.sees, dtype=bool).reshape(math.isqrt(len(core.sees)), -1)[rows][:, :positions]
     if core.mask == "past":
-        seen |= (rows[:, None] == 0) & (behind == 0)
+        seen = (seen & (behind > 0)) | ((rows[:, None] == 0) & (behind == 0))
     if core.mask in ("open", "future"):
-        seen |= reading & (behind >= (-1 if core.mask == "future" else -positions))
+        seen = seen | reading & (behind >= (-1 if core.mask == "future" else -positions))
     if core.decoding_sees is not None:
         seen = np.where(rows[:, None] < core.prompt, seen, at < core.decoding_sees)
-    seen[:, [each for each in core.masked if each < positions]] = False
+    if core.masked:
+        seen[:, [each for each in core.masked if each < positions]] = False
     if core.lost_row is not None:
-        seen &= (at != core.lost_row) | (rows[:, None] < core.since)
-    return seen if core.window is None else seen & (behind < core.window)
+        seen = seen & ((at != core.lost_row) | (rows[:, None] < core.since))
+    return seen if core.window is None or core.sees else seen & (behind < core.window)
 
 
 def _rotate(core: Core, heads: Floats, places: Floats, how: Arithmetic, backwards: bool) -> Floats:

@@ -60,8 +60,8 @@ def _decoding(case: Case) -> Iterator[Hypothesis]:
 
 
 def _padding(case: Case) -> Iterator[Hypothesis]:
-    if core_of(case).masked:
-        yield changed(case, masked=())
+    if core_of(case).masked or core_of(case).sees:
+        yield changed(case, masked=(), sees=b"")
 
 
 MISSING = SiteMistake(

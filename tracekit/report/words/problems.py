@@ -23,6 +23,7 @@ from tracekit.inspection.losses import (
     SequencesAlone,
     SitesEnded,
 )
+from tracekit.inspection.masked import MaskNotRecorded
 from tracekit.inspection.non_finite import NonFinite
 from tracekit.inspection.sanity import (
     ConstantSites,
@@ -107,6 +108,11 @@ def _looks_ahead(found: LooksAhead) -> str:
     return f"{found.path}: sequence {found.sequence}: a position sees later ones in this model: {judged}"
 
 
+template(
+    MaskNotRecorded,
+    "{path}: sequence {sequence}: from position {position} on, calls were given an attention mask that a trace cannot "
+    "hold (it is no yes or no for each pair of positions); they are not judged",
+)
 template(
     CallByCall,
     "{path}: sequence {sequence} is one call without a step, and {alone} more stand alone: the {steps} steps of the "

@@ -32,15 +32,53 @@ def masked_prompt(
     mask: torch.Tensor | None, places: torch.Tensor | None, index: int, padding: int
 ) -> dict[str, torch.Tensor]:
     """Of one row of a batch whose prompt has masked positions after its `padding`: its mask and, where the program
-    gives them, its positions, by their names in a trace; nothing of others. Both are [batch, positions]."""
-    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+    gives them, its positions, by their names in a trace; nothing of others. Both are [batch, positions], or the mask
+    says what each of them attends to, [batch, positions, positions]."""
+    if not isinstance(mask, torch.Tensor) or mask.dim() not in (2, 3):
         return {}
-    seen = mask[index, padding:].ne(0).cpu()
+    seen = (mask[index, padding:] if mask.dim() == 2 else mask[index, padding:, padding:]).ne(0).cpu()
     if bool(seen.all()):
         return {}
     told = isinstance(places, torch.Tensor) and places.dim() == 2 and places.shape[1] == mask.shape[1]
     stands = {PLACES: places[index % len(places), padding:].long().cpu()} if told and places is not None else {}
     return {MASK: seen.long()} | stands
+
+
+HIDDEN = -1e4
+"""What a mask adds to a score that is not to count is no more than that, in whatever format: old programs add -1e4."""
+
+
+def seen_by_each(mask: torch.Tensor, batch: int, first: int, time: int) -> torch.Tensor | None:
+    """bool [batch, time, first + time]: what each position that a call feeds attends to, by a mask of four dimensions
+    that is yes or no for each pair, the same in all heads; None of another one."""
+    fed = first + time
+    if mask.dim() != 4 or mask.shape[0] not in (1, batch) or mask.shape[2] != time or mask.shape[3] < fed:
+        return None
+    hidden = ~mask if mask.dtype == torch.bool else mask <= HIDDEN
+    if not (mask.dtype == torch.bool or (mask.is_floating_point() and bool(((mask == 0) | hidden).all()))):
+        return None
+    alike = mask.shape[1] == 1 or bool((hidden == hidden[:, :1]).all())
+    if not alike or not bool(hidden[..., fed:].all()):
+        return None
+    return (~hidden[:, 0, :, :fed]).expand(batch, -1, -1).cpu()
+
+
+def as_padding(seen: torch.Tensor) -> torch.Tensor | None:
+    """i64 [batch, positions]: which positions are no padding, where the rows `seen` [batch, positions, positions] are
+    those of a causal mask with padding; None of another mask. What padding on the left attends to is nothing to the
+    others, and is not looked at."""
+    count = seen.shape[1]
+    causal = torch.ones(count, count, dtype=torch.bool).tril()
+    found = (seen & causal.tril(-1)).any(1)
+    for rows, shown in zip(seen, found, strict=True):
+        for last in (True, False):  # what nothing comes after
+            shown[-1] = last
+            first = int(shown.int().argmax())
+            if torch.equal(rows[first:], (shown & causal)[first:]):
+                break
+        else:
+            return None
+    return found.long()
 
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")

@@ -26,6 +26,7 @@ from tracekit_torch import describe
 from tracekit_torch.adapter import Choice, Row
 from tracekit_torch.adapters.causal_calls import (
     NOT_DRAWN,
+    as_padding,
     cache_length,
     cache_of,
     fed_to,
@@ -34,6 +35,7 @@ from tracekit_torch.adapters.causal_calls import (
     masked_prompt,
     output_logits,
     processed_survivors,
+    seen_by_each,
     spans,
     write_call,
 )
@@ -95,7 +97,14 @@ class Begun:
     encoder: list[dict[str, torch.Tensor]] | None = None
     """What the encoder was given, for each row."""
     mask: torch.Tensor | None = None
-    """The mask that the last call before the first step was given."""
+    """The mask that the last call before the first step was given, [batch, positions]."""
+    seen: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    """Of calls before the first step whose masks say it: the first position and what each of them attends to, bool
+    [batch, time, positions]."""
+    last: torch.Tensor | None = None
+    """What the prompt's last position attends to, bool [batch, positions]; None where that is all."""
+    each: bool = False
+    """Whether the prompt's mask is no padding."""
     places: list[torch.Tensor] = field(default_factory=list)
     """The positions that each call was given, [batch or 1, time] each."""
     held_cache: Callable[[], Any] = lambda: None
@@ -106,6 +115,28 @@ class Begun:
         rows = [part.expand(len(self.rows), -1) for part in self.places]
         found = torch.cat(rows, dim=1) if rows else None
         return found if found is not None and found.shape[1] == self.fed else None
+
+    @property
+    def told(self) -> torch.Tensor | None:
+        """What is masked of the positions that were fed: [batch, positions], or what each of them attends to, [batch,
+        positions, positions], where that is another mask; None where no call says it."""
+        if not self.seen:
+            return self.mask
+        count = self.fed
+        shown = torch.ones(len(self.rows), count) if self.mask is None else self.mask
+        out = shown.bool()[:, None, :] & torch.ones(count, count, dtype=torch.bool).tril()
+        for first, rows in self.seen:
+            out[:, first : first + rows.shape[1]] = False
+            out[:, first : first + rows.shape[1], : rows.shape[2]] = rows
+        padding = as_padding(out)
+        return out if padding is None else padding
+
+    def shown(self, count: int) -> torch.Tensor:
+        """bool [batch, count]: the positions that what is decoded is to see."""
+        out = torch.ones(len(self.rows), count, dtype=torch.bool)
+        if self.last is not None:
+            out[:, : self.last.shape[1]] = self.last.bool()
+        return out
 
     @property
     def cache(self) -> Any:
@@ -152,6 +183,7 @@ class CausalLoop:
             return
         self._turn_to(arguments)
         cached = self._cached(arguments)
+        seen, unknown = self._seen(arguments, value.shape[0], cached, value.shape[1])
         fed = [] if value.is_floating_point() else [[int(token) for token in row] for row in value.tolist()]
         if not self._goes_on(fed, cached):
             self._begin(arguments, value, fed, cached)
@@ -160,22 +192,46 @@ class CausalLoop:
             return
         begun.first = cached
         begun.fed = cached + value.shape[1]
-        self._keep_mask(begun, arguments, value.shape[1])
+        known = self._keep_mask(begun, arguments, value.shape[1], seen)
+        for row in begun.rows:
+            if (unknown or not known) and row.mask_unknown is None:
+                row.mask_unknown = max(0, cached - row.padding)
         axis = self._encoder_axis(arguments) if self._encodes else None
         if axis is not None and begun.spans is None and axis.time is not None:
             begun.spans = spans(arguments.get("attention_mask"), axis.batch, axis.time)
         taps.begin(value.shape[0], value.shape[1], length=begun.fed, encoder=axis)
 
-    def _keep_mask(self, begun: Begun, arguments: Json, time: int) -> None:
-        """Keep what a call of `time` positions says of the prompt's: which are masked, and where each stands."""
+    def _seen(self, arguments: Json, batch: int, first: int, time: int) -> tuple[torch.Tensor | None, bool]:
+        """What each position of a call attends to by a mask that says so (`seen_by_each`), and whether another mask is
+        given, which a trace does not hold."""
+        mask = arguments.get(("decoder_" if self._encodes else "") + MASK)
+        if mask is None or (isinstance(mask, torch.Tensor) and mask.dim() == 2):
+            return None, False
+        seen = seen_by_each(mask.detach(), batch, first, time) if isinstance(mask, torch.Tensor) else None
+        return seen, seen is None
+
+    def _keep_mask(self, begun: Begun, arguments: Json, time: int, seen: torch.Tensor | None) -> bool:
+        """Keep what a call of `time` positions says of the prompt's: which are masked, or what each attends to, `seen`;
+        and where each stands. Whether what it says of decoded ones is known: they see what the prompt's last position
+        does, and what comes after that."""
         prefix = "decoder_" if self._encodes else ""
         mask, places = (arguments.get(prefix + name) for name in (MASK, PLACES))
+        two = isinstance(mask, torch.Tensor) and mask.shape == (len(begun.rows), begun.fed)
         if begun.held is not None:
             begun.mask = None
-            if isinstance(mask, torch.Tensor) and mask.shape == (len(begun.rows), begun.fed):
+            if seen is not None:
+                begun.seen.append((begun.fed - time, seen))
+            if isinstance(mask, torch.Tensor) and two:
                 begun.mask = mask.detach().to("cpu", copy=True)
         if isinstance(places, torch.Tensor) and places.dim() == 2 and places.shape[1] == time:
             begun.places.append(places.detach().to("cpu", copy=True))
+        if begun.held is not None or mask is None:
+            return True
+        causal = torch.ones(time, begun.fed, dtype=torch.bool).tril(begun.fed - time)
+        if seen is None and begun.each and isinstance(mask, torch.Tensor) and two:
+            seen = mask.bool().cpu()[:, None] & causal
+        new = max(0, *(row.next_position + row.padding - begun.fed + time for row in begun.rows))
+        return seen is None or torch.equal(seen[:, new:], (begun.shown(begun.fed)[:, None] & causal)[:, new:])
 
     def _turn_to(self, arguments: Json) -> None:
         """Go on with the loop whose cache is given, where several take turns. One whose cache is gone has ended."""
@@ -376,7 +432,11 @@ class CausalLoop:
 
     def _paddings(self, arguments: Json, batch: int) -> list[int]:
         """Leading positions of each row of a first call that are padding."""
-        return left_padding(arguments.get("decoder_attention_mask" if self._encodes else "attention_mask"), batch)
+        mask = arguments.get("decoder_attention_mask" if self._encodes else "attention_mask")
+        if isinstance(mask, torch.Tensor) and mask.dim() == 4:
+            seen = seen_by_each(mask.detach(), batch, 0, mask.shape[2])
+            mask = None if seen is None else as_padding(seen)
+        return left_padding(mask, batch)
 
     def _inputs(self, arguments: Json, value: torch.Tensor) -> dict[str, torch.Tensor]:
         """What a first call gives beside token ids, by name: [batch, ...]; `value` is what it feeds."""
@@ -468,11 +528,18 @@ class CausalLoop:
         if not with_head:
             taps.mark_logits()
         recorder.write_sites()
+        told = begun.told
+        begun.each = told is not None and told.dim() == 3
+        begun.last = told if told is None or told.dim() == 2 else told[:, -1]
+        for index, row in enumerate(begun.rows):
+            blind = None if told is None or not begun.each else ~told[index, row.padding :].any(1)
+            if blind is not None and bool(blind.any()) and row.mask_unknown is None:
+                row.mask_unknown = int(blind.int().argmax())  # what it computes depends on how many it does not see
         for index, row in enumerate(begun.rows):
             ids = begun.ids[index][row.padding :] if begun.ids else None
             inputs = {name: value[index] for name, value in begun.inputs.items()}
             inputs = {name: value[row.padding :] if value.dim() else value for name, value in inputs.items()}
-            inputs |= masked_prompt(begun.mask, begun.stands, index, row.padding)
+            inputs |= masked_prompt(told, begun.stands, index, row.padding)
             inputs |= begun.encoder[index] if begun.encoder is not None else {}
             metadata = {"parent": begun.parent} if begun.parent is not None else {}
             recorder.begin_sequence(row, ids, inputs, begun.state, row=index, **metadata)

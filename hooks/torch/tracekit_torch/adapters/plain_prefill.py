@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tracekit.inspection.masked import MASK, PLACES, places, unmasked
+from tracekit.inspection.masked import MASK, PLACES, places, sees, unmasked
 from tracekit.trace import ENCODER_PREFIX, NO_TOKEN, Sequence, Trace, TraceError
 
 TOKENS, EMBEDDED = "token_ids", "inputs_embeds"
@@ -53,7 +53,8 @@ def _arguments(model: nn.Module, trace: Trace, sequence: Sequence) -> dict[str, 
     if not sequence.step_count and EMBEDDED not in others:  # one call, whose masks and types are part of what it gives
         taken = inspect.signature(model.forward).parameters
         more = {name: value for name, value in others.items() if name in taken}
-        return _batch({name: _first(value, sequence) for name, value in more.items()} | {TOKENS: ids})
+        given = _batch({name: _first(value, sequence) for name, value in more.items()} | {TOKENS: ids})
+        return given if sees(sequence) is None else given | masks_of(model, sequence)
     if (ids == NO_TOKEN).any():
         raise TraceError(
             f"{trace.path}: sequence {sequence.index}: position {int((ids == NO_TOKEN).argmax())} of its input is no "
@@ -64,11 +65,17 @@ def _arguments(model: nn.Module, trace: Trace, sequence: Sequence) -> dict[str, 
 
 def masks_of(model: nn.Module, sequence: Sequence, prefix: str = "") -> dict[str, torch.Tensor]:
     """What tells `model` which positions of a sequence are masked and where they stand, [1, positions] by the names of
-    its arguments, which begin with `prefix`; nothing where no position is masked."""
+    its arguments, which begin with `prefix`, a mask of each position float64 [1, 1, positions, positions]; nothing
+    where no position is masked."""
     taken = inspect.signature(model.forward).parameters
+    each = sees(sequence)
     told = {MASK: unmasked(sequence), PLACES: places(sequence)}
     named = {prefix + name: value for name, value in told.items() if value is not None}
-    return {name: torch.from_numpy(value.astype(np.int64))[None] for name, value in named.items() if name in taken}
+    out = {name: torch.from_numpy(value.astype(np.int64))[None] for name, value in named.items() if name in taken}
+    if each is not None and prefix + MASK in taken:
+        hidden = torch.from_numpy(~each)[None, None]
+        out[prefix + MASK] = hidden.double().masked_fill_(hidden, torch.finfo(torch.float64).min)
+    return out
 
 
 def _of_encoder(name: str) -> bool:

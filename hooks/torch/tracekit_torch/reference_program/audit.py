@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import MappingProxyType
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from tracekit.auditing.routing import OtherExperts
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.dtypes import UNIT_ROUNDOFF, is_float
 from tracekit.inspection.losses import LogitsNotJudged, LooksAhead, losses
+from tracekit.inspection.masked import known_positions, masks_not_recorded
 from tracekit.inspection.non_finite import first_non_finite
 from tracekit.inspection.sanity import recomputed_from
 from tracekit.inspection.settings import declared_differences
@@ -29,11 +31,13 @@ from tracekit.inspection.site_rows import logits_width
 from tracekit.mistakes.culprits import ExplainedCulprit
 from tracekit.mistakes.explanation import Explanation
 from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, Trace
+from tracekit.trace_view import TraceView
 from tracekit_torch.reference_program.chosen_otherwise import Taken, chosen_otherwise, explanation
 from tracekit_torch.reference_program.computed_again import ComputedAgain
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 from tracekit_torch.reference_program.explaining import Tried, explanations
 from tracekit_torch.reference_program.first_calls import first_calls, looks_ahead
+from tracekit_torch.reference_program.first_positions import FirstPositions
 from tracekit_torch.reference_program.kept import kept_rounded
 from tracekit_torch.reference_program.loading import forward_of, on_its_tokens
 from tracekit_torch.reference_program.replay import Replay, Replayed
@@ -54,8 +58,14 @@ MULTIPLE = 3.0
 
 def audit_by(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
     """Run `model` (float64, `reference.load_reference`) over the trace's tokens with the recorded values put in, and
-    judge every site by what rounding may do. Raises TraceError where the model cannot run on them."""
-    return _audit(model, trace, checkpoint, causal=False)
+    judge every site by what rounding may do, up to where masks are recorded. Raises TraceError where the model cannot
+    run on them."""
+    left = masks_not_recorded(trace)
+    if not left:
+        return _audit(model, trace, checkpoint, causal=False)
+    known = (FirstPositions(sequence, known_positions(sequence)) for sequence in trace.sequences)
+    found = _audit(model, cast(Trace, TraceView(trace, known)), checkpoint, causal=False)
+    return replace(found, lost=(*found.lost, *left))
 
 
 def _of_first_calls(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
@@ -84,6 +94,8 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
     values, peak = 0, 0.0
     tests = sum(_tests(sequence) for sequence in trace.sequences)
     for sequence in trace.sequences:
+        if not sequence.positions:
+            continue
         level = FALSE_ALARMS / max(tests, 1)
         judge = Judge(model, trace, sequence, unit, level, factors)
         owns = judge.owns()

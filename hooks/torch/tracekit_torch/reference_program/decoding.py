@@ -99,7 +99,9 @@ class Decoding(Replay):
         self._first, self._stop = first, stop
         self._fired, self._seen, self._held, self._running = {}, set(), {}, [""]
         given = {} if cache is None else {self._takes: cache}
-        given |= {name: told[:, 0 if name == MASK else first : stop] for name, told in self._masks.items()}
+        for name, told in self._masks.items():
+            each = told[:, :, first:stop, :stop] if told.dim() == 4 else told[:, 0 if name == MASK else first : stop]
+            given[name] = each
         output = self._model(input_ids=self._ids[:, first:stop], use_cache=True, **given)
         self._logits(output)
         return cache_of(output)
