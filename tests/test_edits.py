@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 import tracekit
+from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.mistakes.edited_line import EditedLine, EditKind
 from tracekit.mistakes.explanation import EDITED_LINE, Explanation
 from tracekit.report.words import sentence
@@ -431,6 +432,31 @@ def test_a_segment_of_all_calls_computes_what_decoding_does(checkpoints: Any, tm
         values = segment.run({})
         assert values is not None and len(segment.targets) > 1
         assert np.array_equal(values, site.values, equal_nan=True), site.site
+
+
+def test_what_the_first_calls_refute_is_not_run_in_the_others(checkpoints: Any, tmp_path: Path) -> None:
+    """Its twin: an edit of which all calls together leave little is run in all of them, whatever the first leaves."""
+    folder, name = checkpoints("granite"), "model.layers.1.self_attn.o_proj:in"
+    with tiny_families.run(tiny_families.load(folder), tmp_path / "run.h5") as trace:
+        model, sequence = load_reference(str(folder), "float32"), trace.sequences[0]
+        site, segment = CapturingCalls(model, trace, sequence, {}).sites_with_segments([name])[name]
+    units = UNIT_ROUNDOFF["float32"], UNIT_ROUNDOFF["float32"]
+    clean: Any = explaining.CalledSuspect(site, cast(Any, None), site.rows, segment, units, 10)
+    trials = list(clean._trials())
+    wanted = next(trial for trial in trials if trial.edit.kind is EditKind.OPERATOR)
+    wrong = replace(site, recorded=clean._values(wanted, 0.0))
+    suspect: Any = explaining.CalledSuspect(wrong, cast(Any, None), site.rows, segment, units, 10)
+    assert suspect._with(wanted, None)[0].left == 0.0
+    spared = 0
+    for trial in trials[::25]:
+        before = segment.work
+        tried = suspect._with(trial, None)
+        between = segment.work
+        values = suspect._values(trial, 0.0)
+        if not tried:
+            assert values is None or suspect._left(values) > explaining.NEAR
+            spared += between - before < (segment.work - between) / 4
+    assert spared > len(trials[::25]) / 4
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.0 + 1e-6])

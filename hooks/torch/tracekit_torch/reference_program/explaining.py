@@ -48,6 +48,8 @@ CLOSE = 4.0
 """Times its limit up to which a statistic is judged by more draws."""
 NEAR = 30.0
 """Standard deviations of the reference's rounding up to which an edit is judged by its own."""
+SURELY = 1.0 + 1e-6
+"""Sums in another order are off by less."""
 ROUNDED_OFTEN = 4.0
 """Roundoffs of itself that a value may be off by, before its own rounding is drawn."""
 FINALISTS = 24
@@ -469,19 +471,20 @@ class Suspect:
         return best
 
     def _with(self, trial: Trial, number: float | None) -> list[Try]:
-        values = self._values(trial, 0.0 if number is None else number)
+        values = self._values(trial, 0.0 if number is None else number, self._refuted)
         return [] if values is None else [Try(self._left(values), number, values)]
 
     def _changed(self, trial: Trial, number: float) -> Changed:
         changed: dict[int, Callable[[Given], Result]] = {}
         for place, change in trial.at:
-            onwards = sorted(self.segment.after(place)) if change.onwards else (place,)
+            onwards = self.segment.after(place) if change.onwards else (place,)
             for each in change.places or onwards:
                 changed.setdefault(each, partial(_made, change, number))
         return changed
 
-    def _values(self, trial: Trial, number: float) -> Floats | None:
-        values = self.segment.run(self._changed(trial, number))
+    def _values(self, trial: Trial, number: float, refuted: Callable[[Floats], bool] | None = None) -> Floats | None:
+        """None where it cannot go on, or where the first calls refute it, unless it acts at some rows alone."""
+        values = self.segment.run(self._changed(trial, number), refuted if self._acts.all() else None)
         if values is None or values.shape != self._site.values.shape:
             return None
         return values if self._acts.all() else np.where(self._acts[:, None], values, self._site.values)
@@ -495,12 +498,20 @@ class Suspect:
 
     def _left(self, values: Floats) -> float:
         with np.errstate(all="ignore"):
-            values = values[self._rows]
-            # An edit may make large values, which are rounded by as much more.
-            spread = np.sqrt(self._right.variance + np.square(ROUNDED_OFTEN * self._unit * values))
-            error = (self._recorded - values) / spread
-            left = float(np.sqrt(np.mean(np.square(error))))
+            left = float(np.sqrt(np.mean(self._squares(values[self._rows]))))
         return left if math.isfinite(left) else math.inf
+
+    def _refuted(self, values: Floats) -> bool:
+        """Whether the values of the first rows alone leave more than is near, whatever the others leave."""
+        with np.errstate(all="ignore"):
+            values = values[self._rows[: len(values)]]
+            return not float(np.sum(self._squares(values))) <= SURELY * NEAR**2 * self._recorded.size
+
+    def _squares(self, values: Floats) -> Floats:
+        """Squares of the errors of the first rows, in variances."""
+        # An edit may make large values, which are rounded by as much more.
+        variance = self._right.variance[: len(values)] + np.square(ROUNDED_OFTEN * self._unit * values)
+        return np.asarray(np.square((self._recorded[: len(values)] - values) / np.sqrt(variance)))
 
     def _as_good(self, other: float, left: float) -> bool:
         """Whether a number that leaves `other` is within what the fit of one that leaves `left` may be off."""

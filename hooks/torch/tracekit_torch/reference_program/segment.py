@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -132,7 +133,11 @@ class Node:
             return tuple(args), self.kwargs
         return tuple(args), {key: _mapped(each, value, Value) for key, each in self.kwargs.items()}
 
-    @property
+    def result(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
+        """What it makes of these operands."""
+        return self.runs(*((args[0].clone(), *args[1:]) if self.copies else args), **kwargs)
+
+    @cached_property
     def place(self) -> tuple[tuple[CodeType, int], ...]:
         """Where in the program it stands: the calls that led to it."""
         return tuple((frame.code, frame.last) for frame in self.frames)
@@ -324,15 +329,23 @@ class Segment:
         """Whether a value is the same at all times: no operation writes to its memory."""
         return self.groups[value] not in self.written
 
-    def after(self, place: int) -> frozenset[int]:
-        """Positions of the nodes that what the node at `place` makes goes into, its own among them."""
-        reached = set(self.nodes[place].outputs)
-        found = {place}
-        for later in range(place + 1, len(self.nodes)):
-            if not reached.isdisjoint(self.nodes[later].inputs):
-                found.add(later)
-                reached.update(self.nodes[later].outputs)
-        return frozenset(found)
+    def feeds(self, place: int, later: int) -> bool:
+        """Whether what the node at `place` makes goes into what the one at `later` makes, or both are one."""
+        return bool(self._fed[place] >> later & 1)
+
+    def after(self, place: int) -> list[int]:
+        """Positions of the nodes that what the node at `place` makes goes into, its own the first."""
+        return [later for later in range(place, len(self.nodes)) if self.feeds(place, later)]
+
+    @cached_property
+    def _fed(self) -> list[int]:
+        """Of each node those that it feeds and itself, as bits."""
+        fed = [1 << place for place in range(len(self.nodes))]
+        for place in range(len(self.nodes) - 1, -1, -1):
+            for value in self.nodes[place].outputs:
+                for reader in self.readers.get(value, ()):
+                    fed[place] |= fed[reader] if reader > place else 0
+        return fed
 
     def calls_ending(self, place: int) -> Iterator[int]:
         """Of every call that ends with the node at `place`, the position of its first node, from the outermost on. Two
@@ -365,15 +378,32 @@ class Segment:
         later = rows > 0
         return here is None or there is None or not np.array_equal(here[later], there[later], equal_nan=True)
 
-    def run(self, changed: Changed) -> Floats | None:
+    def run(self, changed: Changed, refuted: Callable[[Floats], bool] | None = None) -> Floats | None:
         """The site's values [rows, width] with the results of some nodes, by position, made by others; None where the
-        program cannot go on with those."""
-        clean = self.clean
+        program cannot go on with those, or where `refuted` says of the rows of the first calls that they are enough."""
+        clean, plan = self.clean, self._plan(frozenset(changed))
+        made: dict[int, torch.Tensor] = {}
+        parts: list[torch.Tensor] = []
+        done = 0
         try:
-            made = self._executed(self._plan(frozenset(changed)), changed)
-            return _rows([part for value, of in self.targets for part in of(made.get(value, clean[value]))])
+            for (value, of), needed in zip(self.targets, self._needed, strict=True):
+                stop = bisect_left(plan, needed)
+                self._execute(plan[done:stop], changed, made)
+                done = stop
+                parts += of(made.get(value, clean[value]))
+                if refuted is not None and parts and needed < len(self.nodes) and refuted(_rows(parts)):
+                    return None
+            return _rows(parts)
         except CANNOT:
             return None
+
+    @cached_property
+    def _needed(self) -> list[int]:
+        """How many of the nodes have to have run for each target, after those for the targets before it; all where
+        memory is written to that a target shares."""
+        every = len(self.nodes)
+        needed = (self.producers.get(value, -1) + 1 if self.steady(value) else every for value, _ in self.targets)
+        return list(accumulate(needed, max))
 
     def off(self, changed: Changed, drawn: DrawnRounding) -> NDArray[np.float32] | None:
         """What rounding may do to that, float32 [runs, rows, width]; None where it cannot go on."""
@@ -397,6 +427,11 @@ class Segment:
 
     def _executed(self, places: Iterable[int], changed: Changed) -> dict[int, torch.Tensor]:
         made: dict[int, torch.Tensor] = {}
+        self._execute(places, changed, made)
+        return made
+
+    def _execute(self, places: Iterable[int], changed: Changed, made: dict[int, torch.Tensor]) -> None:
+        """Add what the nodes make to `made`."""
 
         def value_of(value: int) -> torch.Tensor:
             held = made.get(value)
@@ -411,13 +446,12 @@ class Segment:
             for place in places:
                 node = self.nodes[place]
                 args, kwargs = node.operands(value_of)
-                given = Given(node, args, kwargs, value_of)
                 change = changed.get(place)
-                out = given.result() if change is None else change(given)
-                tensors = [each for each in (out if isinstance(out, tuple | list) else (out,)) if _is_tensor(each)]
+                out = node.result(args, kwargs) if change is None else change(Given(node, args, kwargs, value_of))
+                results = out if isinstance(out, tuple | list) else (out,)
+                tensors = [each for each in results if isinstance(each, torch.Tensor)]
                 made.update(zip(node.outputs, tensors, strict=True))
                 self.work += OVERHEAD + sum(tensor.numel() for tensor in tensors) * _terms(node, args)
-        return made
 
     def _plan(self, changed: frozenset[int]) -> tuple[int, ...]:
         """Positions of the nodes to run again: those that read what changes. What shares memory that is written to is
@@ -464,10 +498,7 @@ class Given:
 
     def result(self, *args: Any, **kwargs: Any) -> Result:
         """What the node makes of its operands, or of `args`; `kwargs` in the place of its own of the same name."""
-        given = args or self.args
-        if self.node.copies:
-            given = (given[0].clone(), *given[1:])
-        return self.node.runs(*given, **{**self.kwargs, **kwargs})
+        return self.node.result(args or self.args, {**self.kwargs, **kwargs})
 
 
 Changed = Mapping[int, Callable[[Given], Result]]
@@ -494,10 +525,6 @@ def _terms(node: Node, args: tuple[Any, ...]) -> float:
     if node.multiplies:
         return 1.0 + args[-1].shape[-2] / MULTIPLIED_AT_ONCE if isinstance(args[-1], torch.Tensor) else 1.0
     return 1.0
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, torch.Tensor)
 
 
 def _mapped(value: Any, change: Callable[[Any], Any], kind: type = torch.Tensor) -> Any:

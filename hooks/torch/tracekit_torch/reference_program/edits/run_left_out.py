@@ -28,7 +28,7 @@ def _changes(segment: Segment, place: int) -> Iterator[Change]:
             label, fed = ("run", "given", segment.nodes[first].place[-1:], segment.nodes[first].name), first
         else:
             label, fed = ("run", "made", segment.nodes[producer].place[-1:], segment.nodes[producer].name), producer
-        kind = EditKind.LEFT_OUT if place in segment.after(fed) else EditKind.OTHER_VALUE
+        kind = EditKind.LEFT_OUT if segment.feeds(fed, place) else EditKind.OTHER_VALUE
         yield Change(label, taken(value), source=value, kind=kind)
 
 
