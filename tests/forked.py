@@ -1,4 +1,4 @@
-"""Runs Python programs, recorded and not, in forks of one process that has torch and transformers imported already.
+"""Runs Python programs, recorded and not, and commands in forks of one process that has imported what they need.
 
 A fork ends as a process of its own does: exit code, signals, stdout and stderr are its own. Importing torch for each of
 a hundred programs takes minutes; a fork takes milliseconds.
@@ -23,6 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+PROGRAMS = (
+    "tracekit_torch.running",
+    "transformers.generation.utils",
+    "transformers.models.llama.modeling_llama",
+    "tracekit_cli.import_log",
+    "tracekit_cli.record",
+)
+"""What recorded programs import."""
+READING = ("tracekit_cli.diff", "tracekit_cli.show")
+"""What commands import that read traces; torch is not among it."""
 SECONDS = 120
 """After which a program hangs."""
 
@@ -39,11 +49,11 @@ class Done:
 class Forks:
     """The process that is forked. Close it."""
 
-    def __init__(self) -> None:
+    def __init__(self, imports: tuple[str, ...] = PROGRAMS) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TRACEKIT_")}
         environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.forked"],
+            [sys.executable, "-m", "tests.forked", *imports],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -78,13 +88,7 @@ class Forks:
 
 def load() -> None:
     """Import what the programs need."""
-    for name in (
-        "tracekit_torch.running",
-        "transformers.generation.utils",
-        "transformers.models.llama.modeling_llama",
-        "tracekit_cli.import_log",
-        "tracekit_cli.record",
-    ):
+    for name in sys.argv[1:]:
         importlib.import_module(name)
     gc.freeze()
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.attacks import make_hostile
+from tests.forked import READING, Done, Forks
 from tests.small_run import write_run
 
 TRACEKIT = str(Path(sys.executable).parent / "tracekit")
@@ -27,27 +28,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def read_fully(path: Path, reference: Path) -> list[subprocess.CompletedProcess[str]]:
+@pytest.fixture(scope="module")
+def reading() -> Iterator[Forks]:
+    one = Forks(READING)
+    yield one
+    one.close()
+
+
+def read_fully(reading: Forks, path: Path, reference: Path, cwd: Path) -> list[Done]:
     """Every reading command that would meet what is wrong."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-
     commands = [["diff", str(reference), str(path)], ["show", str(path), "--site", "up", "--step", "1"]]
-    return [
-        subprocess.run([TRACEKIT, *words], check=False, capture_output=True, text=True, timeout=60, preexec_fn=limit)
-        for words in commands
-    ]
+    return [reading.tracekit(*words, cwd=cwd, AS=MEMORY) for words in commands]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_line_and_exit_2(folder: Path, name: str) -> None:
-    for done in read_fully(folder / name, folder / "sound.tklog"):
-        assert done.returncode == 2, (done.args, done.stdout, done.stderr)
-        assert done.stdout == ""
-        assert len(done.stderr.splitlines()) == 1, done.stderr
-        assert name in done.stderr
-        assert "Traceback" not in done.stderr
+def test_one_line_and_exit_2(reading: Forks, folder: Path, name: str, tmp_path: Path) -> None:
+    for done in read_fully(reading, folder / name, folder / "sound.tklog", tmp_path):
+        assert done.code == 2, done
+        assert done.out == ""
+        assert len(done.err.splitlines()) == 1, done.err
+        assert name in done.err
+        assert "Traceback" not in done.err
+
+
+def test_what_is_sound_is_read_within_the_memory(reading: Forks, folder: Path, tmp_path: Path) -> None:
+    """The twin."""
+    sound = folder / "sound.tklog"
+    assert [done.code for done in read_fully(reading, sound, sound, tmp_path)] == [0, 0]
 
 
 def test_an_import_of_a_hostile_log_leaves_nothing(folder: Path, tmp_path: Path) -> None:

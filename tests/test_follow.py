@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import tracekit
+from tests.forked import Forks
 from tests.spoken import evidence, notes, spoken
 from tracekit.compare.drift import Trend, drift
 from tracekit.formats.log import LogWriter
@@ -35,35 +36,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def tracekit_record(out: Path, *words: str) -> tracekit.Trace:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "tracekit_cli.main", "record", "-o", str(out), *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def tracekit_record(forks: Forks, out: Path, *words: str) -> tracekit.Trace:
+    code, said = recorded(forks, out, *words)
+    assert code == 0, said
     return tracekit.open(out)
 
 
+def recorded(forks: Forks, out: Path, *words: str) -> tuple[int, str]:
+    done = forks.tracekit("record", "-o", str(out), *words, cwd=out.parent)
+    return done.code, done.err
+
+
 @pytest.fixture(scope="session")
-def native(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Record:
+def native(forks: Forks, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Record:
     engine = os.environ.get("TRACEKIT_NATIVE", str(ROOT / "hooks/rust/target/release/tracekit-native"))
     scratch = tmp_path_factory.mktemp("native")
 
     def record(*arguments: str, before: tuple[str, ...] = (), seed: int = 0, prompt: str = "Hello") -> tracekit.Trace:
         out = scratch / f"{len(list(scratch.iterdir()))}.h5"
         program = ("--", engine, "--model", str(folder), "--prompt", prompt, *SETTINGS, "--seed", str(seed))
-        return tracekit_record(out, *before, *program, *arguments)
+        return tracekit_record(forks, out, *before, *program, *arguments)
 
     return record
 
 
 @pytest.fixture(scope="session")
-def python(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Record:
+def python(forks: Forks, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Record:
     scratch = tmp_path_factory.mktemp("python")
 
     def record(*, before: tuple[str, ...] = (), seed: int = 0) -> tracekit.Trace:
         out = scratch / f"{len(list(scratch.iterdir()))}.h5"
         program = (str(ROOT / "hooks/torch/examples/generate.py"), "--model", str(folder), "--prompt", "Hello")
-        return tracekit_record(out, *before, *program, *SETTINGS, "--seed", str(seed))
+        return tracekit_record(forks, out, *before, *program, *SETTINGS, "--seed", str(seed))
 
     return record
 
@@ -131,7 +135,7 @@ def test_a_forced_prompt_leaves_the_frontend_out(native: Record, reference: trac
     assert tracekit.diff(reference, forced).verdict == "parity"
 
 
-def test_what_is_forced_needs_a_trace(folder: Path) -> None:
+def test_what_is_forced_needs_a_trace() -> None:
     command = [sys.executable, "-m", "tracekit_cli.main", "record", "--follow-draws", "--", "true"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "--follow" in done.stderr
@@ -216,28 +220,22 @@ log.close()
 """
 
 
-def recorded(out: Path, *words: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "tracekit_cli.main", "record", "-o", str(out), *words]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-    )
-    return done.returncode, done.stderr
-
-
-def test_a_native_program_that_follows_nothing_is_told_of(tmp_path: Path) -> None:
+def test_a_native_program_that_follows_nothing_is_told_of(forks: Forks, tmp_path: Path) -> None:
     script = tmp_path / "stubborn.py"
     script.write_text(STUBBORN)
     first = tmp_path / "first.h5"
-    assert recorded(first, "--", sys.executable, str(script), "3", "20") == (
+    assert recorded(forks, first, "--", sys.executable, str(script), "3", "20") == (
         0,
         f"tracekit: wrote {first}: 1 sequence, 4 steps\n",
     )
     follow = ("--follow", str(first), "--follow-draws", "--follow-inputs")
-    code, said = recorded(tmp_path / "other.h5", *follow, "--", sys.executable, str(script), "4", "30")
+    code, said = recorded(forks, tmp_path / "other.h5", *follow, "--", sys.executable, str(script), "4", "30")
     assert code == 0
     assert "did not follow: sequence 0 has token 30 instead of 20 at step 0" in said
     assert "no draw of the program is recorded" in said and "prompt/token_ids of sequence 0 differs" in said
-    code, said = recorded(tmp_path / "same.h5", "--strict", *follow[:2], "--", sys.executable, str(script), "3", "20")
+    code, said = recorded(
+        forks, tmp_path / "same.h5", "--strict", *follow[:2], "--", sys.executable, str(script), "3", "20"
+    )
     assert code == 2 and "nothing in the log shows that the program followed it" in said
     verdict = tracekit.diff(tracekit.open(first), tracekit.open(tmp_path / "same.h5"))
     assert verdict.verdict == "withheld" and "own choices not recorded" in evidence(verdict)[0]
@@ -250,12 +248,12 @@ torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))(torch.ones(1, 
 """
 
 
-def test_a_module_without_steps_follows_nothing(tmp_path: Path, python: Record) -> None:
+def test_a_module_without_steps_follows_nothing(forks: Forks, tmp_path: Path, python: Record) -> None:
     first, script = python(), tmp_path / "module.py"
     script.write_text(MODULE)
-    code, said = recorded(tmp_path / "module.h5", "--follow", first.path, str(script))
+    code, said = recorded(forks, tmp_path / "module.h5", "--follow", first.path, str(script))
     assert code == 0 and "the program recorded no step, so it followed nothing" in said
-    assert recorded(tmp_path / "module.h5", "--strict", "--follow", first.path, str(script))[0] == 2
+    assert recorded(forks, tmp_path / "module.h5", "--strict", "--follow", first.path, str(script))[0] == 2
 
 
 LOOP = """
@@ -272,13 +270,15 @@ for _ in range(5):
 
 
 @pytest.mark.parametrize("way", ["torch", "numpy"])
-def test_a_loop_of_its_own_follows_where_its_choice_is_seen(tmp_path: Path, folder: Path, way: str) -> None:
+def test_a_loop_of_its_own_follows_where_its_choice_is_seen(
+    forks: Forks, tmp_path: Path, folder: Path, way: str
+) -> None:
     """A token that numpy chose cannot be forced: the run goes its own way, and that is said."""
     script, first = tmp_path / "loop.py", tmp_path / "first.h5"
     script.write_text(LOOP)
-    assert recorded(first, str(script), str(folder), "1", way)[0] == 0
+    assert recorded(forks, first, str(script), str(folder), "1", way)[0] == 0
     second = tmp_path / "second.h5"
-    code, said = recorded(second, "--follow", str(first), "--strict", str(script), str(folder), "-1", way)
+    code, said = recorded(forks, second, "--follow", str(first), "--strict", str(script), str(folder), "-1", way)
     trace = tracekit.open(second)
     events = [event for step in range(trace.sequences[0].step_count) for event in trace.sequences[0].step(step).events]
     if way == "torch":

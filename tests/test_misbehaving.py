@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,6 @@ from tests.misbehaving import PROGRAMS, Misbehaving
 from tracekit.trace import Trace
 
 pytest.importorskip("transformers")
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    one = Forks()
-    yield one
-    one.close()
 
 
 def both(forks: Forks, program: Misbehaving, folder: Path) -> tuple[Done, Done]:

@@ -36,7 +36,17 @@ def script(tmp_path):
     return write
 
 
-def run(*words, cwd, **options):
+@pytest.fixture
+def run(forks):
+    def tracekit(*words, cwd):
+        done = forks.tracekit(*map(str, words), cwd=cwd)
+        return subprocess.CompletedProcess(words, done.code, done.out, done.err)
+
+    return tracekit
+
+
+def run_alone(*words, cwd):
+    """In a process of its own: what the program imports is imported while it is recorded."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRACEKIT_")}
     environment["HF_HUB_OFFLINE"] = "1"
     return subprocess.run(
@@ -47,7 +57,6 @@ def run(*words, cwd, **options):
         text=True,
         timeout=120,
         check=False,
-        **options,
     )
 
 
@@ -62,7 +71,7 @@ def test_a_script_keeps_its_output_arguments_and_exit_code(tmp_path, script):
     )
     words = [str(path), "--level", "all", "-o", "x", "--", "-m"]
     plain = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
-    recorded = run("record", *words, cwd=tmp_path)
+    recorded = run_alone("record", *words, cwd=tmp_path)
     assert recorded.returncode == plain.returncode == 7
     assert recorded.stdout == plain.stdout
     assert recorded.stderr.startswith(plain.stderr)
@@ -84,7 +93,7 @@ def test_an_exception_is_the_scripts_own(tmp_path, script):
         """
     )
     plain = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True, check=False)
-    recorded = run("record", "-o", "run.h5", "--keep-log", path, cwd=tmp_path)
+    recorded = run_alone("record", "-o", "run.h5", "--keep-log", path, cwd=tmp_path)
     assert recorded.returncode == plain.returncode == 1
     assert recorded.stderr.startswith(plain.stderr)
     assert "tracekit_torch" not in recorded.stderr
@@ -93,7 +102,7 @@ def test_an_exception_is_the_scripts_own(tmp_path, script):
 
 
 @pytest.mark.parametrize("way", ["os._exit(5)", "os.kill(os.getpid(), 9)", "os.kill(os.getpid(), 15)"])
-def test_a_script_that_is_cut_off_leaves_a_readable_log(tmp_path, script, way):
+def test_a_script_that_is_cut_off_leaves_a_readable_log(run, tmp_path, script, way):
     path = script(f"import os\nlayer(torch.ones(2, 4))\n{way}\n")
     recorded = run("record", "-o", "run.h5", path, cwd=tmp_path)
     assert recorded.returncode in (5, -9, -15)
@@ -129,7 +138,7 @@ def test_an_interrupt_ends_the_program_as_python_would(tmp_path, script):
     assert tracekit.open(tmp_path / "run.h5").status == "complete"
 
 
-def test_children_and_threads(tmp_path, script):
+def test_children_and_threads(run, tmp_path, script):
     path = script(
         """
         import os, threading
@@ -153,7 +162,7 @@ def test_children_and_threads(tmp_path, script):
     assert [sequence.positions for sequence in trace.sequences] == [2, 3]
 
 
-def test_a_module_runs_with_m_and_a_seed_seeds_it(tmp_path, script):
+def test_a_module_runs_with_m_and_a_seed_seeds_it(run, tmp_path, script):
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").write_text("")
     body = "import sys, torch, random\nlayer = torch.nn.Linear(4, 3)\nlayer(torch.rand(2, 4))\n"
@@ -166,7 +175,7 @@ def test_a_module_runs_with_m_and_a_seed_seeds_it(tmp_path, script):
     assert trace.sequences[0].seed == 5
 
 
-def test_module_names_what_to_record(tmp_path, script):
+def test_module_names_what_to_record(run, tmp_path, script):
     path = script(
         """
         class Outer(torch.nn.Module):
@@ -207,7 +216,7 @@ def test_module_names_what_to_record(tmp_path, script):
         ([], "give a script"),
     ],
 )
-def test_trouble_is_one_line_and_exit_code_2(tmp_path, words, message):
+def test_trouble_is_one_line_and_exit_code_2(run, tmp_path, words, message):
     (tmp_path / "script.py").write_text("print('ran')\n")
     recorded = run("record", *words, cwd=tmp_path)
     assert recorded.returncode == 2
@@ -237,7 +246,7 @@ log.close()
 """
 
 
-def test_a_native_program_is_told_where_to_write_and_keeps_its_exit_code(tmp_path):
+def test_a_native_program_is_told_where_to_write_and_keeps_its_exit_code(run, tmp_path):
     (tmp_path / "native.py").write_text(NATIVE)
     program = [sys.executable, "native.py"]
     options = ["--level", "logits", "--logits", "5", "--sites", "mlp", "--seed", "3"]
@@ -258,7 +267,7 @@ def test_a_native_program_is_told_where_to_write_and_keeps_its_exit_code(tmp_pat
     assert refused.returncode == 2 and "which Python program" in refused.stderr
 
 
-def test_the_language_model_is_waited_for(tmp_path):
+def test_the_language_model_is_waited_for(run, tmp_path):
     pytest.importorskip("transformers")
     (tmp_path / "run.py").write_text(
         textwrap.dedent(
@@ -280,7 +289,7 @@ def test_the_language_model_is_waited_for(tmp_path):
             """
         )
     )
-    recorded = run("record", "run.py", cwd=tmp_path)
+    recorded = run_alone("record", "run.py", cwd=tmp_path)
     assert recorded.returncode == 0, recorded.stderr
     (sequence,) = tracekit.open(tmp_path / "traces" / "run.h5").sequences
     assert [3, 4, 5, *sequence.tokens.tolist()] == json.loads(recorded.stdout)
@@ -317,7 +326,7 @@ def test_the_example_program_is_recorded_with_its_texts(tmp_path):
     plain = subprocess.run(
         [sys.executable, example, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
-    recorded = run("record", "-o", "run.h5", example, *words, cwd=tmp_path)
+    recorded = run_alone("record", "-o", "run.h5", example, *words, cwd=tmp_path)
     assert recorded.returncode == plain.returncode == 0, recorded.stderr
     assert recorded.stdout == plain.stdout
     trace = tracekit.open(tmp_path / "run.h5")
@@ -329,7 +338,7 @@ def test_the_example_program_is_recorded_with_its_texts(tmp_path):
     assert second.sampling["top_k"] == 50
 
 
-def test_an_oracle_runs_the_recorded_command_again(tmp_path):
+def test_an_oracle_runs_the_recorded_command_again(run, tmp_path):
     pytest.importorskip("transformers")
     (tmp_path / "run.py").write_text(
         textwrap.dedent(
@@ -349,7 +358,7 @@ def test_an_oracle_runs_the_recorded_command_again(tmp_path):
     folder.mkdir()
     recorded = run("record", "-o", "run.h5", "--sites", "norm", "run.py", "8", cwd=tmp_path)
     assert recorded.returncode == 0, recorded.stderr
-    oracle = run("oracle", "../run.h5", cwd=folder)
+    oracle = run_alone("oracle", "../run.h5", cwd=folder)
     assert oracle.returncode == 0, oracle.stderr
     assert oracle.stdout == recorded.stdout
     reference, precise = tracekit.open(tmp_path / "run.h5"), tracekit.open(tmp_path / "run.oracle.h5")
