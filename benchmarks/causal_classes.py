@@ -186,6 +186,8 @@ def made(name: str, folder: Path) -> None:
                 value.add_(0.2 * torch.randn_like(value))
             elif value.dim() == 1 and key.endswith("bias") and "dt_bias" not in key:
                 value.copy_(0.1 * torch.randn_like(value))
+            elif value.dim() == 1 and not value.any() and not key.endswith("bias"):
+                value.copy_(0.5 * torch.randn_like(value))  # 0 until it is trained: choices by it tie (Doge's A)
     model.save_pretrained(folder)
 
 
