@@ -59,8 +59,8 @@ def arranged(axis: Axis, value: torch.Tensor, width: int | None) -> torch.Tensor
 def _ways(axis: Axis, time: int, value: torch.Tensor) -> Iterator[torch.Tensor]:
     batch, shape, count = axis.batch, value.shape, value.dim()
     by_head = count == 4 and shape[0] == batch and shape[2] == time
-    if by_head and time > 1 and shape[1] == time and value.stride(1) < value.stride(2):
-        yield value.transpose(1, 2)  # as many heads as positions: the strides tell which were moved to the front
+    if by_head and time > 1 and shape[1] == time and _heads_first(value):
+        yield value.transpose(1, 2)
     if count >= 2 and shape[0] == batch and shape[1] == time:
         yield value
     if count and shape[0] == batch * time and (count == 2 or axis.flat):
@@ -72,3 +72,10 @@ def _ways(axis: Axis, time: int, value: torch.Tensor) -> Iterator[torch.Tensor]:
         yield value[:, 0, axis.length - time : axis.length]
     if count == 3 and shape[0] == 1 and shape[1] == time and batch > 1:
         yield value.expand(batch, *shape[1:])  # the same row for the whole batch: learned positions
+
+
+def _heads_first(value: torch.Tensor) -> bool:
+    """Whether [batch, n, n, width], of as many heads as positions, has its heads first: a projection or a convolution
+    gives them one after the other, each as long as its width, whichever dimensions are moved later."""
+    step = value.shape[3] * value.stride(3)
+    return value.stride(1) == step != value.stride(2)

@@ -413,7 +413,7 @@ def _unfit(axis: Axis, value: torch.Tensor) -> str | None:
         return f"its dtype {value.dtype} is none that a trace can hold"
     if value.layout is not torch.strided or value.is_meta:
         return "it is no plain tensor in memory"
-    return None
+    return "its rows hold no numbers" if axis.rows and not value.numel() else None
 
 
 def _shapeless(axis: Axis, value: torch.Tensor) -> str:
