@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from tracekit.auditing.declared_eps import not_declared
 from tracekit.auditing.elsewhere import FactorElsewhere
 from tracekit.auditing.evidence import (
     ColumnTooLarge,
@@ -27,6 +28,7 @@ from tracekit.auditing.evidence import (
 )
 from tracekit.auditing.measured import meant, measured
 from tracekit.auditing.not_audited import Lacks, NotAudited
+from tracekit.auditing.operations.norms import Norm
 from tracekit.auditing.outliers import Peers
 from tracekit.auditing.own_error import FALSE_ALARMS, Own, own_error, site_windows, tests_of
 from tracekit.auditing.recipe import Recipe, order_of, recipes
@@ -214,7 +216,10 @@ def audit(
         tests=tests,
         peak=peak,
         lost=(*losses(trace), *masks_not_recorded(trace)),
-        notes=tuple(uncached(trace)) if any(run.reads_others(recipe) for recipe in known for run in runs) else (),
+        notes=(
+            *(uncached(trace) if any(run.reads_others(recipe) for recipe in known for run in runs) else ()),
+            *not_declared(checkpoint.config, [each.site for each in known if isinstance(each.operation, Norm)]),
+        ),
     )
 
 

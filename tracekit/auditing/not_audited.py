@@ -37,6 +37,7 @@ class Lacks(StrEnum):
     SHAPE = "shape"
     SETTING = "setting"  # name
     EPS = "eps"
+    DECLARED_EPS = "declared_eps"  # the program's, a declared one
     HEADS = "heads"
     KNOWN_ACTIVATION = "known_activation"
     KNOWN_ATTENTION = "known_attention"
@@ -72,5 +73,6 @@ _WITHOUT_RECIPE = frozenset(
         Lacks.TIED_HEAD,
         Lacks.MEASURED_CLASS,
         Lacks.FITTING_OPERATION,
+        Lacks.DECLARED_EPS,
     }
 )

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tracekit.auditing.block_formats import WITH_MINIMA, is_known
+from tracekit.auditing.declared_eps import eps_of_layer_norms, states_another
 from tracekit.auditing.families import family_of
 from tracekit.auditing.families.family import stated_embedding_factor, token_table
 from tracekit.auditing.not_audited import Lacks, NotAudited
@@ -220,13 +221,25 @@ class Book:
             if norm is not None:
                 return norm
         eps = float(site.attributes.get("eps") or 0.0)
-        return None if set(site.parameters) > {"weight", "bias"} else Unmeasured(_class_of(site), eps)
+        if set(site.parameters) > {"weight", "bias"}:
+            return None
+        return self._undeclared(eps) or Unmeasured(_class_of(site), eps)
 
     def _as_declared(self, operation: Operation | NotAudited) -> Operation | NotAudited:
         """A norm with the eps that the checkpoint declares: what a program's module holds is what it used."""
+        if not isinstance(operation, Norm):
+            return operation
         name = None if self.family is None else self.family.layer_norm_eps
         eps = None if name is None else self.declared.get(name)
-        return operation.with_eps(float(eps)) if isinstance(operation, Norm) and eps is not None else operation
+        eps = eps_of_layer_norms(self.declared) if eps is None else float(eps)
+        if eps is not None:
+            return operation.with_eps(eps)
+        return self._undeclared(operation.eps) or operation
+
+    def _undeclared(self, eps: float) -> NotAudited | None:
+        """Why a norm with this eps of the program's own is not known: the checkpoint declares others."""
+        other = states_another(self.declared, eps)
+        return None if other is None else NotAudited(Lacks.DECLARED_EPS, (f"{eps:g}", f"{other[0]} {other[1]:g}"))
 
     def _table(self, site: Site, stored: str, last: str) -> Recipe | NotAudited:
         if self.family is None:

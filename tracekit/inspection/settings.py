@@ -13,10 +13,12 @@ SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 """What two descriptions of one model agree on."""
 
 
+EPS_SETTINGS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+
 MODEL_SETTINGS = (
     "rope_theta",
     "rope_scaling",
-    "rms_norm_eps",
+    *EPS_SETTINGS,
     "hidden_act",
     "head_dim",
     "num_key_value_heads",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tracekit.inspection.settings import EPS_SETTINGS
 from tracekit.sampling.processors import GENERATE, plain_filter_setting
 from tracekit.trace import Json
 from tracekit_torch.memory import WORDS
@@ -24,8 +25,7 @@ HYPER_PARAMETERS = (
     "num_key_value_heads",
     "head_dim",
     "vocab_size",
-    "rms_norm_eps",
-    "layer_norm_eps",
+    *EPS_SETTINGS,
     "rope_theta",
     "rope_scaling",
     "partial_rotary_factor",

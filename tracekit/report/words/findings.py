@@ -8,6 +8,7 @@ from tracekit.align.pair import Side
 from tracekit.align.printed import PrintedOnly
 from tracekit.align.renamed import Origin
 from tracekit.align.rotary_order import RowsInPairs
+from tracekit.auditing.declared_eps import EpsNotDeclared
 from tracekit.auditing.elsewhere import FactorElsewhere
 from tracekit.auditing.routing import RoutedOtherwise
 from tracekit.checkpoints.stated import NoCheckpoint, SettingsOfTrace
@@ -225,6 +226,12 @@ def _drift(found: Drift) -> str:
 
 template(evidence.TieMoved, "sequence {sequence}, step {step}: rounding moved a token across a cut of the filter")
 template(evidence.RecorderNote, "{path}: {said}")
+
+
+@words(EpsNotDeclared)
+def _eps_not_declared(found: EpsNotDeclared) -> str:
+    more = f" and {found.more} more" if found.more else ""
+    return f"config.json declares no eps: {found.first}{more} judged with the eps that the program says it has"
 
 
 @words(evidence.NotFinite)

@@ -29,6 +29,7 @@ WORDS = {
     Lacks.SHAPE: "its shape is not that of the checkpoint's parameter",
     Lacks.SETTING: "the checkpoint does not declare {}",
     Lacks.EPS: "its eps is not stated",
+    Lacks.DECLARED_EPS: "the program has the eps {}, config.json declares {}, and which is right a reference says",
     Lacks.HEADS: "the checkpoint does not declare the heads of attention",
     Lacks.KNOWN_ACTIVATION: "config.json declares an activation that is not known",
     Lacks.KNOWN_ATTENTION: "the checkpoint declares a rotary embedding or a window that is not known",

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from tracekit.compare.findings import DrawDiffers, DrawField, Finding, Stage
 from tracekit.compare.settings import FILTER_SETTINGS, REPETITION_SETTINGS, STOP_SETTINGS
+from tracekit.inspection.settings import EPS_SETTINGS
 from tracekit.mistakes import stops
 from tracekit.mistakes.filters import AS_STATED
 from tracekit.mistakes.sites import gates, mask, norms, rotary, scores
@@ -21,7 +22,7 @@ EXPLAINED_BY = {
         *(rotary.SCALING_LEFT_OUT.id, rotary.DIVIDED.id, rotary.THETA.id),
         *(rotary.FACTOR_LEFT_OUT.id, rotary.FACTOR.id, rotary.OTHER_DIVISORS.id),
     ),
-    "model.rms_norm_eps": (norms.EPS.id,),
+    **dict.fromkeys((f"model.{name}" for name in EPS_SETTINGS), (norms.EPS.id,)),
     "model.hidden_act": (gates.ACTIVATION.id,),
     "model.num_key_value_heads": (scores.HEAD_MAP.id,),
     "model.sliding_window": (mask.WINDOW.id, mask.WINDOW_IGNORED.id),
