@@ -6,7 +6,8 @@ Two thirds are SmolLM2 (half of them in float32, a quarter each in bfloat16 and 
 several families. A run draws its prompt, its sampling and how the candidate computes the same: the native engine, eager
 attention, a prefill in chunks, a batch, two threads. An alarm is whatever the audit finds on either side, and whatever
 the diff calls other than parity, with an oracle or without; a token that moved across a margin no larger than
-the two sides' difference there is none. Exit code 1 if there is one; `--run N` repeats run N alone.
+the two sides' difference there is none, nor is a choice of precision of the engine's that changes no token. Exit code 1
+if there is one; `--run N` repeats run N alone.
 """
 
 from __future__ import annotations
@@ -96,6 +97,8 @@ class Outcome:
     run: Clean
     alarms: dict[str, str] = field(default_factory=dict)
     near_tie: bool = False
+    precise: bool = False
+    """The engine is off by a choice of precision alone, which is no alarm: candle's product of one row in float16."""
     sites: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     """Of processor time, by what was done: record, audit, diff."""
@@ -291,6 +294,9 @@ def note(out: Outcome, kind: str, verdict: Verdict) -> None:
     if verdict.cause == "near-tie" and (margin_proves(verdict.margins) or cut_proves(verdict)):
         out.near_tie = True
         return
+    if out.run.how == "engine" and verdict.cause == "precision" and verdict.verdict == "parity":
+        out.precise = True
+        return
     if verdict.verdict != "parity" or verdict.culprits:
         evidence = "; ".join(map(sentence, verdict.evidence))
         out.alarms[kind] = f"{verdict.verdict} {verdict.cause} at step {verdict.step}, {verdict.site}: {evidence}"
@@ -323,7 +329,8 @@ def report(outcomes: list[Outcome], seed: int) -> int:
     print(
         f"seed {seed}: {len(outcomes)} clean runs, {sum(outcome.sites for outcome in outcomes):,} sites audited, "
         f"{alarmed} with an alarm ({said or 'none'}), "
-        f"{sum(outcome.near_tie for outcome in outcomes)} with a near-tie; "
+        f"{sum(outcome.near_tie for outcome in outcomes)} with a near-tie, "
+        f"{sum(outcome.precise for outcome in outcomes)} with a choice of precision; "
         f"{sum(sum(outcome.seconds.values()) for outcome in outcomes):.0f} s of processor time"
     )
     return alarmed

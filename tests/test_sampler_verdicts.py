@@ -916,16 +916,16 @@ def test_a_reference_without_logits_is_not_said_to_depart(runs, tmp_path: Path) 
     assert not any("it is the reference" in line for line in evidence(told))
 
 
-@pytest.mark.parametrize("by", [0.0, 2e-3])
-def test_probabilities_without_logits_that_are_not_judged_are_said(runs, by: float) -> None:
+@pytest.mark.parametrize(("by", "decision"), [(0.0, "parity"), (2e-3, "withheld")])
+def test_probabilities_without_logits_are_judged_only_where_they_are_the_same(runs, by: float, decision: str) -> None:
     """How far logits are apart, nobody knows then: more than a probability's own rounding is said, with its steps."""
     reference = runs("reference", sparse=True)
     for sparse in (True, False):
         candidate = runs(f"candidate-{sparse}", used={"temperature": 0.8 + by}, sparse=sparse)
         assert np.array_equal(candidate.sequences[0].tokens, reference.sequences[0].tokens)
         verdict = tracekit.diff(reference, candidate)
-        assert verdict.verdict == "parity", evidence(verdict)
-        lost = [each for each in verdict.notes if isinstance(each, ProbabilitiesNotJudged)]
+        assert verdict.verdict == decision, evidence(verdict)
+        lost = [each for each in verdict.coverage.lost if isinstance(each, ProbabilitiesNotJudged)]
         assert [(each.path, each.step, each.nats > 1e-3) for each in lost] == [(reference.path, 0, True)] * bool(by)
 
 

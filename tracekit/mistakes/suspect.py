@@ -35,7 +35,7 @@ SAME_BITS_OF_SUMS = 0.75
 """The same where scores are sums that engines add up in any order: one that falls to the other side of a tie moves its
 row of a head. Another arithmetic gives less than 70 % of the bits of an attention core."""
 MOST_LEFT = 0.3
-"""Share of its error that a site may be left with by a choice of precision."""
+"""Share of the error of its wrong rows that a site may be left with by a choice of precision."""
 BLOCK_LIMIT = 8.0
 """Error over its bound up to which a head at one position counts as accounted for by a mistake of rounding: one value
 that fell to the other side of a tie moves it by some units, one that was not rounded at all by thousands."""
@@ -280,12 +280,20 @@ class Case:
 
     def _precise(self, values: Floats, found: Mapping[str, Value]) -> Fit:
         """A choice of precision holds where it gives the recorded bits, but for what lay next to a tie: more may be the
-        work of a wrong formula."""
+        work of a wrong formula. What it leaves is compared with what was wrong on the wrong rows: ties of all the
+        others, which are right with and without it, may be more than one wrong row of theirs."""
         same = float(np.mean(self.recorded == values))
         statistics, worst = self.judge(values)
         enough = SAME_BITS if self.recipe.operation.block == 1 else SAME_BITS_OF_SUMS
-        left = min(self.needed, MOST_LEFT * self.judge(self.right)[0].size)
-        return Fit(found, statistics.size, same >= enough and worst <= 1.0 and statistics.size <= left)
+        mended = self._size_where_wrong(values) <= MOST_LEFT * self._size_where_wrong(self.right.values)
+        holds = same >= enough and worst <= 1.0 and mended and statistics.size <= self.needed
+        return Fit(found, statistics.size, holds)
+
+    def _size_where_wrong(self, values: Floats) -> float:
+        """Root mean square of what values [rows, width] are off by on the wrong rows, over the rounding bound."""
+        rows = self.wrong if self.wrong.any() else slice(None)
+        squares = np.square(self.recorded[rows] - values[rows]) / self.right.variance[rows]
+        return float(np.sqrt(np.mean(np.minimum(np.nan_to_num(squares, nan=math.inf), LARGEST))))
 
     def _mostly(self, values: Floats) -> tuple[bool, float]:
         """Whether nearly all blocks of columns hold (a head each, in the attention core), and their median residual:

@@ -18,6 +18,7 @@ from tracekit.compare.findings import DRAWS
 from tracekit.compare.search import first_token_difference
 from tracekit.compare.survivors import log_ratio
 from tracekit.formats.opening import open_trace
+from tracekit.inspection.losses import ProbabilitiesNotJudged, ProcessorsNotJudged
 from tracekit.postmortem.failure import Facts, rule
 from tracekit.postmortem.margins import DIGITS, chance, margins
 from tracekit.postmortem.plan import SPARSE, Plan
@@ -143,6 +144,7 @@ def compare(seed: Seed, one: Trace, other: Trace, fail: str, *, in_full: bool) -
     facts = Facts(seed.seed, seed.reference, seed.candidate, step, verdict.decision is Decision.DIVERGENCE)
     failing = rule(fail)(facts)
     near = verdict.cause is not None and not is_fault(verdict.cause)
+    agreed = verdict.decision is Decision.PARITY or (not in_full and _agrees_so_far(verdict))
     crashed = seed.reference.exit_code != seed.candidate.exit_code or bool(seed.candidate.exit_code)
     state = State.PASS
     if crashed:
@@ -153,14 +155,14 @@ def compare(seed: Seed, one: Trace, other: Trace, fail: str, *, in_full: bool) -
         state = State.FAIL
     elif verdict.decision is Decision.DIVERGENCE:
         state = State.LATENT
-    elif verdict.decision is Decision.WITHHELD:
+    elif not agreed:
         state = State.TROUBLE
     return replace(
         seed,
         state=state,
         sequence=sequence,
         step=step,
-        verdict=None if verdict.decision is Decision.PARITY else record_of(verdict),
+        verdict=None if agreed else record_of(verdict),
         also=tuple(_ends_unstated(other, verdict)),
         margins=tuple(margin for each in one.sequences for margin in margins(each)),
         chance=sum(chance(each) for each in one.sequences),
@@ -169,6 +171,14 @@ def compare(seed: Seed, one: Trace, other: Trace, fail: str, *, in_full: bool) -
         text=_text(verdict, one, other, seed),
         headline=headline(verdict),
     )
+
+
+def _agrees_so_far(verdict: Verdict) -> bool:
+    """Whether PARITY is withheld for nothing but what a sparse recording leaves out by design, logits and what
+    processors left: how far the probabilities of a seed are apart is compared with that of the other seeds instead."""
+    lost = () if verdict.coverage is None else verdict.coverage.lost
+    sparse = all(isinstance(each, (ProbabilitiesNotJudged, ProcessorsNotJudged)) for each in lost)
+    return verdict.decision is Decision.WITHHELD and bool(lost) and sparse
 
 
 def _text(verdict: Verdict, one: Trace, other: Trace, seed: Seed) -> str:

@@ -104,6 +104,8 @@ def audited_coverage(found: Audit, trace: Trace) -> Coverage:
 
 def _not_judged(found: Search) -> Iterator[Loss]:
     """What was recorded of the sampling and could not be compared."""
+    if found.probabilities is not None:
+        yield found.probabilities
     if found.processors is not None and found.processors.greedy:
         yield found.processors
 

@@ -275,8 +275,6 @@ def _notes(case: Case, ruling: Ruling | None) -> Iterator[object]:
         yield from shortfalls(trace)
     if case.examination is not None:
         yield from (note for trace in traces for note in uncached(trace))
-    if case.found.probabilities is not None:
-        yield case.found.probabilities
     if case.found.processors is not None and not case.found.processors.greedy:
         yield case.found.processors
     yield from _afterwards(*traces)

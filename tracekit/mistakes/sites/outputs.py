@@ -14,7 +14,7 @@ from tracekit.mistakes.engine_steps import steps_of
 from tracekit.mistakes.explanation import Value
 from tracekit.mistakes.fitting import best_on_grid, logarithmic
 from tracekit.mistakes.registry import Complexity, SiteMistake
-from tracekit.mistakes.suspect import Case, Hypothesis, Made, narrowed, narrower, plainly
+from tracekit.mistakes.suspect import Case, Hypothesis, Made, moves_nothing, narrowed, narrower, plainly
 from tracekit.trace import LOGITS
 
 CONSTANT_ROWS = 4
@@ -47,11 +47,12 @@ def _times(case: Case, base: Callable[[], Floats]) -> Hypothesis:
     return Hypothesis(lambda: _fitted_gain(case, base()), at=lambda gain: base() * gain)
 
 
-def _fitted_gain(case: Case, base: Floats) -> Made:
+def _fitted_gain(case: Case, base: Floats) -> Made | None:
+    """None where the arithmetic alone accounts for it: that is no gain."""
     weights = case.region[:, None] / case.right.variance
     power = float(np.sum(weights * np.square(base)))
     gain = float(np.sum(weights * base * case.recorded)) / max(power, 1e-290)
-    return base * gain, {"gain": gain}
+    return None if moves_nothing(base * gain, base, case.dtype) else (base * gain, {"gain": gain})
 
 
 def _soft_cap(case: Case) -> Iterator[Hypothesis]:
