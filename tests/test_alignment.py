@@ -17,7 +17,7 @@ from tracekit_cli.main import group
 
 import tracekit
 from tests.spoken import evidence
-from tracekit.align.proposals import propose
+from tracekit.align.proposals import FoundBy, propose
 from tracekit.align.sites import align_sites
 from tracekit.formats.log import LogWriter
 from tracekit.formats.name_map import Alias, NameMap, read_names
@@ -149,7 +149,7 @@ def test_names_are_proposed_by_values(tmp_path: Path) -> None:
         "layers.{N}.ffn.w3": ("layers.{N}.mlp.up_proj",),
         "layers.{N}.ffn.w1": ("layers.{N}.mlp.gate_proj",),
     }
-    assert {line.why for line in found.lines} == {"equal values"}
+    assert {line.by for line in found.lines} == {FoundBy.VALUES}
     assert (found.matched, found.left_reference, found.left_candidate) == (2, (), ())
     verdict = tracekit.diff(reference, candidate, names=found.names)
     assert verdict.verdict == "parity" and not verdict.unmatched.reference
@@ -167,7 +167,7 @@ def test_names_are_proposed_by_likeness_where_values_cannot_tell(tmp_path: Path)
         "layers.{N}.mlp.up": "layers.{N}.mlp.up_proj",
         "layers.{N}.mlp.gate": "layers.{N}.mlp.gate_proj",
     }
-    assert all("check it" in line.why for line in found.lines)
+    assert FoundBy.VALUES not in {line.by for line in found.lines}
 
 
 def test_a_name_that_the_other_side_has_with_more_before_it_stays(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import tracekit
 from tracekit.align.proposals import Proposals, propose
 from tracekit.exit_codes import ExitCode
 from tracekit.formats.whole_file import write_whole
+from tracekit.report.names_text import names_json, names_toml
 
 
 @click.command("names")
@@ -27,11 +28,11 @@ def command(reference: str, candidate: str, out: Path | None, as_json: bool) -> 
     with tracekit.open(reference) as one, tracekit.open(candidate) as other:
         found = propose(one, other)
     if out is not None:
-        write_whole(out, found.to_toml().encode())
+        write_whole(out, names_toml(found).encode())
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        click.echo(json.dumps(names_json(found), indent=2))
     elif out is None:
-        click.echo(found.to_toml(), nl=False)
+        click.echo(names_toml(found), nl=False)
     click.echo(_summary(found, out), err=True)
     for side, left in (("reference", found.left_reference), ("candidate", found.left_candidate)):
         if left:

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from tracekit.align.pair import Pair
 from tracekit.align.sites import SequencePair
 from tracekit.dtypes import to_float
 from tracekit.formats.name_map import Alias, NameMap
-from tracekit.trace import INPUT_SUFFIX, Json, Sequence, Trace
+from tracekit.trace import INPUT_SUFFIX, Sequence, Trace
 
 ROWS = 8
 """Positions whose values are compared: enough to tell thousands of sites apart."""
@@ -25,12 +26,20 @@ ALIKE = 0.5
 """Share of two names that must be alike where their values cannot tell."""
 
 
+class FoundBy(StrEnum):
+    """What pairs two names: values prove it, the others are guesses."""
+
+    VALUES = "values"
+    NAME = "name"
+    ORDER = "order"
+
+
 @dataclass(frozen=True)
 class Proposal:
-    """A line of the map, and why."""
+    """A line of the map, and what it was found by."""
 
     alias: Alias
-    why: str
+    by: FoundBy
 
 
 @dataclass(frozen=True)
@@ -45,17 +54,6 @@ class Proposals:
     @property
     def names(self) -> NameMap:
         return NameMap(tuple(line.alias for line in self.lines))
-
-    def to_toml(self) -> str:
-        return self.names.to_toml(line.why for line in self.lines)
-
-    def to_json(self) -> Json:
-        """Everything, ready for `json.dumps`."""
-        return {
-            "names": [{"name": line.alias.name, "parts": line.alias.parts, "why": line.why} for line in self.lines],
-            "matched": self.matched,
-            "unmatched": {"reference": self.left_reference, "candidate": self.left_candidate},
-        }
 
 
 @dataclass
@@ -128,11 +126,11 @@ class _Search:
                 lines += self._by_width(kind, mine)
         return lines
 
-    def _take(self, kind: _Kind, parts: list[_Kind], mine: bool, why: str) -> Iterator[Proposal]:
+    def _take(self, kind: _Kind, parts: list[_Kind], mine: bool, by: FoundBy) -> Iterator[Proposal]:
         for side, kinds in ((self.ours if mine else self.theirs, [kind]), (self.theirs if mine else self.ours, parts)):
             for one in kinds:
                 side.remove(one)
-        yield Proposal(Alias(kind.pattern, tuple(part.pattern for part in parts)), why)
+        yield Proposal(Alias(kind.pattern, tuple(part.pattern for part in parts)), by)
 
     def _by_values(self, kind: _Kind, mine: bool) -> Iterator[Proposal]:
         """Sites of the other side that hold, side by side, what this one holds."""
@@ -152,7 +150,7 @@ class _Search:
             at += part.width
         if mine and len(parts) == 1:
             return  # of two single sites it was looked at already
-        yield from self._take(kind, parts, mine, "equal values")
+        yield from self._take(kind, parts, mine, FoundBy.VALUES)
 
     def _same(self, values: NDArray[np.float64], at: int, other: _Kind, numbers: tuple[str, ...], mine: bool) -> bool:
         rows = self._read(other, numbers, mine)
@@ -181,7 +179,7 @@ class _Search:
         if best is None or alike(kind, best) < ALIKE:
             return
         if max(self.theirs, key=lambda other: alike(other, best)) is kind:
-            yield from self._take(kind, [best], False, "by name and width: check it")
+            yield from self._take(kind, [best], False, FoundBy.NAME)
 
     def _by_width(self, kind: _Kind, mine: bool) -> Iterator[Proposal]:
         """Neighbours of the other side, in the order of the run, whose widths add up to that of a fused site."""
@@ -193,7 +191,7 @@ class _Search:
                 numbered = {len(next(iter(each.sites))) for each in (kind, *parts)}
                 alike = len(parts) == count and len(parents) == len(numbered) == 1
                 if alike and sum(part.width for part in parts) == kind.width:
-                    yield from self._take(kind, parts, mine, "by width and order: check it")
+                    yield from self._take(kind, parts, mine, FoundBy.ORDER)
                     return
 
 
