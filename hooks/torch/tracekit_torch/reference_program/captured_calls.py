@@ -7,21 +7,19 @@ wrong axis, a softmax over the queries. And lines that read a cache run in decod
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.inspection.positions import prompt_length
-from tracekit.trace import LOGITS, Sequence, Trace, TraceError
+from tracekit.trace import LOGITS, Sequence, SiteData, Trace
+from tracekit_torch.reference_program.capturing import Capturing, captured
 from tracekit_torch.reference_program.decoding import Decoding, called_parts
-from tracekit_torch.reference_program.loading import on_its_tokens
-from tracekit_torch.reference_program.replay import Replayed, rows_of
-from tracekit_torch.reference_program.segment import Capture, Segment
+from tracekit_torch.reference_program.replay import Replayed
+from tracekit_torch.reference_program.segment import Arrange, Segment
 
 MOST_CALLS = 16
 """Calls of decoding up to which they are captured: an edit is made in all of them, and each costs as much."""
@@ -32,12 +30,8 @@ FLOAT32 = UNIT_ROUNDOFF["float32"]
 """Of a site's largest value: what its decoding may differ from its prefill by, where a program asks for float32."""
 
 
-class CapturingCalls(Decoding):
-    """A model that decodes and knows, after it did, what feeds a site."""
-
-    @cached_property
-    def _capture(self) -> Capture:
-        return Capture()
+class CapturingCalls(Capturing, Decoding):
+    """A model that decodes and knows, after it did, what feeds a site in every call."""
 
     @property
     def possible(self) -> bool:
@@ -46,36 +40,25 @@ class CapturingCalls(Decoding):
         return super().possible and calls <= MOST_CALLS and read <= MOST_READ
 
     def sites_with_segments(self, names: list[str]) -> dict[str, tuple[Replayed, Segment]]:
-        """Decode the sequence: these sites, as far as they are met, with what feeds each."""
+        """Decode the sequence: these sites, as far as they are met, with what feeds each; none where it does not."""
+        if not self.possible:
+            return {}
         with self._capture:
             sites = self.decode(set(names), None, self._sequence.positions)
-        found = {name: self._capture.segment(name) for name in sites}
-        return {name: (sites[name], segment) for name, segment in found.items() if segment is not None}
+        return self._with_segments(sites)
 
     def _called(self, first: int, stop: int, cache: Any) -> Any:
         self._capture.begun()
         return super()._called(first, stop, cache)
 
-    def _at(self, name: str, value: torch.Tensor | None) -> None:
-        stored = self._stored(name)
-        if value is None or name in self._seen or stored is None:
-            return
-        before, data = self._capture.of(value), self._sequence.sites[stored]
-        super()._at(name, value)
-        if name in self._seen:
-            parts = partial(called_parts, data, self._windows(data), self._first, self._stop)
-            self._capture.met(name, before, lambda tensor: parts(tensor) or [])
-            self._capture.put(value, before)
+    def _arrange(self, data: SiteData) -> Arrange:
+        parts = partial(called_parts, data, self._windows(data), self._first, self._stop)
+        return lambda tensor: parts(tensor) or []
 
-    def _logits(self, output: Any) -> None:
-        super()._logits(output)
-        rows = self._rows_of_steps()
-        if self._only is not None and LOGITS in self._only and rows:
-            self._capture.met(LOGITS, self._capture.of(output.logits), lambda tensor: rows_of(tensor[0], rows))
-
-    def _rows_of_steps(self) -> list[int]:
-        """Rows of this call's logits that are steps'."""
-        places = [self._sequence.step(step).position for step in range(self._sequence.step_count)]
+    def _rows_of_logits(self) -> list[int]:
+        """Those of this call that are steps'."""
+        steps = self._sequence.step_count if self._only is not None and LOGITS in self._only else 0
+        places = [self._sequence.step(step).position for step in range(steps)]
         return [place - self._first for place in places if self._first <= place < self._stop]
 
 
@@ -103,7 +86,5 @@ class CallSegments:
 
     @cached_property
     def _captured(self) -> dict[str, tuple[Replayed, Segment]]:
-        with suppress(TraceError), on_its_tokens(self._trace, self._sequence):
-            calls = CapturingCalls(self._model, self._trace, self._sequence, self._factors)
-            return calls.sites_with_segments(self._names) if calls.possible else {}
-        return {}
+        begun = partial(CapturingCalls, self._model, self._trace, self._sequence, self._factors)
+        return captured(self._trace, self._sequence, self._names, begun)

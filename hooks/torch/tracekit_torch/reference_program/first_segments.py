@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from types import MappingProxyType
 from typing import cast
 
@@ -11,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from tracekit.trace import LOGITS, Sequence, Trace, TraceError
-from tracekit_torch.reference_program.capturing import Capturing
+from tracekit.trace import LOGITS, Sequence, Trace
+from tracekit_torch.reference_program.capturing import Capturing, captured
 from tracekit_torch.reference_program.first_positions import FirstPositions
-from tracekit_torch.reference_program.loading import forward_of, on_its_tokens
+from tracekit_torch.reference_program.loading import forward_of
 from tracekit_torch.reference_program.replay import Replayed
 from tracekit_torch.reference_program.routing import Forced
 from tracekit_torch.reference_program.segment import Segment
@@ -60,8 +59,9 @@ class FirstSegments:
 
     def _capture(self, count: int) -> dict[str, tuple[Replayed, Segment]]:
         sequence = cast(Sequence, FirstPositions(self._sequence, count))
-        with suppress(TraceError), on_its_tokens(self._trace, sequence):
+
+        def begun() -> Capturing:
             forward = forward_of(self._model, self._trace, sequence)
-            replay = Capturing(self._model, sequence, forward, self._factors, self._forced)
-            return replay.sites_with_segments(self._names)
-        return {}
+            return Capturing(self._model, sequence, forward, self._factors, self._forced)
+
+        return captured(self._trace, sequence, self._names, begun)
