@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import Forks
+from tests.forked import READING, Forks
 from tests.test_engine import tiny
 
 
@@ -24,6 +24,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def forks() -> Iterator[Forks]:
     """Runs programs in forks of a process that has imported torch and transformers."""
     one = Forks()
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="session")
+def reading() -> Iterator[Forks]:
+    """Runs commands that read traces, in forks of a process that has not imported torch."""
+    one = Forks(READING)
     yield one
     one.close()
 

@@ -31,7 +31,7 @@ PROGRAMS = (
     "tracekit_cli.record",
 )
 """What recorded programs import."""
-READING = ("tracekit_cli.diff", "tracekit_cli.show")
+READING = ("tracekit_cli.diff", "tracekit_cli.show", "tracekit_cli.import_log")
 """What commands import that read traces; torch is not among it."""
 SECONDS = 120
 """After which a program hangs."""

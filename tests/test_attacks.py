@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.attacks import make_hostile
-from tests.forked import READING, Done, Forks
+from tests.forked import Done, Forks
 from tests.small_run import write_run
 
 TRACEKIT = str(Path(sys.executable).parent / "tracekit")
@@ -26,13 +25,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("hostile")
     make_hostile.make(made)
     return made
-
-
-@pytest.fixture(scope="module")
-def reading() -> Iterator[Forks]:
-    one = Forks(READING)
-    yield one
-    one.close()
 
 
 def read_fully(reading: Forks, path: Path, reference: Path, cwd: Path) -> list[Done]:

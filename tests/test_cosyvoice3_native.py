@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import tracekit
 from benchmarks.cosyvoice_faults import CASES, Case
 from tests import speech_model
+from tests.forked import Forks
 from tests.spoken import spoken
 
 ROOT = Path(__file__).parent.parent
@@ -22,29 +22,27 @@ TEXT = "The last train leaves at nine, so please have your ticket ready before y
 Speak = Callable[..., tracekit.Trace]
 
 
-def record(out: Path, *words: str) -> tracekit.Trace:
-    command = [sys.executable, "-m", "tracekit_cli.main", "record", "-o", str(out), *words]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def record(forks: Forks, out: Path, *words: str) -> tracekit.Trace:
+    done = forks.tracekit("record", "-o", str(out), *words, cwd=out.parent)
+    assert done.code == 0, done.err
     return tracekit.open(out)
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> tracekit.Trace:
+def reference(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> tracekit.Trace:
     """The PyTorch program."""
     program = str(speech_model.EXAMPLES / "cosyvoice3_example.py")
     words = ("--model", str(speech_model.folder()), "--text", TEXT, "--seed", "0")
-    return record(tmp_path_factory.mktemp("python") / "py.h5", program, *words)
+    return record(forks, tmp_path_factory.mktemp("python") / "py.h5", program, *words)
 
 
 @pytest.fixture
-def speak(tmp_path: Path) -> Speak:
+def speak(forks: Forks, tmp_path: Path) -> Speak:
     """The engine, with more words for it and for `record`."""
 
     def run(*more: str, before: tuple[str, ...] = (), text: str = TEXT) -> tracekit.Trace:
         words = ("--model", str(speech_model.folder()), "--text", text, "--seed", "0")
-        return record(tmp_path / "native.h5", *before, "--", ENGINE, "cosyvoice3", *words, *more)
+        return record(forks, tmp_path / "native.h5", *before, "--", ENGINE, "cosyvoice3", *words, *more)
 
     return run
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import tracekit
+from tests.forked import Forks
 from tests.small_run import PROMPT, write_run
 from tests.spoken import evidence, notes
 from tracekit.dtypes import UNIT_ROUNDOFF, round_to, to_float
@@ -308,8 +310,16 @@ def test_names_are_aligned_by_prefix_and_wiring(tmp_path: Path) -> None:
     assert any(isinstance(each, InputAgrees) and each.site == "model.block" for each in verdict.evidence)
 
 
-def run(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([TRACEKIT, *map(str, words)], check=False, capture_output=True, text=True)
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(reading: Forks, tmp_path: Path) -> Run:
+    def tracekit(*words: object) -> subprocess.CompletedProcess[str]:
+        done = reading.tracekit(*map(str, words), cwd=tmp_path)
+        return subprocess.CompletedProcess(words, done.code, done.out, done.err)
+
+    return tracekit
 
 
 def _residual_run(path: Path, noise: int, mixed: str, factor: float = 1.0) -> tracekit.Trace:
@@ -351,12 +361,13 @@ def test_a_sum_in_float32_of_what_was_rounded_to_16_bits(
     assert (found.verdict, found.site) == (verdict, None if verdict == "parity" else "layer"), found.text
 
 
-def test_command_line(tmp_path: Path) -> None:
+def test_command_line(run: Run, tmp_path: Path) -> None:
     reference = write_run(tmp_path / "reference.tklog")
     same, faulty = write_run(tmp_path / "same.tklog", noise=1), tmp_path / "faulty.h5"
     log = write_run(tmp_path / "faulty.tklog", change=gain("down", 1.01))
     write_archive(tracekit.open(log), faulty)
-    parity = run("diff", reference, same)
+    words = [TRACEKIT, "diff", str(reference), str(same)]
+    parity = subprocess.run(words, check=False, capture_output=True, text=True)
     assert (parity.returncode, parity.stderr) == (0, "")
     assert "PARITY" in parity.stdout
     assert "not exercised:" in parity.stdout
@@ -372,7 +383,7 @@ def test_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("second", ["missing.tklog", "empty.h5", "text.h5", "folder"])
-def test_trouble_is_one_line_and_exit_2(tmp_path: Path, second: str) -> None:
+def test_trouble_is_one_line_and_exit_2(run: Run, tmp_path: Path, second: str) -> None:
     reference = write_run(tmp_path / "reference.tklog")
     (tmp_path / "empty.h5").touch()
     (tmp_path / "text.h5").write_text("not a trace")
@@ -383,7 +394,7 @@ def test_trouble_is_one_line_and_exit_2(tmp_path: Path, second: str) -> None:
     assert second in done.stderr
 
 
-def test_import_recovers_and_show_reads(tmp_path: Path) -> None:
+def test_import_recovers_and_show_reads(run: Run, tmp_path: Path) -> None:
     log = write_run(tmp_path / "run.tklog", steps=3, close=False)
     kept = shutil.copy(log, tmp_path / "copy.tklog")
     done = run("import", log)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import textwrap
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 import tracekit
+from tests.forked import Forks
 from tests.test_engine import QWEN2, Engine, FolderOf, engine, folder_of, native  # noqa: F401
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter
@@ -23,17 +23,17 @@ TRACEKIT = [sys.executable, "-m", "tracekit_cli.main"]
 STOPPED = "tracekit: recording stopped, the program goes on: "
 
 
-def run(*words: str, cwd: Path, most: int | None = None) -> subprocess.CompletedProcess[str]:
-    """A command of tracekit's; no file may grow beyond `most` bytes."""
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
-    def limit() -> None:
-        if most is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRACEKIT_")}
-    return subprocess.run(
-        [*TRACEKIT, *words], cwd=cwd, capture_output=True, text=True, check=False, env=environment, preexec_fn=limit
-    )
+@pytest.fixture
+def run(forks: Forks) -> Run:
+    def tracekit(*words: str, cwd: Path, most: int | None = None) -> subprocess.CompletedProcess[str]:
+        """A command of tracekit's; no file may grow beyond `most` bytes."""
+        done = forks.tracekit(*words, cwd=cwd, **({} if most is None else {"FSIZE": most}))
+        return subprocess.CompletedProcess(words, done.code, done.out, done.err)
+
+    return tracekit
 
 
 # ---------------------------------------------------------------- native programs under `tracekit record`
@@ -58,7 +58,7 @@ def test_a_log_that_cannot_be_written_harms_no_run(engine: Engine, folder_of: Fo
     assert engine.tokens(folder, TRACEKIT_LOG="/dev/full", TRACEKIT_LEVEL="nonsense") == plain
 
 
-def test_record_says_what_a_native_trace_lacks(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:  # noqa: F811
+def test_record_says_what_a_native_trace_lacks(run: Run, engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:  # noqa: F811
     words = program(engine, folder_of(QWEN2))
     whole = run("record", "-o", "whole.tklog", "--", "sh", "-c", words, cwd=tmp_path)
     assert whole.returncode == 0 and "incomplete" not in whole.stderr
@@ -74,7 +74,7 @@ def test_record_says_what_a_native_trace_lacks(engine: Engine, folder_of: Folder
     assert 0 < trace.sequences[0].step_count < 20
 
 
-def test_the_first_process_of_a_run_has_the_log(engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:  # noqa: F811
+def test_the_first_process_of_a_run_has_the_log(run: Run, engine: Engine, folder_of: FolderOf, tmp_path: Path) -> None:  # noqa: F811
     first, second = (program(engine, folder_of(QWEN2), "--seed", seed) for seed in "12")
     alone = run("record", "-o", "alone.h5", "--", "sh", "-c", first, cwd=tmp_path)
     both = run("record", "-o", "both.h5", "--", "sh", "-c", f"{first}; {second}", cwd=tmp_path)
@@ -86,7 +86,7 @@ def test_the_first_process_of_a_run_has_the_log(engine: Engine, folder_of: Folde
     assert [sequence.tokens.tolist() for sequence in trace.sequences] == [[int(id) for id in alone.stdout.split()]]
 
 
-def test_a_log_that_is_gone_or_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_log_that_is_gone_or_cannot_be_made_is_said(run: Run, tmp_path: Path) -> None:
     removed = run("record", "-o", "run.h5", "--", "sh", "-c", 'rm "$TRACEKIT_LOG"; exit 3', cwd=tmp_path)
     assert removed.returncode == 3 and "its log was removed while it ran" in removed.stderr
     nothing = run("record", "-o", "run.h5", "--", "true", cwd=tmp_path)
@@ -124,7 +124,7 @@ def interleaved(path: Path, *, trouble: str | None = None, close: bool = True) -
     return path
 
 
-def test_sequences_that_interleave_are_read_apart(tmp_path: Path) -> None:
+def test_sequences_that_interleave_are_read_apart(run: Run, tmp_path: Path) -> None:
     log = interleaved(tmp_path / "run.tklog")
     imported = run("import", "--keep-log", str(log), "-o", "run.h5", cwd=tmp_path)
     assert imported.returncode == 0, imported.stderr
@@ -145,7 +145,7 @@ def test_a_log_with_a_trouble_is_recovered_and_says_it(tmp_path: Path) -> None:
     assert cut.status_detail == "recovered 4 complete steps of sequence 1; the disk is full"
 
 
-def test_a_frame_that_does_not_fit_is_taken_back(tmp_path: Path) -> None:
+def test_a_frame_that_does_not_fit_is_taken_back(run: Run, tmp_path: Path) -> None:
     script = f"""
         import resource, numpy as np
         from tracekit.formats.log import LogWriter
@@ -188,7 +188,7 @@ def script(tmp_path: Path) -> Callable[[str], str]:
     return write
 
 
-def test_a_disk_that_fills_up_in_a_python_run(tmp_path: Path, script: Callable[[str], str]) -> None:
+def test_a_disk_that_fills_up_in_a_python_run(run: Run, tmp_path: Path, script: Callable[[str], str]) -> None:
     path = script("for _ in range(40):\n    print(layer(torch.rand(2, 4)).sum().item())\nsys.exit(5)\n")
     plain = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True, check=False)
     recorded = run("record", "-o", "run.tklog", path, cwd=tmp_path, most=50_000)
@@ -200,7 +200,9 @@ def test_a_disk_that_fills_up_in_a_python_run(tmp_path: Path, script: Callable[[
     assert 0 < len(trace.sequences) < 40
 
 
-def test_an_archive_that_cannot_be_written_leaves_the_log(tmp_path: Path, script: Callable[[str], str]) -> None:
+def test_an_archive_that_cannot_be_written_leaves_the_log(
+    run: Run, tmp_path: Path, script: Callable[[str], str]
+) -> None:
     path = script(
         """
         import tracekit_torch, pathlib
@@ -238,13 +240,17 @@ def test_workers_are_not_recorded_and_write_nothing(tmp_path: Path, script: Call
             layer(torch.ones(3, 4))
         """
     )
-    recorded = run("record", "-o", "run.h5", path, cwd=tmp_path)
+    # A worker that is spawned begins as the process of its parent was begun.
+    words = [*TRACEKIT, "record", "-o", "run.h5", path]
+    recorded = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (recorded.returncode, recorded.stdout) == (0, "6\n"), recorded.stderr
     trace = tracekit.open(tmp_path / "run.h5")
     assert trace.status == "complete" and [sequence.positions for sequence in trace.sequences] == [2, 3]
 
 
-def test_what_goes_wrong_around_a_draw_is_not_the_programs(tmp_path: Path, script: Callable[[str], str]) -> None:
+def test_what_goes_wrong_around_a_draw_is_not_the_programs(
+    run: Run, tmp_path: Path, script: Callable[[str], str]
+) -> None:
     path = script(
         """
         import tracekit_torch
@@ -275,7 +281,7 @@ ODD_NAMES = ("a\nb", "-o", "#1%20", "näme ✓", "x" * 200, "a'b\"c", "%s{0}$HOM
 
 
 @pytest.mark.parametrize("name", ODD_NAMES, ids=range(len(ODD_NAMES)))
-def test_a_path_may_have_any_characters(tmp_path: Path, name: str) -> None:
+def test_a_path_may_have_any_characters(run: Run, tmp_path: Path, name: str) -> None:
     log = interleaved(tmp_path / f"{name}.tklog")
     imported = run("import", "--keep-log", str(log), "-o", str(tmp_path / f"{name}.h5"), cwd=tmp_path)
     assert imported.returncode == 0 and imported.stderr == "", imported.stderr
@@ -286,7 +292,7 @@ def test_a_path_may_have_any_characters(tmp_path: Path, name: str) -> None:
         assert shown.returncode == 0, shown.stderr
 
 
-def test_a_path_may_be_no_text(tmp_path: Path) -> None:
+def test_a_path_may_be_no_text(run: Run, tmp_path: Path) -> None:
     log = interleaved(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.tklog")))
     imported = run("import", os.fspath(log), cwd=tmp_path)
     assert imported.returncode == 0 and imported.stderr == "", imported.stderr
@@ -296,14 +302,14 @@ def test_a_path_may_be_no_text(tmp_path: Path) -> None:
     assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "No such file" in missing.stderr
 
 
-def test_a_name_that_is_too_long_is_said(tmp_path: Path) -> None:
+def test_a_name_that_is_too_long_is_said(run: Run, tmp_path: Path) -> None:
     log = interleaved(tmp_path / "run.tklog")
     done = run("import", str(log), "-o", "x" * 300 + ".h5", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "name too long" in done.stderr
     assert log.exists()
 
 
-def test_an_import_onto_a_full_disk_leaves_the_log(tmp_path: Path) -> None:
+def test_an_import_onto_a_full_disk_leaves_the_log(run: Run, tmp_path: Path) -> None:
     log = interleaved(tmp_path / "run.tklog")
     before = log.read_bytes()
     for most in (1000, 3000):
