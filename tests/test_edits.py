@@ -356,8 +356,8 @@ def test_the_first_positions_refute_what_is_not_tried_at_all(
     tried: dict[int, set[tuple[str, int]]] = {}
     run = Segment.run
 
-    def counted(self: Segment, changed: Any) -> Any:
-        values = run(self, changed)
+    def counted(self: Segment, changed: Any, refuted: Any = None) -> Any:
+        values = run(self, changed, refuted)
         if values is not None:
             tried.setdefault(len(values), set()).update((self.nodes[place].name, place) for place in changed)
         return values
