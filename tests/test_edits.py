@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -79,6 +81,51 @@ def _mask_forgotten(model: Any) -> None:
         )
 
 
+def _norm_forgotten(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.self_attn.k_layernorm = torch.nn.Identity()
+
+
+def _cache_forgotten(model: Any) -> None:
+    """Attention is not given the cache: a later token sees itself alone."""
+    for layer in model.model.layers:
+        forward = layer.self_attn.forward
+        layer.self_attn.forward = lambda *args, forward=forward, **kwargs: forward(*args, **(kwargs | {"cache": None}))
+
+
+def _window_forgotten(model: Any) -> None:
+    """The mask is that of a model without a window."""
+    module, forward = import_module(type(model).__module__), model.model.forward
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "create_sliding_window_causal_mask", module.create_causal_mask)
+            return forward(*args, **kwargs)
+
+    model.model.forward = wrong
+
+
+def _experts_forgotten(model: Any) -> None:
+    """What the experts are given stands for what they give."""
+    block = model.model.layers[1].mlp
+
+    def forward(values: Any) -> Any:
+        block.gate(values.reshape(-1, values.shape[-1]))
+        return values + block.shared_experts(values)
+
+    block.forward = forward
+
+
+def _bound_of_the_other_sign(model: Any) -> None:
+    def gated(both: Any, limit: float, alpha: float) -> Any:
+        gate, up = both[..., ::2].clamp(max=limit), both[..., 1::2].clamp(min=limit, max=limit)
+        return (up + 1.0) * gate * torch.sigmoid(gate * alpha)
+
+    for layer in model.model.layers:
+        experts = layer.mlp.experts
+        experts._apply_gate = partial(gated, limit=experts.limit, alpha=experts.alpha)
+
+
 def _audited(folder: Path, out: Path, plant: Callable[[Any], None], attention: str = "eager") -> tracekit.Audit:
     model = tiny_families.load(folder, attention)
     plant(model)
@@ -122,6 +169,24 @@ FAULTS: dict[str, tuple[str, Callable[[Any], None], str, EditKind, float | None]
     "sizes of a view exchanged": (
         "bloom", _sizes_exchanged, "x.view(batch_size, self.num_heads", EditKind.RESHAPED, None,
     ),
+    "a layer norm left out": (
+        "persimmon", _norm_forgotten, "self.k_layernorm(key_states)", EditKind.LEFT_OUT, None,
+    ),
+    "a cache that is not there": (
+        "cohere", _cache_forgotten, "if cache is not None:", EditKind.BRANCH, None,
+    ),
+    "a cache that is not handed over": (
+        "cohere", _cache_forgotten, "= self.self_attn(", EditKind.OTHER_VALUE, None,
+    ),
+    "the function of another mask": (
+        "phi3", _window_forgotten, "if self.config.sliding_window is None else", EditKind.BRANCH, None,
+    ),
+    "experts that are not run": (
+        "erniemoe", _experts_forgotten, "self.experts(hidden_states, top_k_index", EditKind.LEFT_OUT, None,
+    ),
+    "a bound of the other sign": (
+        "gptoss", _bound_of_the_other_sign, "up.clamp(min=-self.limit", EditKind.CONSTANT, 7.0,
+    ),
     "scale of attention": (
         "mixtral", lambda model: _set(model, scaling=0.3), "* scaling", EditKind.CONSTANT, 0.3,
     ),
@@ -142,6 +207,21 @@ def test_the_line_is_named(checkpoints: Any, tmp_path: Path, fault: str) -> None
         assert lines[0].file.startswith("transformers/models/")
     # A line that is told apart, or named with those that are not.
     assert "as if" in found.text
+
+
+def test_a_reference_is_as_it_was_after_its_conditions_were_inverted(checkpoints: Any, tmp_path: Path) -> None:
+    model = tiny_families.load(checkpoints("cohere"))
+    _cache_forgotten(model)
+    reference = load_reference(str(checkpoints("cohere")), "float32")
+    forward, ids = type(reference.model).forward, torch.tensor(tiny_families.PROMPT)
+    code, before = inspect.unwrap(forward).__code__, [dict(vars(module)) for module in reference.modules()]
+    logits = reference(ids).logits
+    with tiny_families.run(model, tmp_path / "run.h5") as trace:
+        found = tracekit.audit(trace, checkpoints("cohere"), by=tracekit_torch.by_reference(reference))
+    assert any(line.kind is EditKind.BRANCH for line in found.culprits[0].explanation.lines)
+    assert inspect.unwrap(forward).__code__ is code
+    assert [vars(module).keys() for module in reference.modules()] == [held.keys() for held in before]
+    assert torch.equal(reference(ids).logits, logits)
 
 
 def _double(model: Any) -> None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,9 @@ from tracekit.mistakes.explanation import EDITED_LINE, EVERYWHERE, Explanation, 
 from tracekit.trace import LOGITS, Sequence, Trace
 from tracekit_torch.reference_program.captured_calls import CallSegments
 from tracekit_torch.reference_program.capturing import Capturing
+from tracekit_torch.reference_program.conditions import Condition, Conditions
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
-from tracekit_torch.reference_program.edits import Change, Edit, all_edits
+from tracekit_torch.reference_program.edits import Change, Edit, Freedom, all_edits
 from tracekit_torch.reference_program.first_segments import FirstSegments
 from tracekit_torch.reference_program.fitting import deviation, fitted
 from tracekit_torch.reference_program.loading import forward_of
@@ -88,6 +90,9 @@ def explanations(
     sites = replay.sites_with_segments(names)
     firsts = FirstSegments(model, trace, sequence, names, factors, forced)
     calls = CallSegments(model, trace, sequence, names, factors)
+    met = [(own, sites[own.recipe.site][0]) for own in wrong if own.recipe.site in sites]
+    until = max([_first_wrong(own, site, sequence) for own, site in met], default=0)
+    conditions = Conditions(model, trace, sequence, sites, factors, max(until, prompt_length(sequence)) + 1, unit)
     found: dict[str, Tried] = {}
     known: list[Held] = []
     known_in_calls: list[Held] = []
@@ -102,33 +107,45 @@ def explanations(
         data = sequence.sites.get(site.stored)
         stored = data.dtype if data is not None else sequence.logits_dtype or "float32"
         units, prompt = (unit, UNIT_ROUNDOFF.get(stored, unit)), prompt_length(sequence)
-        wrong_rows = site.rows[_finite(site)][own.wrong_rows()]
+        wrong_rows = _wrong_rows(own, site)
         suspect = Suspect(site, own, wrong_rows, segment, units, prompt)
         if suspect.faithful:
             first = firsts.of(site, wrong_rows)
             brief = None if first is None else Suspect(first[0], own, wrong_rows, first[1], units, prompt)
             budget = Budget(min(WORK, left), (segment,) if first is None else (segment, first[1]))
-            explanation = None
+            explanation, inverted = None, suspect.inverted(conditions)
             called = CalledSuspect.of(calls, site, own, wrong_rows, units, prompt) if known_in_calls else None
             if called is not None:
-                explanation = called.explanation(called.again(known_in_calls, budget))
+                held = called.again(known_in_calls, budget)
+                explanation = called.explanation(held, inverted if held else [])
             if explanation is None:
                 held = suspect.held(known, brief if brief is not None and brief.faithful else None, budget)
-                explanation = suspect.explanation(held)
+                explanation = suspect.explanation(held, inverted if held else [])
                 known = known if explanation is None else held
             if explanation is None and not held and not budget.spent and _in_any_layer(name) not in in_vain:
                 called = called or CalledSuspect.of(calls, site, own, wrong_rows, units, prompt)
                 if called is not None:
                     budget.also(called.segment)
                     held = called.held([], None, budget)
-                    explanation = called.explanation(held)
+                    explanation = called.explanation(held, inverted if held else [])
                     if explanation is None:
                         in_vain.add(_in_any_layer(name))
                     else:
                         known_in_calls = held
+            explanation = explanation or suspect.explanation([], inverted)
             left -= budget.used
             found[name] = Tried(explanation, not budget.spent)
     return found
+
+
+def _wrong_rows(own: Own, site: Replayed) -> NDArray[np.int64]:
+    return site.rows[_finite(site)][own.wrong_rows()]
+
+
+def _first_wrong(own: Own, site: Replayed, sequence: Sequence) -> int:
+    """The first position that a site is wrong at."""
+    row = int(_wrong_rows(own, site).min(initial=int(site.rows[-1])))
+    return row if site.site != LOGITS else sequence.step(row).position
 
 
 def _in_any_layer(site: str) -> str:
@@ -216,6 +233,9 @@ class Held:
     number: float | None
     values: Floats
     residual: float
+    """What it leaves, in standard deviations of its own rounding."""
+    left: float = 0.0
+    """The same in those of the reference's."""
     determined: bool = True
     """Whether the values tell the number from the one with which nothing changes. Where any number beyond some does the
     same, it stands for another edit: what it goes into is as good as left out."""
@@ -225,6 +245,18 @@ class Held:
         """The same for the same edit of the same line in another layer."""
         node = self.segment.nodes[self.trial.place]
         return self.trial.edit.kind, node.place[-1:], node.name, self.trial.change.label
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """A condition that leaves no more than rounding where it is inverted."""
+
+    condition: Condition
+    residual: float
+    left: float
+
+
+Fits = TypeVar("Fits", "Held", "Held | Inverted")
 
 
 class Suspect:
@@ -322,15 +354,29 @@ class Suspect:
                 return True
         return False
 
-    def explanation(self, held: list[Held]) -> Explanation | None:
+    def inverted(self, conditions: Conditions) -> list[Inverted]:
+        """Conditions that leave no more than rounding where they are inverted."""
+        tried = [(self._left(values), condition, values) for condition, values in conditions.values(self._site)]
+        held: list[Inverted] = []
+        for left, condition, values in sorted((each for each in tried if each[0] <= NEAR), key=lambda each: each[0]):
+            draws = conditions.draws(condition, self._site, DRAWS)
+            own = None if draws is None else self._own_by(values, draws)
+            if own is not None and not own.wrong:
+                held.append(Inverted(condition, own.statistics.size, left))
+        return held
+
+    def explanation(self, held: list[Held], inverted: list[Inverted]) -> Explanation | None:
         """The first of them, the others of other lines as alternatives; None where no line of the source is all of an
         edit."""
-        if held and not held[0].determined:
+        if held and not held[0].determined and not inverted:
             return None
+        both: list[Held | Inverted] = [*(one for one in held if one.determined), *inverted]
+        both = _nearest(both)
+        both.sort(key=lambda one: one.trial.freedom if isinstance(one, Held) else Freedom.NONE)
         made: list[Explanation] = []
         seen: set[tuple[str, int, int]] = set()
-        for one in held:
-            for line in self._lines(one):
+        for one in both:
+            for line in self._lines(one) if isinstance(one, Held) else one.condition.lines:
                 if (line.file, line.line, line.last) not in seen:
                     seen.add((line.file, line.line, line.last))
                     made.append(Explanation(EDITED_LINE, residual=one.residual, where=self._where, edit=line))
@@ -379,8 +425,9 @@ class Suspect:
     def _at_each(self, edit: Edit) -> Iterator[Trial]:
         """Edits of one node."""
         for place in range(len(self.segment.nodes) - 1, -1, -1):
-            if self.segment.nodes[place].frames and place not in self._rounds:
-                yield from (Trial(edit, place, change) for change in edit.changes(self.segment, place))
+            forms = edit.of_calls if place in self._rounds else edit.changes
+            if self.segment.nodes[place].frames and forms is not None:
+                yield from (Trial(edit, place, change) for change in forms(self.segment, place))
 
     def _at_every_run(self, edit: Edit) -> Iterator[Trial]:
         """Edits of the operations that the source has once and that run more than once, made at all of their nodes."""
@@ -423,23 +470,22 @@ class Suspect:
         held = [one for one in made if one is not None]
         others = (self._as_another(held, trial, options[-1]) for _, trial, options in tried[FINALISTS:])
         held += [one for one in others if one is not None]
-        least = min((one.residual for one in held), default=0.0)
-        near = [one for one in held if one.residual <= max(NEARLY * least, ROUNDED_AWAY)]
+        near = _nearest(held)
         return sorted(near, key=lambda one: (not one.determined, one.trial.freedom, _digits(one.number), one.residual))
 
     def _as_another(self, held: list[Held], trial: Trial, best: Try) -> Held | None:
         """An edit that gives what one gives that holds: it leaves as much."""
         for one in held:
             if np.allclose(best.values, one.values, rtol=SAME, atol=0.0, equal_nan=True):
-                return Held(trial, self.segment, best.number, best.values, one.residual, one.determined)
+                return Held(trial, self.segment, best.number, best.values, one.residual, one.left, one.determined)
         return None
 
     def _first_that_holds(self, trial: Trial, options: list[Try]) -> Held | None:
         for one in options:
             own = self._own_of(trial, one.number, one.values)
             if not own.wrong:
-                size = own.statistics.size
-                return Held(trial, self.segment, one.number, one.values, size, self._determined(trial, one.number))
+                sizes = own.statistics.size, one.left
+                return Held(trial, self.segment, one.number, one.values, *sizes, self._determined(trial, one.number))
         return None
 
     def _determined(self, trial: Trial, number: float | None) -> bool:
@@ -584,6 +630,14 @@ class CalledSuspect(Suspect):
 
     def _narrow(self) -> bool:
         return False
+
+
+def _nearest(held: list[Fits]) -> list[Fits]:
+    """Those that leave next to the least: in their own rounding, or in the reference's, since one that computes more
+    than another is rounded by more and leaves the less of it."""
+    residual = max(NEARLY * min((one.residual for one in held), default=0.0), ROUNDED_AWAY)
+    left = NEARLY * min((one.left for one in held), default=0.0)
+    return [one for one in held if one.residual <= residual or one.left <= left]
 
 
 def _made(change: Change, number: float, given: Given) -> Result:

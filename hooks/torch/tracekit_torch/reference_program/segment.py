@@ -306,6 +306,17 @@ class Segment:
         return made
 
     @cached_property
+    def _read(self) -> frozenset[int]:
+        """Values that an operation reads, or that are the site's."""
+        return frozenset((*self.readers, *(value for value, _ in self.targets)))
+
+    def made_by(self, place: int) -> int | None:
+        """The value that an operation makes, of several the first where nothing reads the others (a layer norm gives
+        its mean as well); None where several are read."""
+        outputs = self.nodes[place].outputs
+        return outputs[0] if outputs and self._read.isdisjoint(outputs[1:]) else None
+
+    @cached_property
     def readers(self) -> Mapping[int, tuple[int, ...]]:
         """Positions of the nodes that read each value."""
         read: dict[int, list[int]] = {}
@@ -447,10 +458,14 @@ class Segment:
                 node = self.nodes[place]
                 args, kwargs = node.operands(value_of)
                 change = changed.get(place)
-                out = node.result(args, kwargs) if change is None else change(Given(node, args, kwargs, value_of))
+                alone = change is not None and self.made_by(place) is not None
+                if change is None:
+                    out = node.result(args, kwargs)
+                else:
+                    out = change(Given(node, args, kwargs, value_of, alone))
                 results = out if isinstance(out, tuple | list) else (out,)
                 tensors = [each for each in results if isinstance(each, torch.Tensor)]
-                made.update(zip(node.outputs, tensors, strict=True))
+                made.update(zip(node.outputs, tensors, strict=not alone))
                 self.work += OVERHEAD + sum(tensor.numel() for tensor in tensors) * _terms(node, args)
 
     def _plan(self, changed: frozenset[int]) -> tuple[int, ...]:
@@ -495,10 +510,13 @@ class Given:
     kwargs: Mapping[str, Any]
     value: Callable[[int], torch.Tensor]
     """Any earlier value of the segment."""
+    alone: bool = False
+    """Whether of what it makes, the first tensor is all that is asked for."""
 
     def result(self, *args: Any, **kwargs: Any) -> Result:
         """What the node makes of its operands, or of `args`; `kwargs` in the place of its own of the same name."""
-        return self.node.result(args or self.args, {**self.kwargs, **kwargs})
+        out = self.node.result(args or self.args, {**self.kwargs, **kwargs})
+        return out[0] if self.alone and isinstance(out, tuple | list) else out
 
 
 Changed = Mapping[int, Callable[[Given], Result]]

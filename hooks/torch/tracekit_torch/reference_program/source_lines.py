@@ -56,21 +56,28 @@ def lines_of(segment: Segment, place: int, change: Change, together: Iterable[tu
         found.append(lines)
         heads = _conditions(segment, prefix, lines, edited)
         found += [Lines(lines.file, head.lineno, head.lineno) for head in heads]
-        given = {name for head in heads for name in _names(head)}
+        given = {name for head in heads for name in names_in(head)}
         if change.stated is not None or change.places:
-            given |= _names(_statement(lines.file, lines.line))
-        code, callers = inner[0].code, list(prefix)
-        while callers and (given := given & set(_parameters(code))):  # handed over, maybe as it was handed over before
-            found.append(_line(callers[-1]))
-            code = callers[-1].code
-            given &= _names(_statement(callers[-1].file, callers[-1].line))
-            callers.pop()
+            given |= names_in(statement_at(lines.file, lines.line))
+        found += handed_over(given, inner[0].code, prefix)
     while prefix and (not found or _whole(segment, prefix, place, edited)):
         found.append(_line(prefix[-1]))
         prefix = prefix[:-1]
         heads = _conditions(segment, prefix, found[-1], edited)
         found += [Lines(found[-1].file, head.lineno, head.lineno) for head in heads]
     return list(dict.fromkeys(found))
+
+
+def handed_over(names: set[str], code: CodeType, callers: tuple[Frame, ...]) -> list[Lines]:
+    """Where values of a function were handed over by the calls that led to it, the innermost first: maybe as they were
+    handed over before. `names`: of the function's values."""
+    found: list[Lines] = []
+    while callers and (names := names & set(_parameters(code))):
+        found.append(_line(callers[-1]))
+        code = callers[-1].code
+        names &= names_in(statement_at(callers[-1].file, callers[-1].line))
+        callers = callers[:-1]
+    return found
 
 
 def in_a_loop(frame: Frame) -> bool:
@@ -198,9 +205,16 @@ def _around(file: str, line: int) -> list[ast.stmt]:
     return sorted(found, key=lambda node: (node.lineno, -(node.end_lineno or node.lineno)))
 
 
-def _statement(file: str, line: int) -> ast.AST | None:
+def statement_at(file: str, line: int) -> ast.AST | None:
     found = _around(file, line)
     return found[-1] if found else None
+
+
+def top_level(code: CodeType) -> ast.stmt | None:
+    """The statement of a module that holds the source of a function."""
+    around = _around(code.co_filename, code.co_firstlineno)
+    after = (each for each in _tree(code.co_filename).body if (each.end_lineno or 0) >= code.co_firstlineno)
+    return around[0] if around else next(after, None)
 
 
 @cache
@@ -211,7 +225,7 @@ def _tree(file: str) -> ast.Module:
         return ast.Module([], [])
 
 
-def _names(node: ast.AST | None) -> set[str]:
+def names_in(node: ast.AST | None) -> set[str]:
     """Names that are read, but for those whose method is called."""
     if node is None:
         return set()

@@ -18,22 +18,24 @@ def _changes(segment: Segment, place: int) -> Iterator[Change]:
     for number, stated in enumerate(node.args):
         # Where the schema asks for a whole number, it is an axis or a size.
         if "int" not in str(arguments[number].type) and _is_number(stated):
-            yield _of(number, float(stated))
+            yield from _of(number, float(stated))
             if isinstance(stated, int):
                 yield from (_whole(number, stated, other) for other in (stated + 1, stated - 1))
     for name, stated in node.kwargs.items():
         if isinstance(stated, float):
-            yield _of(name, stated)
+            yield from _of(name, stated)
 
 
-def _of(at: int | str, stated: float) -> Change:
+def _of(at: int | str, stated: float) -> Iterator[Change]:
     def changed(given: Given, number: float) -> Result:
         if isinstance(at, str):
             return given.result(**{at: number})
         return given.result(*given.args[:at], number, *given.args[at + 1 :])
 
     starts = (stated + 1.0, stated - 1.0, *(stated * factor for factor in FACTORS), -stated, 0.0)
-    return Change(("constant", at), changed, neutral=stated, starts=starts, stated=stated)
+    yield Change(("constant", at), changed, neutral=stated, starts=starts, stated=stated)
+    if stated:  # its own form: a bound beyond the other one does the same as any beyond it, and no number is fitted
+        yield Change(("negated", at), lambda given, _: changed(given, -stated), number=-stated, stated=stated)
 
 
 def _whole(at: int, stated: int, other: int) -> Change:

@@ -57,3 +57,6 @@ class Edit:
     """How often ports make it: 1 is most often. Those are tried first."""
     changes: Callable[[Segment, int], Iterator[Change]]
     """Its forms at the node at a position of a segment; none where it cannot be made there."""
+    of_calls: Callable[[Segment, int], Iterator[Change]] | None = None
+    """Those of its forms that are of a call which ends with the node: no round of a loop, but the loop and all around
+    it."""

@@ -18,9 +18,10 @@ ARITHMETIC = {"add", "sub", "rsub", "mul", "div", "pow"}
 
 def _changes(segment: Segment, place: int) -> Iterator[Change]:
     node = segment.nodes[place]
-    if len(node.outputs) != 1 or (node.mutated and node.outputs[0] not in segment.clean):
+    made = segment.made_by(place)
+    if made is None or (node.mutated and made not in segment.clean):
         return
-    out = segment.clean[node.outputs[0]]
+    out = segment.clean[made]
     for number, operand in enumerate(node.args):
         if isinstance(operand, Value) and segment.steady(operand.id):
             given = segment.clean[operand.id]

@@ -15,8 +15,8 @@ ROLLED = {1: "rolled by one", -1: "rolled back by one"}
 
 
 def _changes(segment: Segment, place: int) -> Iterator[Change]:
-    node = segment.nodes[place]
-    out = segment.clean[node.outputs[0]] if len(node.outputs) == 1 else None
+    made = segment.made_by(place)
+    out = None if made is None else segment.clean[made]
     if out is None or out.dim() == 0:
         return
     for dim, size in enumerate(out.shape):

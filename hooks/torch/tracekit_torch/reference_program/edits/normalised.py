@@ -14,8 +14,8 @@ EPS = 1e-6
 
 
 def _changes(segment: Segment, place: int) -> Iterator[Change]:
-    node = segment.nodes[place]
-    out = segment.clean[node.outputs[0]] if len(node.outputs) == 1 else None
+    made = segment.made_by(place)
+    out = None if made is None else segment.clean[made]
     if out is not None and out.is_floating_point() and out.dim() and out.shape[-1] > 1:
         size = out.shape[-1]
         yield Change("sum", _to_sum_one, other="divided by its sum", along=size)

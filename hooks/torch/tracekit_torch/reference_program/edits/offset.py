@@ -12,7 +12,8 @@ from tracekit_torch.reference_program.segment import Given, Result, Segment
 
 def _changes(segment: Segment, place: int) -> Iterator[Change]:
     node = segment.nodes[place]
-    out = segment.clean[node.outputs[0]] if len(node.outputs) == 1 else None
+    made = segment.made_by(place)
+    out = None if made is None else segment.clean[made]
     if out is not None and out.is_floating_point() and node.name not in SHAPES_ONLY:
         yield Change("added", _added, neutral=0.0, starts=(1.0, -1.0))
 

@@ -16,9 +16,10 @@ VIEWS = {"view", "_unsafe_view", "reshape"}
 
 def _changes(segment: Segment, place: int) -> Iterator[Change]:
     node = segment.nodes[place]
-    if len(node.outputs) != 1 or not node.inputs:
+    made = segment.made_by(place)
+    if made is None or not node.inputs:
         return
-    shape = segment.clean[node.outputs[0]].shape
+    shape = segment.clean[made].shape
     if node.name in TRANSPOSES and sum(size > 1 for size in shape) > 1:
         yield Change("transposed", _as_it_lies, along=max(shape))
     elif node.name in VIEWS:

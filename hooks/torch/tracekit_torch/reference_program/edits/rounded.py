@@ -17,13 +17,14 @@ FORMATS = ("bfloat16", "float16")
 
 def _changes(segment: Segment, place: int) -> Iterator[Change]:
     node = segment.nodes[place]
-    out = segment.clean[node.outputs[0]] if len(node.outputs) == 1 else None
+    made = segment.made_by(place)
+    out = None if made is None else segment.clean[made]
     if out is None or not out.is_floating_point() or node.name in SHAPES_ONLY:
         return
     for name in FORMATS:
         yield Change(("rounded", name), _rounded(getattr(torch, name)), other=name)
-        made = _rounded(getattr(torch, name))
-        yield Change(("onwards", name), made, other=name, onwards=True, kind=EditKind.ROUNDED_ONWARDS)
+        each = _rounded(getattr(torch, name))
+        yield Change(("onwards", name), each, other=name, onwards=True, kind=EditKind.ROUNDED_ONWARDS)
 
 
 def _rounded(dtype: torch.dtype) -> Any:

@@ -3,7 +3,7 @@ values before it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -17,11 +17,20 @@ FURTHEST = 24
 
 
 def _changes(segment: Segment, place: int) -> Iterator[Change]:
-    node = segment.nodes[place]
-    if len(node.outputs) != 1:
-        return
-    out = segment.clean[node.outputs[0]]
-    for value in dict.fromkeys((*_before(segment, place, out), *_begins(segment, place, out))):
+    made = segment.made_by(place)
+    if made is not None:
+        out = segment.clean[made]
+        yield from _taken(segment, place, (*_before(segment, place, out), *_begins(segment, place, out)))
+
+
+def _of_calls(segment: Segment, place: int) -> Iterator[Change]:
+    made = segment.made_by(place)
+    if made is not None:
+        yield from _taken(segment, place, _given(segment, place, segment.clean[made]))
+
+
+def _taken(segment: Segment, place: int, values: Iterable[int]) -> Iterator[Change]:
+    for value in dict.fromkeys(values):
         producer = segment.producers.get(value)
         if producer is None:
             first = segment.readers[value][0]
@@ -48,6 +57,11 @@ def _begins(segment: Segment, place: int, out: torch.Tensor) -> Iterator[int]:
     """What the segment is given, and what the calls that end with the node are given, however far before it: a whole
     layer may never be run."""
     yield from (value for value in segment.leaves if _stands_in(segment, place, value, out))
+    yield from _given(segment, place, out)
+
+
+def _given(segment: Segment, place: int, out: torch.Tensor) -> Iterator[int]:
+    """What the calls are given that end with the node."""
     for first in segment.calls_ending(place):
         inside = range(first, place + 1)
         for value in dict.fromkeys(value for each in inside for value in segment.nodes[each].inputs):
@@ -67,4 +81,4 @@ def _stands_in(segment: Segment, place: int, value: int, out: torch.Tensor) -> b
     )
 
 
-EDIT = Edit(EditKind.LEFT_OUT, Freedom.NONE, 1, _changes)
+EDIT = Edit(EditKind.LEFT_OUT, Freedom.NONE, 1, _changes, _of_calls)

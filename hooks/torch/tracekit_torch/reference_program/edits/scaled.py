@@ -11,7 +11,8 @@ from tracekit_torch.reference_program.segment import Given, Result, Segment
 
 def _changes(segment: Segment, place: int) -> Iterator[Change]:
     node = segment.nodes[place]
-    out = segment.clean[node.outputs[0]] if len(node.outputs) == 1 else None
+    made = segment.made_by(place)
+    out = None if made is None else segment.clean[made]
     if out is None or not out.is_floating_point() or node.name in SHAPES_ONLY:
         return
     width = float(out.shape[-1]) if out.dim() else 1.0
