@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 
 import tracekit
+from tracekit.inspection.sanity import recomputed_from
 
 torch = pytest.importorskip("torch")
 
 import tracekit_torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
+from tracekit_torch.reference_program.loading import prepared  # noqa: E402
 
 PROMPT = [3, 4, 5, 6, 7, 9]
 IDS, WIDTH = 61, 16
@@ -286,3 +290,157 @@ def test_weights_that_are_made_of_other_tensors_are_recorded_by_those(tmp_path) 
     assert tracekit.diff(tmp_path / "one.h5", tmp_path / "two.h5").verdict == "parity"
     off = tracekit.diff(tmp_path / "one.h5", tmp_path / "off.h5")
     assert (off.verdict, off.site) == ("divergence", "out")
+
+
+def fresh(gain=1.0):
+    torch.manual_seed(1)
+    model = Port().eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(3)
+    model.out.weight.data.mul_(gain)
+    return model
+
+
+def by_the_port(make=fresh):
+    return tracekit_torch.by_reference(lambda dtype: prepared(make(), dtype), "a port")
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("choose", [largest, drawn])
+def test_a_port_without_a_checkpoint_is_within_its_bounds_by_itself(port, tmp_path, cached, choose):
+    recorded(tmp_path / "a.h5", port, lambda: generate(port, choose, cached=cached))
+    found = tracekit.audit(tmp_path / "a.h5", by=by_the_port())
+    assert found.exit_code == 0 and not found.unknown, found.text
+    assert {"logits", "out:in", "qkv"} <= found.clean and not found.lost
+
+
+def test_what_a_port_computes_otherwise_is_named_with_its_line(port, tmp_path):
+    recorded(tmp_path / "right.h5", port, lambda: generate(port, largest))
+    changed = fresh()
+    changed.out.register_forward_pre_hook(lambda module, given: (given[0] * 1.01,))
+    recorded(tmp_path / "wrong.h5", changed, lambda: generate(changed, largest))
+    by = by_the_port()
+    found = tracekit.audit(tmp_path / "wrong.h5", by=by)
+    assert [each.site for each in found.culprits] == ["out:in"]
+    assert "scaled_dot_product_attention" in found.text
+    verdict = tracekit.diff(tmp_path / "right.h5", tmp_path / "wrong.h5", by=by)
+    assert (verdict.cause, verdict.site, verdict.step) == ("layer", "out:in", 0)
+    assert "audited against a port" in verdict.text
+
+
+def test_other_parameters_than_those_of_the_port_are_weights(port, tmp_path):
+    recorded(tmp_path / "a.h5", port, lambda: generate(port, largest))
+    found = tracekit.audit(tmp_path / "a.h5", by=by_the_port(lambda: fresh(gain=1.001)))
+    assert found.weights == ("out.weight",)
+
+
+def test_a_fused_attention_is_off_by_more_than_its_result_is_rounded(tmp_path):
+    class Long(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.out = nn.Embedding(IDS, 8), nn.Linear(8, 8)
+
+        def forward(self, tokens, begin: int):
+            x = self.table(tokens)
+            x = functional.scaled_dot_product_attention(x, x, x, is_causal=True, scale=4.0)
+            return self.out(x)
+
+    torch.manual_seed(3)
+    model = Long().eval()
+
+    def run():
+        with torch.no_grad():
+            model(torch.randint(IDS, (2, 48)), 0)
+
+    recorded(tmp_path / "a.h5", model, run)
+    found = tracekit.audit(
+        tmp_path / "a.h5", by=tracekit_torch.by_reference(lambda dtype: prepared(copy.deepcopy(model), dtype))
+    )
+    assert found.exit_code == 0 and "out:in" in found.clean, found.text
+
+
+class Narrowing(Port):
+    """Looks all ids up, and goes on with those that its cache does not have."""
+
+    keeps = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, ids):
+        known = 0 if self.kept is None or not self.keeps else self.kept[0].shape[1]
+        x = self.norm((self.table(ids) + self.places(torch.arange(ids.shape[1])))[:, known:])
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if known:
+            k, v = torch.cat([self.kept[0], k], 1), torch.cat([self.kept[1], v], 1)
+        self.kept = (k, v)
+        mask = torch.ones(q.shape[1], k.shape[1]).tril(known).bool()
+        x = x + self.out(functional.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+        return self.head(x)
+
+
+def narrowing(keeps=True):
+    torch.manual_seed(1)
+    model = Narrowing().eval()
+    model.keeps = keeps
+    return model
+
+
+@torch.no_grad()
+def with_all_ids(model, batch=1):
+    ids = torch.tensor([PROMPT] * batch)
+    for _ in range(5):
+        ids = torch.cat([ids, largest(model(ids)[:, -1])], 1)
+    return ids[:, len(PROMPT) :].tolist()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_model_that_goes_on_with_new_positions_has_all_of_them(tmp_path, batch):
+    for keeps in (True, False):
+        plain = with_all_ids(narrowing(keeps), batch)
+        model = narrowing(keeps)
+        tokens, trace = recorded(tmp_path / f"{keeps}.h5", model, lambda model=model: with_all_ids(model, batch))
+        assert tokens == plain == [sequence.tokens.tolist() for sequence in trace.sequences]
+        positions = {data.rows for sequence in trace.sequences for data in sequence.sites.values()}
+        assert positions == {len(PROMPT) + 4}
+        assert not [site for name, site in trace.sites.items() if name != "places" and (site.partial or site.skipped)]
+        # Without a cache every position is computed again, and with one none is.
+        assert all((recomputed_from(sequence) is None) == keeps for sequence in trace.sequences)
+        found = tracekit.audit(trace, by=by_the_port(narrowing))
+        assert found.exit_code == 0 and not found.unknown.keys() - {"places"}, found.text
+    verdict = tracekit.diff(tmp_path / "True.h5", tmp_path / "False.h5")
+    assert verdict.exit_code == 0 and verdict.coverage.sites.done == verdict.coverage.sites.of
+
+
+def test_a_cache_that_loses_a_key_is_found_in_a_model_that_goes_on_with_new_positions(tmp_path):
+    model = narrowing()
+    recorded(tmp_path / "ref.h5", model, lambda: with_all_ids(model))
+    other = narrowing()
+    other.qkv.register_forward_hook(lambda module, given, out: out * 1.01 if out.shape[1] == 1 else out)
+    recorded(tmp_path / "cand.h5", other, lambda: with_all_ids(other))
+    verdict = tracekit.diff(tmp_path / "ref.h5", tmp_path / "cand.h5")
+    assert (verdict.exit_code, verdict.step, verdict.site) == (1, 1, "qkv")
+    assert [each.site for each in tracekit.audit(tmp_path / "cand.h5", by=by_the_port(narrowing)).culprits] == ["qkv"]
+
+
+def test_keys_that_a_hook_joins_with_the_cached_ones_have_a_row_a_position(tmp_path):
+    class Joined(Port):
+        def forward(self, ids, start: int = 0):
+            x = self.table(ids) + self.places(torch.arange(start, start + ids.shape[1]))
+            q, k, v = self.qkv(x).chunk(3, -1)
+            mask = torch.ones(ids.shape[1], k.shape[1]).tril(start).bool()
+            return self.head(functional.scaled_dot_product_attention(q[:, -ids.shape[1] :], k, v, attn_mask=mask))
+
+    torch.manual_seed(1)
+    model, held = Joined().eval(), []
+
+    def joined(module, given, out):
+        held[:] = [torch.cat([*held, out], 1)] if given[0].shape[1] == 1 else [out]
+        return held[0]
+
+    model.qkv.register_forward_hook(joined)
+    plain = generate(model, largest)
+    tokens, trace = recorded(tmp_path / "a.h5", model, lambda: generate(model, largest))
+    assert tokens == plain and trace[0].sites["qkv"].rows == len(PROMPT) + 4
+    assert not [site.name for site in trace.sites.values() if site.partial]

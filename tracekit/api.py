@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from tracekit.align.renamed import Elsewhere, named
 from tracekit.align.rotary_order import in_order_of
 from tracekit.auditing import audit as auditing
+from tracekit.auditing.audit import HoldsParameters
 from tracekit.auditing.consequence import Weighing
 from tracekit.auditing.not_audited import NotAudited
 from tracekit.auditing.routing import routed
@@ -166,8 +167,7 @@ def audit(
     """
     with ExitStack() as stack:
         run = _opened(stack, trace)
-        path = _checkpoint_of(run) if weights is None else os.fspath(weights)
-        checkpoint = open_checkpoint(path, run)
+        checkpoint = _held_by(run, by) if weights is None else open_checkpoint(weights, run)
         called = gguf_names(run) if names is None else _map_of(names)
         if called is not None:
             run = named(run, called, Elsewhere(checkpoint=checkpoint))
@@ -177,7 +177,9 @@ def audit(
             unmasked = next((one for one in found.lost if isinstance(one, MaskNotRecorded)), None)
             if unmasked is not None:
                 raise TraceError(sentence(unmasked))
-            raise TraceError(f"{run.path}: holds no site that can be audited against {path}{_why(found.unknown)}")
+            raise TraceError(
+                f"{run.path}: holds no site that can be audited against {checkpoint.path}{_why(found.unknown)}"
+            )
         notes += borrowed_settings(checkpoint)
         said = (*notes, *found.notes, *found.elsewhere, *routed(found.routed), *unseen(run))
         found = replace(explained_audit(run, checkpoint, found), notes=said)
@@ -201,6 +203,13 @@ def _checkpoint_of(trace: Trace) -> str:
     if path is None:
         raise TraceError(f"{trace.path}: {sentence(no_checkpoint(trace))}")
     return path
+
+
+def _held_by(trace: Trace, by: Auditor) -> Checkpoint:
+    """The checkpoint that a trace states; without one, what the reference program itself holds."""
+    if find_checkpoint(trace) is None and isinstance(by, HoldsParameters):
+        return open_checkpoint(by.parameters(trace), trace)
+    return open_checkpoint(_checkpoint_of(trace), trace)
 
 
 def _quantised(run: Trace, held: Checkpoint, original: str) -> Quantised:

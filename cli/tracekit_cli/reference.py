@@ -48,9 +48,9 @@ def auditor(model: str | None, module: str | None, program: str | None, options:
             return by_reference(model)
         if module is not None:
             sys.path.insert(0, str(Path.cwd()))
-            return by_reference(made_by(module))
+            return by_reference(made_by(module), module)
         assert program is not None
-        return by_reference(_of_run(program))
+        return by_reference(_of_run(program), f"the program of {program}")
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers"):
             raise

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from tracekit.auditing.recipe import Recipe, order_of, recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
 from tracekit.auditing.routing import OtherExperts
 from tracekit.auditing.unrecorded import Unrecorded
+from tracekit.checkpoints import parameters as stored
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.stated import find_checkpoint
 from tracekit.checkpoints.widened import narrowed
@@ -136,6 +137,14 @@ class Audit:
 
 Auditor: TypeAlias = Callable[[Trace, Checkpoint], Audit]
 """What judges every recorded site of a trace against a checkpoint."""
+
+
+@runtime_checkable
+class HoldsParameters(Protocol):
+    """An auditor that holds parameters itself: a trace needs no checkpoint to be judged by it."""
+
+    def parameters(self, trace: Trace) -> stored.Parameters:
+        """Those that a trace is judged with. Raises TraceError."""
 
 
 def audit(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.other_names import other_names
+from tracekit.checkpoints.parameters import Parameters
 from tracekit.trace import Trace
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -52,10 +53,10 @@ def find_checkpoint(trace: Trace) -> str | None:
     return None
 
 
-def open_checkpoint(path: str | os.PathLike[str], *traces: Trace) -> Checkpoint:
+def open_checkpoint(held: str | os.PathLike[str] | Parameters, *traces: Trace) -> Checkpoint:
     """A checkpoint of any kind, which knows its parameters by the names of these traces, too. Where nothing declares
     its settings, they are those that the first trace states. Raises TraceError where it is none."""
-    found = Checkpoint(path)
+    found = Checkpoint(held)
     if not found.config:
         said = (trace.config.get("model") for trace in traces)
         found.config = next((dict(model) for model in said if isinstance(model, dict)), {})

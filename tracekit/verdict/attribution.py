@@ -9,7 +9,7 @@ import numpy as np
 
 from tracekit.align.pair import Pair, Side
 from tracekit.align.sites import names
-from tracekit.auditing.audit import Audit, Auditor, Culprit, audit, changed_weights, other_model
+from tracekit.auditing.audit import Audit, Auditor, Culprit, HoldsParameters, audit, changed_weights, other_model
 from tracekit.auditing.consequence import Consequences, Weighing
 from tracekit.auditing.not_audited import NotAudited
 from tracekit.auditing.operations.embedding_table import Embedding
@@ -136,12 +136,17 @@ class NoAudit:
     why: NoCheckpoint | Unreadable | OtherModel
 
 
-def checkpoint_of(reference: Trace, candidate: Trace, weights: str | None) -> tuple[Checkpoint | None, NoAudit | None]:
+def checkpoint_of(
+    reference: Trace, candidate: Trace, weights: str | None, by: Auditor | None = None
+) -> tuple[Checkpoint | None, NoAudit | None]:
     """The checkpoint to audit against, and why there is none. One that was not asked for must be, by its digests, what
-    the reference ran with. Raises TraceError where `weights` holds none."""
+    the reference ran with. Without any, it is what the reference program that judges (`by`) holds. Raises TraceError
+    where `weights` holds none."""
     if weights is not None:
         return open_checkpoint(weights, reference, candidate), None
     path = find_checkpoint(candidate) or find_checkpoint(reference)
+    if path is None and isinstance(by, HoldsParameters):
+        return open_checkpoint(by.parameters(reference), reference, candidate), None
     if path is None:
         stating = next((trace for trace in (candidate, reference) if stated_checkpoint(trace) is not None), None)
         if stating is None:

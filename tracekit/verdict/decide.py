@@ -105,7 +105,7 @@ def verdict_of(
     found = search(pair, yardstick)
     examination, no_audit = None, None
     if audited and found.differs:
-        checkpoint, no_audit = checkpoint_of(pair.reference, pair.candidate, weights)
+        checkpoint, no_audit = checkpoint_of(pair.reference, pair.candidate, weights, by)
         if checkpoint is None and by is not None:
             raise TraceError(f"{pair.candidate.path}: no checkpoint to judge it against is known; give it: --weights")
         if checkpoint is not None:

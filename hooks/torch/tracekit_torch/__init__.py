@@ -17,6 +17,7 @@ from torch import nn
 from tracekit.auditing.audit import Audit
 from tracekit.auditing.consequence import Weigher
 from tracekit.checkpoints.checkpoint import Checkpoint
+from tracekit.checkpoints.parameters import Parameters
 from tracekit.trace import Trace
 from tracekit_torch.options import Options
 from tracekit_torch.recorder import Recorder
@@ -99,8 +100,9 @@ class ByReference:
     """An auditor that runs the reference program in float64 over a trace's tokens; it says what culprits do to the
     logits as well (`tracekit.auditing.consequence.Weighing`)."""
 
-    def __init__(self, model: Reference) -> None:
+    def __init__(self, model: Reference, name: str | None = None) -> None:
         self._model = model
+        self._name = name or str(getattr(model, "__qualname__", type(model).__name__))
         self._loaded: dict[str, nn.Module] = {}
 
     def __call__(self, trace: Trace, checkpoint: Checkpoint) -> Audit:
@@ -114,6 +116,12 @@ class ByReference:
         from tracekit_torch.reference_program.consequence import weigher
 
         return weigher(self._of(trace), trace, found)
+
+    def parameters(self, trace: Trace) -> Parameters:
+        """What the reference holds, for a trace that states no checkpoint. Raises TraceError."""
+        from tracekit_torch.reference_program.held import held_parameters
+
+        return held_parameters(self._of(trace), trace, self._name)
 
     def _of(self, trace: Trace) -> nn.Module:
         """The model for the dtype that a trace declares."""
@@ -130,7 +138,7 @@ class ByReference:
         return self._loaded[dtype]
 
 
-def by_reference(model: Reference) -> ByReference:
+def by_reference(model: Reference, name: str | None = None) -> ByReference:
     """An auditor for `tracekit.audit(trace, by=...)`: the reference program, run in float64 over the trace's tokens.
 
     The recorded values are put in at every site. For any model, without a recipe.
@@ -138,8 +146,9 @@ def by_reference(model: Reference) -> ByReference:
     Args:
         model: a folder that transformers can load, a model that `reference_program.loading.prepared` has put into
             float64, or what makes such a model from the dtype of the trace (`"float32"`).
+        name: what the audit calls it where the trace states no checkpoint, and it is judged by what the model holds.
 
     Raises:
         TraceError: when it is called, where the model cannot be loaded or does not run on the trace's tokens.
     """
-    return ByReference(model)
+    return ByReference(model, name)

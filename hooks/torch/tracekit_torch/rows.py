@@ -70,6 +70,8 @@ def _ways(axis: Axis, time: int, value: torch.Tensor) -> Iterator[torch.Tensor]:
     if count == 4 and shape[0] == batch and shape[1] == 1 and time < shape[2] >= axis.length:
         # [batch, 1, positions, width]: of all cached positions, or of a static cache's, those of this call.
         yield value[:, 0, axis.length - time : axis.length]
+    if count == 3 and shape[0] == batch and time < shape[1] == axis.length:
+        yield value[:, axis.length - time :]  # of all cached positions, those of this call: keys joined by a hook
     if count == 3 and shape[0] == 1 and shape[1] == time and batch > 1:
         yield value.expand(batch, *shape[1:])  # the same row for the whole batch: learned positions
 

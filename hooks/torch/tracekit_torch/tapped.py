@@ -94,7 +94,7 @@ class Tap:
 class Call:
     """One forward call of the model. `axis`: its positions; `encoder`: rows of the encoder's input, if it has one."""
 
-    __slots__ = ("axis", "encoder", "head_output", "ids", "inside_encoder", "seen", "thread")
+    __slots__ = ("axis", "encoder", "head_output", "ids", "inside_encoder", "narrows", "new", "seen", "thread")
 
     def __init__(self, axis: Axis, encoder: Axis | None = None, *, inside_encoder: bool = False) -> None:
         self.axis = axis
@@ -104,6 +104,10 @@ class Call:
         self.head_output: torch.Tensor | None = None
         self.ids: torch.Tensor | None = None
         """Token ids [batch, time] of a model that may look up the last of them alone."""
+        self.new = 0
+        """Of a call that is given all ids again: how many are new. 0 where it may not compute these alone."""
+        self.narrows = False
+        """From some module on it computes the new ones alone."""
         self.thread = threading.get_ident()
 
     @property

@@ -67,6 +67,7 @@ class Taps:
         self.changed: dict[str, Json] = {}
         """Rows of the site table that the log does not have yet."""
         self._fail = fail
+        self._write = write
         self._options = options
         self._order = 0
         self._handles: list[RemovableHandle] = []
@@ -321,6 +322,8 @@ class Taps:
         """Copy a value; of one that has only the last rows of the call, those."""
         if place.over:
             return
+        if call.new and self._has_new_rows(call, place, value):
+            self._compute_new(call)
         tail = call.tail_of(value, last_rows) if last_rows else None
         if tail is not None and tail.dtype in WORDS:
             self._keep_tail(place, tail)
@@ -347,6 +350,21 @@ class Taps:
         self.memory.keep(slot, rows, axis.rows)
         slot.rows = axis.size
         call.seen.add(value, slot)
+
+    @staticmethod
+    def _has_new_rows(call: Call, place: Place, value: torch.Tensor) -> bool:
+        """Whether a site that had a row for each position of earlier calls has one for each new position now."""
+        if place.form is None or not 0 < call.new < call.time:
+            return False
+        rows = arranged(Axis(call.batch, call.new, call.new), value, place.form[1])
+        return rows is not None and place.form == (value.dtype, rows.numel() // (call.batch * call.new))
+
+    def _compute_new(self, call: Call) -> None:
+        """A model that looks all ids up again, and goes on with the new positions since it keeps a cache: they are the
+        call's positions. What was kept of all of them is written."""
+        call.narrows = True
+        self._write()
+        call.axis.time = call.new
 
     def _keep_as_before(self, call: Call, place: Place, value: torch.Tensor, axis: Axis) -> bool:
         """Copy a value of the shape and to the place of the last one, the usual case while decoding; else False."""

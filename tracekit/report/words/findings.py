@@ -259,9 +259,9 @@ template(OtherModel, "is not what the reference ran with (give the checkpoint wi
 def _no_checkpoint(found: NoCheckpoint) -> str:
     if found.stated is None:
         return (
-            "states no checkpoint; give --weights, or have the program state it: PyTorch does it by itself for a model "
-            "of `from_pretrained`, Rust in `tracekit::describe`, any other program as `checkpoint` of the log's first "
-            "frame"
+            "states no checkpoint; give --weights, or a torch program to judge it by (--reference, --module), or have "
+            "the program state it: PyTorch does it by itself for a model of `from_pretrained`, Rust in "
+            "`tracekit::describe`, any other program as `checkpoint` of the log's first frame"
         )
     also = " nor in the hub's cache" if found.on_hub else ""
     return f"states the checkpoint {found.stated}, which is not there, not beside {found.beside}{also}; give --weights"

@@ -145,11 +145,18 @@ def output_logits(output: Any) -> torch.Tensor | None:
 
 
 def write_call(
-    recorder: Recorder, rows: list[Row], first: int, time: int, encoder: list[tuple[int, int]] | None = None
+    recorder: Recorder,
+    rows: list[Row],
+    first: int,
+    time: int,
+    encoder: list[tuple[int, int]] | None = None,
+    *,
+    again: bool = True,
 ) -> None:
     """Write a call over the batch's positions [first, first + time): a frame for each row, without its padding and
     without positions that it had already (a loop without a cache computes them again). `encoder`: for each row, which
-    rows of the encoder's input are no padding."""
+    rows of the encoder's input are no padding; `again`: whether what later positions read of them is what this call
+    computed of them."""
     recorder.write_sites()
     for index, row in enumerate(rows):
         if encoder is not None and row.reason is None:
@@ -161,4 +168,5 @@ def write_call(
         if row.reason is not None or skipped >= time:
             continue
         position = first + skipped - row.padding
-        recorder.write_call(row, position, skipped, index, position - max(0, first - row.padding))
+        before = position - max(0, first - row.padding) if again else 0
+        recorder.write_call(row, position, skipped, index, before)

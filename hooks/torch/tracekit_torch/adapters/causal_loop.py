@@ -287,7 +287,8 @@ class CausalLoop:
         if taps is None or taps.call is None or begun is None:
             return
         if begun.held is None:
-            write_call(self._recorder, begun.rows, begun.first, taps.call.time, begun.spans)
+            again = not taps.call.narrows
+            write_call(self._recorder, begun.rows, begun.first, taps.call.time, begun.spans, again=again)
         else:
             self._hold(begun, taps.call.time)
         taps.memory.clear()

@@ -49,6 +49,15 @@ class OwnLoop(CausalLoop):
         taps = self._recorder.taps
         if taps is not None and taps.call is not None:
             taps.call.ids = self._fed(arguments)
+            taps.call.new = self._new()
+
+    def _new(self) -> int:
+        """New positions of a call that is given those of earlier calls as well; else 0."""
+        begun = self._begun
+        if begun is None or begun.held is not None or begun.first:
+            return 0
+        known = min(row.next_position + row.padding for row in begun.rows)
+        return begun.fed - known if known else 0
 
     def write(self) -> None:
         """Write what the taps hold, or hold it back."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +14,13 @@ import torch
 from torch import nn
 
 from tracekit.inspection.masked import MASK, PLACES, places, sees, unmasked
+from tracekit.inspection.site_rows import logits_width
 from tracekit.trace import ENCODER_PREFIX, NO_TOKEN, Sequence, Trace, TraceError
+from tracekit_torch.nested import tensors_in
 
-TOKENS, EMBEDDED = "token_ids", "inputs_embeds"
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""What every module has: hooks, parameters, modules."""
+TOKENS, EMBEDDED, IDS = "token_ids", "inputs_embeds", "input_ids"
 
 
 def plain_prefill(model: nn.Module, trace: Trace, sequence: Sequence) -> Callable[[], Any]:
@@ -23,7 +30,67 @@ def plain_prefill(model: nn.Module, trace: Trace, sequence: Sequence) -> Callabl
     parameters = inspect.signature(model.forward).parameters
     if "use_cache" in parameters:
         given["use_cache"] = False
-    return lambda: model(**given)
+    if IDS not in given or IDS in parameters:
+        return lambda: model(**given)
+    # A port calls its ids as it likes; they come first.
+    ids = given.pop(IDS)
+    given |= _required(model, sequence)
+    width = logits_width(sequence) if sequence.step_count else None
+
+    def answer() -> Any:
+        with _as_it_was(model):
+            return _Answer.of(model(ids, **given), width)
+
+    return answer
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """A port may keep a cache in its modules, which the next run would go on with: what they held is put back. Tensors
+    that are written to stay so: of those, a run from position 0 reads what it has written itself."""
+    held: list[tuple[Any, Any]] = []
+    for part in model.modules():
+        own = {name: value for name, value in vars(part).items() if name not in _OF_TORCH}
+        held += [(part._buffers, dict(part._buffers)), (vars(part), own)]
+        held += [(value, copy.copy(value)) for value in own.values() if type(value) in (list, dict)]
+    try:
+        yield
+    finally:
+        for now, before in held:
+            if isinstance(now, list):
+                now[:] = before
+            else:
+                for name in [name for name in now if name not in before and name not in _OF_TORCH]:
+                    del now[name]
+                now.update(before)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a port gives, as models of transformers give it."""
+
+    logits: torch.Tensor | None
+
+    @classmethod
+    def of(cls, output: Any, width: int | None) -> Any:
+        """`output` itself, where it names its logits or none of `width` are looked for."""
+        if width is None or hasattr(output, "logits"):
+            return output
+        found = (value for value in tensors_in(output) if value.is_floating_point() and value.dim() == 3)
+        return cls(next((value for value in found if value.shape[-1] == width), None))
+
+
+def _required(model: nn.Module, sequence: Sequence) -> dict[str, Any]:
+    """What a port must be given besides its ids, [1, ...]: as it was recorded; position 0 for a number that was not,
+    since a prefill begins there."""
+    rest = list(inspect.signature(model.forward).parameters.values())[1:]
+    needed = [
+        each
+        for each in rest
+        if each.default is each.empty and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    ]
+    recorded = _batch({each.name: sequence.inputs[each.name] for each in needed if each.name in sequence.inputs})
+    return {each.name: 0 for each in needed if each.annotation in (int, "int")} | recorded
 
 
 def known_tokens(trace: Trace, sequence: Sequence) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -60,7 +127,7 @@ def _arguments(model: nn.Module, trace: Trace, sequence: Sequence) -> dict[str, 
             f"{trace.path}: sequence {sequence.index}: position {int((ids == NO_TOKEN).argmax())} of its input is no "
             "token's embedding: the reference cannot be run on it"
         )
-    return {"input_ids": torch.from_numpy(ids)[None]} | masks_of(model, sequence)
+    return {IDS: torch.from_numpy(ids)[None]} | masks_of(model, sequence)
 
 
 def masks_of(model: nn.Module, sequence: Sequence, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -94,5 +161,5 @@ def _batch(inputs: dict[str, Any]) -> dict[str, Any]:
     out = {}
     for name, value in inputs.items():
         tensor = torch.tensor(np.asarray(value))[None]
-        out["input_ids" if name == TOKENS else name] = tensor.double() if tensor.is_floating_point() else tensor.long()
+        out[IDS if name == TOKENS else name] = tensor.double() if tensor.is_floating_point() else tensor.long()
     return out

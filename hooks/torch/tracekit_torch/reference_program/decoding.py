@@ -21,7 +21,7 @@ from tracekit.inspection.masked import MASK
 from tracekit.inspection.positions import prompt_length
 from tracekit.trace import LOGITS, Sequence, SiteData, Trace
 from tracekit_torch.adapters.causal_calls import CACHE_NAMES, cache_of
-from tracekit_torch.adapters.plain_prefill import known_tokens, masks_of
+from tracekit_torch.adapters.plain_prefill import IDS, known_tokens, masks_of
 from tracekit_torch.reference_program.lockstep import Lockstep
 from tracekit_torch.reference_program.replay import Replay, Replayed, rows_of
 from tracekit_torch.rows import Axis, arranged
@@ -61,7 +61,8 @@ class Decoding(Replay):
     def __init__(self, model: nn.Module, trace: Trace, sequence: Sequence, factors: Mapping[str, float]) -> None:
         super().__init__(model, sequence, lambda: None, factors)
         parameters = inspect.signature(model.forward).parameters
-        self._takes = next((name for name in CACHE_NAMES if name in parameters), "")
+        cached = IDS in parameters  # a port's own cache is not known
+        self._takes = next((name for name in CACHE_NAMES if cached and name in parameters), "")
         self._ids = torch.from_numpy(known_tokens(trace, sequence))[None]
         self._masks = masks_of(model, sequence)
         self._first, self._stop = 0, prompt_length(sequence)

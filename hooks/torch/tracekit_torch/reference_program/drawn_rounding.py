@@ -56,6 +56,7 @@ SUMS = {
     "cumsum",
     "logsumexp",
     "_softmax",
+    "_safe_softmax",
     "_log_softmax",
     "linalg_vector_norm",
     "norm",
@@ -72,7 +73,7 @@ SIGNED = {"sum", "mean"}
 """Sums of which the terms may have both signs."""
 TAKEN_APART = {
     "gelu", "silu", "mish", "softplus", "glu", "hardswish", "log_sigmoid_forward", "native_layer_norm",
-    "native_group_norm", "_softmax", "_log_softmax",
+    "native_group_norm", "_softmax", "_safe_softmax", "_log_softmax",
 }  # fmt: skip
 """Operations whose own steps each round: a step that cancels (1 + erf far to the left) may be off by far more than a
 unit of the result."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tracekit.errors import first_line
 from tracekit.trace import Sequence, Trace, TraceError
@@ -41,7 +43,20 @@ def load_reference(folder: str, dtype: str) -> nn.Module:
     if experts is not None:
         experts("eager")
     run_in(model, "float64")
+    _in_plain_operations(model)
     return model
+
+
+def _in_plain_operations(model: nn.Module) -> None:
+    """Make a model compute torch's fused attention as products and a softmax: each of them rounds, and has edits."""
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        with sdpa_kernel(SDPBackend.MATH):
+            return forward(*args, **kwargs)
+
+    model.forward = plain
 
 
 def prepared(model: nn.Module, dtype: str) -> nn.Module:
@@ -56,6 +71,7 @@ def prepared(model: nn.Module, dtype: str) -> nn.Module:
             with suppress(ValueError, NotImplementedError, AttributeError):  # one that has it in no eager form
                 setting("eager")
     run_in(model.eval(), "float64", computing)
+    _in_plain_operations(computing)
     return model
 
 
