@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
+from tracekit_cli.main import group
 
 import tracekit
 from scripts import candle_patch
@@ -453,6 +456,15 @@ def run_tracekit(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, text=True, capture_output=True)
 
 
+def told(*words: str) -> dict[str, Any]:
+    """What a command says in JSON; run in this process, which has imported what it needs."""
+    said = io.StringIO()
+    with redirect_stdout(said), suppress(SystemExit):
+        group(words, standalone_mode=False)
+    found: dict[str, Any] = json.loads(said.getvalue())
+    return found
+
+
 @dataclass(frozen=True)
 class Row:
     """What became of one case of one model."""
@@ -476,8 +488,8 @@ def _said(culprit: dict[str, Any]) -> str:
 
 
 def compare(model: str, lines: int, case: Case, reference: Path, native: Path, checkpoint: Path) -> Row:
-    diff = json.loads(run_tracekit("diff", "--json", str(reference), str(native), "--weights", str(checkpoint)).stdout)
-    audit = json.loads(run_tracekit("audit", "--json", str(native), "--weights", str(checkpoint)).stdout)
+    diff = told("diff", "--json", str(reference), str(native), "--weights", str(checkpoint))
+    audit = told("audit", "--json", str(native), "--weights", str(checkpoint))
     texts = [_said(row) for row in (*diff["culprits"], *audit["culprits"])]
     if diff["verdict"] == "divergence" and not texts:
         texts = [f"not explained: {diff['cause']} at {diff['site']}"]
