@@ -145,6 +145,11 @@ def shrunk(declared: dict[str, Any]) -> dict[str, Any]:
         count = max(2, len(kinds))
         small[names] = [kinds[index % len(kinds)] for index in range(count)]
         small |= {name: count for name in ("num_hidden_layers", "n_layer", "num_layers") if name in small}
+    if "kv_lora_rank" in small and "num_attention_heads" in small:
+        small["num_key_value_heads"] = small["num_attention_heads"]  # latent attention: a key for each head
+    if isinstance(small.get("per_layer_config"), dict):
+        last = small.get("num_hidden_layers", 0)
+        small["per_layer_config"] = {at: each for at, each in small["per_layer_config"].items() if int(at) < last}
     if {"state_size", "head_dim", "expand"} <= small.keys():
         small["head_dim"] = 16  # Mamba 2: heads of twice the width
     if "rope_parameters" in small and re.search("vl|4v|omni|ocr", str(small.get("model_type"))):
