@@ -17,6 +17,8 @@ import tracekit
 from tests.forked import Forks
 from tests.small_run import PROMPT, write_run
 from tests.spoken import evidence, notes
+from tracekit.align.sites import SequencePair, SitePair
+from tracekit.compare.yardstick import _Coarsest
 from tracekit.dtypes import UNIT_ROUNDOFF, round_to, to_float
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter, Tensor
@@ -359,6 +361,16 @@ def test_a_sum_in_float32_of_what_was_rounded_to_16_bits(
     options: dict[str, Any] = {"noise": more} if yardstick == "noise" else {"oracle": more[0] if more else None}
     found = tracekit.diff(reference, candidate, **options)
     assert (found.verdict, found.site) == (verdict, None if verdict == "parity" else "layer"), found.text
+
+
+def test_the_coarsest_format_on_the_way_is_the_same_in_whichever_order_sites_are_judged(tmp_path: Path) -> None:
+    run = _residual_run(tmp_path / "run.tklog", 1, "bfloat16").sequences[0]
+    pair = SequencePair(0, run, run)
+    for names in (("mixer", "layer"), ("layer", "mixer")):
+        coarsest = _Coarsest()
+        found = {name: coarsest.up_to(pair, SitePair(name, name, run.site_table[name].order)) for name in names}
+        assert found == dict.fromkeys(names, (UNIT_ROUNDOFF["bfloat16"],) * 2)
+    assert run.sites["layer"].dtype == "float32"
 
 
 def test_command_line(run: Run, tmp_path: Path) -> None:

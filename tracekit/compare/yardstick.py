@@ -217,19 +217,36 @@ class _Conditions:
 
 
 class _Coarsest:
-    """The coarsest format that a pair's sites were recorded in so far: what a sum in float32 adds up may have been
-    rounded to 16 bits on the way. They come in the order of the computation."""
+    """The coarsest format that a pair's sites were recorded in up to one: what a sum in float32 adds up may have been
+    rounded to 16 bits on the way."""
 
     def __init__(self) -> None:
-        self._so_far: dict[int, tuple[float, float]] = {}  # unit roundoff of either side, by pair
+        self._sides: dict[int, tuple[_Roundoffs, _Roundoffs]] = {}  # by pair
 
     def up_to(self, pair: SequencePair, site: SitePair) -> tuple[float, float]:
         """Unit roundoff of the reference and of the candidate at a site."""
-        dtypes = pair.reference.sites[site.name].dtype, pair.candidate.sites[site.candidate].dtype
-        before = self._so_far.get(pair.index, (0.0, 0.0))
-        one, other = (max(unit, _roundoff(dtype)) for unit, dtype in zip(before, dtypes, strict=True))
-        self._so_far[pair.index] = one, other
-        return one, other
+        if pair.index not in self._sides:
+            self._sides[pair.index] = _Roundoffs(pair.reference), _Roundoffs(pair.candidate)
+        one, other = self._sides[pair.index]
+        return one.up_to(site.name), other.up_to(site.candidate)
+
+
+class _Roundoffs:
+    """Unit roundoffs of a sequence's sites in the order of the computation."""
+
+    def __init__(self, sequence: Sequence) -> None:
+        table = sequence.site_table
+        self._own = {name: _roundoff(data.dtype) for name, data in sequence.sites.items()}
+        self._order = {name: table[name].order for name in self._own if name in table}
+        names = sorted(self._order, key=self._order.__getitem__)
+        self._orders = np.array([self._order[name] for name in names])
+        self._units = np.maximum.accumulate([self._own[name] for name in names] or [0.0])
+
+    def up_to(self, name: str) -> float:
+        """The coarsest one of the sites up to one; of a site that has no place in the order, its own."""
+        if name not in self._order:
+            return self._own[name]
+        return float(self._units[int(np.searchsorted(self._orders, self._order[name], side="right")) - 1])
 
 
 class Uncalibrated:
