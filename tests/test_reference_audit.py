@@ -235,6 +235,69 @@ def test_what_is_computed_of_a_single_number_without_dimensions_is_rounded_as_we
     assert off is not None and off.shape == (8, 4) and float(off.abs().max()) > 0.0
 
 
+def _added(value: Any) -> Any:
+    return torch.zeros(8, 64, dtype=value.dtype).index_add_(0, torch.arange(400) % 8, value)
+
+
+def _scattered(value: Any) -> Any:
+    return torch.zeros(8, 64, dtype=value.dtype).scatter_add(0, (torch.arange(400) % 8)[:, None].expand(-1, 64), value)
+
+
+def _put(value: Any) -> Any:
+    return torch.zeros(8, 64, dtype=value.dtype).index_put((torch.arange(400) % 8,), value, accumulate=True)
+
+
+ROUNDED: dict[str, Callable[[Any], Any]] = {
+    "index_add": _added,
+    "scatter_add": _scattered,
+    "index_put": _put,
+    "std": lambda value: value.std(-1),
+    "std_mean": lambda value: torch.std_mean(value, -1)[1],
+    "prelu": lambda value: torch.nn.functional.prelu(value, value.new_tensor([0.3])),
+    "fft": lambda value: torch.fft.fft(value).abs(),
+    "rfft": lambda value: torch.view_as_real(torch.fft.rfft(value)),
+    "irfft": lambda value: torch.fft.irfft(torch.fft.rfft(value)),
+    "complex": lambda value: torch.view_as_real(torch.view_as_complex(value.view(400, 32, 2)) * torch.polar(
+        torch.ones(32, dtype=value.dtype), torch.arange(32, dtype=value.dtype)
+    )),
+    "cdist": lambda value: torch.cdist(value[:20], value[20:40]),
+    "avg_pool2d": lambda value: torch.nn.functional.avg_pool2d(value[None, None], 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_what_is_no_pointwise_operation_rounds_as_float32_does(name: str) -> None:
+    from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
+
+    given = torch.randn(400, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
+    with DrawnRounding(2.0**-24, 2.0**-24, 0, runs=8) as drawn:
+        exact = ROUNDED[name](given.double())
+    off = drawn.off(exact)
+    assert off is not None
+    error = float((ROUNDED[name](given).double() - exact).square().mean().sqrt())
+    assert error < 1.5 * float(off.square().mean().sqrt()) < 40.0 * error
+
+
+MOVED: dict[str, Callable[[Any], Any]] = {
+    "cat": lambda value: torch.cat([value, value]),
+    "index": lambda value: value[torch.arange(3)],
+    "topk": lambda value: value.topk(3)[0],
+    "tril": lambda value: value.tril(),
+    "amax": lambda value: value.amax(-1),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_what_moves_numbers_rounds_nothing(name: str) -> None:
+    from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
+
+    given = torch.randn(40, 64, dtype=torch.float64)
+    with DrawnRounding(2.0**-24, 2.0**-24, 0) as drawn:
+        out = MOVED[name](given)
+    off = drawn.off(out)
+    assert off is None or not off.any()
+
+
 FUSED: dict[str, tuple[float, float, Callable[[Any], Any]]] = {
     "gelu": (0.3, -3.3, torch.nn.functional.gelu),
     "gelu near zero": (0.3, -0.3, torch.nn.functional.gelu),

@@ -24,6 +24,20 @@ EXACT = {
     "threshold",
 }  # fmt: skip
 """Pointwise operations whose result is one of their operands, or exact."""
+MOVES = {
+    "amax", "amin", "aminmax", "as_strided", "bernoulli", "cat", "col2im", "complex", "constant_pad_nd", "cummax",
+    "cummin", "diag_embed", "diagonal_scatter", "embedding", "eye", "flip", "gather", "im2col", "index", "index_copy",
+    "index_fill", "index_put", "index_select", "kthvalue", "lift", "lift_fresh", "linspace", "masked_scatter",
+    "masked_select",
+    "max", "max_pool2d_with_indices", "max_pool3d_with_indices", "median", "min", "mode", "nanmedian", "native_dropout",
+    "nonzero", "one_hot", "pixel_shuffle", "pixel_unshuffle", "put", "reflection_pad1d", "reflection_pad2d", "repeat",
+    "repeat_interleave", "replication_pad1d", "replication_pad2d", "resize", "roll", "rot90", "scatter",
+    "select_scatter",
+    "set", "slice_scatter", "sort", "split_with_sizes_copy", "stack", "take", "topk", "tril", "triu", "unfold_copy",
+    "unique_dim", "upsample_nearest1d", "upsample_nearest2d", "_index_put_impl", "_pack_padded_sequence", "_to_copy",
+    "_unique2", "_unsafe_index", "_unsafe_view", "_reshape_copy", "clone", "copy", "fill", "zero", "zeros_like",
+}  # fmt: skip
+"""Operations that move numbers, or choose among them. What is neither pointwise nor one of these rounds."""
 LIBRARY = {
     "exp",
     "log",
@@ -64,7 +78,15 @@ SUMS = {
     "native_group_norm",
     "prod",
     "cumprod",
+    "std",
+    "std_mean",
+    "logcumsumexp",
+    "_cdist_forward",
 }
+SCATTERED = {"index_add", "scatter_add", "scatter_reduce", "index_put", "index_reduce"}
+"""Sums whose terms are added one after the other to what is stored, each time rounded to its format."""
+FOURIER = {"_fft_r2c", "_fft_c2r", "_fft_c2c"}
+"""Transforms, whose errors are those of all terms, as large in a small result as in a large one."""
 
 
 SCALED = {"mul", "div"}
@@ -113,14 +135,21 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
         plain = out_of_place(name)
         if plain in EXACT or not self._draws_here():
             return ()
-        if plain not in PRODUCTS and plain not in SUMS and torch.Tag.pointwise not in func.tags:
+        if plain in MOVES and not (plain == "index_put" and _accumulates(args, kwargs)):
             return ()
         if isinstance(out, tuple | list):
             first = self._off(plain, args, out[0], kwargs)
-            if name == "var_mean" and first is not None:
-                return first, self._cancelled(out[1], (out[0] + out[1].square()).sqrt_())
+            if name in ("var_mean", "std_mean") and first is not None:
+                variance = out[0] if name == "var_mean" else out[0].square()
+                return first, self._cancelled(out[1], (variance + out[1].square()).sqrt_())
             return (first,)
-        return (self._off(plain, args, out, kwargs),)
+        if plain in SCATTERED:
+            return (self._scattered(func, plain, args, out, kwargs),)
+        off = self._off(plain, args, out, kwargs)
+        known = plain in PRODUCTS or plain in SUMS or plain in FOURIER or torch.Tag.pointwise in func.tags
+        if off is not None and not known and not off.is_complex():  # a sum of a kind of its own, whose terms may cancel
+            off += self._drawn(out).mul_(float(out.square().mean().sqrt()) * self._sums * LIBRARY_UNITS)
+        return (off,)
 
     def _draws_here(self) -> bool:
         return self._only is None or bool(self._only >> self.operations & 1)
@@ -142,7 +171,14 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
             self.add(result, off.add_(self._drawn(mean) * (mean * weight).to(torch.float32)))
 
     def _off(self, name: str, args: tuple[Any, ...], out: Any, kwargs: dict[str, Any]) -> Tensor | None:
-        if not isinstance(out, Tensor) or not out.is_floating_point() or not out.numel():
+        if not isinstance(out, Tensor) or not out.numel() or not any(_holds_fractions(value) for value in args):
+            return None
+        if name in FOURIER:
+            return self._transformed(args, out)
+        if out.is_complex():
+            size = out.abs() * (self._unit * (LIBRARY_UNITS if name in LIBRARY or name == "polar" else 1.0))
+            return self._complex(size)
+        if not out.is_floating_point():
             return None
         unit = self._unit * (LIBRARY_UNITS if name in LIBRARY else 1.0)
         off = self._times(out * unit)
@@ -163,6 +199,43 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
                 size = getattr(torch, name)(args[0].square(), *args[1:], **kwargs).sqrt_()
                 off += self._cancelled(out, size if name == "mean" else size.mul_(math.sqrt(length)))
         return off.nan_to_num_(0.0, 0.0, 0.0)  # minus infinity of a mask is exact
+
+    def _scattered(
+        self, func: Any, name: str, args: tuple[Any, ...], out: Tensor, kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """What terms that are added one after the other to stored numbers are off: the partial sums of the n terms with
+        the squares' sum T^2 are n (S^2 / 3 + T^2 / 6) squared, the last is S."""
+        if not out.is_floating_point() or not out.numel():
+            return None
+        if name not in ("index_add", "scatter_add", "index_put"):  # means, products, largest ones, too
+            return self._times(out * self._unit)
+        at = 2 if name == "index_put" else 3
+        plain = {key: value for key, value in kwargs.items() if key != "alpha"}
+        before, terms = args[0], args[at]
+        alpha = float(kwargs.get("alpha", 1.0))
+
+        def summed(start: Tensor, each: Tensor) -> Tensor:
+            given = list(args)
+            given[0], given[at] = start.clone(), each
+            done: Tensor = func(*given, **plain)
+            return done
+
+        count = summed(torch.zeros_like(before), torch.ones_like(terms))
+        squares = summed(before.square(), terms.square() * alpha**2)
+        partial = (out.square() / 3.0 + squares / 6.0).mul_((count - 1.0).clamp_min_(0.0))
+        return self._times(partial.add_(out.square()).sqrt_().mul_(self._unit).where(count > 0.0, 0.0))
+
+    def _transformed(self, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        """What a Fourier transform is off: the logarithm of its length in rounding errors of the whole."""
+        dims = [dim % out.dim() for dim in args[1]] if isinstance(args[1], list | tuple) else [out.dim() - 1]
+        length = max(math.prod(max(out.shape[dim], args[0].shape[dim]) for dim in dims), 2)
+        typical = out.abs().square().mean(dims, keepdim=True).sqrt()
+        size = out.abs() * self._unit + typical * (self._sums * math.log2(length))
+        return self._complex(size) if out.is_complex() else self._times(size)
+
+    def _complex(self, size: Tensor) -> Tensor:
+        """Complex numbers whose parts are drawn as `_times` does it."""
+        return torch.complex(self._times(size), self._times(size))
 
     def _cancelled(self, out: Tensor, size: Tensor) -> Tensor:
         """The error of a sum whose terms have both signs: its partial sums do not cancel as the whole does. `size`: the
@@ -217,3 +290,15 @@ def _gelu_off(value: Tensor) -> Tensor:
     for term in reversed(ERF_TERMS):
         sum_ = (sum_ + term) * inner
     return 0.5 * value.abs() * (torch.erfc(size) - sum_ * torch.exp(-size.square()))
+
+
+def _holds_fractions(value: Any) -> bool:
+    """Whether an operand is made of floating-point or complex tensors, or a list of them."""
+    if isinstance(value, list | tuple):
+        return any(_holds_fractions(each) for each in value)
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _accumulates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an `index_put` adds to what is there."""
+    return bool(args[3] if len(args) > 3 else kwargs.get("accumulate", False))
