@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -86,16 +86,16 @@ class Forks:
         self._process.communicate()
 
 
-def load() -> None:
+def load(imports: Sequence[str] = PROGRAMS) -> None:
     """Import what the programs need."""
-    for name in sys.argv[1:]:
+    for name in imports:
         importlib.import_module(name)
     gc.freeze()
 
 
 def serve() -> None:
     """Fork for each line of stdin."""
-    load()
+    load(sys.argv[1:])
     lines, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)

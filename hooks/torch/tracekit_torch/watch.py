@@ -22,6 +22,7 @@ from torch import nn
 
 from tracekit.trace import Json, TraceError
 from tracekit_torch.adapters import LAST, ModelKind, failed, kinds
+from tracekit_torch.called_beside import CalledBeside
 from tracekit_torch.eager import DYNAMO, SAID, run_eagerly, uncompiled
 from tracekit_torch.patching import replace, without_hooks
 from tracekit_torch.recorder import Recorder
@@ -104,6 +105,8 @@ class Watch:
         kind = next(kind for kind in self._kinds if self._ask(kind, kind.knows, model))
         try:
             kind.attach(recorder, model, sampling)
+            if kind.priority == LAST and self._pattern is None and recorder.active:
+                self._undo.append(CalledBeside(recorder, model).stop)
         except TraceError:
             raise
         except Exception as error:
