@@ -424,6 +424,31 @@ def test_the_engine_of_record(llama: Path, tmp_path: Path) -> None:
     assert tracekit.diff(llama / "call.h5", tmp_path / "t.h5").verdict == "parity"
 
 
+class Bigrams(torch.nn.Module):
+    """A decoder of no library, whose ids have a name of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = torch.nn.Embedding(64, 16), torch.nn.Linear(16, 64)
+
+    def forward(self, idx: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.embed(idx)))
+
+
+def test_the_only_input_of_integers_is_the_ids(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Bigrams().eval()
+    path = exported(model, tmp_path / "m.onnx", (IDS,), dynamic_shapes=({1: torch.export.Dim("seq", min=2, max=60)},))
+    words = ("--prompt-ids", ",".join(map(str, IDS[0].tolist())), "--max-new-tokens", "3", "-o", str(tmp_path / "t.h5"))
+    code, said = command("record", "--engine", "onnx", str(path), *words)
+    assert code == 0, said
+    ids = IDS
+    for _ in range(3):
+        ids = torch.cat([ids, model(ids)[:, -1:].argmax(-1)], dim=1)
+    with tracekit.open(tmp_path / "t.h5") as trace:
+        assert trace.sequences[0].tokens.tolist() == ids[0, -3:].tolist()
+
+
 def test_what_cannot_be_recorded_is_one_line(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"\x08\x08" + bytes(40))
     np.savez(tmp_path / "wrong.npz", other=np.ones(3))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tracekit.trace import TraceError
 from tracekit_onnx.recording import RecordedSession
-from tracekit_onnx.sessions import load_session, session_options
+from tracekit_onnx.sessions import BESIDE_IDS, ids_input, load_session, session_options
 
 TYPES = {
     "tensor(float)": np.float32,
@@ -24,7 +24,6 @@ TYPES = {
     "tensor(bool)": np.bool_,
 }
 PAST = re.compile(r"^past_key_values|^past[._]")
-KNOWN = ("input_ids", "attention_mask", "position_ids", "cache_position")
 
 
 Arrays = dict[str, NDArray[Any]]
@@ -108,14 +107,16 @@ class _Loop:
         self._inputs = {value.name: value for value in session.get_inputs()}
         outputs = [value.name for value in session.get_outputs()]
         self._past = [name for name in self._inputs if PAST.search(name)]
-        other = [name for name in self._inputs if name not in KNOWN and name not in self._past]
-        if "input_ids" not in self._inputs or other:
+        ids = ids_input(session.get_inputs())
+        other = [name for name in self._inputs if name not in {ids, *BESIDE_IDS, *self._past}]
+        if ids is None or other:
             said = f"wants {', '.join(other)}" if other else "has no input_ids"
             raise TraceError(f"the graph {said}; run it yourself with tracekit_onnx.record or RecordedSession")
         present = [name for name in outputs if "present" in name]
         if self._past and len(present) != len(self._past):
             present = outputs[-len(self._past) :]
         self._present = present if self._past else []
+        self._ids = ids
         self._logits = "logits" if "logits" in outputs else outputs[0]
 
     def check(self, served: Served) -> None:
@@ -135,7 +136,7 @@ class _Loop:
 
     @property
     def _one_row(self) -> bool:
-        return any(isinstance(self._inputs[name].shape[0], int) for name in ("input_ids", *self._past[:1]))
+        return any(isinstance(self._inputs[name].shape[0], int) for name in (self._ids, *self._past[:1]))
 
     def serve(self, session: Any, ids: list[int], most: int, stop: Sequence[int], served: Served) -> Generated:
         """The request, as often as it is made, each on what it keeps of the last one's cache."""
@@ -202,7 +203,7 @@ class _Loop:
     def _feeds(self, fed: NDArray[Any], mask: NDArray[Any], known: int) -> Mapping[str, NDArray[Any]]:
         stop = known + fed.shape[1]
         every = {
-            "input_ids": fed,
+            self._ids: fed,
             "attention_mask": mask[:, :stop],
             "position_ids": np.maximum(mask[:, :stop].cumsum(axis=1) - 1, 0)[:, known:],
             "cache_position": np.arange(known, stop),

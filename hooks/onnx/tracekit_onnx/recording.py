@@ -24,11 +24,10 @@ from tracekit.formats.onnx_file import OnnxFile
 from tracekit.formats.onnx_modules import Branch, input_site, modules_of, value_types
 from tracekit.trace import LOGITS, NOT_ASKED_FOR, Json, TraceError
 from tracekit_onnx.rows import Shape, arranged
-from tracekit_onnx.sessions import load_session, optimised, path_of, session_of
+from tracekit_onnx.sessions import ids_input, load_session, optimised, path_of, session_of
 from tracekit_onnx.tapped import tapped
 
 IMPLEMENTATION = "onnxruntime"
-IDS = ("input_ids", "decoder_input_ids")
 CACHE = re.compile(r"past|cache|^state$|^h\d*$|^c\d*$")
 """Inputs that go on from an earlier call."""
 HEADS = ("lm_head", "embed_out")
@@ -104,10 +103,11 @@ class RecordedSession:
         self._outputs = copy.outputs
         self._copy = session_of(copy.model, self.path, self.session)
         self._inputs = [value.name for value in self.session.get_inputs()]
+        self._ids = ids_input(self.session.get_inputs())
         self._names = [value.name for value in self.session.get_outputs()]
         self._cached = [name for name in self._inputs if CACHE.search(name)]
-        self._steps = bool(steps if steps is not None else self._ids_name() and self._cached)
-        self._head = self._head_of()
+        self._steps = bool(steps if steps is not None else self._ids and self._cached)
+        self._head = self._head_of(generates=steps is True)
         self._rows: list[_Row] = []
         self._shape = Shape(0, 0)
         self._known = 0  # positions of the sequences that go on
@@ -203,15 +203,12 @@ class RecordedSession:
             site.row = {key: value for key, value in (site.row | {"order": order}).items() if value is not None}
         return sites
 
-    def _ids_name(self) -> str | None:
-        return next((name for name in IDS if name in self._inputs), None)
-
-    def _head_of(self) -> str | None:
-        """The output that holds the logits."""
+    def _head_of(self, generates: bool) -> str | None:
+        """The output that holds the logits; of a graph that is said to generate, the first where none is called so."""
         if LOGITS in self._names:
             return LOGITS
         made = {module.output for module in self._modules if module.name.rpartition(".")[2] in HEADS}
-        return next((name for name in self._names if name in made), None)
+        return next((name for name in self._names if name in made), self._names[0] if generates else None)
 
     def _weights(self) -> list[Json]:
         rows, digests = {}, {}
@@ -296,7 +293,7 @@ class RecordedSession:
         if isinstance(logits, np.ndarray) and logits.ndim == 3 and logits.shape[0] == len(self._rows):
             for at, row in enumerate(self._rows):
                 row.logits = logits[at, -1].astype(np.float32)
-        if not self._steps and self._ids_name() is None:
+        if not self._steps and self._ids is None:
             self._end_rows(self._writer, "done")
 
     def _say_sites(self, given: set[str]) -> None:
@@ -327,7 +324,7 @@ class RecordedSession:
 
     def _begin(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[Shape, int]:
         """The rows of a call, and how many of them its sequences have already."""
-        name = self._ids_name() or next(
+        name = self._ids or next(
             (each for each in self._inputs if arrays[each].ndim and each not in self._cached), None
         )
         if name is None:
@@ -364,7 +361,7 @@ class RecordedSession:
         for name, value in arrays.items():
             if name in self._cached or value.nbytes > INPUT_BYTES or not value.ndim:
                 continue
-            key = f"prompt/{'token_ids' if name in IDS else name}"
+            key = f"prompt/{'token_ids' if name == self._ids else name}"
             if shape.flat:
                 found[key] = np.ascontiguousarray(value)
             elif value.shape[0] == shape.batch:

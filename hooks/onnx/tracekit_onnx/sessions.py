@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ COPIED = (
 """Settings of a session that its copy gets."""
 LEVELS = ("disabled", "basic", "extended", "all")
 """What `--optimisation` takes."""
+IDS = ("input_ids", "decoder_input_ids")
+BESIDE_IDS = ("attention_mask", "position_ids", "cache_position")
+INTEGERS = ("tensor(int64)", "tensor(int32)")
 INLINE = 1 << 30
 """Bytes of external data that are put into the copy; larger ones are read from where they are."""
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -139,3 +143,11 @@ def optimised(session: Any, path: str) -> tuple[set[str], Counter[str]] | None:
                 fused[node.op_type] += 1
             graphs += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
     return made, fused
+
+
+def ids_input(values: Sequence[Any]) -> str | None:
+    """The input of a graph that takes token ids: the one that is called so, else the only one of integers [batch,
+    time]. `values`: what a session's `get_inputs` gives."""
+    named = next((name for name in IDS if any(value.name == name for value in values)), None)
+    integers = [each.name for each in values if each.type in INTEGERS and len(each.shape or ()) == 2]
+    return named or (integers[0] if len(integers) == 1 and integers[0] not in BESIDE_IDS else None)
