@@ -21,6 +21,7 @@ from tracekit.align.proposals import FoundBy, propose
 from tracekit.align.sites import align_sites
 from tracekit.formats.log import LogWriter
 from tracekit.formats.name_map import Alias, NameMap, read_names
+from tracekit.report.names_text import names_toml
 from tracekit.report.words import sentence
 from tracekit.trace import TraceError
 
@@ -203,7 +204,7 @@ def test_sites_of_layers_are_no_parts_of_a_site_outside_of_them(tmp_path: Path) 
         found = propose(reference, whole)
         assert found.lines == () and found.left_candidate == ("output",)
     fused = write(tmp_path / "c.tklog", theirs, prompt=(1, 2))
-    (tmp_path / "names.toml").write_text(propose(reference, fused).to_toml())
+    (tmp_path / "names.toml").write_text(names_toml(propose(reference, fused)))
     assert read_names(tmp_path / "names.toml").aliases
 
 
