@@ -301,7 +301,8 @@ def test_a_line_of_a_loop_is_edited_in_all_rounds(checkpoints: Any, tmp_path: Pa
 def test_a_cache_that_is_not_kept_is_no_line_of_the_prefill(
     checkpoints: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every decoded position sees itself alone, as it would with another mask: which of both, a prefill cannot tell."""
+    """Every decoded position sees itself alone, as it would with another mask: which of both, a prefill cannot tell.
+    Decoding with a condition inverted can: the call that does not hand the cache over is among what is listed."""
     folder = checkpoints("granite")
     model = tiny_families.load(folder, "sdpa")
     for layer in model.model.layers:
@@ -313,7 +314,10 @@ def test_a_cache_that_is_not_kept_is_no_line_of_the_prefill(
         found = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
     assert [culprit.site for culprit in found.culprits][:1] == ["model.layers.0.self_attn.o_proj:in"], found.text
     explanation = found.culprits[0].explanation
-    assert explanation is None or not explanation.lines, found.text
+    assert explanation is not None, found.text
+    sources = [line.source for line in explanation.lines]
+    assert any("self.self_attn(" in source for source in sources), found.text
+    assert all("cache" in source or source.endswith("(") for source in sources), sources  # or a call that hands it on
 
 
 def _without_the_last_layer(model: Any) -> None:
