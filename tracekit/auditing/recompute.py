@@ -20,6 +20,7 @@ from tracekit.auditing.rounding import Floats, Result, unit
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.widened import narrowed
 from tracekit.dtypes import is_float
+from tracekit.inspection.cast_products import is_cast
 from tracekit.inspection.sanity import recomputed_from
 from tracekit.inspection.site_rows import logits_reader, site_reader
 from tracekit.trace import ENCODER_PREFIX, LOGITS, Sequence, Trace, TraceError
@@ -314,7 +315,12 @@ class Recomputation:
         if recipe.operation.reads_tokens:
             tokens = self.looked_up(recipe)[window.first : window.stop]
             self._check_ids(recipe, tokens, len(weights.table()), window.first)
-        return Given(inputs, window.rows, self.computed_in(recipe), weights, tokens, effort)
+        return Given(inputs, window.rows, self.computed_in(recipe), weights, tokens, effort, self._cast(recipe))
+
+    def _cast(self, recipe: Recipe) -> str | None:
+        """The 16-bit format of a site whose weight the program holds in a finer one."""
+        stored = self.dtype(recipe.stored)
+        return stored if is_cast(self.parameters.trace, recipe.parameters.get("weight"), stored) else None
 
     def result(self, recipe: Recipe, window: Window, inputs: list[Floats], effort: Effort = Effort.QUICK) -> Result:
         """What the site should hold, and how far rounding may have moved it."""

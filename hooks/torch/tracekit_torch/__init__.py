@@ -18,7 +18,8 @@ from tracekit.auditing.audit import Audit
 from tracekit.auditing.consequence import Weigher
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.parameters import Parameters
-from tracekit.trace import Trace
+from tracekit.inspection.cast_products import cast_products
+from tracekit.trace import Trace, TraceError
 from tracekit_torch.options import Options
 from tracekit_torch.recorder import Recorder
 from tracekit_torch.scripted import record_script
@@ -109,6 +110,12 @@ class ByReference:
         """Every recorded site, judged. Raises TraceError."""
         from tracekit_torch.reference_program.audit import audit_by
 
+        cast = next(cast_products(trace), None)
+        if cast is not None:
+            raise TraceError(
+                f"{trace.path}: {cast} is in 16 bits and its weight is not, as under torch.autocast, which the "
+                "reference is not run with; judge it by its checkpoint alone (--weights), or record it without autocast"
+            )
         return audit_by(self._of(trace), trace, checkpoint)
 
     def weigher(self, trace: Trace, found: Audit) -> Weigher:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tracekit.auditing.block_formats import BLOCK, FORMATS, is_known
-from tracekit.auditing.matrix import in_two_sums, linear
+from tracekit.auditing.matrix import Matrix, in_two_sums, linear
 from tracekit.auditing.not_audited import NotAudited
 from tracekit.auditing.operations.operation import Effort, Given, Module, Operation, Shape
-from tracekit.auditing.rounding import Floats, Result
+from tracekit.auditing.rounding import Floats, Result, as_stored
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,17 @@ class Linear(Operation):
     def result(self, given: Given) -> Result:
         closely = given.effort is not Effort.QUICK
         if not self.minima:
-            return linear(given.weights.matrix(), given.inputs[0], given.dtype, closely)
+            made = linear(given.weights.matrix(), given.inputs[0], given.dtype, closely)
+            return made if given.cast is None else replace(self._cast(given, given.cast, closely), others=(made,))
         width = given.inputs[0].shape[1] * BLOCK // (BLOCK + 1)
         return in_two_sums(given.weights.matrix(), given.inputs[0], width, given.dtype, closely)
+
+    @staticmethod
+    def _cast(given: Given, dtype: str, closely: bool) -> Result:
+        """With weight, bias and inputs rounded first."""
+        held = given.weights.matrix()
+        bias = None if held.bias is None else as_stored(held.bias, dtype)
+        return linear(Matrix(as_stored(held.weight, dtype), bias), as_stored(given.inputs[0], dtype), dtype, closely)
 
     def values(self, given: Given) -> Floats:
         matrix = given.weights.matrix()

@@ -57,6 +57,9 @@ class Given:
     tokens: NDArray[np.int64]
     """Token ids of the rows, of an operation that looks them up; empty for others."""
     effort: Effort = Effort.QUICK
+    cast: str | None = None
+    """The format of the site, where it is coarser than that of the weight which the program holds: both operands of a
+    product were rounded to it on the way, as `torch.autocast` does, or its result alone."""
 
 
 @dataclass(frozen=True)
