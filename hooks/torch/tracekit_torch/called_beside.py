@@ -27,7 +27,6 @@ class CalledBeside:
         self._calls = 0
         self._looked_at: set[int] = set()
         self._handles = [model.register_forward_pre_hook(Hook(recorder.guarded, self._called))]
-        self._look(model)
 
     def _called(self, model: nn.Module, _: Any) -> None:
         self._calls += 1
