@@ -13,11 +13,18 @@ import tracekit
 
 torch = pytest.importorskip("torch")
 
+from tracekit_torch.adapters import generate_watch  # noqa: E402
 from tracekit_torch.options import Options  # noqa: E402
 from tracekit_torch.recorder import Recorder  # noqa: E402
 from tracekit_torch.watch import Watch  # noqa: E402
 
 IDS = torch.tensor([[1, 2, 3]])
+
+
+@pytest.fixture(autouse=True)
+def no_other_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the models that other tests hold, none is waited for."""
+    monkeypatch.setattr(generate_watch, "_living", list)
 
 
 class Model(torch.nn.Module):
