@@ -284,6 +284,31 @@ def test_the_wrong_head_of_two(tied: bool, folder, tmp_path: Path) -> None:
     assert said(audited(tiny.run(model, tmp_path / "wrong.h5"), copy)) == {"logits": text}
 
 
+@pytest.mark.parametrize("fault", ["", "table", "changed"])
+def test_a_head_behind_a_prefix_of_the_file_alone(fault: str, folder, tmp_path: Path) -> None:
+    """Programs of speech models rename `language_model.lm_head` (Voxtral): it is not tied, whatever is not declared."""
+    name = folder("llama", tie_word_embeddings=False)
+    copy = tmp_path / "model"
+    copy.mkdir()
+    held = {f"language_model.{key}": value for key, value in load_file(name / "model.safetensors").items()}
+    save_file(held, copy / "model.safetensors")
+    config = json.loads((name / "config.json").read_text())
+    config.pop("tie_word_embeddings")
+    (copy / "config.json").write_text(json.dumps(config))
+    model = tiny.load(name)
+    if fault == "table":
+        model.lm_head.weight = model.model.embed_tokens.weight
+    elif fault:
+        model.lm_head.weight.data[3] *= 1.01
+    tiny.run(model, tmp_path / "run.h5")
+    found = tracekit.audit(tmp_path / "run.h5", copy)
+    assert [one.site for one in found.culprits] == (["logits"] if fault else [])
+    assert found.weights == (("lm_head.weight",) if fault == "changed" else ())
+    if fault == "table":
+        text = "the head's table is language_model.model.embed_tokens.weight instead of language_model.lm_head.weight"
+        assert text in found.text
+
+
 @pytest.mark.parametrize(("ours", "alike"), [(True, False), (False, False), (True, True)])
 def test_whether_an_unknown_family_ties_its_head_is_not_guessed(
     ours: bool, alike: bool, folder, tmp_path: Path

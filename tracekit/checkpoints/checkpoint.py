@@ -50,10 +50,14 @@ class Checkpoint:
         return own if tied is False else self._table() or own
 
     def _own(self, name: str) -> str | None:
-        """The file's own entry; a head may be called otherwise than in the program."""
+        """The file's own entry; a head may be called otherwise than in the program, or stand behind a prefix."""
         head = next((head for head in HEAD_NAMES if name.endswith(head)), None)
         options = [name] if head is None else [name, *(name.removesuffix(head) + other for other in HEAD_NAMES)]
-        return next((found for option in options if (found := self._named(option)) is not None), None)
+        found = next((found for option in options if (found := self._named(option)) is not None), None)
+        if found is not None or head is None:
+            return found
+        prefixed = [other for other in self.names if other.endswith(f".{name}")]
+        return prefixed[0] if len(prefixed) == 1 else None
 
     def _named(self, name: str) -> str | None:
         name = self.other_names.get(name, name)
