@@ -223,6 +223,36 @@ def test_a_scalar_is_rounded_once_for_all_values(scale: float, shared: bool) -> 
     assert 0.3 < spread < 0.9 if shared else spread < 0.02
 
 
+@pytest.mark.parametrize("unit", [2.0**-24, 2.0**-8])
+@pytest.mark.parametrize(
+    "constant",
+    [
+        lambda given, number: torch.tensor(number, dtype=given.dtype),
+        lambda given, number: torch.full((1,), number, dtype=given.dtype),
+        lambda given, number: torch.full_like(given, number),
+        lambda given, number: given.new_zeros(1).fill_(number),
+        lambda given, number: torch.full_like(given, -30.0).clamp(min=number),
+        lambda given, number: given.new_zeros(1).masked_fill(torch.tensor([True]), number),
+        lambda given, number: torch.zeros_like(given) + number,
+    ],
+    ids=["tensor", "full", "full_like", "fill", "clamp", "masked_fill", "added"],
+)
+def test_a_constant_of_the_program_is_rounded_once_wherever_it_goes(constant: Any, unit: float) -> None:
+    """T5Gemma: `hidden * torch.tensor(width**0.5, dtype=hidden.dtype)`. Constants that the dtype has are exact."""
+    from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
+
+    given = torch.randn(400, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def spread(number: float) -> float:
+        with DrawnRounding(unit, unit, 0, runs=32) as drawn:
+            out = given * constant(given, number)
+        off = drawn.off(out)
+        assert off is not None
+        return float((off / out).mean((1, 2)).square().mean().sqrt()) / unit
+
+    assert 0.3 < spread(32**0.5) < 0.9 and spread(-5.5) < 0.02
+
+
 def test_what_is_computed_of_a_single_number_without_dimensions_is_rounded_as_well() -> None:
     """DiffLlama: `exp(sum(q * k)) - exp(sum(q * k)) + initial`, all without a dimension, times the second attention."""
     from tracekit_torch.reference_program.drawn_rounding import DrawnRounding

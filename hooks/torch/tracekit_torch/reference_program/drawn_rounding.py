@@ -91,6 +91,10 @@ FOURIER = {"_fft_r2c", "_fft_c2r", "_fft_c2c"}
 
 SCALED = {"mul", "div"}
 """Operations whose scalar operand is rounded to the accumulators' dtype first: one error that all results share."""
+SHIFTED = {"add", "sub", "rsub"}
+"""The same of one that is added."""
+FILLED = {"full", "full_like", "new_full", "scalar_tensor"}
+"""Constants of a program, in the dtype that it computes in: one error that all that is computed from them shares."""
 SIGNED = {"sum", "mean"}
 """Sums of which the terms may have both signs."""
 TAKEN_APART = {
@@ -99,6 +103,8 @@ TAKEN_APART = {
 }  # fmt: skip
 """Operations whose own steps each round: a step that cancels (1 + erf far to the left) may be off by far more than a
 unit of the result."""
+HUGE = 1e30
+"""Constants beyond it stand for infinity."""
 ERF_SLOPE = 0.3275911
 ERF_TERMS = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 """Of the polynomial for the error function that torch's vectorised GELU uses: Abramowitz and Stegun 1964, 7.1.26."""
@@ -133,10 +139,11 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
     ) -> tuple[Tensor | None, ...]:
         name = func.overloadpacket.__name__
         plain = out_of_place(name)
-        if plain in EXACT or not self._draws_here():
+        if not self._draws_here():
             return ()
-        if plain in MOVES and not (plain == "index_put" and _accumulates(args, kwargs)):
-            return ()
+        moves = plain in MOVES and not (plain == "index_put" and _accumulates(args, kwargs))
+        if moves or plain in EXACT or plain in FILLED:
+            return (self._constant(plain, args, kwargs, out),)
         if isinstance(out, tuple | list):
             first = self._off(plain, args, out[0], kwargs)
             if name in ("var_mean", "std_mean") and first is not None:
@@ -187,9 +194,10 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
             off += once * (out * (self._sums * LIBRARY_UNITS)).to(torch.float32)
         if name in EXPONENTIALS:
             off += self._times((out * out.abs().log()).nan_to_num_(0.0, 0.0, 0.0) * self._sums)
-        if name in SCALED and any(inexact(value) for value in args[1:]):
+        if name in SCALED | SHIFTED and any(inexact(value) for value in args[1:]):
             once = self._drawn(out.new_empty([1] * out.dim()))
-            off += once * (out * self._sums).to(torch.float32)
+            size = out if name in SCALED else torch.full_like(out, sum(value for value in args[1:] if inexact(value)))
+            off += once * (size * self._sums).to(torch.float32)
         if name in PRODUCTS:
             self._product(name, args, out, kwargs, off)
         elif name in SUMS and args and isinstance(args[0], Tensor):
@@ -199,6 +207,22 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
                 size = getattr(torch, name)(args[0].square(), *args[1:], **kwargs).sqrt_()
                 off += self._cancelled(out, size if name == "mean" else size.mul_(math.sqrt(length)))
         return off.nan_to_num_(0.0, 0.0, 0.0)  # minus infinity of a mask is exact
+
+    def _constant(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Tensor | None:
+        """What constants of the program are off by being rounded to its dtype, where they are made or chosen: each by
+        one amount, wherever it goes."""
+        if not isinstance(out, Tensor) or not out.is_floating_point() or not out.numel():
+            return None
+        if name.startswith("lift"):
+            mantissa = torch.frexp(out).mantissa / self._unit
+            return self._times((out * self._unit).where(mantissa != mantissa.round(), 0.0)).nan_to_num_(0.0, 0.0, 0.0)
+        off = None
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, float) and abs(value) < HUGE and (math.frexp(value)[0] / self._unit) % 1.0:
+                once = self._drawn(out.new_empty([1] * out.dim())).mul_(value * self._unit)
+                chosen = once * (out == value)
+                off = chosen if off is None else off.add_(chosen)
+        return off
 
     def _scattered(
         self, func: Any, name: str, args: tuple[Any, ...], out: Tensor, kwargs: dict[str, Any]

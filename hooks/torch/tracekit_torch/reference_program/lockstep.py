@@ -128,7 +128,8 @@ class Lockstep(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **kwargs)
         results = list(tensors_in(out))
         storages = {value.untyped_storage()._cdata for value in tensors_in((args, kwargs))}
-        made = [value for value in results if value.untyped_storage()._cdata not in storages]
+        constant = name.startswith("lift")  # of its own in the program, though not in memory
+        made = [value for value in results if constant or value.untyped_storage()._cdata not in storages]
         floating = [value for value in made if value.is_floating_point() or value.is_complex()]
         for value in made:
             self._beside.pop(value.untyped_storage()._cdata, None)
