@@ -21,6 +21,7 @@ something is not as it should be.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import multiprocessing
 import os
@@ -91,9 +92,13 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"(attn|expert)_layer_offset", 1),
     (r"image_size", 16),
     (r"patch_size", 4),
-    (r"num_mel_bins", 16),
+    (r"num_mel_bins|input_feat_per_channel", 16),
 )
 """What a number of a configuration becomes where it is larger, by the first pattern that its name matches."""
+
+BINS = "num_mel_bins|input_feat_per_channel|feature_projection_input_dim|feature_size|num_mel_features"
+SIDE, PATCH = "image_size", "patch_embed_hidden_size"
+"""Names of what a frame, an image and a patch are wide."""
 
 SECTIONS = {"mrope_section": [2, 1, 1]}
 """How the rotary pairs of a head of width 8 are shared between time, height and width."""
@@ -221,22 +226,49 @@ def generating(model: Any, way: Way) -> Callable[[], torch.Tensor]:
         told = model.generation_config
         if told.decoder_start_token_id is None and told.bos_token_id is None:
             settings["decoder_start_token_id"] = 3
-    main = getattr(model, "main_input_name", "input_ids")
-    if main in ("input_features", "input_values"):
-        encoder = model.config
-        bins = getattr(encoder, "num_mel_bins", 16)
-        noise = torch.Generator().manual_seed(3)
-        given = {main: torch.randn(len(prompts), bins, 256, generator=noise).to(next(model.parameters()).dtype)}
 
-    def run() -> torch.Tensor:
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = 0
+
+    def run(given: dict[str, Any]) -> torch.Tensor:
         torch.manual_seed(4)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            out = model.generate(**given, max_new_tokens=TOKENS, min_new_tokens=TOKENS, pad_token_id=0, **settings)
+            out = model.generate(**given, max_new_tokens=TOKENS, min_new_tokens=TOKENS, **settings)
         tokens = out if isinstance(out, torch.Tensor) else out.sequences
         return tokens[:, -TOKENS:]
 
-    return run
+    taken = [*_features(model, len(prompts)), given]
+    for each in taken[:-1]:
+        with suppress(RuntimeError, ValueError, IndexError, AssertionError):
+            run(each)
+            return partial(run, each)
+    return partial(run, taken[0])
+
+
+def _features(model: Any, batch: int) -> Iterator[dict[str, Any]]:
+    """Noise in each shape in which a model may take its features: what generates is what it takes."""
+    asked = inspect.signature(model.generate).parameters
+    main = next((name for name in ("input_features", "pixel_values") if name in asked), model.main_input_name)
+    bins = dict.fromkeys([*_numbers(model.config.to_dict(), BINS), 16])
+    shapes = {
+        "input_features": [shape for count in bins for shape in ((batch, 256, count), (batch, count, 256))],
+        "input_values": [(batch, 4096), *((batch, 256, count) for count in bins)],
+        "pixel_values": [(batch, 3, side, side) for side in dict.fromkeys(_numbers(model.config.to_dict(), SIDE))],
+        "flattened_patches": [(batch, 12, 2 + count) for count in _numbers(model.config.to_dict(), PATCH)],
+    }
+    for shape in shapes.get(main, ()):
+        noise = torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+        yield {main: noise.to(next(model.parameters()).dtype)}
+
+
+def _numbers(declared: dict[str, Any], pattern: str) -> Iterator[int]:
+    """Numbers of a configuration, and of those nested in it, whose name the pattern matches."""
+    for name, value in declared.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, pattern)
+        elif isinstance(value, int) and re.fullmatch(pattern, name):
+            yield value
 
 
 # ---------------------------------------------------------------- judging it
