@@ -16,7 +16,7 @@ import pytest
 import tracekit
 from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.mistakes.edited_line import EditedLine, EditKind
-from tracekit.mistakes.explanation import EDITED_LINE, Explanation
+from tracekit.mistakes.explanation import EDITED_LINE, Explanation, Untried
 from tracekit.report.words import sentence
 from tracekit.report.words.explanations import explanation_json
 
@@ -24,7 +24,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import tracekit_torch  # noqa: E402
-from tracekit_torch.reference_program import explaining  # noqa: E402
+from tracekit_torch.reference_program import conditions, explaining  # noqa: E402
 from tracekit_torch.reference_program.captured_calls import CallSegments, CapturingCalls  # noqa: E402
 from tracekit_torch.reference_program.capturing import Capturing  # noqa: E402
 from tracekit_torch.reference_program.fitting import deviation  # noqa: E402
@@ -420,9 +420,19 @@ def test_what_was_not_tried_is_said(
         monkeypatch.setattr(explaining, "WORK", most)
     found = _audited(checkpoints("granite"), tmp_path / "run.h5", FAULTS["scale of the residual"][1])
     assert found.culprits
-    assert all(culprit.all_tried is (most is None) for culprit in found.culprits)
+    assert all(culprit.untried == (frozenset({Untried.EDITS}) if most else frozenset()) for culprit in found.culprits)
     assert [told["all_tried"] for told in found.to_json()["culprits"]] == [most is None] * len(found.culprits)
     assert ("not all edits of the reference's source were tried" in found.text) is (most is not None)
+
+
+def test_conditions_that_are_too_much_work_are_said_to_be_untried(
+    checkpoints: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conditions, "WORK", 1.0)
+    found = _audited(checkpoints("granite"), tmp_path / "run.h5", FAULTS["scale of the residual"][1])
+    assert found.culprits and all(culprit.untried == {Untried.CONDITIONS} for culprit in found.culprits)
+    assert not any(told["all_tried"] for told in found.to_json()["culprits"])
+    assert "not all conditions of the reference's source were tried: others may fit as well" in found.text
 
 
 @pytest.mark.parametrize("faulty", [True, False])
@@ -452,7 +462,7 @@ def test_the_first_positions_refute_what_is_not_tried_at_all(
     assert bool(found.culprits) is faulty, found.text
     if faulty:
         explanation = found.culprits[0].explanation
-        assert explanation is not None and found.culprits[0].all_tried
+        assert explanation is not None and not found.culprits[0].untried
         assert any("* scaling" in line.source and line.number == pytest.approx(0.3) for line in explanation.lines)
         assert sorted(tried) == [16, 75]
         assert len(tried[75]) < len(tried[16])

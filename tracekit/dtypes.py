@@ -64,6 +64,9 @@ UNIT_ROUNDOFF: dict[str, float] = {
 }
 """Largest relative error of rounding to nearest in each float format."""
 
+SIXTEEN_BITS = ("bfloat16", "float16")
+"""The formats that engines compute in for speed."""
+
 SMALLEST: dict[str, float] = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}
 """Smallest number above zero of each format: below the normal range, rounding is no longer relative."""
 

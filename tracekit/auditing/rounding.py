@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.dtypes import SMALLEST, UNIT_ROUNDOFF, round_to, to_float
+from tracekit.dtypes import SIXTEEN_BITS, SMALLEST, UNIT_ROUNDOFF, round_to, to_float
 
 if TYPE_CHECKING:
     from tracekit.auditing.arithmetic import Emulated
@@ -159,7 +159,7 @@ def as_stored(values: Floats, dtype: str) -> Floats:
 
 def in_16_bits(dtype: str, orders: Callable[[], list[Floats]]) -> tuple[Floats, ...]:
     """`orders()` of a 16-bit format, nothing of a wider one."""
-    return tuple(orders()) if dtype in ("bfloat16", "float16") else ()
+    return tuple(orders()) if dtype in SIXTEEN_BITS else ()
 
 
 def constants(dtype: str, *numbers: float) -> float:

@@ -16,10 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.checkpoints.rotary_pairs import halves, interleaved
-from tracekit.dtypes import UNIT_ROUNDOFF, round_to, to_float
+from tracekit.dtypes import SIXTEEN_BITS, UNIT_ROUNDOFF, round_to, to_float
 
-NARROW = ("bfloat16", "float16")
-"""Formats that a checkpoint may have gone through on its way."""
 GAIN_RESIDUAL = 0.01
 """Largest part of a difference that a gain may leave unexplained and still be named."""
 MOST_RANK = 128
@@ -177,7 +175,7 @@ class Scalars:
         self._left = [
             RoundedTo(side, dtype, cut)
             for cut in (False, True)
-            for dtype in NARROW
+            for dtype in SIXTEEN_BITS
             for side in Side
             if not cut or dtype == "bfloat16"
         ]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tracekit.align.pair import Side
 from tracekit.align.sites import SequencePair
 from tracekit.compare.findings import SurvivorsDiffer
-from tracekit.dtypes import UNIT_ROUNDOFF
+from tracekit.dtypes import SIXTEEN_BITS, UNIT_ROUNDOFF
 from tracekit.sampling.chain import chain as chain_of
 from tracekit.sampling.chain import cut_distance, unknown_settings
 from tracekit.sampling.fit import departs, shares
@@ -97,7 +97,7 @@ def _which_departs(pair: SequencePair, one: Observed, other: Observed) -> tuple[
 
 def _narrow(dtype: str | None) -> str | None:
     """The 16-bit format in which a sampler of such logits may compute."""
-    return dtype if dtype in ("float16", "bfloat16") else None
+    return dtype if dtype in SIXTEEN_BITS else None
 
 
 def _measured(

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tracekit.dtypes import UNIT_ROUNDOFF
+from tracekit.dtypes import SIXTEEN_BITS, UNIT_ROUNDOFF
 from tracekit.trace import Trace
-
-CASTS = ("bfloat16", "float16")
 
 
 def is_cast(trace: Trace, weight: str | None, stored: str) -> bool:
     """Whether a site in this format comes from a weight that the program holds in a finer one."""
     held = trace.weights.get(weight or "")
     finer = held is not None and UNIT_ROUNDOFF.get(held.dtype, 1.0) < UNIT_ROUNDOFF.get(stored, 1.0)
-    return finer and stored in CASTS
+    return finer and stored in SIXTEEN_BITS
 
 
 def cast_products(trace: Trace) -> Iterator[str]:

@@ -14,7 +14,8 @@ from tracekit.auditing import operations
 from tracekit.auditing.arithmetic import Exact
 from tracekit.auditing.operations import Attention, Core, Floats, Result
 from tracekit.auditing.operations.attention_core import variance_of_other
-from tracekit.mistakes.engine_steps import FORMATS, attended_as, core_steps
+from tracekit.dtypes import SIXTEEN_BITS
+from tracekit.mistakes.engine_steps import attended_as, core_steps
 from tracekit.mistakes.explanation import Value
 from tracekit.mistakes.fitting import best_on_grid
 from tracekit.mistakes.suspect import Case, Hypothesis, InOrders, Made, Rows, Values, plainly
@@ -76,7 +77,7 @@ def attended_from(case: Case, core: Core, q: Floats, k: Floats, v: Floats) -> Va
     """The same from other inputs, [positions, heads * head_dim] each."""
     values = operations.attend(core, q, k, v, case.window.rows, _exact(case))
     exact = Result(values, variance_of_other(core, case.right, values))
-    if case.dtype not in FORMATS:
+    if case.dtype not in SIXTEEN_BITS:
         return exact
     orders: list[Callable[[Rows], Floats]] = [
         partial(attended_as, case, core, [q, k, v], how) for how in case.right.hows

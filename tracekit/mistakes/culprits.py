@@ -14,7 +14,7 @@ from tracekit.auditing.recipe import recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.mistakes import explain
-from tracekit.mistakes.explanation import Explanation, TriedInPart
+from tracekit.mistakes.explanation import Explanation, TriedInPart, Untried
 from tracekit.mistakes.suspect import Case
 from tracekit.trace import Trace
 
@@ -29,20 +29,23 @@ class ExplainedCulprit(Culprit):
     """A culprit with what its mistake is, where one mistake accounts for all of its recorded rows."""
 
     explanation: Explanation | None = None
-    all_tried: bool = True
-    """Whether all edits of the reference's source were tried, where edits are what is tried."""
+    untried: frozenset[Untried] = frozenset()
+    """Of the changes to the reference's source, where those are what is tried."""
 
     @classmethod
-    def of(cls, culprit: Culprit, explanation: Explanation | None, all_tried: bool = True) -> ExplainedCulprit:
+    def of(
+        cls, culprit: Culprit, explanation: Explanation | None, untried: frozenset[Untried] = frozenset()
+    ) -> ExplainedCulprit:
         one = culprit
-        return cls(one.sequence, one.step, one.position, one.site, one.order, one.own, explanation, all_tried)
+        return cls(one.sequence, one.step, one.position, one.site, one.order, one.own, explanation, untried)
 
     @property
     def in_part(self) -> tuple[TriedInPart, ...]:
-        """That edits were left untried, where that bears on what is said: a recipe alone needs none."""
+        """What was left untried, where that bears on what is said: a recipe alone needs none."""
         explanation = self.explanation
         by_recipe = explanation is not None and not explanation.lines
-        return () if self.all_tried or by_recipe else (TriedInPart(explanation is not None),)
+        left = () if by_recipe else tuple(each for each in Untried if each in self.untried)
+        return tuple(TriedInPart(each, explanation is not None) for each in left)
 
 
 @dataclass(frozen=True)
@@ -141,11 +144,11 @@ def _with_edit(culprit: ExplainedCulprit, edited: ExplainedCulprit | None) -> Ex
     named = culprit.explanation
     if edited is None or is_precise(culprit):
         return culprit
-    edit, all_tried = edited.explanation, edited.all_tried
+    edit, untried = edited.explanation, edited.untried
     if edit is None or named is edit:
-        return replace(culprit, all_tried=all_tried)
+        return replace(culprit, untried=untried)
     both = edit if named is None else replace(named, also=(*named.also, edit))
-    return replace(culprit, explanation=both, all_tried=all_tried)
+    return replace(culprit, explanation=both, untried=untried)
 
 
 def _with_recipes(trace: Trace, checkpoint: Checkpoint, found: Audit) -> list[Culprit]:

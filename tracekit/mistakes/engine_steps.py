@@ -18,9 +18,8 @@ from tracekit.auditing.operations.activation import Activation
 from tracekit.auditing.operations.gate import Gate
 from tracekit.auditing.operations.norms import Norm, RmsNorm
 from tracekit.auditing.rounding import as_stored
+from tracekit.dtypes import SIXTEEN_BITS
 from tracekit.mistakes.suspect import Case, Rows
-
-FORMATS = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ SUMMED = "the sum of the values"
 
 def steps_of(case: Case) -> Iterator[Steps]:
     """The arithmetics that the declared formula of a site is computed in by engines; none outside 16 bits."""
-    if case.dtype not in FORMATS:
+    if case.dtype not in SIXTEEN_BITS:
         return
     match case.recipe.operation:
         case RmsNorm() as norm:

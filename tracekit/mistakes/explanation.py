@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import TypeAlias
 
 from tracekit.mistakes.edited_line import EditedLine
@@ -142,10 +142,20 @@ class NotToldApart:
     edits: tuple[EditedLine, ...]
 
 
+class Untried(Enum):
+    """What was not all tried of the changes to a reference's source, as it is too much work."""
+
+    EDITS = "edits"
+    """Too much is computed since the last sites."""
+    CONDITIONS = "conditions"
+    """The reference decodes again for each."""
+
+
 @dataclass(frozen=True)
 class TriedInPart:
-    """As evidence: not all edits of the reference's source were tried; too much is computed since the last sites."""
+    """As evidence: not all changes to the reference's source were tried."""
 
+    untried: Untried
     found: bool
     """Whether one was found before."""
 

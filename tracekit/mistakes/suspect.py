@@ -19,6 +19,7 @@ from tracekit.auditing.operations.operation import Effort
 from tracekit.auditing.own_error import LARGEST, Statistics, Tally, root_mean_square, spread_width
 from tracekit.auditing.recipe import Recipe, Recipes
 from tracekit.auditing.recompute import Recomputation, Window, joined
+from tracekit.dtypes import SIXTEEN_BITS
 from tracekit.inspection.positions import prompt_length
 from tracekit.mistakes.explanation import EVERYWHERE, Extent, Mistake, Value, Where
 from tracekit.trace import LOGITS
@@ -136,7 +137,7 @@ def moves_nothing(values: Floats, base: Floats, dtype: str) -> bool:
 def narrower(case: Case) -> list[str]:
     """16-bit formats with fewer bits than a case's own; of a 16-bit program, those that occur in it."""
     coarser = [each for each in ("float16", "bfloat16") if operations.unit(each) > operations.unit(case.dtype) * 1.5]
-    return coarser if case.dtype not in ("float16", "bfloat16") else [each for each in coarser if each in case.formats]
+    return coarser if case.dtype not in SIXTEEN_BITS else [each for each in coarser if each in case.formats]
 
 
 def narrowed(case: Case, values: Floats, dtype: str) -> Floats:

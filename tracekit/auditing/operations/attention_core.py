@@ -16,6 +16,7 @@ from tracekit.auditing.arithmetic import AddedUp, Arithmetic, Cached, Emulated, 
 from tracekit.auditing.operations.operation import Effort, Given, Operation, Shape
 from tracekit.auditing.rotary import Rotary
 from tracekit.auditing.rounding import ACCUMULATOR, LIBRARY, Floats, Result, as_stored, rounding, shrunk, unit
+from tracekit.dtypes import SIXTEEN_BITS
 from tracekit.inspection.masked import places, sees, unmasked
 from tracekit.trace import Json, Sequence
 
@@ -313,7 +314,7 @@ def _core_result(attention: Attention, given: Given) -> Result:
     core = attention.core
     q, k, v = given.inputs
     values = attend(core, q, k, v, given.rows, Exact(attention.cache))
-    if given.dtype not in ("bfloat16", "float16"):
+    if given.dtype not in SIXTEEN_BITS:
         return _spread(attention, given, values, False)
     hows = tuple(Emulated(given.dtype, scores) for scores in (0, 1, 2))
     options = []

@@ -12,7 +12,8 @@ from tracekit.auditing import operations
 from tracekit.auditing.operations import Floats, Result, as_stored
 from tracekit.auditing.operations.norms import LayerNorm, Norm, RmsNorm
 from tracekit.auditing.recipe import Recipe
-from tracekit.mistakes.engine_steps import FORMATS, norm_steps
+from tracekit.dtypes import SIXTEEN_BITS
+from tracekit.mistakes.engine_steps import norm_steps
 from tracekit.mistakes.registry import Complexity, SiteMistake
 from tracekit.mistakes.suspect import Case, Hypothesis, Made, narrower, plainly, unchanged
 
@@ -41,7 +42,7 @@ def _with_weight(case: Case, factor: Floats | None) -> Result:
 
 def _in_steps(case: Case, result: Result, norm: Norm, weight: Floats | None) -> Result:
     """The result with the values of engines that round every step, in 16 bits."""
-    if case.dtype not in FORMATS or not isinstance(norm, RmsNorm):
+    if case.dtype not in SIXTEEN_BITS or not isinstance(norm, RmsNorm):
         return result
     return replace(result, rounded=(*result.rounded, *(steps.made() for steps in norm_steps(case, norm, weight))))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tracekit.auditing.operations import Result, as_stored, in_16_bits, rounding
-from tracekit.mistakes.engine_steps import FORMATS
+from tracekit.dtypes import SIXTEEN_BITS
 from tracekit.mistakes.explanation import Value
 from tracekit.mistakes.fitting import best_factor
 from tracekit.mistakes.registry import Complexity, SiteMistake
@@ -72,8 +72,8 @@ def _times(case: Case) -> Iterator[Hypothesis]:
     def make() -> Made:
         times = best_factor(branch, case.recorded - stream, rounding(case.recorded, case.dtype))
         # Of 16-bit values the factor is known to some three digits; an engine in 16 bits rounds it as well.
-        options = (times, *(float(as_stored(np.array([times]), each)[0]) for each in FORMATS if each == case.dtype))
-        best = min(options, key=lambda each: case.judge(added(each))[0].size)
+        rounded = [float(as_stored(np.array([times]), case.dtype)[0])] if case.dtype in SIXTEEN_BITS else []
+        best = min([times, *rounded], key=lambda each: case.judge(added(each))[0].size)
         return added(best), {"times": best}
 
     yield Hypothesis(make, _names(case), at=added)

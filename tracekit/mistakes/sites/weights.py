@@ -8,6 +8,7 @@ import numpy as np
 
 from tracekit.auditing import operations
 from tracekit.auditing.operations import Floats, Result, as_stored, unit
+from tracekit.dtypes import SIXTEEN_BITS
 from tracekit.mistakes.quantised import BLOCK, ROUNDINGS, Rounding
 from tracekit.mistakes.registry import Complexity, SiteMistake
 from tracekit.mistakes.suspect import Case, Hypothesis, Made, narrower, plainly, product
@@ -65,7 +66,7 @@ def _with_rounding(case: Case, rounding: Rounding) -> Floats | None:
 
 
 def _gain(case: Case) -> Iterator[Hypothesis]:
-    if case.dtype in ("float16", "bfloat16"):
+    if case.dtype in SIXTEEN_BITS:
         yield Hypothesis(lambda: _fitted_gain(case))
 
 

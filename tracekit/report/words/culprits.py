@@ -79,5 +79,5 @@ def culprit_json(culprit: ExplainedCulprit, side: str = "candidate") -> Json:
         "gain": 1.0 + own.statistics.gain,
         "evidence": fields_of(culprit.evidence) | {"text": sentence(culprit.evidence)},
         "explanation": explanation_json(culprit.explanation),
-        "all_tried": culprit.all_tried,
+        "all_tried": not culprit.untried,
     }

@@ -4,7 +4,7 @@ out`."""
 from __future__ import annotations
 
 from tracekit.mistakes.edited_line import EditedLine, EditKind
-from tracekit.mistakes.explanation import InTheSource, NotToldApart, TriedInPart
+from tracekit.mistakes.explanation import InTheSource, NotToldApart, TriedInPart, Untried
 from tracekit.report.words import sentence, words
 
 CHANGES = {
@@ -25,6 +25,11 @@ CHANGES = {
     EditKind.ROUNDED: "the result of {operation} at {place} were rounded to {other}",
     EditKind.ROUNDED_ONWARDS: "every result from {operation} at {place} on were rounded to {other}",
 }
+UNTRIED = {
+    Untried.EDITS: ("edits", "record more sites before this one to have the line named"),
+    Untried.CONDITIONS: ("conditions", "record fewer positions, or a smaller model, to have a wrong one named"),
+}
+"""What was not all tried, and how to have it tried."""
 SHOWN, LISTED = 80, 4
 """Characters of a source line, and lines of a list, that are shown."""
 
@@ -57,5 +62,6 @@ def _not_told_apart(said: NotToldApart) -> str:
 
 @words(TriedInPart)
 def _in_part(said: TriedInPart) -> str:
-    then = "others may fit as well" if said.found else "record more sites before this one to have the line named"
-    return f"not all edits of the reference's source were tried: {then}"
+    what, remedy = UNTRIED[said.untried]
+    then = "others may fit as well" if said.found else remedy
+    return f"not all {what} of the reference's source were tried: {then}"

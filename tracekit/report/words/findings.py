@@ -151,8 +151,10 @@ template(
 
 @words(evidence.PrecisionMovesToken)
 def _precision_moves_token(found: evidence.PrecisionMovesToken) -> str:
-    margin = "" if found.token is None else f", over a margin of {found.token.margin:.2g} nats"
-    return f"a choice of precision: the formula is the declared one, but rounding alone changes no token{margin}"
+    margin = "" if found.token is None else f" by {found.token.margin:.2g} nats"
+    return (
+        f"a choice of precision: the formula is the declared one, but a token changed{margin}, more than rounding does"
+    )
 
 
 @words(Origin)

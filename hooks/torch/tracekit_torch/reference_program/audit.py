@@ -116,7 +116,7 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
         kept = {} if taken.found else kept_rounded(model, trace, sequence, wrong, unit, factors)
         rest = [own for own in wrong if own.recipe.site not in kept]
         why = explanations(model, trace, sequence, rest, unit, factors, taken.near_ties)
-        why |= {site: Tried(explanation, all_tried=True) for site, explanation in kept.items()}
+        why |= {site: Tried(explanation) for site, explanation in kept.items()}
         for own in owns:
             site = own.recipe.site
             values += own.statistics.rows.size * own.statistics.columns.size
@@ -126,7 +126,9 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
             elif site not in culprits:
                 tried, chosen = why[site], by_experts.get(site)
                 culprits[site] = ExplainedCulprit.of(
-                    culprit_of(trace, sequence, own), tried.explanation or chosen, tried.all_tried or chosen is not None
+                    culprit_of(trace, sequence, own),
+                    tried.explanation or chosen,
+                    tried.untried if chosen is None else frozenset(),
                 )
         unknown |= judge.replay.missed
         unjudged += [] if judge.replay.logits_missed is None else [judge.replay.logits_missed]

@@ -88,6 +88,8 @@ class Conditions:
         self._model, self._trace, self._sequence, self._sites = model, trace, sequence, sites
         self._factors, self._until, self._unit = factors, until, unit
         self._known: dict[Condition, Mapping[str, Replayed]] = {}
+        self.too_dear = False
+        """Whether they were left untried, as decoding again for each is too much work."""
 
     def values(self, site: Replayed) -> Iterator[tuple[Condition, NDArray[np.float64]]]:
         """What each makes of a site, [rows, width], of those that the first calls do not refute."""
@@ -109,10 +111,11 @@ class Conditions:
         """What each makes of the sites in the calls up to the first that shows what is wrong there."""
         with suppress(TraceError), on_its_tokens(self._trace, self._sequence):
             decoding = Decoding(self._model, self._trace, self._sequence, self._factors)
-            if not decoding.possible or self._work > WORK:
+            if not decoding.possible:
                 return {}
             found = list(_conditions(segment for _, segment in self._sites.values()))
-            if self._work * len(found) <= WORK and self._as_in_one_prefill(decoding):
+            self.too_dear = self._work * len(found) > WORK
+            if not self.too_dear and self._as_in_one_prefill(decoding):
                 return {condition: self._decoded(condition, self._until) for condition in found}
         return {}
 

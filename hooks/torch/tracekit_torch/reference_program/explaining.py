@@ -24,7 +24,7 @@ from tracekit.auditing.own_error import Own
 from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.inspection.positions import prompt_length
 from tracekit.mistakes.edited_line import EditedLine
-from tracekit.mistakes.explanation import EDITED_LINE, EVERYWHERE, Explanation, Extent, Where
+from tracekit.mistakes.explanation import EDITED_LINE, EVERYWHERE, Explanation, Extent, Untried, Where
 from tracekit.trace import LOGITS, Sequence, Trace
 from tracekit_torch.reference_program.captured_calls import CallSegments
 from tracekit_torch.reference_program.capturing import Capturing
@@ -37,7 +37,7 @@ from tracekit_torch.reference_program.loading import forward_of
 from tracekit_torch.reference_program.replay import Replayed
 from tracekit_torch.reference_program.routing import Forced
 from tracekit_torch.reference_program.segment import Changed, Given, Result, Segment
-from tracekit_torch.reference_program.source_lines import Lines, in_a_loop, lines_of
+from tracekit_torch.reference_program.source_lines import Lines, in_a_loop, lines_of, passed_over
 
 Floats = NDArray[np.float64]
 WORK, ALL_WORK = 1e10, 4e10
@@ -81,7 +81,7 @@ def explanations(
     factors: Mapping[str, float],
     forced: Forced,
 ) -> dict[str, Tried]:
-    """By site, of the culprits of a sequence: the edit of the reference that explains it, and whether all were tried.
+    """By site, of the culprits of a sequence: the edit of the reference that explains it, and what was left untried.
     `unit`: unit roundoff of the dtype that the candidate computes in; `factors`, `forced`: as `Replay` takes them."""
     if not wrong:
         return {}
@@ -100,7 +100,7 @@ def explanations(
     left = ALL_WORK
     for own in wrong:
         name = own.recipe.site
-        found[name] = Tried(None, all_tried=False)
+        found[name] = Tried(None, frozenset({Untried.EDITS}))
         if name not in sites or left <= 0.0:
             continue
         site, segment = sites[name]
@@ -134,7 +134,8 @@ def explanations(
                         known_in_calls = held
             explanation = explanation or suspect.explanation([], inverted)
             left -= budget.used
-            found[name] = Tried(explanation, not budget.spent)
+            left_out = {Untried.EDITS: budget.spent, Untried.CONDITIONS: conditions.too_dear}
+            found[name] = Tried(explanation, frozenset(each for each in Untried if left_out[each]))
     return found
 
 
@@ -158,8 +159,7 @@ class Tried:
     """What trying edits at a culprit gave."""
 
     explanation: Explanation | None
-    all_tried: bool
-    """Whether all were: the work may have come to its limit before."""
+    untried: frozenset[Untried] = frozenset()
 
 
 class Budget:
@@ -239,6 +239,13 @@ class Held:
     determined: bool = True
     """Whether the values tell the number from the one with which nothing changes. Where any number beyond some does the
     same, it stands for another edit: what it goes into is as good as left out."""
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Of the change to the source: its freedom, the digits of its number, and how many operations it changes:
+        one, or all that a run of them passes over."""
+        passed = passed_over(self.segment, self.trial.place, self.trial.change.source)
+        return self.trial.freedom, _digits(self.number), len(passed)
 
     @property
     def key(self) -> Hashable:
@@ -471,7 +478,8 @@ class Suspect:
         others = (self._as_another(held, trial, options[-1]) for _, trial, options in tried[FINALISTS:])
         held += [one for one in others if one is not None]
         near = _nearest(held)
-        return sorted(near, key=lambda one: (not one.determined, one.trial.freedom, _digits(one.number), one.residual))
+        # What each leaves is rounding, and no order before the size of the change.
+        return sorted(near, key=lambda one: (not one.determined, *one.size, one.residual))
 
     def _as_another(self, held: list[Held], trial: Trial, best: Try) -> Held | None:
         """An edit that gives what one gives that holds: it leaves as much."""

@@ -42,7 +42,7 @@ def lines_of(segment: Segment, place: int, change: Change, together: Iterable[tu
     done under a condition, which might have been left out as a whole; or where what is changed was handed over by a
     call, which might have handed over something else. `together`: all nodes that are edited at once, with what is made
     there."""
-    removed = _passed_over(segment, place, change.source)
+    removed = passed_over(segment, place, change.source)
     edited = _not_run(segment, {place: change.source} | {at: other.source for at, other in together})
     chains = [frames for each in (*removed, *change.places) if (frames := segment.nodes[each].frames)]
     if not chains:
@@ -91,7 +91,7 @@ def _line(frame: Frame) -> Lines:
     return Lines(frame.file, frame.line, frame.line)
 
 
-def _passed_over(segment: Segment, place: int, source: int | None) -> list[int]:
+def passed_over(segment: Segment, place: int, source: int | None) -> list[int]:
     """Positions of the nodes between a value and the node, which is among them."""
     if source is None or source in segment.nodes[place].inputs:
         return [place]

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
+from tracekit.dtypes import SIXTEEN_BITS
 from tracekit.mistakes.edited_line import EditKind
 from tracekit_torch.reference_program.edits.edit import Change, Edit, Freedom
 from tracekit_torch.reference_program.edits.scaled import SHAPES_ONLY
 from tracekit_torch.reference_program.segment import Given, Result, Segment
-
-FORMATS = ("bfloat16", "float16")
 
 
 def _changes(segment: Segment, place: int) -> Iterator[Change]:
@@ -21,7 +20,7 @@ def _changes(segment: Segment, place: int) -> Iterator[Change]:
     out = None if made is None else segment.clean[made]
     if out is None or not out.is_floating_point() or node.name in SHAPES_ONLY:
         return
-    for name in FORMATS:
+    for name in SIXTEEN_BITS:
         yield Change(("rounded", name), _rounded(getattr(torch, name)), other=name)
         each = _rounded(getattr(torch, name))
         yield Change(("onwards", name), each, other=name, onwards=True, kind=EditKind.ROUNDED_ONWARDS)
