@@ -444,3 +444,56 @@ def test_keys_that_a_hook_joins_with_the_cached_ones_have_a_row_a_position(tmp_p
     tokens, trace = recorded(tmp_path / "a.h5", model, lambda: generate(model, largest))
     assert tokens == plain and trace[0].sites["qkv"].rows == len(PROMPT) + 4
     assert not [site.name for site in trace.sites.values() if site.partial]
+
+
+class LastOnly(Port):
+    """Makes the logits of one position alone, as ports do while they generate."""
+
+    def __init__(self, of) -> None:
+        super().__init__()
+        self.of = of
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, ids):
+        x = self.table(ids) + self.places(torch.arange(ids.shape[1]))
+        q, k, v = self.qkv(x).chunk(3, -1)
+        x = self.norm(x + self.out(functional.scaled_dot_product_attention(q, k, v, is_causal=True)))
+        return self.head(self.of(x))
+
+
+def last_only(of):
+    torch.manual_seed(1)
+    return LastOnly(of).eval()
+
+
+LAST = [lambda x: x[:, [-1]], lambda x: x[:, -1:], lambda x: x[:, -1]]
+
+
+def logits_of(path, of, change=None):
+    """The audit, by the port itself, of a run of `with_all_ids` of a port that makes the logits `of` one position."""
+    model = last_only(of)
+    if change is not None:
+        model.head.register_forward_hook(change)
+
+    @torch.no_grad()
+    def run():
+        ids = torch.tensor([PROMPT])
+        for _ in range(5):
+            ids = torch.cat([ids, model(ids).reshape(1, -1).argmax(-1, keepdim=True)], 1)
+
+    recorded(path, model, run)
+    return tracekit.audit(path, by=by_the_port(lambda: last_only(of)))
+
+
+@pytest.mark.parametrize("of", LAST)
+def test_the_logits_of_a_port_that_makes_those_of_the_last_position_are_judged(tmp_path, of):
+    found = logits_of(tmp_path / "a.h5", of)
+    assert found.exit_code == 0 and "logits" in found.clean and not found.lost, found.text
+    found = logits_of(tmp_path / "wrong.h5", of, lambda module, given, out: out * 1.01)
+    (culprit,) = found.culprits
+    assert culprit.site in ("head", "logits") and "multiplied by 1.01" in found.text, found.text
+
+
+def test_a_head_that_is_given_another_position_than_the_last_is_not_given_all(tmp_path):
+    found = logits_of(tmp_path / "a.h5", lambda x: x[:, :1])
+    assert found.exit_code == 2 and "logits" not in found.clean and len(found.lost) == 1, found.text

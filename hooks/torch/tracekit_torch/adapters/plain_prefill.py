@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tracekit.inspection.masked import MASK, PLACES, places, sees, unmasked
 from tracekit.inspection.site_rows import logits_width
@@ -38,7 +39,7 @@ def plain_prefill(model: nn.Module, trace: Trace, sequence: Sequence) -> Callabl
     width = logits_width(sequence) if sequence.step_count else None
 
     def answer() -> Any:
-        with _as_it_was(model):
+        with _as_it_was(model), _logits_of_all(model, ids.shape[1], width):
             return _Answer.of(model(ids, **given), width)
 
     return answer
@@ -63,6 +64,40 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
                 for name in [name for name in now if name not in before and name not in _OF_TORCH]:
                     del now[name]
                 now.update(before)
+
+
+@contextmanager
+def _logits_of_all(model: nn.Module, time: int, width: int | None) -> Iterator[None]:
+    """A port may give its head the last position alone, since generation needs no other logits. The head is given the
+    rows of all `time` positions: those of the last module before it, where the head's row is the last of them."""
+    whole: list[torch.Tensor] = []
+
+    def after(_: nn.Module, __: Any, output: Any) -> None:
+        if type(output) is torch.Tensor and output.dim() == 3 and output.shape[:2] == (1, time):
+            whole[:] = [output]
+
+    def before(_: nn.Module, args: Any) -> Any:
+        if not whole or len(args) != 1 or type(args[0]) is not torch.Tensor:
+            return None
+        row, rows = args[0], whole[0]
+        if row.shape not in ((1, 1, rows.shape[2]), (1, rows.shape[2])):
+            return None
+        with _disable_current_modes():
+            return (rows,) if torch.equal(row.reshape(-1), rows[0, -1]) else None
+
+    handles = []
+    for module in model.modules() if width is not None and time > 1 else ():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        if isinstance(module, nn.Linear) and module.out_features == width:
+            # First: whoever looks at the head's input is to see all rows.
+            handles.append(module.register_forward_pre_hook(before, prepend=True))
+        handles.append(module.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True)
