@@ -1035,6 +1035,18 @@ def test_a_16_bit_head_can_be_upcast(engine: Engine, folder_of: FolderOf, tmp_pa
     assert relative(other.logits(0, 1), plain.logits(0, 1)) < 0.01
 
 
+@pytest.mark.parametrize("fault", [[], ["--fault", "head-scale"]])
+def test_logits_of_an_upcast_head_are_judged_in_the_format_that_they_are_rounded_to(
+    engine: Engine, folder_of: FolderOf, tmp_path: Path, fault: list[str]
+) -> None:
+    run = ["--greedy", "--dtype", "bf16", "--max-new-tokens", "8", "--variant", "upcast-head", *fault]
+    trace = engine.record(folder_of(LLAMA), tmp_path / "run.tklog", *run)
+    assert trace.sequences[0].logits_dtype == "float32"
+    found = tracekit.audit(trace, folder_of(LLAMA))
+    assert [culprit.site for culprit in found.culprits] == (["logits"] if fault else [])
+    assert fault or "logits" in found.clean
+
+
 def test_variants_go_together(engine: Engine, folder_of: FolderOf) -> None:
     every = [word for name in VARIANTS if not name.endswith("-site") for word in ("--variant", name)]
     folder = folder_of(QWEN2)

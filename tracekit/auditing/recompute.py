@@ -16,10 +16,10 @@ from tracekit.auditing.matrix import Matrix
 from tracekit.auditing.operations.embedding_table import Embedding
 from tracekit.auditing.operations.operation import Effort, Given, Shape
 from tracekit.auditing.recipe import Recipe
-from tracekit.auditing.rounding import Floats, Result, unit
+from tracekit.auditing.rounding import Floats, Result, as_stored, unit
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.widened import narrowed
-from tracekit.dtypes import is_float
+from tracekit.dtypes import SIXTEEN_BITS, is_float
 from tracekit.inspection.cast_products import is_cast
 from tracekit.inspection.sanity import recomputed_from
 from tracekit.inspection.site_rows import logits_reader, site_reader
@@ -200,9 +200,17 @@ class Recomputation:
 
     def dtype(self, site: str) -> str:
         """The format that a site was computed in."""
-        if site == LOGITS:
-            return self.sequence.logits_dtype or "float32"
-        return self.sequence.sites[site].dtype
+        return self._logits_dtype if site == LOGITS else self.sequence.sites[site].dtype
+
+    @cached_property
+    def _logits_dtype(self) -> str:
+        """That of the program, where it hands its logits over in a wider one and every value of a step is such a
+        number: a head in float32 may be rounded behind its product."""
+        stored, own = self.sequence.logits_dtype or "float32", self.parameters.trace.config.get("dtype")
+        if own not in SIXTEEN_BITS or unit(own) <= unit(stored):
+            return stored
+        row = self.sequence.logits(0, 1)
+        return own if row is not None and np.array_equal(as_stored(row, own), row, equal_nan=True) else stored
 
     def width(self, recipe: Recipe) -> int:
         """Values a row."""
