@@ -21,6 +21,7 @@ from tracekit.align.proposals import FoundBy, propose
 from tracekit.align.sites import align_sites
 from tracekit.formats.log import LogWriter
 from tracekit.formats.name_map import Alias, NameMap, read_names
+from tracekit.inspection.losses import ResultsNotCompared
 from tracekit.report.names_text import names_toml
 from tracekit.report.words import sentence
 from tracekit.trace import TraceError
@@ -206,6 +207,19 @@ def test_sites_of_layers_are_no_parts_of_a_site_outside_of_them(tmp_path: Path) 
     fused = write(tmp_path / "c.tklog", theirs, prompt=(1, 2))
     (tmp_path / "names.toml").write_text(names_toml(propose(reference, fused)))
     assert read_names(tmp_path / "names.toml").aliases
+
+
+@pytest.mark.parametrize("third, compared", [("layers.{}.mlp.gate_proj", True), ("layers.{}.ffn.w1", False)])
+def test_runs_without_steps_whose_results_have_other_names_are_no_parity(
+    tmp_path: Path, third: str, compared: bool
+) -> None:
+    """What lies before a result that is compared may have any name."""
+    reference = write(tmp_path / "a.tklog", OURS)
+    verdict = tracekit.diff(reference, write(tmp_path / "b.tklog", THEIRS | {"third": third}))
+    assert verdict.verdict == ("parity" if compared else "withheld")
+    apart = [each for each in verdict.evidence if isinstance(each, ResultsNotCompared)]
+    site, other = "layers.1.mlp.gate_proj", "layers.1.ffn.w1"
+    assert apart == ([] if compared else [ResultsNotCompared(reference.path, 0, site, other)])
 
 
 def test_what_is_like_nothing_is_left_and_said(tmp_path: Path) -> None:

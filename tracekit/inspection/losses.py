@@ -90,6 +90,19 @@ class SequencesAlone:
 
 
 @dataclass(frozen=True)
+class ResultsNotCompared:
+    """A run without steps of which both sides hold outputs of modules behind all that was compared, under names that
+    the other lacks: what the runs gave was compared with nothing."""
+
+    path: str
+    sequence: int
+    site: str
+    """The last of the reference's."""
+    other: str
+    """Of the candidate's."""
+
+
+@dataclass(frozen=True)
 class ProbabilitiesNotJudged:
     """Steps at which the survivors' probabilities differ by more than their own rounding, where a side has no logits:
     what those differ by is not known."""
@@ -126,6 +139,7 @@ Loss = (
     | LogitsNotJudged
     | CallByCall
     | SequencesAlone
+    | ResultsNotCompared
     | ProbabilitiesNotJudged
     | ProcessorsNotJudged
 )

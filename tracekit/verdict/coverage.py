@@ -11,13 +11,14 @@ from tracekit.compare.search import Search
 from tracekit.inspection.losses import (
     CallByCall,
     Loss,
+    ResultsNotCompared,
     SequencesAlone,
     left_out,
     losses,
     quantised,
     without_value,
 )
-from tracekit.trace import LOGITS, Json, Trace, resolve
+from tracekit.trace import LOGITS, Json, Sequence, Trace, resolve
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def compared_coverage(reference: Trace, candidate: Trace, found: Search, audited
             *losses(reference),
             *losses(candidate),
             *_alone(found.pair),
+            *_results_apart(found.pair),
             *_not_judged(found),
         ),
     )
@@ -124,6 +126,30 @@ def _alone(pair: Pair) -> Iterator[CallByCall | SequencesAlone]:
                 return
     if pair.left:
         yield SequencesAlone(pair.reference.path, pair.left, pair.candidate.path)
+
+
+def _results_apart(pair: Pair) -> Iterator[ResultsNotCompared]:
+    """The first run without steps whose results are compared with nothing."""
+    ours = max((_order(pair.reference, each.name) for each in pair.sites.pairs), default=-1)
+    theirs = max((_order(pair.candidate, each.candidate) for each in pair.sites.pairs), default=-1)
+    for sequences in pair.sequences:
+        one, other = sequences.reference, sequences.candidate
+        site = _last(pair.reference, one, pair.sites.unmatched_reference, ours)
+        match = _last(pair.candidate, other, pair.sites.unmatched_candidate, theirs)
+        if not one.step_count and not other.step_count and site is not None and match is not None:
+            yield ResultsNotCompared(pair.reference.path, one.index, site, match)
+            return
+
+
+def _last(trace: Trace, sequence: Sequence, names: Collection[str], after: int) -> str | None:
+    """The last of some modules' outputs that a sequence holds, behind a place of the site table."""
+    held = [name for name in names if name in sequence.sites and _order(trace, name) > after]
+    return max(held, key=lambda name: _order(trace, name), default=None)
+
+
+def _order(trace: Trace, name: str) -> int:
+    """When a module's output is computed; before all where a site is none."""
+    return trace.sites[name].order if name in trace.sites else -1
 
 
 def _parameters(trace: Trace, seen: Collection[str]) -> Json:

@@ -20,6 +20,7 @@ from tracekit.inspection.losses import (
     PositionsMissing,
     ProbabilitiesNotJudged,
     ProcessorsNotJudged,
+    ResultsNotCompared,
     SequencesAlone,
     SitesEnded,
 )
@@ -117,6 +118,13 @@ template(
     CallByCall,
     "{path}: sequence {sequence} is one call without a step, and {alone} more stand alone: the {steps} steps of the "
     "other side are compared with nothing; record the program's loop with its steps",
+)
+
+
+template(
+    ResultsNotCompared,
+    "{path}: sequence {sequence}: {site} has no partner, nor has the candidate's {other}, and both are behind all that "
+    "was compared: what the runs gave is compared with nothing; give a map of their names (--names)",
 )
 
 
