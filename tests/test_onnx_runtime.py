@@ -19,6 +19,7 @@ import transformers
 
 import tracekit
 from tests.speech_traces import tracekit as command
+from tracekit.inspection.losses import ResultsNotCompared
 from tracekit.programs.recorded import recorded as recorded_program
 from tracekit.trace import Trace
 
@@ -631,7 +632,10 @@ def test_what_onnx_runtime_makes_of_a_graph_is_recorded_or_said(llama: Path, tmp
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     ort.InferenceSession(tmp_path / "m.onnx", options)
     fused = same_as_plain(tmp_path / "fused.onnx", FEEDS["llama"], tmp_path / "fused.h5")
-    assert tracekit.diff(llama / "call.h5", fused).verdict == "parity" and len(fused.sequences[0].sites) >= 25
+    assert len(fused.sequences[0].sites) >= 25
+    nameless = tracekit.diff(llama / "call.h5", fused)  # the nodes have lost the scopes that they were named by
+    assert nameless.verdict == "withheld"
+    assert any(isinstance(each, ResultsNotCompared) for each in nameless.evidence)
 
     quantization.quantize_dynamic(tmp_path / "m.onnx", tmp_path / "int8.onnx")
     integers = same_as_plain(tmp_path / "int8.onnx", FEEDS["llama"], tmp_path / "int8.h5")
