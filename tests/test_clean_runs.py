@@ -26,6 +26,7 @@ from tracekit.auditing.estimated import estimated_matrix
 from tracekit.auditing.evidence import OutlierBySize, Statistic
 from tracekit.auditing.matrix import Matrix, linear
 from tracekit.auditing.operations.linear_layer import Linear
+from tracekit.auditing.operations.operation import Effort, Given, Weights
 from tracekit.auditing.operations.soft_cap import capped
 from tracekit.auditing.own_error import Own, Tally, common_width, deviations, root_mean_square, spread_width
 from tracekit.auditing.recipe import Recipe
@@ -235,6 +236,42 @@ def test_a_rounded_scale_of_attention_is_drawn() -> None:
     drawn = [Rounding("float32", seed).constant(80**-0.5) for seed in range(8)]
     assert 0.0 < np.abs(np.array(drawn) * 80**0.5 - 1.0).max() <= 2.0**-24
     assert Rounding("float32", 0).constant(0.125) == Exact().constant(0.125) == 0.125
+
+
+def core_of_one_head(cap: float | None) -> operations.Attention:
+    rotary = operations.Rotary(1e4, 0)
+    core = operations.Core(1, 1, 16, rotary, 0.25, None, cap, rotate_queries=False, rotate_keys=False)
+    return operations.Attention(core)
+
+
+def test_a_soft_cap_rounds_scores_that_it_does_not_change() -> None:
+    """Quotient, tanh and product are rounded, as the scores' product and their scale are."""
+    random = np.random.default_rng(8)
+    q, k, v = (random.standard_normal((48, 16)).astype(np.float32) for _ in range(3))
+    q *= 12.0
+    inputs = [each.astype(np.float64) for each in (q, k, v)]
+    given = Given(inputs, np.arange(48), "float32", cast(Weights, None), np.arange(0), Effort.MOST_DRAWS)
+    plain, wide = (core_of_one_head(cap).result(given) for cap in (None, 1e6))
+    np.testing.assert_allclose(wide.values, plain.values, rtol=1e-6, atol=1e-7)
+    assert 1.2 < float(np.mean(wide.variance) / np.mean(plain.variance)) < 4.0
+
+
+@pytest.mark.parametrize(("factor", "alarm"), [(1.0, False), (1.0 + 2e-5, True)])
+def test_a_soft_cap_of_scores_in_float32_is_no_alarm(factor: float, alarm: bool) -> None:
+    """Keys times 1.00002 are one."""
+    random = np.random.default_rng(8)
+    q, k, v = (random.standard_normal((48, 16)).astype(np.float32) for _ in range(3))
+    q *= 12.0
+    inputs = [each.astype(np.float64) for each in (q, k, v)]
+    given = Given(inputs, np.arange(48), "float32", cast(Weights, None), np.arange(0), Effort.FULL)
+    result, cap = core_of_one_head(50.0).result(given), np.float32(50.0)
+    scores = np.tanh(q @ (k * np.float32(factor)).T * np.float32(0.25) / cap) * cap
+    scores[np.triu_indices(48, 1)] = -np.inf
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    engine = weights / weights.sum(axis=1, keepdims=True) @ v
+    tally = Tally()
+    tally.add(engine.astype(np.float64), result)
+    assert (tally.statistics().size > root_mean_square(engine.size, 1e-6)) is alarm
 
 
 # ---------------------------------------------------------------- sums

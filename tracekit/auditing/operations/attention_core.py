@@ -282,7 +282,8 @@ def _heads(
     if core.scores is not None:
         scores = as_stored(scores, core.scores)
     if core.softcap is not None:
-        scores = core.softcap * np.tanh(scores / how.constant(core.softcap))
+        inside = how.score(scores / how.constant(core.softcap), 2)
+        scores = how.score(how.score(how.float32(np.tanh(inside)), 2) * core.softcap, 2)
     scores = np.where(visible, scores, -np.inf)
     narrow = how.dtype if isinstance(how, Emulated) and how.softmax else core.softmax
     if narrow is not None:
