@@ -13,7 +13,8 @@ import tracekit
 
 torch = pytest.importorskip("torch")
 
-from tracekit_torch.adapters import generate_watch  # noqa: E402
+from tracekit_torch import watch  # noqa: E402
+from tracekit_torch.adapters import any_module  # noqa: E402
 from tracekit_torch.options import Options  # noqa: E402
 from tracekit_torch.recorder import Recorder  # noqa: E402
 from tracekit_torch.watch import Watch  # noqa: E402
@@ -23,8 +24,8 @@ IDS = torch.tensor([[1, 2, 3]])
 
 @pytest.fixture(autouse=True)
 def no_other_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the models that other tests hold, none is waited for."""
-    monkeypatch.setattr(generate_watch, "_living", list)
+    """Of the classes and models that other tests have made, none is waited for."""
+    monkeypatch.setattr(watch, "kinds", lambda say: [any_module.KIND])
 
 
 class Model(torch.nn.Module):
