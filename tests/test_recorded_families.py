@@ -313,6 +313,20 @@ def test_two_generations_and_one_that_cannot_be_recorded(tmp_path, capsys):
     assert verdict.verdict == "parity" and verdict.coverage.not_recorded == tuple(trace.config["lost"])
 
 
+def test_a_call_between_two_generations_leaves_the_second_whole(tmp_path):
+    model = made("Llama")
+    again = generating(model, "Llama", 1)
+
+    def run():
+        first = again()
+        model(torch.tensor(PROMPTS[:1]))
+        return torch.cat([first, again()])
+
+    _, trace = recorded(tmp_path / "run.h5", model, run)
+    assert trace.status == "complete"
+    assert [sequence.step_count for sequence in trace.sequences] == [STEPS, 0, STEPS]
+
+
 def generated(path, *runs, module=None):
     """The recorder of a program that may run several models: `tracekit record` without its command line."""
     recorder = Recorder(path, Options(), {"argv": ["program.py"], "cwd": "."})

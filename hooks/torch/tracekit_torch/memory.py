@@ -94,7 +94,7 @@ class CallMemory:
         self._used = 0
         self._total = 0
         self._gaps = False
-        self._moved = True
+        self._moved = True  # since the layout was made, which not every call asks for
         self._laid_out: list[Slot] = []
         self._layout: Layout | None = None
 
@@ -104,7 +104,7 @@ class CallMemory:
         self.tails = {}
         self._ends = []
         self._index = self._used = self._total = 0
-        self._gaps = self._moved = False
+        self._gaps = False
 
     def keep(self, slot: Slot, value: torch.Tensor, rows: int) -> None:
         """Copy `value`, whose elements are those of `rows` rows, in C order."""
@@ -138,7 +138,7 @@ class CallMemory:
                 (slot.name, slot.word, (slot.size // (slot.width * slot.item), slot.width)) for slot in self.slots
             ]
             self._layout = Layout.of(tensors)
-            self._laid_out = self.slots
+            self._laid_out, self._moved = self.slots, False
         return self._layout
 
     def buffers(self) -> list[memoryview]:
