@@ -26,7 +26,7 @@ from tracekit.compare.kld import kld
 from tracekit.errors import TraceError
 from tracekit.formats.name_map import NameMap, gguf_names, read_names
 from tracekit.formats.opening import open_trace
-from tracekit.inspection.masked import MaskNotRecorded
+from tracekit.inspection.known_positions import MaskNotRecorded, WeightsChanged
 from tracekit.inspection.sanity import unseen
 from tracekit.interactive import Browsable, html_table
 from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
@@ -174,9 +174,9 @@ def audit(
         run, notes = in_order_of(checkpoint, run)
         found = by(run, checkpoint)
         if not (found.clean or found.culprits):
-            unmasked = next((one for one in found.lost if isinstance(one, MaskNotRecorded)), None)
-            if unmasked is not None:
-                raise TraceError(sentence(unmasked))
+            unknown = next((one for one in found.lost if isinstance(one, MaskNotRecorded | WeightsChanged)), None)
+            if unknown is not None:
+                raise TraceError(sentence(unknown))
             raise TraceError(
                 f"{run.path}: holds no site that can be audited against {checkpoint.path}{_why(found.unknown)}"
             )

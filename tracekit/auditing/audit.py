@@ -41,8 +41,8 @@ from tracekit.checkpoints.stated import find_checkpoint
 from tracekit.checkpoints.widened import narrowed
 from tracekit.dtypes import SMALLEST
 from tracekit.exit_codes import ExitCode
+from tracekit.inspection.known_positions import known_positions, not_known
 from tracekit.inspection.losses import Loss, losses
-from tracekit.inspection.masked import masks_not_recorded
 from tracekit.inspection.non_finite import NonFinite, first_non_finite
 from tracekit.inspection.positions import prompt_length, step_of
 from tracekit.inspection.sanity import uncached
@@ -167,7 +167,7 @@ def audit(
         stated = " (which the trace states)" if checkpoint.path == find_checkpoint(trace) else ""
         said = f"{checkpoint.path}{stated}: is of another model than {trace.path}: {apart}"
         raise TraceError(f"{said}; give the one it ran with: --weights")
-    stops = _with_masks(trace, stops)
+    stops = _as_known(trace, stops)
     parameters = Parameters(trace, checkpoint, finest)
     known, unknown = auditable(trace, checkpoint, parameters, wiring)
     known = [recipe for recipe in known if only is None or recipe.site in only]
@@ -224,7 +224,7 @@ def audit(
         non_finite=first_non_finite(trace, stops) if only is None else None,
         tests=tests,
         peak=peak,
-        lost=(*losses(trace), *masks_not_recorded(trace)),
+        lost=(*losses(trace), *not_known(trace)),
         notes=(
             *(uncached(trace) if any(run.reads_others(recipe) for recipe in known for run in runs) else ()),
             *not_declared(checkpoint.config, [each.site for each in known if isinstance(each.operation, Norm)]),
@@ -236,7 +236,7 @@ def own_errors(
     trace: Trace, checkpoint: Checkpoint, *, stops: Mapping[int, int] | None = None, wiring: Trace | None = None
 ) -> Iterator[tuple[Recomputation, Own]]:
     """The own error of every site that a recipe covers, right or wrong, site by site; the arguments are `audit`'s."""
-    stops = _with_masks(trace, stops)
+    stops = _as_known(trace, stops)
     parameters = Parameters(trace, checkpoint)
     known, _ = auditable(trace, checkpoint, parameters, wiring)
     runs = [Recomputation(sequence, parameters) for sequence in trace.sequences]
@@ -245,9 +245,9 @@ def own_errors(
         yield from results
 
 
-def _with_masks(trace: Trace, stops: Mapping[int, int] | None) -> dict[int, int]:
-    """`stops`, of each sequence no later than the first position whose mask is not recorded."""
-    known = {each.sequence: each.position for each in masks_not_recorded(trace)}
+def _as_known(trace: Trace, stops: Mapping[int, int] | None) -> dict[int, int]:
+    """`stops`, of each sequence no later than the first position whose mask or weights are not known."""
+    known = {each.index: count for each in trace.sequences if (count := known_positions(each)) < each.positions}
     return {**(stops or {}), **{index: min(stop, (stops or {}).get(index, stop)) for index, stop in known.items()}}
 
 

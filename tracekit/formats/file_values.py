@@ -115,7 +115,7 @@ SEQUENCE: dict[str, Kind] = {
     "sampling": _is_object,
     "seed": _is_seed,
     **dict.fromkeys(("counts", "followed"), _is_object),
-    **dict.fromkeys(("recomputed", "mask_unknown"), is_count),
+    **dict.fromkeys(("recomputed", "mask_unknown", "weights_unknown"), is_count),
 }
 DRAW: dict[str, Kind] = {
     "op": _is_text,
@@ -130,7 +130,9 @@ STEP: dict[str, Kind] = {
     "position": lambda value: is_count(value) and -1 <= value < MOST_POSITION,
     **dict.fromkeys(("draws", "events"), lambda value: isinstance(value, list)),
 }
-END: dict[str, Kind] = {"reason": _is_text, "detail": _is_text, "followed": _is_object, "mask_unknown": is_count}
+TOLD_AT_END: dict[str, Kind] = {"followed": _is_object, "mask_unknown": is_count, "weights_unknown": is_count}
+"""What the end of a sequence tells of all of it."""
+END: dict[str, Kind] = {"reason": _is_text, "detail": _is_text, **TOLD_AT_END}
 SITE: dict[str, Kind] = {
     **dict.fromkeys(("name", "class", "input", "same_as", "recorded_as", "skipped", "ended", "partial"), _is_text),
     "axis": lambda value: value == ENCODER,

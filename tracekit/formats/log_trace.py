@@ -21,6 +21,7 @@ from tracekit.formats.file_values import (
     MOST_POSITION,
     SITE,
     STEP,
+    TOLD_AT_END,
     WEIGHT,
     check,
     check_config,
@@ -155,8 +156,8 @@ class LogSequence(BrowsableSequence):
         self.positions = 0
         self.end_reason: str | None = None
         self.end_detail: str | None = None
-        self.followed: Json | None = None
-        self.mask_unknown: int | None = None
+        self.told_at_end: Json = {}
+        """What is not known before the sequence ends."""
         self._recomputed: int | None = None
 
     @property
@@ -197,7 +198,7 @@ class LogSequence(BrowsableSequence):
     def info(self) -> Json:
         known = ("sequence", "prompt_text", "texts", "sampling", "seed")
         told = {name: value for name, value in self._frame.metadata.items() if name not in known}
-        seen = {"followed": self.followed, "recomputed": self._recomputed, "mask_unknown": self.mask_unknown}
+        seen = {"recomputed": self._recomputed, **self.told_at_end}
         return told | {name: value for name, value in seen.items() if value is not None}
 
     @property
@@ -509,8 +510,7 @@ class LogTrace(Browsable):
             ended = self._sequence(metadata)
             check("an end", metadata, END, ("reason",))
             ended.end_reason, ended.end_detail = metadata["reason"], metadata.get("detail")
-            ended.followed = metadata.get("followed")
-            ended.mask_unknown = metadata.get("mask_unknown")
+            ended.told_at_end = {name: metadata.get(name) for name in TOLD_AT_END}
 
     def _sequence(self, metadata: Json) -> LogSequence:
         index = metadata["sequence"]

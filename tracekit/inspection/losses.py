@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tracekit.inspection.masked import MaskNotRecorded
+from tracekit.inspection.known_positions import MaskNotRecorded, WeightsChanged
 from tracekit.trace import NOT_ASKED_FOR, NOT_THE_LOGITS, Trace
 
 CODES = ("int8", "uint8", "float8_e4m3fn", "float8_e5m2")
@@ -136,6 +136,7 @@ Loss = (
     | PositionsMissing
     | LooksAhead
     | MaskNotRecorded
+    | WeightsChanged
     | LogitsNotJudged
     | CallByCall
     | SequencesAlone

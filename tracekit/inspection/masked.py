@@ -6,18 +6,14 @@ A batch that is padded on the right, a mask with holes, or one that says of each
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.inspection.positions import prompt_length
-from tracekit.trace import Sequence, Trace
+from tracekit.trace import Sequence
 
 MASK, PLACES = "attention_mask", "position_ids"
 """Inputs of a sequence's prompt, a number each position, of a mask also a row of them (docs/format.md)."""
-MASK_UNKNOWN = "mask_unknown"
-"""Of a sequence: the first position whose call was given a mask that the trace does not hold."""
 
 
 def unmasked(sequence: Sequence) -> NDArray[np.bool_] | None:
@@ -56,25 +52,3 @@ def places(sequence: Sequence) -> NDArray[np.int64] | None:
     last = int(told[: len(seen)][seen[:length]].max())
     after = np.arange(last + 1, last + 1 + max(0, sequence.positions - length))
     return np.concatenate([told.astype(np.int64), after])[: sequence.positions]
-
-
-@dataclass(frozen=True)
-class MaskNotRecorded:
-    """A sequence whose calls were given a mask from a position on that a trace cannot hold."""
-
-    path: str
-    sequence: int
-    position: int
-    """Those before it are judged."""
-
-
-def known_positions(sequence: Sequence) -> int:
-    """Positions before the first one whose mask is not recorded; all of them where each is."""
-    first = sequence.info.get(MASK_UNKNOWN)
-    return sequence.positions if first is None else min(int(first), sequence.positions)
-
-
-def masks_not_recorded(trace: Trace) -> list[MaskNotRecorded]:
-    """The sequences of a trace that are not judged to their end for want of a mask."""
-    known = ((sequence, known_positions(sequence)) for sequence in trace.sequences)
-    return [MaskNotRecorded(trace.path, one.index, count) for one, count in known if count < one.positions]

@@ -29,6 +29,8 @@ class Row:
     """Steps that went on with the followed trace's token."""
     mask_unknown: int | None = None
     """The first position whose call was given a mask that a trace does not hold."""
+    weights_unknown: int | None = None
+    """The first position that was computed after the program had changed the model's weights."""
 
 
 @dataclass

@@ -27,8 +27,8 @@ from tracekit.formats.log_beside import begin_anew, log_beside
 from tracekit.formats.log_trace import LogTrace
 from tracekit.formats.opening import open_trace
 from tracekit.inspection.following import FORCED, shortfalls
+from tracekit.inspection.known_positions import MASK_UNKNOWN, WEIGHTS_UNKNOWN
 from tracekit.inspection.losses import lost_rows
-from tracekit.inspection.masked import MASK_UNKNOWN
 from tracekit.inspection.sanity import UNSEEN, no_such_site, written
 from tracekit.trace import ENCODER, Json, TraceError
 from tracekit_torch import describe, precision
@@ -43,7 +43,7 @@ from tracekit_torch.patching import Hook, replace
 from tracekit_torch.tapped import Call
 from tracekit_torch.taps import Taps
 from tracekit_torch.texts import Texts
-from tracekit_torch.weights import weight_table
+from tracekit_torch.weights import Watched, weight_table
 
 BESIDE = (
     "calls of the model that another thread made during a generation or call that is recorded; run one after the other"
@@ -96,6 +96,9 @@ class Recorder:
         self._around: Call | None = None
         """The recorded call, while the model runs inside it once more."""
         self._parameters: list[str] = []
+        self._weights: Watched | None = None
+        self._reweighted = False
+        """The program has changed the weights since the recording began."""
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     # ---------------------------------------------------------------- life
@@ -157,6 +160,8 @@ class Recorder:
         self.adapter = adapter
         self.texts.source = getattr(getattr(about.lifted or model, "config", None), "_name_or_path", None)
         self._parameters = list(inspect.signature(model.forward).parameters)
+        table = weight_table(model)
+        self._weights = Watched(model, table)
         writer = self._open()
         writer.open(
             "python",
@@ -169,7 +174,7 @@ class Recorder:
             checkpoint=about.checkpoint,
             recorder=self.options.as_json(),
             follow=self._following(),
-            weights=weight_table(model),
+            weights=table,
         )
         self._handles = [model.register_forward_pre_hook(Hook(self._before), with_kwargs=True, prepend=True)]
         self.taps = Taps(model, head, self.options, adapter.write, self.fail, about.left_out, about.encoder)
@@ -334,6 +339,7 @@ class Recorder:
                     return
                 if not self._begins():
                     return
+                self._look_at_weights(sampled=False)
                 named = dict(zip(self._parameters, args, strict=False)) | kwargs
                 value = first_tensor(named)
                 if value is not None and value.is_meta:
@@ -446,10 +452,18 @@ class Recorder:
         tensors["rng/state"] = np.frombuffer(state["state"], dtype=np.uint8)
         self.writer.sequence(row.sequence, tensors, seed=state["seed"], **metadata)
 
+    def _look_at_weights(self, *, sampled: bool) -> None:
+        if self._weights is not None and self._weights.changed(sampled=sampled):
+            self._weights, self._reweighted = None, True
+            self.note("the program changed the weights of its model: what it computes from now on is not audited")
+
     def new_row(self, padding: int, prompt_length: int) -> Row:
         """The next sequence."""
         self.sequences += 1
         row = Row(self.sequences - 1, padding, prompt_length)
+        self._look_at_weights(sampled=True)
+        if self._reweighted:
+            row.weights_unknown = 0
         self._rows = [*(other for other in self._rows if other.reason is None), row]
         if self.taps is not None:
             self.taps.new_sequences()
@@ -462,6 +476,8 @@ class Recorder:
         if taps is None or taps.call is None:
             return
         call = taps.call
+        if row.weights_unknown is None and self._reweighted:
+            row.weights_unknown = position
         for rows, tail in self.tails(first, batch_row):
             self.writer.call(row.sequence, position + call.time - first - rows, rows, tail)
         if not taps.memory.slots:
@@ -553,7 +569,7 @@ class Recorder:
         if row.reason is None:
             row.reason = reason
             followed = {"tokens": row.followed} if self.follow is not None else None
-            told = {"followed": followed, MASK_UNKNOWN: row.mask_unknown}
+            told = {"followed": followed, MASK_UNKNOWN: row.mask_unknown, WEIGHTS_UNKNOWN: row.weights_unknown}
             self.writer.end_sequence(row.sequence, row.steps, reason, detail, **told)
 
     def missed(self, why: str, tokens: int = 1, *, may_be_given: bool = False) -> None:

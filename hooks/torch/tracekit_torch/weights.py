@@ -1,8 +1,9 @@
-"""The weights table: what each parameter is, and a digest of its bytes as the model holds it."""
+"""The weights table: what each parameter is, and a digest of its bytes as the model holds it; whether one changes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import xxhash
@@ -11,6 +12,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tracekit.trace import Json
 from tracekit_torch.memory import WORDS
+
+SAMPLES = 8
+"""Values of each parameter that are looked at when a sequence begins."""
 
 
 def weight_table(model: nn.Module) -> list[Json]:
@@ -55,3 +59,52 @@ def digest(value: torch.Tensor) -> int | None:
     return (
         xxhash.xxh3_64_intdigest(flat.view(torch.uint8).numpy().data) if flat.numel() else xxhash.xxh3_64_intdigest(b"")
     )
+
+
+class Watched:
+    """The parameters of a model while it is recorded: whether the program has changed one, as training does.
+
+    torch counts the changes of a tensor in place, but not those that are made through its `data`; of these some values
+    tell. What counts as changed is what has another digest: the same values, written once more, are no change.
+    """
+
+    def __init__(self, model: nn.Module, table: Sequence[Json]) -> None:
+        digests = {row["name"]: row["digest"] for row in table}
+        self._held = [
+            _Parameter(value, digests[name])
+            for name, value in model.named_parameters()
+            if digests.get(name) is not None and not is_traceable_wrapper_subclass(value)
+        ]
+
+    def changed(self, *, sampled: bool) -> bool:
+        """Whether one has changed since the recording began. `sampled`: look at values as well."""
+        return any(parameter.changed(sampled) for parameter in self._held)
+
+
+class _Parameter:
+    def __init__(self, value: torch.Tensor, own: int) -> None:
+        self._tensor = weakref.ref(value)  # the program's, to replace or to delete
+        self._digest = own
+        self._version, self._values = _version(value), _sample(value)
+
+    def changed(self, sampled: bool) -> bool:
+        value = self._tensor()
+        if value is None or value.is_meta:  # unloaded
+            return False
+        version = _version(value)
+        if version == self._version and not (sampled and _sample(value) != self._values):
+            return False
+        self._version, self._values = version, _sample(value)
+        return digest(value) not in (None, self._digest)
+
+
+def _version(value: torch.Tensor) -> int:
+    return 0 if value.is_inference() else value._version
+
+
+def _sample(value: torch.Tensor) -> bytes:
+    """Some values of a tensor."""
+    if not value.is_contiguous() or value.dtype not in WORDS or not value.numel() or value.is_meta:
+        return b""
+    flat = value.detach().view(-1)
+    return flat[:: -(-len(flat) // SAMPLES)].cpu().contiguous().view(torch.uint8).numpy().tobytes()

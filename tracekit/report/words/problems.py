@@ -12,6 +12,7 @@ from tracekit.inspection.following import (
     OtherInput,
     TokensNotFollowed,
 )
+from tracekit.inspection.known_positions import MaskNotRecorded, WeightsChanged
 from tracekit.inspection.losses import (
     CallByCall,
     CutOff,
@@ -24,7 +25,6 @@ from tracekit.inspection.losses import (
     SequencesAlone,
     SitesEnded,
 )
-from tracekit.inspection.masked import MaskNotRecorded
 from tracekit.inspection.non_finite import NonFinite
 from tracekit.inspection.sanity import (
     ConstantSites,
@@ -114,6 +114,17 @@ template(
     "{path}: sequence {sequence}: from position {position} on, calls were given an attention mask that a trace cannot "
     "hold (it is no yes or no for each pair of positions); they are not judged",
 )
+
+
+@words(WeightsChanged)
+def _changed(found: WeightsChanged) -> str:
+    more = f", and {found.more} more sequences" if found.more else ""
+    return (
+        f"{found.path}: sequence {found.sequence}: from position {found.position} on{more}: computed after the program "
+        "had changed the weights; they are not judged"
+    )
+
+
 template(
     CallByCall,
     "{path}: sequence {sequence} is one call without a step, and {alone} more stand alone: the {steps} steps of the "

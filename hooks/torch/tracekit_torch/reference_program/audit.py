@@ -22,8 +22,8 @@ from tracekit.auditing.own_error import FALSE_ALARMS, Own, tests_of
 from tracekit.auditing.routing import OtherExperts
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.dtypes import UNIT_ROUNDOFF, is_float
+from tracekit.inspection.known_positions import known_positions, not_known
 from tracekit.inspection.losses import LogitsNotJudged, LooksAhead, losses
-from tracekit.inspection.masked import known_positions, masks_not_recorded
 from tracekit.inspection.non_finite import first_non_finite
 from tracekit.inspection.sanity import recomputed_from
 from tracekit.inspection.settings import declared_differences
@@ -58,9 +58,9 @@ MULTIPLE = 3.0
 
 def audit_by(model: nn.Module, trace: Trace, checkpoint: Checkpoint) -> Audit:
     """Run `model` (float64, `reference.load_reference`) over the trace's tokens with the recorded values put in, and
-    judge every site by what rounding may do, up to where masks are recorded. Raises TraceError where the model cannot
-    run on them."""
-    left = masks_not_recorded(trace)
+    judge every site by what rounding may do, up to where masks and weights are known. Raises TraceError where the model
+    cannot run on them."""
+    left = not_known(trace)
     if not left:
         return _audit(model, trace, checkpoint, causal=False)
     known = (FirstPositions(sequence, known_positions(sequence)) for sequence in trace.sequences)
