@@ -35,6 +35,8 @@ TEXT = ("--prompt-ids", "72,101,50,290,280,12,270", "--max-new-tokens", "16", "-
 SAMPLING = ("--temperature", "0.8", "--top-k", "50", "--top-p", "0.95")
 BUILT = {"CARGO_TARGET_DIR": str(ROOT / "hooks/rust/target"), "CARGO_PROFILE_RELEASE_DEBUG": "1"}
 """As the workspace is built: candle is not built again."""
+PLAIN = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+"""The plugins that are installed here take seconds to import, and a repro uses none."""
 WRONG = "WRONG"
 Test = Callable[[Path, list[str] | None], subprocess.CompletedProcess[str]]
 """(repro, command of a mended program or None) -> what came of its test."""
@@ -133,7 +135,7 @@ def run_cargo(path: Path, mended: list[str] | None) -> subprocess.CompletedProce
 
 
 def _ran(words: list[str], folder: Path, mended: list[str] | None) -> subprocess.CompletedProcess[str]:
-    environment = dict(os.environ) | BUILT | ({} if mended is None else {"REPRO_COMMAND": shlex.join(mended)})
+    environment = dict(os.environ) | BUILT | PLAIN | ({} if mended is None else {"REPRO_COMMAND": shlex.join(mended)})
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 

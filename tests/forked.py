@@ -61,9 +61,9 @@ class Forks:
             cwd=Path(__file__).parent.parent,
         )
 
-    def python(self, script: str, cwd: Path, **limits: int) -> Done:
-        """`python script` in `cwd`. `limits`: RLIMIT_<name> in its unit."""
-        return self._run({"script": script}, cwd, limits)
+    def python(self, script: str, *words: str, cwd: Path, **limits: int) -> Done:
+        """`python script words` in `cwd`. `limits`: RLIMIT_<name> in its unit."""
+        return self._run({"script": script, "words": words}, cwd, limits)
 
     def tracekit(self, *words: str, cwd: Path, **limits: int) -> Done:
         """`tracekit words` in `cwd`."""
@@ -155,7 +155,8 @@ def _ended(program: Callable[[], None]) -> NoReturn:
 def become(asked: dict[str, object]) -> NoReturn:
     """Turn this fork into the program that is asked for, run it, and end as it does.
 
-    asked: `words` of a command of tracekit's or a `script`; `cwd`; files for `out` and `err`; `limits` by name.
+    asked: `words` of a command of tracekit's, or a `script` and its `words`; `cwd`; files for `out` and `err`; `limits`
+    by name.
     """
     import resource
 
@@ -172,15 +173,16 @@ def become(asked: dict[str, object]) -> NoReturn:
 
 
 def _program(asked: dict[str, object]) -> None:
+    words = asked["words"]
+    assert isinstance(words, list)
     if "script" in asked:
         script = str(asked["script"])
-        sys.argv = [script]
+        sys.argv = [script, *words]
+        sys.path[0] = str(Path(script).resolve().parent)
         runpy.run_path(script, run_name="__main__")
     else:
         from tracekit_cli.main import main
 
-        words = asked["words"]
-        assert isinstance(words, list)
         sys.argv = ["tracekit", *words]
         main()
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ import pytest
 
 import tracekit
 from tests import speech_model
+from tests.forked import Done, Forks
 from tracekit.generations import generated
 from tracekit.sampling.scores import softmax
 from tracekit.torch_rng.generator import TorchGenerator
@@ -43,9 +42,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -107,32 +103,33 @@ def said(speaker: Speaker, tmp_path_factory: pytest.TempPathFactory) -> tuple[li
 # -------------------------------------------------------------------- the unedited program
 
 
+one_worker = pytest.mark.xdist_group("unedited")  # runs the programs
+
+
 @pytest.fixture(scope="module")
-def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def runs(forks: Forks, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The fixture program, which fails in its last segment: as it is, and recorded."""
     out = tmp_path_factory.mktemp("unedited") / "run.h5"
-    words = [str(SPEAK), str(folder), "3"]
-    record = [str(Path(sys.executable).parent / "tracekit"), "record", "-o", str(out)]
-    runs = {
-        name: subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out.parent, env=ONE_THREAD
-        )
-        for name, command in (("plain", [sys.executable, *words]), ("recorded", [*record, *words]))
+    words = (str(SPEAK), str(folder), "3")
+    return {
+        "plain": forks.python(*words, cwd=out.parent),
+        "recorded": forks.tracekit("record", "-o", str(out), *words, cwd=out.parent),
+        "trace": tracekit.open(out),
     }
-    said = {name: (*run.communicate(timeout=300), run.returncode) for name, run in runs.items()}
-    return {**said, "trace": tracekit.open(out)}
 
 
-def printed(run: tuple[str, str, int]) -> list[list[int]]:
-    return [json.loads(line) for line in run[0].splitlines()]
+def printed(run: Done) -> list[list[int]]:
+    return [json.loads(line) for line in run.out.splitlines()]
 
 
+@one_worker
 def test_an_unedited_program_gives_the_same_tokens_and_exit_code(runs: dict[str, Any]) -> None:
     assert printed(runs["recorded"]) == printed(runs["plain"])
-    assert runs["recorded"][2] == runs["plain"][2] == 1
-    assert "recording stopped" not in runs["recorded"][1]
+    assert runs["recorded"].code == runs["plain"].code == 1
+    assert "recording stopped" not in runs["recorded"].err
 
 
+@one_worker
 def test_each_segment_is_a_sequence_with_its_own_end(runs: dict[str, Any]) -> None:
     trace = runs["trace"]
     assert [sequence.end_reason for sequence in trace.sequences] == ["stop", "left", "stop", "error"]
@@ -143,6 +140,7 @@ def test_each_segment_is_a_sequence_with_its_own_end(runs: dict[str, Any]) -> No
     assert trace.config["model"]["class"] == "CosyVoice3LM"
 
 
+@one_worker
 def test_a_failing_segment_leaves_the_first_whole(runs: dict[str, Any]) -> None:
     first, last = runs["trace"].sequences[0], runs["trace"].sequences[3]
     assert first.step_count == len(printed(runs["plain"])[0]) + 1
@@ -152,6 +150,7 @@ def test_a_failing_segment_leaves_the_first_whole(runs: dict[str, Any]) -> None:
         assert first.read(name, 0, first.positions).shape == (first.positions, WIDTH)
 
 
+@one_worker
 def test_streaming_is_recorded_where_its_rows_really_stand(runs: dict[str, Any]) -> None:
     stream = runs["trace"].sequences[2]
     steps = [stream.step(index) for index in range(stream.step_count)]
@@ -508,12 +507,12 @@ def all_sites_equal(one: Sequence, other: Sequence) -> bool:
     )
 
 
-def test_an_oracle_is_the_same_run_in_float64(folder: Path, tmp_path: Path) -> None:
-    tracekit_command = str(Path(sys.executable).parent / "tracekit")
+def test_an_oracle_is_the_same_run_in_float64(forks: Forks, folder: Path, tmp_path: Path) -> None:
     program = [str(speech_model.EXAMPLES / "cosyvoice3_example.py"), "--model", str(folder), "--seed", "2"]
-    record = [tracekit_command, "record", "-o", "ref.h5", *program, "--text", "A light rain is falling."]
-    for command in (record, [tracekit_command, "oracle", "ref.h5"]):
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=ONE_THREAD, timeout=300)
+    record = ["record", "-o", "ref.h5", *program, "--text", "A light rain is falling."]
+    for command in (record, ["oracle", "ref.h5"]):
+        done = forks.tracekit(*command, cwd=tmp_path)
+        assert done.code == 0, done.err
     reference, oracle = tracekit.open(tmp_path / "ref.h5"), tracekit.open(tmp_path / "ref.oracle.h5")
     assert list(oracle.sequences[0].tokens) == list(reference.sequences[0].tokens)
     assert oracle.config["dtype"] == "float64" and oracle.sequences[0].logits_dtype == "float64"

@@ -21,7 +21,7 @@ def both(forks: Forks, program: Misbehaving, folder: Path) -> tuple[Done, Done]:
     for name in ("plain", "recorded"):
         (folder / name).mkdir()
         (folder / name / "program.py").write_text(program.source)
-    plain = forks.python("program.py", folder / "plain", **program.limits)
+    plain = forks.python("program.py", cwd=folder / "plain", **program.limits)
     words = ("record", "-o", "run.h5", "program.py")
     return plain, forks.tracekit(*words, cwd=folder / "recorded", **program.limits)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.forked import Forks
 from tracekit.align.pair import Side
 from tracekit.compare.findings import LogitsWrong
 from tracekit.mistakes.explanation import Explanation, Mistake
@@ -255,13 +256,14 @@ def test_results_may_go_to_any_place_that_fsspec_reaches(scene: Scene, tmp_path:
     assert groups_of(found_in(out)) == {"sampler inverse_cdf": [0, 5]}
 
 
-def test_traces_that_exist_are_paired_by_seed(scene: Scene, tmp_path: Path) -> None:
+def test_traces_that_exist_are_paired_by_seed(reading: Forks, scene: Scene, tmp_path: Path) -> None:
     folder = tmp_path / "traces"
     folder.mkdir()
     for seed in range(4):
         for role, faults in (("reference", ()), ("candidate", ("2:top-p",))):
             words = shlex.split(scene.command(role, *faults).replace("{seed}", str(seed)))
-            run(["record", "-o", str(folder / f"{role}-{seed}.h5"), "--", *words], code=0)
+            out = str(folder / f"{role}-{seed}.h5")
+            assert reading.tracekit("record", "-o", out, "--", *words, cwd=tmp_path).code == 0
     run(["postmortem", str(folder), "-o", str(tmp_path / "out"), "--fail", "values"], code=1)
     found = found_in(tmp_path / "out")
     assert [group["cause"] for group in found["groups"]] == ["filter"]
@@ -307,12 +309,9 @@ TRUE = ("--seeds", "0:2", "--ref", "true", "--cand", "true")
         (["."], "holds no traces"),
     ],
 )
-def test_bad_calls_get_one_line(
-    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    done = run(["postmortem", *arguments, "-o", str(tmp_path / "out")], code=2)
-    assert said in done.stderr
+def test_bad_calls_get_one_line(reading: Forks, arguments: list[str], said: str, tmp_path: Path) -> None:
+    done = reading.tracekit("postmortem", *arguments, "-o", str(tmp_path / "out"), cwd=tmp_path)
+    assert done.code == 2 and said in done.err and "Traceback" not in done.err
 
 
 def test_another_plan_does_not_go_on_with_these_results(scene: Scene, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ import tracekit_torch  # noqa: E402
 from tracekit_torch.reference_program.loading import prepared  # noqa: E402
 
 from tests import tiny_families  # noqa: E402
+from tests.forked import Forks  # noqa: E402
 from tracekit.inspection.losses import LogitsNotJudged  # noqa: E402
 
 CULPRIT = "transformer.h.1.ln_1"
@@ -96,11 +96,9 @@ def test_what_is_no_reference_is_one_line(folder: Path, tmp_path: Path, words: l
     assert said in str(found.exception) and len(str(found.exception).splitlines()) == 1, found.exception
 
 
-def test_a_recorded_program_gives_the_reference(folder: Path, tmp_path: Path) -> None:
+def test_a_recorded_program_gives_the_reference(forks: Forks, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(SCRIPT)
-    tool = [sys.executable, "-m", "tracekit_cli.main"]
-    recording = [*tool, "record", "-o", "run.h5", "program.py", str(folder)]
-    assert subprocess.run(recording, cwd=tmp_path, capture_output=True).returncode == 3
+    assert forks.tracekit("record", "-o", "run.h5", "program.py", str(folder), cwd=tmp_path).code == 3
     before = Path.cwd(), list(sys.path), sys.argv
     for out, plant, code in (("clean.h5", lambda model: None, 0), ("faulty.h5", _wrong_eps, 1)):
         _run(folder, tmp_path / out, plant)
