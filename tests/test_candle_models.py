@@ -15,6 +15,8 @@ from scripts.candle_models import CASES, FAMILIES, Case, Row
 from tracekit.auditing.elsewhere import FactorElsewhere
 from tracekit.mistakes.explanation import Extent
 
+pytestmark = pytest.mark.xdist_group("cargo")  # one worker runs cargo: another would wait for its lock
+
 WINDOW = "the sliding window of 8 is ignored"
 BOTH_WINDOWS = f"in the prompt: a window of 9 positions instead of 8; in decoding: {WINDOW}"
 

@@ -23,6 +23,8 @@ from tracekit.mistakes.sites import residuals, rotary
 from tracekit.mistakes.sites.rounded_steps import STEPS_ROUNDED
 from tracekit.verdict.cause import Cause
 
+pytestmark = pytest.mark.xdist_group("cargo")  # one worker runs cargo: another would wait for its lock
+
 MODELS = ("llama", "qwen2", "gemma", "mistral", "phi3")
 DTYPES = ("bfloat16", "float16")
 PLANTED = "PLANTED"

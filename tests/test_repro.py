@@ -51,6 +51,7 @@ def test_its_test_fails_until_the_program_is_mended(bench: Bench, fault: str, ca
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("cargo")  # as in `tests/test_candle_models.py`
 @pytest.mark.parametrize("fault", ["rope-f16", "inverse-cdf", "stop-early"])
 def test_cargo_says_the_same(bench: Bench, fault: str) -> None:
     made, _ = repro(bench, fault)
