@@ -9,12 +9,16 @@ BIN    := $(VENV)/bin
 CARGO  := cargo --locked
 
 export HF_HUB_OFFLINE = 1
+# With it every process that the tests start would compile tracekit anew.
+unexport PYTHONDONTWRITEBYTECODE
+# Those of `make -j`: cargo would look for a jobserver that only a make below this one is given.
+unexport MAKEFLAGS
 export TOKENIZERS_PARALLELISM = false
 export TRACEKIT_MODEL = $(abspath $(MODEL))
 export TRACEKIT_NATIVE = $(abspath $(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model gemma3-model cosyvoice3-model transformers4 demo test lint parity bench faults bench-faults bench-clean bench-classes bench-mutants bench-llama-cpp shootout museum traces cosyvoice3-parity cosyvoice3-faults \
+.PHONY: help setup model gemma3-model cosyvoice3-model transformers4 demo test lint lint-python lint-rust parity bench faults bench-faults bench-clean bench-classes bench-mutants bench-llama-cpp shootout museum traces cosyvoice3-parity cosyvoice3-faults \
         cosyvoice3-guide postmortem bench-repros fuzz kills clean native docs notebook
 
 help: ## This list
@@ -54,10 +58,14 @@ cosyvoice3-model: $(VENV)/.ready ## A small CosyVoice3 checkpoint, trained on ma
 demo: setup model ## Record a real model in PyTorch and in Rust, diff them, then name a planted fault
 	@sh scripts/demo.sh $(BIN) $(NATIVE) $(MODEL)
 
-lint: $(VENV)/.ready ## ruff, mypy, rustfmt, clippy, rustdoc
+lint: lint-python lint-rust ## ruff, mypy, rustfmt, clippy, rustdoc
+
+lint-python: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lint-rust: native
 	cd $(RUST) && cargo fmt --all --check
 	cd $(RUST) && $(CARGO) clippy --release --workspace --all-targets --all-features -- -D warnings
 	cd $(RUST) && RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --all-features
