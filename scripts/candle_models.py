@@ -106,6 +106,10 @@ candle-transformers = {{ version = "={version}", optional = true }}
 
 [profile.release]
 debug = 1
+
+# What takes time to run is in candle, which is built once and optimised; what is here only calls it.
+[profile.release.package."candle-models"]
+opt-level = 0
 """
 
 
