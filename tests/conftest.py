@@ -13,6 +13,11 @@ from tests.forked import READING, Forks
 from tests.test_engine import tiny
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come first, in their random order: one that starts last leaves the other worker nothing to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say the seed of the order, which pytest-randomly shows in the header alone, and `-q` has none."""
     seed = config.getoption("randomly_seed", None)

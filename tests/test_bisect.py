@@ -112,6 +112,7 @@ def wheel(folder: Path, version: str, factor: str) -> None:
         out.writestr(f"{info}/RECORD", "\n".join([*rows, f"{info}/RECORD,,"]) + "\n")
 
 
+@pytest.mark.slow
 def test_versions_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     for number in range(1, 6):

@@ -116,6 +116,7 @@ def test_an_unmutated_twin_raises_no_alarm(gpt2: subject.Subject, tmp_path: Path
     assert trial.twin(gpt2, 0, 0, tmp_path).found == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma2", "bloom"])
 def test_mutants_are_found_where_they_change_the_bits(family: str, tmp_path: Path) -> None:
     """A handful of `make bench-mutants`."""

@@ -85,6 +85,7 @@ def groups_of(found: dict[str, Any]) -> dict[str, list[int]]:
     return {f"{group['cause']} {group['mechanism']}": group["seeds"] for group in found["groups"]}
 
 
+@pytest.mark.slow
 def test_seeds_are_grouped_by_what_is_wrong_with_them(scene: Scene, tmp_path: Path) -> None:
     out = tmp_path / "out"
     faults = ("5:inverse-cdf", "7:rope-f16", "11:stop-early")
@@ -196,6 +197,7 @@ def test_no_more_programs_run_at_a_time_than_there_are_slots() -> None:
     assert len(most) == 6 and max(most) == 2
 
 
+@pytest.mark.slow
 def test_killed_at_random_it_goes_on_and_ends_with_the_same_report(scene: Scene, tmp_path: Path) -> None:
     faults = ("5:inverse-cdf", "7:rope-f16")
     run([*scene.arguments(tmp_path / "whole" / "out", "0:24", *faults), "--no-repro"], code=1)
@@ -237,6 +239,7 @@ def _recorded(out: Path) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_cluster_finds_what_one_machine_finds(scene: Scene, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
     arguments = scene.arguments(tmp_path / "local", "0:16", "5:inverse-cdf", "7:rope-f16")

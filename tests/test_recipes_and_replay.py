@@ -109,6 +109,7 @@ def _activation(model: Any) -> None:
 FAULTS: dict[str, Callable[[Any], None]] = {"eps": _eps, "theta": _theta, "gain": _gain, "activation": _activation}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_same_culprits(checkpoints: Any, tmp_path: Path, fault: str, dtype: str) -> None:

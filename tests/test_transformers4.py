@@ -52,6 +52,7 @@ def run(*words: object, second: bool, cwd: Path, code: int = 0) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_both_load_the_inner_model_and_its_tokenizer(tmp_path: Path) -> None:
     blank = speech_model.folder() / "CosyVoice-BlankEN"
     told = [
@@ -61,6 +62,7 @@ def test_both_load_the_inner_model_and_its_tokenizer(tmp_path: Path) -> None:
     assert told[0][1:] == told[1][1:] and told[0][1] is True and told[0][2] > 30
 
 
+@pytest.mark.slow
 def test_the_second_is_recorded_as_it_runs(tmp_path: Path) -> None:
     folder = speech_model.folder()
     words = (SPEAK, folder, 3)
