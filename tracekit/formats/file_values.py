@@ -114,7 +114,7 @@ SEQUENCE: dict[str, Kind] = {
     "texts": _is_texts,
     "sampling": _is_object,
     "seed": _is_seed,
-    **dict.fromkeys(("counts", "followed"), _is_object),
+    **dict.fromkeys(("counts", "followed", "arguments"), _is_object),
     **dict.fromkeys(("recomputed", "mask_unknown", "weights_unknown"), is_count),
 }
 DRAW: dict[str, Kind] = {

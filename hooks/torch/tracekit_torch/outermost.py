@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from types import FrameType
 
 from torch import nn
 
-_CALL = nn.Module._call_impl.__code__
+CALL = nn.Module._call_impl.__code__
+"""What runs a module and its hooks."""
 
 
 class Standing(Enum):
@@ -38,6 +41,18 @@ class Outermost:
         self._frames: list[FrameType] = []
         """The recorded call, and those inside it."""
         self._lock = threading.Lock()
+        self._told: dict[int, FrameType] = {}
+        """By thread, the call whose hooks run now, where it is not the one that calls them."""
+
+    @contextmanager
+    def called_in(self, frame: FrameType) -> Iterator[None]:
+        """The hooks that run inside the block are those of the call that runs in `frame`."""
+        thread = threading.get_ident()
+        self._told[thread] = frame
+        try:
+            yield
+        finally:
+            del self._told[thread]
 
     @property
     def depth(self) -> int:
@@ -46,7 +61,7 @@ class Outermost:
 
     def begins(self) -> Standing:
         """A call of the model begins in this thread."""
-        frame = _call_frame()
+        frame = self._told.get(threading.get_ident()) or _call_frame()
         with self._lock:
             if self.owner not in (None, threading.get_ident()):
                 return Standing.BESIDE
@@ -63,7 +78,7 @@ class Outermost:
 
     def ends(self) -> Standing:
         """A call of the model is over in this thread."""
-        frame = _call_frame()
+        frame = self._told.get(threading.get_ident()) or _call_frame()
         with self._lock:
             if self._thread != threading.get_ident() or frame not in self._frames:
                 return Standing.BESIDE
@@ -74,7 +89,7 @@ class Outermost:
 def _call_frame() -> FrameType | None:
     """The call of a module that calls a hook."""
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code is not _CALL:
+    while frame is not None and frame.f_code is not CALL:
         frame = frame.f_back
     return frame
 

@@ -33,6 +33,7 @@ from tracekit.inspection.sanity import UNSEEN, no_such_site, written
 from tracekit.trace import ENCODER, Json, TraceError
 from tracekit_torch import describe, precision
 from tracekit_torch.adapter import About, Adapter, Choice, Row
+from tracekit_torch.called_directly import CalledDirectly
 from tracekit_torch.draws import Drawn, Draws
 from tracekit_torch.follow import Follow
 from tracekit_torch.memory import WORDS
@@ -100,6 +101,9 @@ class Recorder:
         self._reweighted = False
         """The program has changed the weights since the recording began."""
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._undo: list[Callable[[], None]] = []
+        self.called_outside: Callable[[nn.Module], None] = lambda part: None
+        """Told of a part of the model that runs outside of the model's calls."""
 
     # ---------------------------------------------------------------- life
 
@@ -179,6 +183,9 @@ class Recorder:
         self._handles = [model.register_forward_pre_hook(Hook(self._before), with_kwargs=True, prepend=True)]
         self.taps = Taps(model, head, self.options, adapter.write, self.fail, about.left_out, about.encoder)
         self._handles.append(model.register_forward_hook(Hook(self._after), always_call=True))
+        directly = CalledDirectly(model, self._outermost, self.lost)
+        self._undo.append(directly.remove)
+        self.called_outside = self.taps.outside = lambda part: self.guarded(directly.outside, part, self.model)
         # Last: a thread that sees it goes on to call the model, hooks and all.
         self._model = weakref.ref(model)
 
@@ -308,6 +315,8 @@ class Recorder:
     def _detach(self) -> None:
         for handle in self._handles:
             handle.remove()
+        for undo in self._undo:
+            undo()
         if self.taps is not None:
             self.taps.remove()
             self.taps.call = None

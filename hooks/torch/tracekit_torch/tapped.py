@@ -16,7 +16,8 @@ from tracekit_torch.rows import Axis
 from tracekit_torch.wiring import SeenTensors
 
 ROOT_SITE = "output"
-"""Site of the outermost module's own output: it has no state-dict path."""
+"""Site of the outermost module's own output, which has no state-dict path; `model_output` where a part of the model is
+called so."""
 
 
 class Place:
@@ -49,6 +50,7 @@ class Tap:
         "inputs",
         "is_container",
         "is_head",
+        "is_root",
         "keeps_input",
         "keeps_output",
         "last_rows",
@@ -65,6 +67,7 @@ class Tap:
         self.keeps_output = False
         self.keeps_input = False
         self.is_head = False
+        self.is_root = False
         self.is_container = not owns_state(module)
         self.turns = isinstance(module, nn.Conv1d)
         """Its values have their rows last."""
@@ -144,6 +147,14 @@ def named_modules(model: nn.Module, encoder: nn.Module | None) -> Iterator[tuple
             yield path, module, inside if len(found) > 1 else None
 
 
+def root_site(model: nn.Module) -> str:
+    """The site of the outermost module's own output."""
+    name = ROOT_SITE
+    while name in model._modules:
+        name = f"model_{name}"
+    return name
+
+
 def owns_state(module: nn.Module) -> bool:
     """Whether a module has parameters, or what stands for them (packed, or in buffers of a checkpoint), of its own."""
     if any(parameter is not None for parameter in module._parameters.values()):
@@ -178,7 +189,7 @@ def scripted_modules(model: nn.Module) -> set[nn.Module]:
 
 def description(tap: Tap) -> Json:
     """What the site table says of a module: which parameters play which role, and its plain numbers."""
-    prefix = "" if tap.name == ROOT_SITE else f"{tap.name}."
+    prefix = "" if tap.is_root else f"{tap.name}."
     own = {role: f"{prefix}{role}" for role, value in tap.module._parameters.items() if value is not None}
     numbers = {
         name: value

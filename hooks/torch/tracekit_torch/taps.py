@@ -24,7 +24,6 @@ from tracekit_torch.options import Options
 from tracekit_torch.patching import Hook
 from tracekit_torch.rows import Axis, arranged
 from tracekit_torch.tapped import (
-    ROOT_SITE,
     Call,
     Place,
     Tap,
@@ -33,6 +32,7 @@ from tracekit_torch.tapped import (
     named_modules,
     owns_state,
     repeated,
+    root_site,
     scripted_modules,
     tensors_given,
 )
@@ -66,6 +66,8 @@ class Taps:
         self.memory = CallMemory(write)
         self.changed: dict[str, Json] = {}
         """Rows of the site table that the log does not have yet."""
+        self.outside: Callable[[nn.Module], None] = lambda module: None
+        """Told of a module that runs outside of all calls."""
         self._fail = fail
         self._write = write
         self._options = options
@@ -165,7 +167,8 @@ class Taps:
                 continue  # a causal model's own output is its head's
             if uncompiled(module) is not module:
                 continue  # the module inside it has its name
-            tap = Tap(plain_name(path) or ROOT_SITE, module)
+            tap = Tap(plain_name(path) or root_site(model), module)
+            tap.is_root = not path
             tap.in_encoder = in_encoder
             tap.is_head = module is head
             tap.keeps_output = self._options.keeps_site(tap.name)
@@ -191,6 +194,9 @@ class Taps:
     def _current(self, tap: Tap) -> Call | None:
         """The call that a run of the tap's module belongs to, if any."""
         call = self.call
+        if call is None and tap.in_encoder is None:
+            self.outside(tap.module)
+            call = self.call
         if call is None or call.thread != threading.get_ident():
             return None
         return call if tap.in_encoder is None or tap.in_encoder == call.inside_encoder else None

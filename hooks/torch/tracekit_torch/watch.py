@@ -23,6 +23,7 @@ from torch import nn
 from tracekit.trace import Json, TraceError
 from tracekit_torch.adapters import LAST, ModelKind, failed, kinds
 from tracekit_torch.called_beside import CalledBeside
+from tracekit_torch.called_directly import forward_frame
 from tracekit_torch.eager import DYNAMO, SAID, run_eagerly, uncompiled
 from tracekit_torch.patching import replace, without_hooks
 from tracekit_torch.recorder import Recorder
@@ -155,7 +156,7 @@ class Watch:
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if self._recorder.model is None and self._recorder.broken is None:
                 try:
-                    self._called(module)
+                    self._runs(module)
                 except Exception as error:
                     self._recorder.fail(error)
             return original(module, *args, **kwargs)
@@ -167,6 +168,16 @@ class Watch:
         if self._put_back_call is not None:
             self._put_back_call()
             self._put_back_call = None
+
+    def _runs(self, module: nn.Module) -> None:
+        """A module is called; its owner's `forward` may run, which was not."""
+        found = forward_frame(module)
+        if found is not None:
+            self._called(found[1])
+            if self._recorder.model is found[1]:
+                self._recorder.called_outside(module)
+        if self._recorder.model is None:
+            self._called(module)
 
     def _called(self, module: nn.Module) -> None:
         if self._pattern is not None:

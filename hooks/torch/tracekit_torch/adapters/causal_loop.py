@@ -542,8 +542,7 @@ class CausalLoop:
             inputs = {name: value[row.padding :] if value.dim() else value for name, value in inputs.items()}
             inputs |= masked_prompt(told, begun.stands, index, row.padding)
             inputs |= begun.encoder[index] if begun.encoder is not None else {}
-            metadata = {"parent": begun.parent} if begun.parent is not None else {}
-            recorder.begin_sequence(row, ids, inputs, begun.state, row=index, **metadata)
+            recorder.begin_sequence(row, ids, inputs, begun.state, row=index, **self._metadata(begun))
             for call in begun.held[index]:
                 if call.tensors:
                     recorder.writer.call(row.sequence, call.first, call.rows, call.tensors, call.axis)
@@ -551,6 +550,10 @@ class CausalLoop:
                 self._write_head(begun, index, row)
         begun.held = None
         begun.head = []
+
+    def _metadata(self, begun: Begun) -> Json:
+        """What else there is to write of sequences that begin."""
+        return {"parent": begun.parent} if begun.parent is not None else {}
 
     def _write_head(self, begun: Begun, index: int, row: Row) -> None:
         """The head's outputs of plain calls, where they cover all positions of their call."""

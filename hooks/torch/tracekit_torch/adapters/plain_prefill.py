@@ -14,9 +14,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from tracekit.errors import first_line
 from tracekit.inspection.masked import MASK, PLACES, places, sees, unmasked
 from tracekit.inspection.site_rows import logits_width
 from tracekit.trace import ENCODER_PREFIX, NO_TOKEN, Sequence, Trace, TraceError
+from tracekit_torch.adapters.port_arguments import ARGUMENTS, arguments_again, unknown_arguments
 from tracekit_torch.nested import tensors_in
 
 _OF_TORCH = frozenset(vars(nn.Module()))
@@ -31,11 +33,11 @@ def plain_prefill(model: nn.Module, trace: Trace, sequence: Sequence) -> Callabl
     parameters = inspect.signature(model.forward).parameters
     if "use_cache" in parameters:
         given["use_cache"] = False
-    if IDS not in given or IDS in parameters:
+    if IDS not in given or (IDS in parameters and _of_transformers(model)):
         return lambda: model(**given)
     # A port calls its ids as it likes; they come first.
     ids = given.pop(IDS)
-    given |= _required(model, sequence)
+    given = _others(trace, model, sequence, ids.shape[1]) | given
     width = logits_width(sequence) if sequence.step_count else None
 
     def answer() -> Any:
@@ -113,6 +115,29 @@ class _Answer:
             return output
         found = (value for value in tensors_in(output) if value.is_floating_point() and value.dim() == 3)
         return cls(next((value for value in found if value.shape[-1] == width), None))
+
+
+def _of_transformers(model: nn.Module) -> bool:
+    return any(each.__module__.startswith("transformers.") for each in type(model).__mro__)
+
+
+def _others(trace: Trace, model: nn.Module, sequence: Sequence, time: int) -> dict[str, Any]:
+    """What a port is given besides its ids, over `time` positions. Raises TraceError where that is not recorded."""
+    taken = list(inspect.signature(model.forward).parameters)[1:]
+    told = {name: each for name, each in sequence.info.get(ARGUMENTS, {}).items() if name in taken}
+    try:
+        given = _required(model, sequence) | arguments_again(told, time)
+        unknown = [name for name in unknown_arguments(told) if name not in given]
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise TraceError(
+            f"{trace.path}: sequence {sequence.index}: arguments: cannot be read: {first_line(error)}"
+        ) from None
+    if unknown:
+        raise TraceError(
+            f"{trace.path}: sequence {sequence.index}: what the calls were given as {unknown[0]} is not recorded: the "
+            "reference cannot be run on it"
+        )
+    return given
 
 
 def _required(model: nn.Module, sequence: Sequence) -> dict[str, Any]:

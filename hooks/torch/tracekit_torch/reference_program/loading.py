@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tracekit.errors import first_line
 from tracekit.trace import Sequence, Trace, TraceError
 from tracekit_torch.adapters import ModelKind, kinds
+from tracekit_torch.patching import replace
 from tracekit_torch.precision import cast, run_in
 
 
@@ -53,10 +54,21 @@ def _in_plain_operations(model: nn.Module) -> None:
 
     @functools.wraps(forward)
     def plain(*args: Any, **kwargs: Any) -> Any:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _without_inference_mode():
             return forward(*args, **kwargs)
 
     model.forward = plain
+
+
+@contextmanager
+def _without_inference_mode() -> Iterator[None]:
+    """`torch.inference_mode` as `torch.no_grad`: inside it torch shows its composite operations (`linear`, `matmul`)
+    whole, not as the products that round. A port may have decorated its `forward` with it."""
+    put_back = replace(torch.inference_mode, "__new__", lambda _, mode=True: torch.no_grad())
+    try:
+        yield
+    finally:
+        put_back()
 
 
 def prepared(model: nn.Module, dtype: str) -> nn.Module:
@@ -115,7 +127,9 @@ def on_its_tokens(trace: Trace, sequence: Sequence) -> Iterator[None]:
     """While a reference runs over a sequence: what a foreign program raises there is a TraceError."""
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+    except TraceError:
+        raise
+    except Exception as error:  # whatever a foreign program raises: an assertion about its dtype, say
         raise TraceError(
             f"{trace.path}: sequence {sequence.index}: the reference does not run on its tokens: {first_line(error)}"
         ) from error

@@ -13,7 +13,7 @@ def _changes(segment: Segment, place: int) -> Iterator[Change]:
     node = segment.nodes[place]
     made = segment.made_by(place)
     out = None if made is None else segment.clean[made]
-    if out is None or not out.is_floating_point() or node.name in SHAPES_ONLY:
+    if out is None or not out.numel() or not out.is_floating_point() or node.name in SHAPES_ONLY:
         return
     width = float(out.shape[-1]) if out.dim() else 1.0
     starts = (2.0, 0.5, -1.0, 0.0, 10.0, 0.1, 2.0**0.5, 0.5**0.5, width**0.5, width**-0.5, width, 1.0 / width)

@@ -1,0 +1,103 @@
+"""What a plain PyTorch port is given beside its ids, and what the reference is given of it."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+
+import tracekit
+
+torch = pytest.importorskip("torch")
+
+import tracekit_torch  # noqa: E402
+from torch import nn  # noqa: E402
+from tracekit_torch.reference_program.loading import prepared  # noqa: E402
+
+PROMPT = [3, 4, 5, 6, 7, 9]
+IDS, WIDTH = 61, 16
+
+
+class Port(nn.Module):
+    """Attention that is causal where it is given a mask, of positions that it is told."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.table, self.places = nn.Embedding(IDS, WIDTH), nn.Embedding(64, WIDTH)
+        self.qkv, self.wo = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, IDS, bias=False)
+        self.gain = gain
+
+    def forward(self, ids, places=None, mask=None, scale: float = 1.0, extra=None):
+        x = self.table(ids)
+        x = x if places is None else x + self.places(places)
+        query, key, value = self.qkv(x).chunk(3, -1)
+        scores = self.gain * scale * query @ key.mT
+        if mask is not None:
+            scores = scores + mask if mask.is_floating_point() else scores.masked_fill(mask == 0, -math.inf)
+        x = x + self.wo(scores.softmax(-1) @ value)
+        return self.head(x if extra is None else x + extra)
+
+
+def ones(time):
+    return torch.ones(time, time, dtype=torch.int64).tril()
+
+
+def bias(time):
+    return torch.full((1, time, time), -math.inf).triu(1)
+
+
+def whole(time):
+    return torch.tril(torch.ones(time, time, dtype=torch.bool))
+
+
+@torch.no_grad()
+def generate(model, mask, axes=1, extra=None):
+    ids = torch.tensor([PROMPT])
+    for _ in range(4):
+        time = ids.shape[1]
+        places = torch.arange(time) if axes == 1 else torch.arange(time)[None]
+        more = None if extra is None else extra(time)
+        logits = model(ids, places, mask(time), scale=0.7, extra=more)[:, -1]
+        ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], 1)
+
+
+def audited(path, **given):
+    gain = given.pop("gain", 1.0)
+    model = Port(gain).eval()
+    with tracekit_torch.record(model, path):
+        generate(model, **given)
+    return tracekit.audit(path, by=tracekit_torch.by_reference(partial(prepared, Port().eval()), "the port"))
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+@pytest.mark.parametrize("mask", [ones, bias, whole])
+def test_positions_a_mask_and_a_number_that_the_calls_were_given_are_given_again(tmp_path, mask, axes):
+    found = audited(tmp_path / "a.h5", mask=mask, axes=axes)
+    assert found.exit_code == 0 and not found.culprits and "logits" not in found.unknown
+
+
+def test_a_fault_beside_such_arguments_is_named(tmp_path):
+    assert audited(tmp_path / "a.h5", mask=bias, gain=1.01).culprits[0].site == "wo:in"
+
+
+def test_what_cannot_be_given_again_is_said_and_nothing_judged(tmp_path):
+    with pytest.raises(tracekit.TraceError, match="were given as extra is not recorded"):
+        audited(
+            tmp_path / "a.h5", mask=ones, extra=lambda time: torch.linspace(0.0, 1.0, time * WIDTH).view(time, WIDTH)
+        )
+
+
+def test_a_reference_that_asserts_its_own_dtype_is_said_in_one_line(tmp_path):
+    class Strict(Port):
+        def forward(self, ids, *args, **kwargs):
+            assert self.head.weight.dtype == torch.float32, "float32 only"
+            return super().forward(ids, *args, **kwargs)
+
+    model = Strict().eval()
+    with tracekit_torch.record(model, tmp_path / "a.h5"):
+        generate(model, ones)
+    with pytest.raises(tracekit.TraceError, match="float32 only"):
+        tracekit.audit(tmp_path / "a.h5", by=tracekit_torch.by_reference(partial(prepared, Strict().eval()), "it"))
