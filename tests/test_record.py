@@ -300,7 +300,7 @@ def test_the_language_model_is_waited_for(run, tmp_path):
     assert named.returncode == 0, named.stderr
 
 
-def test_the_example_program_is_recorded_with_its_texts(tmp_path):
+def test_the_example_program_is_recorded_with_its_texts(forks, tmp_path):
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -322,13 +322,10 @@ def test_the_example_program_is_recorded_with_its_texts(tmp_path):
     example = Path(__file__).parent.parent / "hooks" / "torch" / "examples" / "generate.py"
     words = ["--model", "tiny", "--prompt", "Rome", "--prompt", "The city", "--max-new-tokens", "5", "--seed", "3"]
     words += ["--temperature", "0.8", "--top-k", "50", "--top-p", "0.95", "--attn", "eager"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    plain = subprocess.run(
-        [sys.executable, example, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    plain = forks.python(str(example), *words, cwd=tmp_path)
     recorded = run_alone("record", "-o", "run.h5", example, *words, cwd=tmp_path)
-    assert recorded.returncode == plain.returncode == 0, recorded.stderr
-    assert recorded.stdout == plain.stdout
+    assert recorded.returncode == plain.code == 0, recorded.stderr
+    assert recorded.stdout == plain.out
     trace = tracekit.open(tmp_path / "run.h5")
     first, second = trace.sequences
     assert (first.prompt_text, second.prompt_text) == ("Rome", "The city")
