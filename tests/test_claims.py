@@ -41,6 +41,24 @@ def test_settings_that_are_not_stated_are_not_said_to_be_off(tmp_path: Path) -> 
     assert not any(line.startswith(("temperature", "top-k", "repetition penalty")) for line in said)
 
 
+def test_what_one_of_several_generations_does_is_exercised(tmp_path: Path) -> None:
+    def run(name: str, samples: tuple[bool, bool]) -> Trace:
+        log = LogWriter(tmp_path / f"{name}.tklog")
+        log.open("native", dtype="float32", seed=3)
+        for index, sampled in enumerate(samples):
+            settings = {"do_sample": sampled, "max_new_tokens": 4}
+            log.sequence(index, {"prompt/token_ids": np.array([5, 6])}, sampling=settings)
+            for step in range(4):
+                log.step(index, step, 1 + step, 20 + step, {})
+            log.end_sequence(index, 4, "length")
+        log.close()
+        return tracekit.open(tmp_path / f"{name}.tklog")
+
+    mixed, greedy = run("mixed", (False, True)), run("greedy", (False, False))
+    assert not any(line.startswith("sampling (greedy") for line in spoken(tracekit.diff(mixed, mixed).unexercised))
+    assert any(line.startswith("sampling (greedy") for line in spoken(tracekit.diff(greedy, greedy).unexercised))
+
+
 def test_the_end_of_a_run_that_was_cut_off_is_not_known(tmp_path: Path) -> None:
     settings = {"do_sample": False, "max_new_tokens": 4, "eos_token_id": [7, 8]}
     runs = [only_tokens(tmp_path / f"{name}.tklog", reason=None, sampling=settings) for name in ("one", "other")]

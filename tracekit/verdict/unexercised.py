@@ -89,16 +89,38 @@ def _of_reference(reference: Trace) -> Iterator[object]:
         yield _not(Unshown.GENERATION)
         return
     settings = sequences[0].sampling
-    done = _look(sequences)
     yield from _positions(sequences, model)
     yield from _calls(sequences)
     yield from _heads(model)
     if reference.config.get("dtype") in ("float32", "float64"):
         yield _not(Unshown.HALF_PRECISION, dtype=reference.config["dtype"])
-    yield from _ras(settings, done) if settings.get("sampler") == RAS else _sampler(settings, done)
+    yield from _by_settings(sequences)
     yield from _ends(sequences, settings)
     if len(reference.sequences) == 1:
         yield _not(Unshown.BATCHES, steps=sequences[0].step_count)
+
+
+def _by_settings(sequences: list[Sequence]) -> Iterator[object]:
+    """What the sampler did not have to do in any sequence, whatever the settings of each."""
+    alike: list[list[Sequence]] = []
+    for sequence in sequences:
+        group = next((each for each in alike if each[0].sampling == sequence.sampling), None)
+        if group is None:
+            alike.append([sequence])
+        else:
+            group.append(sequence)
+    first, *others = [list(_of_sampler(group[0].sampling, _look(group))) for group in alike]
+    for each in first:
+        if all(any(_about(each) == _about(other) for other in said) for said in others):
+            yield each
+
+
+def _of_sampler(settings: Json, done: Exercise) -> Iterator[object]:
+    yield from _ras(settings, done) if settings.get("sampler") == RAS else _sampler(settings, done)
+
+
+def _about(said: object) -> object:
+    return said.what if isinstance(said, NotExercised) else said
 
 
 def _positions(sequences: list[Sequence], model: Json) -> Iterator[object]:
