@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tracekit.dtypes import STORAGE, is_float
+from tracekit.dtypes import STORAGE, is_float, to_float
 from tracekit.formats.file_values import (
     DRAW,
     END,
@@ -171,7 +171,13 @@ class LogSequence(BrowsableSequence):
     @property
     def inputs(self) -> Mapping[str, Array]:
         names = [name for name in self._frame.tensors if name.startswith("prompt/")]
-        return {name.removeprefix("prompt/"): self._array(self._frame, name) for name in names}
+        return {name.removeprefix("prompt/"): self._numbers(name) for name in names}
+
+    def _numbers(self, name: str) -> Array:
+        """A tensor of the sequence's frame. An archive says no dtype of these, so that those which numpy lacks are
+        widened: exactly, to float32."""
+        held, dtype = self._array(self._frame, name), self._frame.tensors[name].dtype
+        return to_float(held, dtype) if is_float(dtype) and held.dtype.kind != "f" else held
 
     @property
     def prompt_ids(self) -> Array | None:
@@ -504,6 +510,7 @@ class LogTrace(Browsable):
             self._sequence(metadata).add_step(frame)
         elif frame.kind == "trouble":
             self._troubles.append(str(metadata["detail"]))
+            self.config["troubles"] = list(self._troubles)
         elif frame.kind == "end" and metadata["scope"] == "file":
             self.status = "complete"
         elif frame.kind == "end":

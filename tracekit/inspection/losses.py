@@ -17,7 +17,7 @@ CODES = ("int8", "uint8", "float8_e4m3fn", "float8_e5m2")
 
 @dataclass(frozen=True)
 class CutOff:
-    """A file that ends before its recording does."""
+    """A file that ends before its recording does, or a recording before its program."""
 
     path: str
     detail: str | None
@@ -64,6 +64,15 @@ class LogitsNotJudged:
     tokens: int | None
     recorded: int
     """How many tokens the recorded logits are of."""
+
+
+@dataclass(frozen=True)
+class SequencesNotRun:
+    """Sequences that a reference program cannot be run on."""
+
+    first: str
+    """The first of them and why."""
+    more: int
 
 
 @dataclass(frozen=True)
@@ -138,6 +147,7 @@ Loss = (
     | MaskNotRecorded
     | WeightsChanged
     | LogitsNotJudged
+    | SequencesNotRun
     | CallByCall
     | SequencesAlone
     | ResultsNotCompared
@@ -148,7 +158,8 @@ Loss = (
 
 def losses(trace: Trace) -> list[Loss]:
     """What the recorder of a trace meant to keep and the file does not hold."""
-    cut = not trace.sequences or any(sequence.end_reason is None for sequence in trace.sequences)
+    stopped = bool(trace.config.get("troubles"))
+    cut = stopped or not trace.sequences or any(sequence.end_reason is None for sequence in trace.sequences)
     ends: list[Loss] = [CutOff(trace.path, trace.status_detail)] if trace.status != "complete" and cut else []
     return ends + lost_rows(trace)
 

@@ -23,6 +23,7 @@ from tracekit.inspection.losses import (
     ProcessorsNotJudged,
     ResultsNotCompared,
     SequencesAlone,
+    SequencesNotRun,
     SitesEnded,
 )
 from tracekit.inspection.non_finite import NonFinite
@@ -114,6 +115,11 @@ template(
     "{path}: sequence {sequence}: from position {position} on, calls were given an attention mask that a trace cannot "
     "hold (it is no yes or no for each pair of positions); they are not judged",
 )
+
+
+@words(SequencesNotRun)
+def _not_run(found: SequencesNotRun) -> str:
+    return found.first + (f"; nor on {found.more} more" if found.more else "")
 
 
 @words(WeightsChanged)

@@ -81,7 +81,7 @@ class Begun:
 
     rows: list[Row]
     ids: list[list[int]]
-    """All token ids so far, the batch's padding included."""
+    """All token ids so far, the batch's padding included; of a prompt of embeddings, those after it."""
     state: Json
     parent: int | None
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -108,6 +108,13 @@ class Begun:
     places: list[torch.Tensor] = field(default_factory=list)
     """The positions that each call was given, [batch or 1, time] each."""
     held_cache: Callable[[], Any] = lambda: None
+    embedded: int = 0
+    """Positions of a prompt that was given as embeddings."""
+
+    @property
+    def known(self) -> int:
+        """Positions whose tokens, or embeddings, are known."""
+        return self.embedded + min(map(len, self.ids), default=0)
 
     @property
     def stands(self) -> torch.Tensor | None:
@@ -386,13 +393,15 @@ class CausalLoop:
     def _goes_on(self, fed: list[list[int]], cached: int) -> bool:
         """Whether this call goes on with the sequences; what was chosen before it is then known."""
         begun, waiting = self._begun, self._waiting
-        if begun is None or waiting is None or len(fed) != len(begun.rows) or not fed or not all(begun.ids):
+        if begun is None or waiting is None or len(fed) != len(begun.rows) or not begun.known:
             self.finish(None, None)
             return False
-        known = len(begun.ids[0])
+        known = begun.known
         if cached == known:
             new = fed
-        elif cached == 0 and all(now[:known] == then for now, then in zip(fed, begun.ids, strict=True)):
+        elif cached == begun.embedded == 0 and all(
+            now[:known] == then for now, then in zip(fed, begun.ids, strict=True)
+        ):
             new = [row[known:] for row in fed]
         else:
             new = []
@@ -416,11 +425,12 @@ class CausalLoop:
         self.finish(None, None)
         self._waiting = None
         rows = [
-            self._recorder.new_row(padding, len(all_ids) - padding)
+            self._recorder.new_row(padding, begun.embedded + len(all_ids) - padding)
             for padding, all_ids in zip(paddings, ids, strict=True)
         ]
-        places = begun.places
+        places, embedded = begun.places, begun.embedded
         self._begun = Begun(rows, ids, generator_state(), parents[0], held=[[] for _ in rows], places=places)
+        self._begun.embedded = embedded
         return True
 
     def _fed(self, arguments: Json) -> torch.Tensor | None:
@@ -448,7 +458,10 @@ class CausalLoop:
         paddings = self._paddings(arguments, batch)
         rows = [self._recorder.new_row(padding, cached + value.shape[1] - padding) for padding in paddings]
         inputs = self._inputs(arguments, value)
-        self._begun = begun = Begun(rows, fed, generator_state(), None, inputs, [[] for _ in rows])
+        self._begun = begun = Begun(
+            rows, fed or [[] for _ in rows], generator_state(), None, inputs, [[] for _ in rows]
+        )
+        begun.embedded = 0 if fed else value.shape[1]
         axis = encoder_axis(arguments) if self._encodes else None
         if axis is not None:
             mask = arguments.get("attention_mask")
@@ -458,8 +471,8 @@ class CausalLoop:
 
     def _step(self, begun: Begun, waiting: Waiting, tokens: list[int]) -> None:
         if begun.held is not None:
-            for row, ids in zip(begun.rows, begun.ids, strict=True):
-                row.prompt_length = (len(ids) or begun.fed) - row.padding
+            for row in begun.rows:
+                row.prompt_length = begun.known - row.padding
             self._release(begun, with_head=False)
         for index, row in enumerate(begun.rows):
             if row.reason is not None:
@@ -498,7 +511,7 @@ class CausalLoop:
         if waiting is not None and waiting.chosen is not None:
             last: int | None = waiting.chosen[index]
         else:
-            last = begun.ids[index][-1] if begun.ids else None
+            last = begun.ids[index][-1] if begun.ids[index] else None
         return "stop" if last is not None and last in self._stops else "left"
 
     # ---------------------------------------------------------------- what is held back
@@ -537,7 +550,7 @@ class CausalLoop:
             if blind is not None and bool(blind.any()) and row.mask_unknown is None:
                 row.mask_unknown = int(blind.int().argmax())  # what it computes depends on how many it does not see
         for index, row in enumerate(begun.rows):
-            ids = begun.ids[index][row.padding :] if begun.ids else None
+            ids = None if begun.embedded else begun.ids[index][row.padding :]
             inputs = {name: value[index] for name, value in begun.inputs.items()}
             inputs = {name: value[row.padding :] if value.dim() else value for name, value in inputs.items()}
             inputs |= masked_prompt(told, begun.stands, index, row.padding)

@@ -17,9 +17,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 from tracekit.errors import first_line
 from tracekit.inspection.masked import MASK, PLACES, places, sees, unmasked
 from tracekit.inspection.site_rows import logits_width
-from tracekit.trace import ENCODER_PREFIX, NO_TOKEN, Sequence, Trace, TraceError
+from tracekit.trace import ENCODER_PREFIX, NO_TOKEN, Sequence, Trace
 from tracekit_torch.adapters.port_arguments import ARGUMENTS, arguments_again, unknown_arguments
 from tracekit_torch.nested import tensors_in
+from tracekit_torch.not_run import NotRun
 
 _OF_TORCH = frozenset(vars(nn.Module()))
 """What every module has: hooks, parameters, modules."""
@@ -29,8 +30,11 @@ TOKENS, EMBEDDED, IDS = "token_ids", "inputs_embeds", "input_ids"
 def plain_prefill(model: nn.Module, trace: Trace, sequence: Sequence) -> Callable[[], Any]:
     """What calls `model` on the token ids, or on the other inputs, of a sequence. Raises TraceError where they are not
     recorded."""
-    given = _arguments(model, trace, sequence)
     parameters = inspect.signature(model.forward).parameters
+    if sequence.prompt_ids is None and sequence.step_count and EMBEDDED in sequence.inputs and EMBEDDED in parameters:
+        part, masks = fed(model, trace, sequence), masks_of(model, sequence)
+        return lambda: model(**part(0, sequence.positions), **masks, use_cache=False)
+    given = _arguments(model, trace, sequence)
     if "use_cache" in parameters:
         given["use_cache"] = False
     if IDS not in given or (IDS in parameters and _of_transformers(model)):
@@ -122,18 +126,18 @@ def _of_transformers(model: nn.Module) -> bool:
 
 
 def _others(trace: Trace, model: nn.Module, sequence: Sequence, time: int) -> dict[str, Any]:
-    """What a port is given besides its ids, over `time` positions. Raises TraceError where that is not recorded."""
+    """What a port is given besides its ids, over `time` positions. Raises NotRun where that is not recorded."""
     taken = list(inspect.signature(model.forward).parameters)[1:]
     told = {name: each for name, each in sequence.info.get(ARGUMENTS, {}).items() if name in taken}
     try:
         given = _required(model, sequence) | arguments_again(told, time)
         unknown = [name for name in unknown_arguments(told) if name not in given]
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise TraceError(
+        raise NotRun(
             f"{trace.path}: sequence {sequence.index}: arguments: cannot be read: {first_line(error)}"
         ) from None
     if unknown:
-        raise TraceError(
+        raise NotRun(
             f"{trace.path}: sequence {sequence.index}: what the calls were given as {unknown[0]} is not recorded: the "
             "reference cannot be run on it"
         )
@@ -158,11 +162,37 @@ def known_tokens(trace: Trace, sequence: Sequence) -> np.ndarray[Any, np.dtype[n
     prompt = sequence.prompt_ids
     ids = np.concatenate([np.zeros(0, np.int64) if prompt is None else prompt, sequence.tokens]).astype(np.int64)
     if prompt is None or len(ids) < sequence.positions:
-        raise TraceError(
+        raise NotRun(
             f"{trace.path}: sequence {sequence.index}: {sequence.positions} positions, but the token ids of only "
             f"{len(ids)} are recorded: the reference cannot be run on it"
         )
     return ids[: sequence.positions]
+
+
+def fed(model: Any, trace: Trace, sequence: Sequence) -> Callable[[int, int], dict[str, torch.Tensor]]:
+    """What gives a model of transformers the positions [first, stop) of a sequence, [1, positions] ids or, where the
+    prompt was given as such, [1, positions, width] embeddings. Raises NotRun where they are not recorded."""
+    prompt = sequence.inputs.get(EMBEDDED)
+    if sequence.prompt_ids is not None or prompt is None or prompt.ndim != 2:
+        tokens = torch.from_numpy(known_tokens(trace, sequence))[None]
+        return lambda first, stop: {IDS: tokens[:, first:stop]}
+    count, sampled = len(prompt), sequence.tokens
+    if count + len(sampled) < sequence.positions:
+        raise NotRun(
+            f"{trace.path}: sequence {sequence.index}: {sequence.positions} positions, but the embeddings of only "
+            f"{count} and {len(sampled)} tokens are recorded: the reference cannot be run on it"
+        )
+    ids = torch.from_numpy(np.concatenate([np.zeros(count, np.int64), sampled.astype(np.int64)]))
+    given = torch.zeros(len(ids), prompt.shape[1], dtype=torch.float64)
+    given[:count] = torch.from_numpy(prompt)
+    own = (torch.arange(len(ids)) < count)[:, None]
+
+    def embedded(first: int, stop: int) -> dict[str, torch.Tensor]:
+        # Looked up at all positions, since a position of the sequence is a row of what the table gives.
+        looked_up = model.get_input_embeddings()(ids[None, first:stop])
+        return {EMBEDDED: given[None, first:stop].where(own[first:stop], looked_up)}
+
+    return embedded
 
 
 def _arguments(model: nn.Module, trace: Trace, sequence: Sequence) -> dict[str, Any]:
@@ -170,7 +200,7 @@ def _arguments(model: nn.Module, trace: Trace, sequence: Sequence) -> dict[str, 
     encoder = {name.removeprefix(ENCODER_PREFIX): value for name, value in inputs.items() if _of_encoder(name)}
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         if not encoder:
-            raise TraceError(f"{trace.path}: sequence {sequence.index}: what the encoder was given is not recorded")
+            raise NotRun(f"{trace.path}: sequence {sequence.index}: what the encoder was given is not recorded")
         decoded = torch.from_numpy(known_tokens(trace, sequence))[None]
         return _batch(encoder) | {"decoder_input_ids": decoded} | masks_of(model, sequence, "decoder_")
     others = {name: value for name, value in inputs.items() if not _of_encoder(name)}
@@ -183,7 +213,7 @@ def _arguments(model: nn.Module, trace: Trace, sequence: Sequence) -> dict[str, 
         given = _batch({name: _first(value, sequence) for name, value in more.items()} | {TOKENS: ids})
         return given if sees(sequence) is None else given | masks_of(model, sequence)
     if (ids == NO_TOKEN).any():
-        raise TraceError(
+        raise NotRun(
             f"{trace.path}: sequence {sequence.index}: position {int((ids == NO_TOKEN).argmax())} of its input is no "
             "token's embedding: the reference cannot be run on it"
         )

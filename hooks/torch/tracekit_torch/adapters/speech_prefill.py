@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from tracekit.trace import Sequence, Trace, TraceError
+from tracekit.trace import Sequence, Trace
 from tracekit_torch.adapters.speech_rows import Vocabulary
+from tracekit_torch.not_run import NotRun
 
 Ids: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -27,7 +28,7 @@ def speech_prefill(model: Any, trace: Trace, sequence: Sequence) -> Callable[[],
     ids, tables = _rows(trace, sequence)
     if (tables == Vocabulary.NEITHER).any():
         position = int((tables == Vocabulary.NEITHER).argmax())
-        raise TraceError(
+        raise NotRun(
             f"{trace.path}: sequence {sequence.index}: the row at position {position} is no token's embedding: the "
             "reference cannot be run on it"
         )
@@ -50,7 +51,7 @@ def _rows(trace: Trace, sequence: Sequence) -> tuple[Ids, Ids]:
     speech, and of rows that were put in between."""
     given = sequence.inputs.get("vocabulary")
     if given is None or sequence.prompt_ids is None:
-        raise TraceError(f"{trace.path}: sequence {sequence.index}: which table each row is from is not recorded")
+        raise NotRun(f"{trace.path}: sequence {sequence.index}: which table each row is from is not recorded")
     count = sequence.positions
     ids, tables = np.zeros(count, np.int64), np.full(count, Vocabulary.NEITHER, np.int64)
 

@@ -23,7 +23,7 @@ from tracekit.auditing.routing import OtherExperts
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.dtypes import UNIT_ROUNDOFF, is_float
 from tracekit.inspection.known_positions import known_positions, not_known
-from tracekit.inspection.losses import LogitsNotJudged, LooksAhead, losses
+from tracekit.inspection.losses import LogitsNotJudged, LooksAhead, SequencesNotRun, losses
 from tracekit.inspection.non_finite import first_non_finite
 from tracekit.inspection.sanity import recomputed_from
 from tracekit.inspection.settings import declared_differences
@@ -32,6 +32,7 @@ from tracekit.mistakes.culprits import ExplainedCulprit
 from tracekit.mistakes.explanation import Explanation
 from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, Trace
 from tracekit.trace_view import TraceView
+from tracekit_torch.not_run import NotRun
 from tracekit_torch.reference_program.chosen_otherwise import Taken, chosen_otherwise, explanation
 from tracekit_torch.reference_program.computed_again import ComputedAgain
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
@@ -89,6 +90,7 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
     clean: set[str] = set()
     unknown: dict[str, NotAudited] = {}
     unjudged: list[LogitsNotJudged] = []
+    not_run: list[NotRun] = []
     factors: dict[str, float] = {}
     routed: list[OtherExperts] = []
     values, peak = 0, 0.0
@@ -97,8 +99,12 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
         if not sequence.positions:
             continue
         level = FALSE_ALARMS / max(tests, 1)
-        judge = Judge(model, trace, sequence, unit, level, factors)
-        owns = judge.owns()
+        try:
+            judge = Judge(model, trace, sequence, unit, level, factors)
+            owns = judge.owns()
+        except NotRun as error:
+            not_run.append(error)
+            continue
         wrong = [own for own in owns if own.wrong]
         if wrong and not causal:
             if looks_ahead(model, trace):
@@ -132,6 +138,8 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
                 )
         unknown |= judge.replay.missed
         unjudged += [] if judge.replay.logits_missed is None else [judge.replay.logits_missed]
+    if not_run and not (clean or culprits):
+        raise not_run[0]
     ranked = sorted(culprits.values(), key=lambda one: (one.sequence, one.step, one.order))
     return Audit(
         tuple(ranked),
@@ -145,7 +153,7 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
         peak=peak,
         elsewhere=tuple(FactorElsewhere(site, factor) for site, factor in factors.items()),
         routed=tuple(routed),
-        lost=(*losses(trace), *unjudged),
+        lost=(*losses(trace), *unjudged, *(SequencesNotRun(str(each), len(not_run) - 1) for each in not_run[:1])),
     )
 
 

@@ -21,7 +21,7 @@ from tracekit.inspection.masked import MASK
 from tracekit.inspection.positions import prompt_length
 from tracekit.trace import LOGITS, Sequence, SiteData, Trace
 from tracekit_torch.adapters.causal_calls import CACHE_NAMES, cache_of
-from tracekit_torch.adapters.plain_prefill import IDS, known_tokens, masks_of
+from tracekit_torch.adapters.plain_prefill import IDS, fed, masks_of
 from tracekit_torch.reference_program.lockstep import Lockstep
 from tracekit_torch.reference_program.replay import Replay, Replayed, rows_of
 from tracekit_torch.rows import Axis, arranged
@@ -63,7 +63,7 @@ class Decoding(Replay):
         parameters = inspect.signature(model.forward).parameters
         cached = IDS in parameters  # a port's own cache is not known
         self._takes = next((name for name in CACHE_NAMES if cached and name in parameters), "")
-        self._ids = torch.from_numpy(known_tokens(trace, sequence))[None]
+        self._fed = fed(model, trace, sequence)
         self._masks = masks_of(model, sequence)
         self._first, self._stop = 0, prompt_length(sequence)
         self._parts_met: dict[str, list[Replayed]] = {}
@@ -103,7 +103,7 @@ class Decoding(Replay):
         for name, told in self._masks.items():
             each = told[:, :, first:stop, :stop] if told.dim() == 4 else told[:, 0 if name == MASK else first : stop]
             given[name] = each
-        output = self._model(input_ids=self._ids[:, first:stop], use_cache=True, **given)
+        output = self._model(**self._fed(first, stop), use_cache=True, **given)
         self._logits(output)
         return cache_of(output)
 

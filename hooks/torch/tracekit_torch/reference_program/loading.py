@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tracekit.errors import first_line
 from tracekit.trace import Sequence, Trace, TraceError
 from tracekit_torch.adapters import ModelKind, kinds
+from tracekit_torch.not_run import NotRun
 from tracekit_torch.patching import replace
 from tracekit_torch.precision import cast, run_in
 
@@ -124,12 +125,12 @@ def forward_of(model: nn.Module, trace: Trace, sequence: Sequence) -> Callable[[
 
 @contextmanager
 def on_its_tokens(trace: Trace, sequence: Sequence) -> Iterator[None]:
-    """While a reference runs over a sequence: what a foreign program raises there is a TraceError."""
+    """While a reference runs over a sequence: what a foreign program raises there is a NotRun."""
     try:
         yield
     except TraceError:
         raise
     except Exception as error:  # whatever a foreign program raises: an assertion about its dtype, say
-        raise TraceError(
+        raise NotRun(
             f"{trace.path}: sequence {sequence.index}: the reference does not run on its tokens: {first_line(error)}"
         ) from error
