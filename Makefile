@@ -18,7 +18,7 @@ export TRACEKIT_MODEL = $(abspath $(MODEL))
 export TRACEKIT_NATIVE = $(abspath $(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model gemma3-model cosyvoice3-model transformers4 demo test lint lint-python lint-rust parity bench faults bench-faults bench-clean bench-classes bench-mutants bench-llama-cpp shootout museum traces cosyvoice3-parity cosyvoice3-faults \
+.PHONY: help setup model gemma3-model cosyvoice3-model transformers4 demo test lint lint-python lint-rust parity bench faults bench-faults bench-clean bench-programs bench-classes bench-mutants bench-llama-cpp shootout museum traces cosyvoice3-parity cosyvoice3-faults \
         cosyvoice3-guide postmortem bench-repros fuzz kills clean native docs notebook
 
 help: ## This list
@@ -98,6 +98,9 @@ fuzz: setup ## 20,000 damaged archives, logs, checkpoints, dumps and exported mo
 
 kills: setup ## SIGKILL at random moments of recordings, their close and import, both sides; KILLS=n SEED=n
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.attacks.kills --kills $(or $(KILLS),1000) --seed $(or $(SEED),0) --native $(NATIVE)
+
+bench-programs: setup ## Programs of operations drawn at random are recorded right, and audited clean; SEED=n, RUNS=n
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.random_programs --programs $(or $(RUNS),200) --seed $(or $(SEED),0)
 
 parity: setup model ## Tokens of transformers and of the native engine, 20 seeds x 100 tokens and greedy
 	$(BIN)/python scripts/parity.py --model $(MODEL) --native $(NATIVE)
