@@ -21,7 +21,7 @@ from torch import nn
 
 from tracekit.formats.log import Tensor, TensorLike
 from tracekit.inspection.masked import MASK, PLACES
-from tracekit.trace import ENCODER, Json
+from tracekit.trace import ENCODER, NO_TOKEN, Json
 from tracekit_torch import describe
 from tracekit_torch.adapter import Choice, Row
 from tracekit_torch.adapters.causal_calls import (
@@ -192,7 +192,7 @@ class CausalLoop:
         cached = self._cached(arguments)
         seen, unknown = self._seen(arguments, value.shape[0], cached, value.shape[1])
         fed = [] if value.is_floating_point() else [[int(token) for token in row] for row in value.tolist()]
-        if not self._goes_on(fed, cached):
+        if not self._goes_on(fed, cached, cache_of(arguments)):
             self._begin(arguments, value, fed, cached)
         begun = self._begun
         if begun is None:
@@ -390,7 +390,7 @@ class CausalLoop:
 
     # ---------------------------------------------------------------- what the next call says
 
-    def _goes_on(self, fed: list[list[int]], cached: int) -> bool:
+    def _goes_on(self, fed: list[list[int]], cached: int, cache: Any) -> bool:
         """Whether this call goes on with the sequences; what was chosen before it is then known."""
         begun, waiting = self._begun, self._waiting
         if begun is None or waiting is None or len(fed) != len(begun.rows) or not begun.known:
@@ -403,6 +403,10 @@ class CausalLoop:
             now[:known] == then for now, then in zip(fed, begun.ids, strict=True)
         ):
             new = [row[known:] for row in fed]
+        elif begun.embedded <= cached < known and cached and cache is not None and cache is begun.cache:
+            return self._next_turn(
+                begun, fed, cached
+            )  # what was only tried is taken back, as speculative decoding does
         else:
             new = []
         if not new or not new[0]:
@@ -411,17 +415,18 @@ class CausalLoop:
         if len(new[0]) == 1:
             self._step(begun, waiting, [row[0] for row in new])
         elif begun.held is None or waiting.chosen is not None:
-            return self._next_turn(begun, new)
+            return self._next_turn(begun, new, known)
         for row, ids in zip(begun.ids, new, strict=True):
             row.extend(ids)
         self._waiting = None
         return True
 
-    def _next_turn(self, begun: Begun, new: list[list[int]]) -> bool:
-        """Tokens of another turn were fed on top of the cache: new sequences, whose prompts hold the old ones."""
+    def _next_turn(self, begun: Begun, new: list[list[int]], kept: int) -> bool:
+        """Tokens of another turn were fed on top of the `kept` positions of the cache: new sequences, whose prompts
+        hold the old ones."""
         parents = [row.sequence for row in begun.rows]
         paddings = [row.padding for row in begun.rows]
-        ids = [old + more for old, more in zip(begun.ids, new, strict=True)]
+        ids = [old[: kept - begun.embedded] + more for old, more in zip(begun.ids, new, strict=True)]
         self.finish(None, None)
         self._waiting = None
         rows = [
@@ -458,6 +463,7 @@ class CausalLoop:
         paddings = self._paddings(arguments, batch)
         rows = [self._recorder.new_row(padding, cached + value.shape[1] - padding) for padding in paddings]
         inputs = self._inputs(arguments, value)
+        fed = [[NO_TOKEN] * cached + ids for ids in fed]  # of a cache that something else has filled
         self._begun = begun = Begun(
             rows, fed or [[] for _ in rows], generator_state(), None, inputs, [[] for _ in rows]
         )

@@ -106,7 +106,7 @@ class OwnLoop(CausalLoop):
             return waiting.chosen == tokens
         return all(is_largest(waiting.logits, row, token) for row, token in enumerate(tokens))
 
-    def _goes_on(self, fed: list[list[int]], cached: int) -> bool:
+    def _goes_on(self, fed: list[list[int]], cached: int, cache: Any) -> bool:
         begun, waiting = self._begun, self._waiting
         if begun is not None and cached and len(fed) > len(begun.rows):
             return self._spread(begun, fed)
@@ -117,7 +117,7 @@ class OwnLoop(CausalLoop):
         if begun is not None and fed and begun.ids and cached == 0 and len(fed[0]) != len(begun.ids[0]) + 1:
             self.finish(None, None)
             return False
-        return super()._goes_on(fed, cached)
+        return super()._goes_on(fed, cached, cache)
 
     def _spread(self, begun: Begun, fed: list[list[int]]) -> bool:
         """Several rows go on with one: a prompt that was read once, whose cache is copied for each."""
