@@ -5,10 +5,13 @@
 A program is up to five operations, drawn with their numbers: generations (greedy or sampled, a batch, padding, several
 returned, embeddings given, a cache that a call before it filled, a static cache, a prompt longer than a window, in a
 thread, one that fails), loops of its own (with a cache, without, in chunks), plain calls (with labels and gradients),
-calls of parts, beam search. Each program runs by itself, and twice recorded. A finding is: other results than those of
-the run by itself; an archive that is not complete; a generation whose tokens stand in no sequence, and are not said to
-be lost; a culprit in the audit of this clean run; of the two recordings, any verdict but parity or withheld. Exit code
-1 if there is one; `--run N` repeats program N alone, and keeps its traces.
+calls of parts, beam search; in float32 or bfloat16. Each program runs by itself, twice recorded, and once more with a
+fault: what one of its Linears gives is multiplied.
+
+A finding is: other results than those of the run by itself; an archive that is not complete; a generation whose tokens
+stand in no sequence, and are not said to be lost; a culprit in the audit of a clean run; of the two clean recordings,
+any verdict but parity or withheld; of a clean and the faulty one, parity; an audit of the faulty one that does not name
+the fault. Exit code 1 if there is one; `--run N` repeats program N alone, and keeps its traces.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -224,15 +228,34 @@ OPERATIONS = (
 )
 
 
-def made(family: str, folder: Path) -> Path:
-    """A checkpoint of a family."""
-    return folder if folder.exists() else tiny_families.make(family, folder)
+@dataclass(frozen=True)
+class Program:
+    """A program that was drawn."""
+
+    family: str
+    attention: str
+    dtype: torch.dtype
+    operations: tuple[str, ...]
+    fault: random.Random
+    run: Callable[[Any], list[list[list[int]]]]
+    """Gives the tokens of each generation of each operation."""
+
+    def __str__(self) -> str:
+        return f"{self.family}, {self.attention}, {self.dtype}: {', '.join(self.operations)}"
+
+    def model(self, folders: Path) -> tuple[Path, Any]:
+        """Its checkpoint, and a model of it."""
+        folder = folders / self.family
+        if not folder.exists():
+            tiny_families.make(self.family, folder)
+        return folder, tiny_families.load(folder, self.attention).to(self.dtype)
 
 
-def program(number: int, seed: int) -> tuple[str, str, list[str], Callable[[Any], list[list[list[int]]]]]:
-    """The family, the kind of attention and the operations of a program, and what runs it."""
+def program(number: int, seed: int) -> Program:
+    """The program of a number."""
     draw = random.Random(f"{seed} {number}")
     family, attention = draw.choice(FAMILIES), draw.choice(["eager", "sdpa"])
+    dtype = draw.choice([torch.float32, torch.float32, torch.bfloat16])
     chosen = [draw.choice(OPERATIONS) for _ in range(draw.randrange(1, 6))]
     runs = [each(draw) for each in chosen]
 
@@ -240,34 +263,66 @@ def program(number: int, seed: int) -> tuple[str, str, list[str], Callable[[Any]
         torch.manual_seed(number)
         return [each(model) for each in runs]
 
-    return family, attention, [each.__name__ for each in chosen], run
+    return Program(family, attention, dtype, tuple(each.__name__ for each in chosen), draw, run)
 
 
-def findings(number: int, seed: int, out: Path, folders: Path) -> tuple[str, list[str], list[str]]:
+def _spoil(model: Any, draw: random.Random) -> str:
+    """Multiply what one Linear gives; its site."""
+    linears = [(path, module) for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    path, module = draw.choice(linears)
+    module.register_forward_hook(lambda _, __, output: output * 1.25)
+    return path
+
+
+def findings(number: int, seed: int, folders: Path) -> tuple[str, list[str], list[str]]:
     """What a program is, what is wrong with its recordings, and what was withheld of their audit and comparison."""
-    family, attention, names, run = program(number, seed)
-    folder = made(family, folders / family)
-    what = f"{number}: {family}, {attention}: {', '.join(names)}"
-    plain = run(tiny_families.load(folder, attention))
-    found, paths, said = [], [], io.StringIO()
-    for each in ("first", "second"):
-        model = tiny_families.load(folder, attention)
-        paths.append(out / f"{number}.{each}.h5")
-        with contextlib.redirect_stderr(said), tracekit_torch.record(model, paths[-1]):
-            recorded = run(model)
-        if recorded != plain:
-            found.append(f"other tokens: {recorded} for {plain}")
-    if not paths[0].exists():
-        return what, [*found, f"nothing recorded: {said.getvalue()[-300:]}"] if any(map(any, plain)) else found, []
-    trace = tracekit.open(paths[0])
-    if trace.status != "complete":
-        found.append(f"{trace.status}: {trace.status_detail}")
+    drawn = program(number, seed)
+    what = f"{number}: {drawn}"
+    folder, model = drawn.model(folders)
+    plain = drawn.run(model)
+    first, second, faulty = (folders / f"{number}.{name}.h5" for name in ("first", "second", "faulty"))
+    found, said = [], ""
+    for path in (first, second):
+        tokens, said = _recorded(drawn.model(folders)[1], drawn, path)
+        if tokens != plain:
+            found.append(f"other tokens: {tokens} for {plain}")
+    if not first.exists():
+        return what, [*found, f"nothing recorded: {said[-300:]}"] if any(map(any, plain)) else found, []
+    trace = tracekit.open(first)
+    verdict = tracekit.diff(first, second)
+    found += _of_trace(trace, plain, said=verdict.verdict == "withheld")
+    wrong, withheld = _of_audits(trace, folder)
+    if verdict.verdict == "withheld":
+        withheld.append(f"diff: {verdict.text}")
+    elif verdict.verdict != "parity":
+        wrong.append(f"diff: {verdict.text}")
+    if any(sequence.sites for sequence in trace.sequences):
+        _, model = drawn.model(folders)
+        site = _spoil(model, drawn.fault)
+        _recorded(model, drawn, faulty)
+        wrong += _of_fault(first, faulty, folder, site)
+    return what, [*found, *wrong], withheld
+
+
+def _recorded(model: Any, drawn: Program, path: Path) -> tuple[list[list[list[int]]], str]:
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), tracekit_torch.record(model, path):
+        return drawn.run(model), said.getvalue()
+
+
+def _of_trace(trace: tracekit.Trace, plain: list[list[list[int]]], *, said: bool) -> list[str]:
+    """`said`: a verdict on it is withheld, as of a prompt whose last chunk is one token, which may be a step's."""
+    found = [] if trace.status == "complete" else [f"{trace.status}: {trace.status_detail}"]
     held = [sequence.tokens.tolist() for sequence in trace.sequences if sequence.step_count]
-    wanted = [tokens for made in plain for tokens in made if tokens]
-    missing = [tokens for tokens in wanted if not _taken(held, tokens)]
-    if missing and not trace.config.get("lost"):
+    missing = [tokens for made in plain for tokens in made if tokens and not _taken(held, tokens)]
+    if missing and not (said or trace.config.get("lost")):
         found.append(f"tokens in no sequence, and not a word: {missing}; held {held}")
-    withheld = []
+    return found
+
+
+def _of_audits(trace: tracekit.Trace, folder: Path) -> tuple[list[str], list[str]]:
+    """What audits of a clean run find, and what they withhold."""
+    found, withheld = [], []
     for name, options in (("recipes", {}), ("reference", {"by": tracekit_torch.by_reference(str(folder))})):
         try:
             audit = tracekit.audit(trace, folder, **options)
@@ -278,12 +333,20 @@ def findings(number: int, seed: int, out: Path, folders: Path) -> tuple[str, lis
             found.append(f"audit by {name}: {audit.text}")
         elif audit.exit_code:
             withheld.append(f"audit by {name}: {audit.text}")
-    verdict = tracekit.diff(*paths)
-    if verdict.verdict not in ("parity", "withheld"):
-        found.append(f"diff: {verdict.text}")
-    elif verdict.verdict == "withheld":
-        withheld.append(f"diff: {verdict.text}")
-    return what, found, withheld
+    return found, withheld
+
+
+def _of_fault(clean: Path, faulty: Path, folder: Path, site: str) -> list[str]:
+    verdict = tracekit.diff(clean, faulty)
+    found = [f"a fault at {site} is parity: {verdict.text}"] if verdict.verdict == "parity" else []
+    try:
+        audit = tracekit.audit(faulty, folder, by=tracekit_torch.by_reference(str(folder)))
+    except tracekit.TraceError as error:
+        return [*found, f"a fault at {site}: {error}"]
+    named = {culprit.site for culprit in audit.culprits}
+    if site not in named and not (site.endswith(("lm_head", "embed_out")) and "logits" in named):
+        found.append(f"a fault at {site} is not named: {audit.text}")
+    return found
 
 
 def _taken(held: list[list[int]], tokens: list[int]) -> bool:
@@ -307,7 +370,7 @@ def main() -> int:
     numbers = range(options.programs) if options.run is None else [options.run]
     for number in numbers:
         try:
-            what, found, withheld = findings(number, options.seed, folders, folders)
+            what, found, withheld = findings(number, options.seed, folders)
         except Exception:
             what, found, withheld = str(number), [traceback.format_exc()], []
         counts["wrong" if found else "withheld" if withheld else "whole"] += 1
