@@ -472,6 +472,8 @@ INSIDE = (
     ),
 )
 
+CHANGED = "the program changed the weights of its model"
+
 MODELS = (
     layer(
         "half-midway",
@@ -483,6 +485,7 @@ MODELS = (
         print(layer(torch.ones(2, 4).double()).sum().item())
         """,
         sequences=3,
+        says=(CHANGED,),
     ),
     layer(
         "meta-midway",
@@ -502,6 +505,7 @@ MODELS = (
         """,
         sequences=2,
         tokens=(0, 1),
+        says=(CHANGED,),
     ),
     layer(
         "compiled",
@@ -570,6 +574,7 @@ MODELS = (
             print("loss", loss.item())
         """,
         sequences=None,
+        says=(CHANGED,),
     ),
     layer(
         "warnings-are-errors",

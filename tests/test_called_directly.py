@@ -16,7 +16,8 @@ torch = pytest.importorskip("torch")
 
 import tracekit_torch  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from tracekit_torch.adapters import generate_watch  # noqa: E402
+from tracekit_torch import watch  # noqa: E402
+from tracekit_torch.adapters import generate_watch, kinds, speech_watch  # noqa: E402
 from tracekit_torch.options import Options  # noqa: E402
 from tracekit_torch.recorder import Recorder  # noqa: E402
 from tracekit_torch.reference_program.loading import prepared  # noqa: E402
@@ -28,8 +29,9 @@ IDS, WIDTH = 59, 16
 
 @pytest.fixture(autouse=True)
 def no_other_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the models that other tests hold, none is waited for."""
+    """Of the classes and models that other tests have made, none is waited for."""
     monkeypatch.setattr(generate_watch, "_living", list)
+    monkeypatch.setattr(watch, "kinds", lambda say: [kind for kind in kinds(say) if kind is not speech_watch.KIND])
 
 
 class OwnEmbedding(torch.nn.Module):
