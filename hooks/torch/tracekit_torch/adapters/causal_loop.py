@@ -404,9 +404,8 @@ class CausalLoop:
         ):
             new = [row[known:] for row in fed]
         elif begun.embedded <= cached < known and cached and cache is not None and cache is begun.cache:
-            return self._next_turn(
-                begun, fed, cached
-            )  # what was only tried is taken back, as speculative decoding does
+            # What was only tried is taken back, as speculative decoding does.
+            return self._next_turn(begun, fed, cached)
         else:
             new = []
         if not new or not new[0]:
@@ -433,9 +432,9 @@ class CausalLoop:
             self._recorder.new_row(padding, begun.embedded + len(all_ids) - padding)
             for padding, all_ids in zip(paddings, ids, strict=True)
         ]
-        places, embedded = begun.places, begun.embedded
-        self._begun = Begun(rows, ids, generator_state(), parents[0], held=[[] for _ in rows], places=places)
-        self._begun.embedded = embedded
+        held: list[list[HeldCall]] = [[] for _ in rows]
+        state = generator_state()
+        self._begun = Begun(rows, ids, state, parents[0], held=held, places=begun.places, embedded=begun.embedded)
         return True
 
     def _fed(self, arguments: Json) -> torch.Tensor | None:
@@ -464,10 +463,9 @@ class CausalLoop:
         rows = [self._recorder.new_row(padding, cached + value.shape[1] - padding) for padding in paddings]
         inputs = self._inputs(arguments, value)
         fed = [[NO_TOKEN] * cached + ids for ids in fed]  # of a cache that something else has filled
-        self._begun = begun = Begun(
-            rows, fed or [[] for _ in rows], generator_state(), None, inputs, [[] for _ in rows]
-        )
-        begun.embedded = 0 if fed else value.shape[1]
+        known, embedded = fed or [[] for _ in rows], 0 if fed else value.shape[1]
+        held: list[list[HeldCall]] = [[] for _ in rows]
+        self._begun = begun = Begun(rows, known, generator_state(), None, inputs, held, embedded=embedded)
         axis = encoder_axis(arguments) if self._encodes else None
         if axis is not None:
             mask = arguments.get("attention_mask")
