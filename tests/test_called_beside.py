@@ -75,7 +75,8 @@ def test_parts_that_are_called_without_their_model_are_said(tmp_path: Path, caps
         "record with --module"
     )
     assert lost(trace) == [said] and capsys.readouterr().err.count(said) == 1
-    assert tracekit.diff(trace, trace).coverage.not_recorded == (said,)
+    verdict = tracekit.diff(trace, trace)
+    assert verdict.verdict == "withheld" and f"parts.h5: not recorded: {said}" in str(verdict)
     assert all(torch.equal(each, plain) for each in made) and hooks_of(model) == 0
 
 

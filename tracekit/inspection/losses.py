@@ -139,8 +139,18 @@ class ProcessorsNotJudged:
     greedy: bool
 
 
+@dataclass(frozen=True)
+class CallsLeftOut:
+    """What a program computed and its recorder says that it left out: frames `lost` of its log (docs/format.md)."""
+
+    path: str
+    what: str
+    """In the recorder's words."""
+
+
 Loss = (
     CutOff
+    | CallsLeftOut
     | SitesEnded
     | PositionsMissing
     | LooksAhead
@@ -161,7 +171,7 @@ def losses(trace: Trace) -> list[Loss]:
     stopped = bool(trace.config.get("troubles"))
     cut = stopped or not trace.sequences or any(sequence.end_reason is None for sequence in trace.sequences)
     ends: list[Loss] = [CutOff(trace.path, trace.status_detail)] if trace.status != "complete" and cut else []
-    return ends + lost_rows(trace)
+    return [*ends, *left_out(trace), *lost_rows(trace)]
 
 
 def lost_rows(trace: Trace) -> list[Loss]:
@@ -182,10 +192,9 @@ def missing_positions(trace: Trace) -> list[PositionsMissing]:
     return out
 
 
-def left_out(trace: Trace) -> tuple[str, ...]:
-    """Calls that a recorder says it left out: frames `lost` of its log (docs/format.md), a line each."""
-    said = trace.config.get("lost")
-    return tuple(map(str, said)) if isinstance(said, list) else ()
+def left_out(trace: Trace) -> list[CallsLeftOut]:
+    """Calls that a recorder says it left out."""
+    return [CallsLeftOut(trace.path, what) for what in trace.config.get("lost") or [] if what]
 
 
 def quantised(trace: Trace) -> tuple[str, ...]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from tracekit.inspection.losses import CallsLeftOut
 from tracekit.report.words import sentence
 from tracekit.trace import Json
 from tracekit.verdict.coverage import Coverage
 from tracekit.verdict.record import CoverageRecord
-
-SHOWN = 2
 
 
 def shares(coverage: Coverage | CoverageRecord) -> str:
@@ -17,15 +16,12 @@ def shares(coverage: Coverage | CoverageRecord) -> str:
 
 
 def left_out(coverage: Coverage) -> list[str]:
-    """What has no value in the files, and what a recorder left out; a line each, none where there is nothing."""
+    """What has no value in the files, or is held in fewer bits; a line each, none where there is nothing."""
     out = []
     if coverage.skipped:
         name, why = next(iter(coverage.skipped.items()))
         more = f" and {len(coverage.skipped) - 1} more" if len(coverage.skipped) > 1 else ""
         out.append(f"not stored: {name}{more}: {why}")
-    if coverage.not_recorded:
-        more = f" and {len(coverage.not_recorded) - SHOWN} more" if len(coverage.not_recorded) > SHOWN else ""
-        out.append(f"not recorded: {'; '.join(coverage.not_recorded[:SHOWN])}{more}")
     if coverage.quantised:
         more = f" and {len(coverage.quantised) - 1} more" if len(coverage.quantised) > 1 else ""
         out.append(f"quantised: {coverage.quantised[0]}{more}: what was computed with them is judged, not they")
@@ -42,7 +38,7 @@ def coverage_json(coverage: Coverage) -> Json:
         "unchecked": list(coverage.unchecked),
         "skipped": dict(coverage.skipped),
         "in_part": list(coverage.in_part),
-        "not_recorded": list(coverage.not_recorded),
+        "not_recorded": list(dict.fromkeys(loss.what for loss in coverage.lost if isinstance(loss, CallsLeftOut))),
         "quantised": list(coverage.quantised),
         "lost": [sentence(loss) for loss in coverage.lost],
     }

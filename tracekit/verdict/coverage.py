@@ -13,7 +13,6 @@ from tracekit.inspection.losses import (
     Loss,
     ResultsNotCompared,
     SequencesAlone,
-    left_out,
     losses,
     quantised,
     without_value,
@@ -47,8 +46,6 @@ class Coverage:
     """Sites without a value, or without one in some calls, and why."""
     in_part: tuple[str, ...] = ()
     """Those of the sites looked at that have no value in some calls."""
-    not_recorded: tuple[str, ...] = ()
-    """Calls that a recorder says it left out."""
     quantised: tuple[str, ...] = ()
     """Weights that a side holds in fewer than 16 bits: what was judged was computed with these."""
     lost: tuple[Loss, ...] = ()
@@ -72,7 +69,6 @@ def compared_coverage(reference: Trace, candidate: Trace, found: Search, audited
         **_parameters(reference, done | (found.ratios.keys() & {LOGITS})),
         skipped=more_skipped | skipped,
         in_part=tuple(sorted(done & partly)),
-        not_recorded=tuple(dict.fromkeys(left_out(reference) + left_out(candidate))),
         quantised=tuple(dict.fromkeys(quantised(reference) + quantised(candidate))),
         lost=(
             *losses(reference),
@@ -98,7 +94,6 @@ def audited_coverage(found: Audit, trace: Trace) -> Coverage:
         **_parameters(trace, seen),
         skipped=skipped,
         in_part=tuple(sorted(seen & skipped.keys())),
-        not_recorded=left_out(trace),
         quantised=quantised(trace),
         lost=tuple(losses(trace)),
     )

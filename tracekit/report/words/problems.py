@@ -15,6 +15,7 @@ from tracekit.inspection.following import (
 from tracekit.inspection.known_positions import MaskNotRecorded, WeightsChanged
 from tracekit.inspection.losses import (
     CallByCall,
+    CallsLeftOut,
     CutOff,
     LogitsNotJudged,
     LooksAhead,
@@ -109,6 +110,8 @@ def _looks_ahead(found: LooksAhead) -> str:
     judged = f"{found.judged} of {found.held} positions are judged, those of the prompt"
     return f"{found.path}: sequence {found.sequence}: a position sees later ones in this model: {judged}"
 
+
+template(CallsLeftOut, "{path}: not recorded: {what}")
 
 template(
     MaskNotRecorded,
