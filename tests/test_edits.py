@@ -448,7 +448,14 @@ def test_the_first_positions_refute_what_is_not_tried_at_all(
         ids = torch.randint(3, 160, (1, 70), generator=torch.Generator().manual_seed(2))
         model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None)
     tried: dict[int, set[tuple[str, int]]] = {}
-    run = Segment.run
+    run, beside = Segment.run, Segment.run_beside
+
+    def counted_beside(self: Segment, lanes: Any, refuted: Any = None) -> Any:
+        found = beside(self, lanes, refuted)
+        for values in found.values():
+            if values is not None:
+                tried.setdefault(len(values), set()).update((self.nodes[place].name, place) for place in lanes[0])
+        return found
 
     def counted(self: Segment, changed: Any, refuted: Any = None) -> Any:
         values = run(self, changed, refuted)
@@ -457,6 +464,7 @@ def test_the_first_positions_refute_what_is_not_tried_at_all(
         return values
 
     monkeypatch.setattr(Segment, "run", counted)
+    monkeypatch.setattr(Segment, "run_beside", counted_beside)
     with tracekit.open(tmp_path / "run.h5") as trace:
         found = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
     assert bool(found.culprits) is faulty, found.text

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -32,7 +33,7 @@ from tracekit_torch.reference_program.conditions import Condition, Conditions
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 from tracekit_torch.reference_program.edits import Change, Edit, Freedom, all_edits
 from tracekit_torch.reference_program.first_segments import FirstSegments
-from tracekit_torch.reference_program.fitting import deviation, fitted
+from tracekit_torch.reference_program.fitting import Fit, deviation, fit, fitted
 from tracekit_torch.reference_program.loading import forward_of
 from tracekit_torch.reference_program.replay import Replayed
 from tracekit_torch.reference_program.routing import Forced
@@ -54,6 +55,9 @@ SURELY = 1.0 + 1e-6
 """Sums in another order are off by less."""
 ROUNDED_OFTEN = 4.0
 """Roundoffs of itself that a value may be off by, before its own rounding is drawn."""
+FIT, ROUNDS = 40.0, 16.0
+"""Runs that the fit of a number takes at most but for those that it begins with, next to always, and how often it asks
+for some."""
 FINALISTS = 24
 """Edits that are judged by their own rounding, those that leave least."""
 NOT_REFUTED = 48
@@ -177,6 +181,10 @@ class Budget:
     @property
     def used(self) -> float:
         return sum(segment.work for segment in self.segments)
+
+    def room(self, share: float = 1.0) -> float:
+        """What may still be computed of a share of it."""
+        return share * self._most - self.used
 
     def left(self, share: float = 1.0) -> bool:
         """Whether more of a share of it may be computed; what asks leaves something undone where not."""
@@ -333,10 +341,10 @@ class Suspect:
         """Edits that leave little, and the numbers that fit best."""
         left: list[tuple[float, Hashable, Start]] = []
         for _ in range(2):
-            for trial in self._trials():
+            for trial, start in self._worth(((trial, Start()) for trial in self._trials()), budget, OF_THE_FIRST):
                 if not budget.left(OF_THE_FIRST):
                     break
-                tried = self._tried(trial, Start())
+                tried = self._tried(trial, start)
                 if tried and tried[-1].left <= NEAR:
                     left.append((tried[-1].left, self._key(trial), Start(tried[-1].number)))
             if left or not self._narrow():
@@ -466,7 +474,7 @@ class Suspect:
 
     def _judged(self, trials: Iterable[tuple[Trial, Start]], budget: Budget) -> list[Held]:
         tried: list[tuple[float, Trial, list[Try]]] = []
-        for trial, start in trials:
+        for trial, start in self._worth(trials, budget):
             if not budget.left():
                 break
             options = self._tried(trial, start)
@@ -480,6 +488,85 @@ class Suspect:
         near = _nearest(held)
         # What each leaves is rounding, and no order before the size of the change.
         return sorted(near, key=lambda one: (not one.determined, *one.size, one.residual))
+
+    def _worth(
+        self, trials: Iterable[tuple[Trial, Start]], budget: Budget, share: float = 1.0
+    ) -> Iterator[tuple[Trial, Start]]:
+        """Trials without those that leave more than is near. Edits of the same nodes run beside each other, where there
+        is budget for all."""
+        groups: dict[frozenset[int], list[int]] = {}
+        asked: dict[frozenset[int], float] = {}
+        met: list[tuple[Trial, Start]] = []
+        room, trials = budget.room(share), iter(trials)
+        for trial, start in trials:
+            met.append((trial, start))
+            changed = self._changed(trial, 0.0)
+            fits = trial.change.neutral is not None and not start.meant
+            together, each = self.segment.cost(changed, FIT + len(trial.change.starts) if fits else 1.0)
+            groups.setdefault(frozenset(changed), []).append(len(met) - 1)
+            rounds = ROUNDS if fits else 1.0
+            room -= each + together * max(rounds - asked.get(frozenset(changed), 0.0), 0.0)
+            asked[frozenset(changed)] = max(rounds, asked.get(frozenset(changed), 0.0))
+            if room < 0.0:
+                yield from met
+                yield from trials
+                return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of operations that run one by one all the same
+            worth = {index for members in groups.values() for index in self._near([(i, *met[i]) for i in members])}
+        yield from (each for index, each in enumerate(met) if index in worth)
+
+    def _near(self, trials: list[tuple[int, Trial, Start]]) -> Iterator[int]:
+        """Of edits of the same nodes, by their index, those that may leave no more than is near."""
+        numbers: dict[int, float] = {}
+        fits: dict[int, Fit] = {}
+        edits = {index: trial for index, trial, _ in trials}
+        base = self._base()
+        for index, trial, start in trials:
+            change = trial.change
+            if change.neutral is None or start.meant:
+                numbers[index] = start.number or 0.0
+            elif start.number is not None:
+                fits[index] = fit(None, None, (start.number,), self._signal)
+            else:
+                fits[index] = fit(base, change.neutral, change.starts, self._signal)
+        fitted_ = self._fitted_beside(edits, fits)
+        yield from fits.keys() - fitted_.keys()
+        lanes = list((numbers | {index: number for index, number in fitted_.items() if number is not None}).items())
+        told = self._run_beside(edits, lanes, self._refuted if self._acts.all() else None)
+        for at, (index, _) in enumerate(lanes):
+            values = self._acted(told[at]) if at in told else None
+            if at not in told or (values is not None and self._left(values) <= SURELY * NEAR):
+                yield index
+
+    def _run_beside(
+        self,
+        edits: Mapping[int, Trial],
+        lanes: list[tuple[int, float]],
+        refuted: Callable[[Floats], bool] | None = None,
+    ) -> dict[int, Floats | None]:
+        changes = [self._changed(edits[index], number) for index, number in lanes]
+        return self.segment.run_beside(changes, refuted) if changes else {}
+
+    def _fitted_beside(self, edits: Mapping[int, Trial], fits: Mapping[int, Fit]) -> dict[int, float | None]:
+        """The numbers that fit best, of those that can be fitted beside each other."""
+        found: dict[int, float | None] = {}
+        asked = {index: next(each) for index, each in fits.items()}
+        while asked:
+            lanes = [(index, number) for index, all_ in asked.items() for each in all_ for number in each.numbers]
+            told = self._run_beside(edits, lanes)
+            at = 0
+            for index, all_ in list(asked.items()):
+                del asked[index]
+                first, at = at, at + sum(len(each.numbers) for each in all_)
+                if any(lane not in told for lane in range(first, at)):
+                    continue
+                left = iter([self._error_of(self._acted(told[lane])) for lane in range(first, at)])
+                try:
+                    asked[index] = fits[index].send([[next(left) for _ in each.numbers] for each in all_])
+                except StopIteration as done:
+                    found[index] = done.value
+        return found
 
     def _as_another(self, held: list[Held], trial: Trial, best: Try) -> Held | None:
         """An edit that gives what one gives that holds: it leaves as much."""
@@ -511,9 +598,9 @@ class Suspect:
         if start.meant:
             number = start.number
         elif start.number is not None:
-            number = fitted(partial(self._error, trial), None, (start.number,), self._signal)
+            number = fitted(partial(self._error, trial), None, None, (start.number,), self._signal)
         else:
-            number = fitted(partial(self._error, trial), change.neutral, change.starts, self._signal)
+            number = fitted(partial(self._error, trial), self._base(), change.neutral, change.starts, self._signal)
         best = [] if number is None else self._with(trial, number)
         if not best or number is None or best[0].left > NEAR:
             return best
@@ -538,13 +625,22 @@ class Suspect:
 
     def _values(self, trial: Trial, number: float, refuted: Callable[[Floats], bool] | None = None) -> Floats | None:
         """None where it cannot go on, or where the first calls refute it, unless it acts at some rows alone."""
-        values = self.segment.run(self._changed(trial, number), refuted if self._acts.all() else None)
+        return self._acted(self.segment.run(self._changed(trial, number), refuted if self._acts.all() else None))
+
+    def _acted(self, values: Floats | None) -> Floats | None:
+        """Values of an edit that acts at some rows alone."""
         if values is None or values.shape != self._site.values.shape:
             return None
         return values if self._acts.all() else np.where(self._acts[:, None], values, self._site.values)
 
+    def _base(self) -> Floats | None:
+        """The error that is left where nothing is edited."""
+        return self._error_of(self._acted(self.segment.run({})))
+
     def _error(self, trial: Trial, number: float) -> Floats | None:
-        values = self._values(trial, number)
+        return self._error_of(self._values(trial, number))
+
+    def _error_of(self, values: Floats | None) -> Floats | None:
         if values is None:
             return None
         with np.errstate(all="ignore"):

@@ -12,15 +12,18 @@ import sys
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -43,6 +46,12 @@ LIBRARIES = (
 OVERHEAD = 1e4
 """Numbers that are computed in the time that an operation takes at least."""
 MULTIPLIED_AT_ONCE = 8.0
+NUMBERS_BESIDE = 1 << 24
+"""Numbers that are held for changed runs that go beside each other."""
+UNCHANGED = -1
+"""The last of them, which changes nothing: all are as good as what it gives."""
+FEWEST_BESIDE = 4
+"""Runs that fit into it below which nothing is saved."""
 HERE = str(Path(__file__).parent) + os.sep
 SHAPES_LATER = {"view": torch.reshape, "_unsafe_view": torch.reshape}
 """Operations that want strides which a changed operand may not have."""
@@ -281,6 +290,8 @@ class Segment:
     """Numbers computed so far, an operation counted as no fewer than `OVERHEAD`."""
     _clean: dict[int, torch.Tensor] = field(default_factory=dict)
     _plans: dict[frozenset[int], tuple[int, ...]] = field(default_factory=dict)
+    _contents: dict[int, Hashable] = field(default_factory=dict)
+    _counted: dict[tuple[int, ...], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._clean.update(self.leaves)
@@ -340,6 +351,47 @@ class Segment:
         """Whether a value is the same at all times: no operation writes to its memory."""
         return self.groups[value] not in self.written
 
+    def same(self, one: int, other: int) -> bool:
+        """Whether two values are equal: what is not a number is equal to nothing."""
+        if self.clean[one].dtype != self.clean[other].dtype:
+            return self.clean[one].shape == self.clean[other].shape and bool(
+                (self.clean[one] == self.clean[other]).all()
+            )
+        return self._content(one) == self._content(other) is not None
+
+    def _content(self, value: int) -> Hashable:
+        """The same of values that are equal; None of one that is not even equal to itself."""
+        if value not in self._contents:
+            held = self.clean[value]
+            exact = not held.is_floating_point() and not held.is_complex()
+            plain = (held if exact else held + 0.0).reshape(-1)  # zero has one sign
+            digest = xxhash.xxh3_128_digest(plain.contiguous().view(torch.uint8).numpy().data)
+            number = exact or not bool(torch.isnan(held).any())
+            self._contents[value] = (held.shape, held.dtype, digest) if number else None
+        return self._contents[value]
+
+    @cached_property
+    def made_by_shape(self) -> Mapping[Hashable, list[tuple[int, int]]]:
+        """By shape and dtype, in their order (of one node the last first), steady values with the position of the node
+        that gives them."""
+        found: dict[Hashable, list[tuple[int, int]]] = {}
+        for place, node in enumerate(self.nodes):
+            for value in reversed(node.outputs):
+                if self.steady(value):
+                    found.setdefault((self.clean[value].shape, self.clean[value].dtype), []).append((place, value))
+        return found
+
+    @cached_property
+    def read_by_shape(self) -> Mapping[Hashable, list[int]]:
+        """By shape, in the order in which they are read, steady values of more than one dimension that are no whole
+        numbers."""
+        found: dict[Hashable, list[int]] = {}
+        for value in self.readers:
+            held = self.clean[value]
+            if self.steady(value) and held.is_floating_point() and held.dim() > 1:
+                found.setdefault(held.shape, []).append(value)
+        return found
+
     def feeds(self, place: int, later: int) -> bool:
         """Whether what the node at `place` makes goes into what the one at `later` makes, or both are one."""
         return bool(self._fed[place] >> later & 1)
@@ -385,7 +437,10 @@ class Segment:
         target = self.clean[self.targets[0][0]]
         count = target.shape[-2] if target.dim() > 1 else 0
         leaves = {value: _without_the_first(tensor, count) for value, tensor in self.leaves.items()}
-        here, there = self.run({}), replace(self, leaves=leaves, _clean={}, _plans={}).run({})
+        here, there = (
+            self.run({}),
+            replace(self, leaves=leaves, _clean={}, _plans={}, _contents={}, _counted={}).run({}),
+        )
         later = rows > 0
         return here is None or there is None or not np.array_equal(here[later], there[later], equal_nan=True)
 
@@ -407,6 +462,147 @@ class Segment:
             return _rows(parts)
         except CANNOT:
             return None
+
+    def run_beside(
+        self, lanes: Seq[Changed], refuted: Callable[[Floats], bool] | None = None
+    ) -> dict[int, Floats | None]:
+        """What `run` gives of each of `lanes`, by its number: an operation runs once for many of them. All change the
+        same nodes. Nothing of those that cannot be computed together."""
+        plan = self._plan(frozenset(lanes[0]))
+        many = int(NUMBERS_BESIDE // max(self._numbers_of(plan), 1.0))
+        if many < FEWEST_BESIDE or any(self.nodes[place].mutated for place in plan):
+            return {}
+        found: dict[int, Floats | None] = {}
+        every = [*lanes, dict.fromkeys(lanes[0], Given.result)]
+        for first in range(0, len(lanes), many):
+            numbers = [*range(first, min(first + many, len(lanes))), UNCHANGED]
+            with torch.no_grad(), suppress(*CANNOT):
+                told = self._run_beside(numbers, every, plan, refuted)
+                if _as_good_as_same(told.pop(UNCHANGED, None), self.run({})):
+                    found |= told
+        return found
+
+    def _run_beside(
+        self,
+        numbers: Seq[int],
+        lanes: Seq[Changed],
+        plan: tuple[int, ...],
+        refuted: Callable[[Floats], bool] | None,
+    ) -> dict[int, Floats | None]:
+        found: dict[int, Floats | None] = {}
+        alive, made, done = list(numbers), dict[int, torch.Tensor](), 0
+        rows = np.zeros((len(alive), 0, 0))
+        for (value, of), needed in zip(self.targets, self._needed, strict=True):
+            stop = bisect_left(plan, needed)
+            while done < stop and alive:
+                if plan[done] in lanes[0]:
+                    alive, kept, made = self._changed_beside(plan[done], alive, lanes, made, found)
+                    rows = rows[kept]
+                    done += 1
+                    continue
+                end = next((at for at in range(done, stop) if plan[at] in lanes[0]), stop)
+                # A change may read any earlier value.
+                last = all(place not in lanes[0] for place in plan[end:])
+                made |= self._unchanged_beside(plan[done:end], len(alive), made, last)
+                done = end
+            if not alive:
+                return found
+            if parts := of(self.clean[value]):
+                part = _rows(parts)[None].repeat(len(alive), 0) if value not in made else _rows_beside(made[value], of)
+                rows = part if not rows.size else np.concatenate([rows, part], axis=1)
+            if refuted is not None and rows.size and needed < len(self.nodes):
+                out = [lane != UNCHANGED and refuted(each) for lane, each in zip(alive, rows, strict=True)]
+                found |= {lane: None for lane, wrong in zip(alive, out, strict=True) if wrong}
+                kept = [at for at, wrong in enumerate(out) if not wrong]
+                alive, rows, made = [alive[at] for at in kept], rows[kept], _of(made, kept, len(alive))
+        return found | dict(zip(alive, rows, strict=True))
+
+    def _changed_beside(
+        self,
+        place: int,
+        alive: list[int],
+        lanes: Seq[Changed],
+        made: dict[int, torch.Tensor],
+        found: dict[int, Floats | None],
+    ) -> tuple[list[int], list[int], dict[int, torch.Tensor]]:
+        """The lanes that go on after a node that each of them changes, their positions among those that came to it, and
+        what they hold. What cannot go on is `found`; what goes on with another shape goes alone."""
+        node, alone = self.nodes[place], self.made_by(place) is not None
+        outputs = node.outputs[:1] if alone else node.outputs
+        shapes = [(self.clean[value].shape, self.clean[value].dtype) for value in outputs]
+        results: list[list[torch.Tensor]] = []
+        kept: list[int] = []
+        for at, lane in enumerate(alive):
+
+            def value_of(value: int, at: int = at) -> torch.Tensor:
+                return made[value][at] if value in made else self._clean[value]
+
+            args, kwargs = node.operands(value_of)
+            try:
+                out = lanes[lane][place](Given(node, args, kwargs, value_of, alone))
+            except CANNOT:
+                found[lane] = None
+                continue
+            finally:
+                self.work += OVERHEAD + self._numbers_of((place,))
+            tensors = [each for each in (out if isinstance(out, tuple | list) else (out,)) if _is_tensor(each)]
+            if [(each.shape, each.dtype) for each in tensors[: len(outputs)]] == shapes:
+                results.append(tensors)
+                kept.append(at)
+        made = _of(made, kept, len(alive))
+        if kept:
+            made |= {value: torch.stack([each[at] for each in results]) for at, value in enumerate(outputs)}
+        return [alive[at] for at in kept], kept, made
+
+    def _unchanged_beside(
+        self, places: tuple[int, ...], count: int, made: dict[int, torch.Tensor], last: bool
+    ) -> dict[int, torch.Tensor]:
+        """What nodes make of what `count` lanes hold; `last`: only what operations read after them, or a site is."""
+        written = {node.inputs[0] for node in map(self.nodes.__getitem__, places) if node.copies} - made.keys()
+        outputs = [value for place in places for value in self.nodes[place].outputs]
+        known = made | {
+            value: self._clean[value].expand(count, *self._clean[value].shape) for value in written.difference(outputs)
+        }
+        wanted = [
+            value
+            for value in dict.fromkeys(outputs)
+            if not last or self.readers.get(value, (0,))[-1] > places[-1] or value in self._target_values
+        ]
+
+        def run(given: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+            held = dict(given)
+            for place in places:
+                node = self.nodes[place]
+                args, kwargs = node.operands(lambda value: held[value] if value in held else self._clean[value])
+                out = node.result(args, kwargs)
+                results = out if isinstance(out, tuple | list) else (out,)
+                held.update(zip(node.outputs, (each for each in results if _is_tensor(each)), strict=True))
+            return {value: held[value] for value in wanted}
+
+        read = {value for place in places for value in self.nodes[place].inputs}
+        self.work += OVERHEAD * len(places) + count * self._numbers_of(places)
+        done: dict[int, torch.Tensor] = torch.func.vmap(run)({v: known[v] for v in known if v in read})
+        return done
+
+    @cached_property
+    def _target_values(self) -> frozenset[int]:
+        return frozenset(value for value, _ in self.targets)
+
+    def cost(self, changed: Changed, lanes: float) -> tuple[float, float]:
+        """Work of a run with these changes: what it takes however many run beside each other, and for `lanes` more."""
+        plan = self._plan(frozenset(changed))
+        return OVERHEAD * len(plan), lanes * (OVERHEAD * len(changed) + self._numbers_of(plan))
+
+    def _numbers_of(self, plan: tuple[int, ...]) -> float:
+        if plan not in self._counted:
+            self._counted[plan] = sum(map(self._numbers, plan))
+        return self._counted[plan]
+
+    def _numbers(self, place: int) -> float:
+        """What a node computes, as `work` counts it, without what it takes to ask for it."""
+        node = self.nodes[place]
+        terms = _terms(node, node.operands(self.clean.__getitem__)[0]) if node.multiplies else 1.0
+        return terms * sum(self.clean[value].numel() for value in node.outputs)
 
     @cached_property
     def _needed(self) -> list[int]:
@@ -521,6 +717,29 @@ class Given:
 
 Changed = Mapping[int, Callable[[Given], Result]]
 """What nodes make in the place of their results, by position in the segment."""
+
+
+def _is_tensor(thing: Any) -> TypeGuard[torch.Tensor]:
+    return isinstance(thing, torch.Tensor)
+
+
+def _of(made: dict[int, torch.Tensor], lanes: list[int], count: int) -> dict[int, torch.Tensor]:
+    """What some of `count` lanes hold."""
+    return made if len(lanes) == count else {value: held[lanes] for value, held in made.items()}
+
+
+def _as_good_as_same(one: Floats | None, other: Floats | None) -> bool:
+    """Whether values differ by no more than sums in another order."""
+    if one is None or other is None or one.shape != other.shape:
+        return False
+    largest = float(np.abs(other).max(initial=0.0, where=np.isfinite(other)))
+    return np.allclose(one, other, rtol=1e-9, atol=1e-11 * largest, equal_nan=True)
+
+
+def _rows_beside(values: torch.Tensor, of: Arrange) -> Floats:
+    """[lanes, rows, width]"""
+    rows = torch.func.vmap(lambda value: torch.cat([part.reshape(len(part), -1) for part in of(value)]))(values)
+    return np.asarray(rows.to(torch.float64).numpy())
 
 
 def _rows(parts: list[torch.Tensor]) -> Floats:

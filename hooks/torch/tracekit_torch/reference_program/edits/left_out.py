@@ -25,14 +25,10 @@ def _changes(segment: Segment, place: int) -> Iterator[Change]:
     for number, operand in enumerate(node.args):
         if isinstance(operand, Value) and segment.steady(operand.id):
             given = segment.clean[operand.id]
-            if given.dtype == out.dtype and not same(given, out):
+            if given.dtype == out.dtype and not segment.same(operand.id, made):
                 yield Change(("operand", number), taken(operand.id), source=operand.id)
         elif node.name.rstrip("_") in ARITHMETIC and isinstance(operand, Number) and out.is_floating_point():
             yield Change(("number", number), _filled(operand))
-
-
-def same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)
 
 
 def taken(value: int) -> Any:

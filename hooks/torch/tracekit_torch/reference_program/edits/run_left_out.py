@@ -3,13 +3,14 @@ values before it."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 
 import torch
 
 from tracekit.mistakes.edited_line import EditKind
 from tracekit_torch.reference_program.edits.edit import Change, Edit, Freedom
-from tracekit_torch.reference_program.edits.left_out import same, taken
+from tracekit_torch.reference_program.edits.left_out import taken
 from tracekit_torch.reference_program.segment import Segment
 
 FURTHEST = 24
@@ -43,14 +44,14 @@ def _taken(segment: Segment, place: int, values: Iterable[int]) -> Iterator[Chan
 
 def _before(segment: Segment, place: int, out: torch.Tensor) -> Iterator[int]:
     """Earlier values that may stand in for the node's, the latest first."""
-    count = 0
-    for earlier in range(place - 1, -1, -1):
-        for value in segment.nodes[earlier].outputs:
-            if _stands_in(segment, place, value, out):
-                yield value
-                count += 1
-        if count >= FURTHEST:
+    count, last = 0, place
+    made = segment.made_by_shape.get((out.shape, out.dtype), [])
+    for earlier, value in reversed(made[: bisect_left(made, (place, -1))]):
+        if count >= FURTHEST and earlier != last:
             return
+        if _stands_in(segment, place, value, out):
+            yield value
+            count, last = count + 1, earlier
 
 
 def _begins(segment: Segment, place: int, out: torch.Tensor) -> Iterator[int]:
@@ -77,7 +78,7 @@ def _stands_in(segment: Segment, place: int, value: int, out: torch.Tensor) -> b
         and held.shape == out.shape
         and held.dtype == out.dtype
         and segment.steady(value)
-        and not same(held, out)
+        and not segment.same(value, segment.nodes[place].outputs[0])
     )
 
 

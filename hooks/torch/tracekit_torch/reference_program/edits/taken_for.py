@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from tracekit.mistakes.edited_line import EditKind
@@ -18,18 +19,15 @@ def _changes(segment: Segment, place: int) -> Iterator[Change]:
     mine = next((value for value in node.inputs if _readable(segment, value)), None)
     if mine is None or segment.readers[mine][0] != place:
         return
-    shape = segment.clean[mine].shape
-    others = [
+    others = (
         value
-        for value, readers in segment.readers.items()
+        for value in segment.read_by_shape[segment.clean[mine].shape]
         if value != mine
-        and readers[0] > place
-        and segment.clean[value].shape == shape
-        and _readable(segment, value)
+        and segment.readers[value][0] > place
         and segment.producers.get(value, -1) < place
-        and not _equal(segment, mine, value)
-    ]
-    for other in others[:PAIRS]:
+        and not segment.same(mine, value)
+    )
+    for other in islice(others, PAIRS):
         places = tuple(sorted({*segment.readers[mine], *segment.readers[other]}))
         at = segment.nodes[segment.readers[other][0]]
         yield Change(("pair", at.place[-1:], at.name), _swapped(mine, other), places=places)
@@ -37,10 +35,6 @@ def _changes(segment: Segment, place: int) -> Iterator[Change]:
 
 def _readable(segment: Segment, value: int) -> bool:
     return segment.steady(value) and segment.clean[value].is_floating_point() and segment.clean[value].dim() > 1
-
-
-def _equal(segment: Segment, one: int, other: int) -> bool:
-    return bool((segment.clean[one] == segment.clean[other]).all())
 
 
 def _swapped(one: int, other: int) -> Any:
