@@ -10,15 +10,19 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+import tracekit
 from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.mistakes.edited_line import EditKind
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+import tracekit_torch  # noqa: E402
 from tracekit_torch.reference_program import explaining  # noqa: E402
 from tracekit_torch.reference_program.captured_calls import CapturingCalls  # noqa: E402
 from tracekit_torch.reference_program.capturing import Capturing  # noqa: E402
+from tracekit_torch.reference_program.conditions import Conditions  # noqa: E402
+from tracekit_torch.reference_program.decoding import Decoding  # noqa: E402
 from tracekit_torch.reference_program.explaining import Start, Trial  # noqa: E402
 from tracekit_torch.reference_program.loading import forward_of, load_reference  # noqa: E402
 
@@ -94,3 +98,43 @@ def test_few_edits_are_run_alone_and_the_one_that_was_made_is_among_them(
     # Where there is no budget for all of them, none is left out: they are tried in their order while there is some.
     poor = explaining.Budget(clean.segment.work + 1e6, (suspect.segment,))
     assert len(list(suspect._worth(((trial, Start()) for trial in trials), poor))) == len(trials)
+
+
+def test_a_condition_is_decoded_no_further_than_to_where_it_is_refuted_and_drawn_once(
+    checkpoints: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its twin: the condition that was taken otherwise is decoded to the end, and named at every culprit."""
+    folder = checkpoints("cohere")
+    model = tiny_families.load(folder)
+    for layer in model.model.layers:
+        forward = layer.self_attn.forward
+        layer.self_attn.forward = lambda *args, forward=forward, **kwargs: forward(*args, **(kwargs | {"cache": None}))
+    drawn: Counter[Any] = Counter()
+    refuted, whole = 0, 0
+    decode, decoded = Decoding.decode, Conditions._decoded
+
+    def counted(self: Any, only: Any, change: Any, stop: int, lockstep: Any = None, met: Any = None) -> Any:
+        nonlocal refuted, whole
+        try:
+            found = decode(self, only, change, stop, lockstep, met)
+        except Exception:
+            refuted += 1
+            raise
+        whole += 1
+        return found
+
+    def once(self: Any, condition: Any, stop: int, lockstep: Any = None, met: Any = None) -> Any:
+        drawn[condition] += lockstep is not None
+        return decoded(self, condition, stop, lockstep, met)
+
+    monkeypatch.setattr(Decoding, "decode", counted)
+    monkeypatch.setattr(Conditions, "_decoded", once)
+    with tiny_families.run(model, tmp_path / "run.h5") as trace:
+        found = tracekit.audit(trace, folder, by=tracekit_torch.by_reference(folder))
+    assert len(found.culprits) > 1
+    for culprit in found.culprits:
+        explanation = culprit.explanation
+        assert explanation is not None, found.text
+        assert any(line.kind is EditKind.BRANCH for line in explanation.lines)
+    assert max(drawn.values()) == 1
+    assert refuted > whole

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import gc
 import logging
+import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,10 @@ WORK = 4e9
 """Numbers computed with all conditions together: what a core does in some ten seconds."""
 CALL = 1e7
 """Numbers that are computed in the time that a call of a model takes at least."""
+SURELY = 1.0 + 1e-6
+"""Sums in another order are off by less."""
+MOST_KEPT = 1 << 26
+"""Numbers that are kept of drawn roundings: all sites of a decoding are drawn at once, and asked for one by one."""
 LEFT = 0.3
 """Of the error in the first calls, that an inverted condition may leave to be tried in all of them."""
 FLOAT32 = UNIT_ROUNDOFF["float32"]
@@ -88,6 +93,7 @@ class Conditions:
         self._model, self._trace, self._sequence, self._sites = model, trace, sequence, sites
         self._factors, self._until, self._unit = factors, until, unit
         self._known: dict[Condition, Mapping[str, Replayed]] = {}
+        self._drawn: dict[tuple[Condition, int], Mapping[str, NDArray[np.float32]]] = {}
         self.too_dear = False
         """Whether they were left untried, as decoding again for each is too much work."""
 
@@ -102,9 +108,14 @@ class Conditions:
 
     def draws(self, condition: Condition, site: Replayed, runs: int) -> NDArray[np.float32] | None:
         """What rounding may do to that, [runs, rows, width]; None where it cannot go on."""
-        drawn = DrawnRounding(self._unit, FLOAT32, 0, runs)
-        found = self._decoded(condition, self._sequence.positions, drawn).get(site.site)
-        return None if found is None else found.draws
+        known = self._drawn.get((condition, runs))
+        if known is None:
+            drawn = DrawnRounding(self._unit, FLOAT32, 0, runs)
+            decoded = self._decoded(condition, self._sequence.positions, drawn)
+            known = {name: found.draws for name, found in decoded.items()}
+            if sum(draws.size for each in (*self._drawn.values(), known) for draws in each.values()) <= MOST_KEPT:
+                self._drawn[condition, runs] = known
+        return known.get(site.site)
 
     @cached_property
     def _first(self) -> Mapping[Condition, Mapping[str, Replayed]]:
@@ -115,9 +126,27 @@ class Conditions:
                 return {}
             found = list(_conditions(segment for _, segment in self._sites.values()))
             self.too_dear = self._work * len(found) > WORK
-            if not self.too_dear and self._as_in_one_prefill(decoding):
-                return {condition: self._decoded(condition, self._until) for condition in found}
+            plain = {} if self.too_dear else decoding.decode(set(self._sites), None, self._until)
+            if self._as_in_one_prefill(plain):
+                return {
+                    condition: self._decoded(condition, self._until, met=self._nearer(plain)) for condition in found
+                }
         return {}
+
+    def _nearer(self, plain: Mapping[str, Replayed]) -> Callable[[Replayed], None]:
+        """Raises `_NoNearer` once what was met of every site is further off than the whole of it may be."""
+        most = {
+            name: LEFT * _error(site.recorded[: len(plain[name].rows)] - site.values[: len(plain[name].rows)])
+            for name, (site, _) in self._sites.items()
+        }
+        off = dict.fromkeys(most, 0.0)
+
+        def met(part: Replayed) -> None:
+            off[part.site] = math.hypot(off[part.site], _error(part.recorded - part.values))
+            if not any(off[name] <= SURELY * most[name] for name in most):
+                raise _NoNearer
+
+        return met
 
     @property
     def _work(self) -> float:
@@ -125,8 +154,7 @@ class Conditions:
         calls = 1 + self._until - prompt_length(self._sequence)
         return calls * CALL + float(self._until) * sum(parameter.numel() for parameter in self._model.parameters())
 
-    def _as_in_one_prefill(self, decoding: Decoding) -> bool:
-        plain = decoding.decode(set(self._sites), None, self._until)
+    def _as_in_one_prefill(self, plain: Mapping[str, Replayed]) -> bool:
         return all(name in plain and _alike(plain[name], site) for name, (site, _) in self._sites.items())
 
     def _whole(self, condition: Condition) -> Mapping[str, Replayed]:
@@ -134,10 +162,16 @@ class Conditions:
             self._known[condition] = self._decoded(condition, self._sequence.positions)
         return self._known[condition]
 
-    def _decoded(self, condition: Condition, stop: int, drawn: DrawnRounding | None = None) -> Mapping[str, Replayed]:
+    def _decoded(
+        self,
+        condition: Condition,
+        stop: int,
+        drawn: DrawnRounding | None = None,
+        met: Callable[[Replayed], None] | None = None,
+    ) -> Mapping[str, Replayed]:
         decoding = Decoding(self._model, self._trace, self._sequence, self._factors)
         with suppress(Exception), _as_it_is(self._model), _silent(), _inverted(condition):
-            return decoding.decode(set(self._sites), None, stop, drawn)
+            return decoding.decode(set(self._sites), None, stop, drawn, met)
         return {}  # with the other branch, the program does not go on
 
 
@@ -146,9 +180,16 @@ def _comes_nearer(first: Replayed, site: Replayed) -> bool:
     recorded, values = site.recorded[: len(first.rows)], site.values[: len(first.rows)]
     if first.values.shape != values.shape:
         return False
+    return _error(first.values - recorded) <= LEFT * _error(values - recorded)
+
+
+def _error(gap: NDArray[np.float64]) -> float:
     with np.errstate(all="ignore"):
-        off, before = np.linalg.norm(first.values - recorded), np.linalg.norm(values - recorded)
-    return bool(off <= LEFT * before)
+        return float(np.linalg.norm(gap))
+
+
+class _NoNearer(Exception):
+    """What a changed program gives is refuted already."""
 
 
 def _alike(decoded: Replayed, site: Replayed) -> bool:

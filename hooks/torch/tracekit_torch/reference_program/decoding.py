@@ -75,12 +75,23 @@ class Decoding(Replay):
         return bool(self._takes) and self._stop < self._sequence.positions
 
     def decode(
-        self, only: set[str], change: Callable[[Kept], None] | None, stop: int, drawn: Lockstep | None = None
+        self,
+        only: set[str],
+        change: Callable[[Kept], None] | None,
+        stop: int,
+        drawn: Lockstep | None = None,
+        met: Callable[[Replayed], None] | None = None,
     ) -> dict[str, Replayed]:
         """The sites `only`, at the positions up to `stop`, where `change` is made to what is kept after each call. The
-        prompt's call is made once, unless roundings are drawn."""
+        prompt's call is made once, unless roundings are drawn. `met`: is told what each call gives, where it does."""
         self._drawn, self._only, self._parts_met = drawn, only, {}
-        self._met = lambda site: self._parts_met.setdefault(site.site, []).append(site)
+
+        def keep(site: Replayed) -> None:
+            self._parts_met.setdefault(site.site, []).append(site)
+            if met is not None:
+                met(site)
+
+        self._met = keep
         prompt = prompt_length(self._sequence)
         with torch.no_grad(), self._hooks(), drawn or nullcontext():
             if drawn is not None or self._begun is None:
@@ -88,8 +99,8 @@ class Decoding(Replay):
                 if drawn is None:
                     self._begun = copy.deepcopy(cache), {name: list(parts) for name, parts in self._parts_met.items()}
             else:
-                cache, met = copy.deepcopy(self._begun[0]), self._begun[1]
-                self._parts_met = {name: list(parts) for name, parts in met.items()}
+                cache, begun = copy.deepcopy(self._begun[0]), self._begun[1]
+                self._parts_met = {name: list(parts) for name, parts in begun.items()}
             for position in range(prompt, stop):
                 if change is not None:
                     change(kept_in(cache))
