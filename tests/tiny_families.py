@@ -122,6 +122,50 @@ UNTUNED: dict[str, tuple[str, dict[str, Any]]] = {
         | {"layer_types": ["conv", "full_attention"]},
     ),
     "gptbigcode": ("GPTBigCodeConfig", _GPT),
+    "arcee": ("ArceeConfig", {}),
+    "seedoss": ("SeedOssConfig", HEADS),
+    "olmoe": ("OlmoeConfig", {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}),
+    "flexolmo": ("FlexOlmoConfig", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "dots1": (
+        "Dots1Config",
+        HEADS
+        | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1}
+        | {"n_group": 2, "topk_group": 1, "n_shared_experts": 1},
+    ),
+    "qwen2moe": (
+        "Qwen2MoeConfig",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+        | {"shared_expert_intermediate_size": 16},
+    ),
+    "gptneo": (
+        "GPTNeoConfig",
+        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 6},
+    ),
+    "codegen": ("CodeGenConfig", _GPT | {"rotary_dim": 4}),
+    "vaultgemma": ("VaultGemmaConfig", HEADS | {"sliding_window": 6, "query_pre_attn_scalar": 16}),
+    "glm4": ("Glm4Config", HEADS),
+    "minicpm3": (
+        "MiniCPM3Config",
+        {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16}
+        | {"qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8},
+    ),
+    "bitnet": ("BitNetConfig", {}),
+    "jais2": ("Jais2Config", {}),
+    "cwm": ("CwmConfig", HEADS | {"sliding_window": 6}),
+    "doge": ("DogeConfig", {}),
+    "bamba": (
+        "BambaConfig",
+        {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8}
+        | {"attn_layer_indices": [1]},
+    ),
+    "granitemoeshared": (
+        "GraniteMoeSharedConfig",
+        _EXPERTS
+        | {"shared_intermediate_size": 16, "embedding_multiplier": 3.0, "residual_multiplier": 0.5}
+        | {"logits_scaling": 4.0},
+    ),
+    "gpt1": ("OpenAIGPTConfig", _GPT),
+    "ministral": ("MinistralConfig", HEADS | {"sliding_window": 6}),
 }  # fmt: skip
 """Families that the mutants alone are drawn of: no limit, edit or recipe was made with one of them at hand."""
 
