@@ -304,6 +304,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 8},
     "gemma": {"hidden_activation": "gelu_pytorch_tanh"},
     "phi3": {"sliding_window": None, "original_max_position_embeddings": 256},
+    "gemma2": {"hidden_activation": "gelu_pytorch_tanh", "sliding_window": 8, "query_pre_attn_scalar": 16},
     "gemma3": {
         "model_type": "gemma3_text",
         "num_key_value_heads": 1,  # with more, candle 0.11.1 hands its cache values that are not contiguous, and ends
@@ -318,7 +319,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True, "decoder_sparse_step": 1}
 # Those that the tests do not run; the table has them where they are asked for by name.
 MORE: dict[str, dict[str, Any]] = {
-    "gemma2": {"hidden_activation": "gelu_pytorch_tanh", "sliding_window": 8, "query_pre_attn_scalar": 16},
     "starcoder2": {"norm_epsilon": 1e-5, "sliding_window": None, "tie_word_embeddings": True},
     "olmo": {"clip_qkv": None},
     "olmo2": {"clip_qkv": None},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tracekit.mistakes.explanation import Extent
 pytestmark = pytest.mark.xdist_group("cargo")  # one worker runs cargo: another would wait for its lock
 
 WINDOW = "the sliding window of 8 is ignored"
+TOO_MANY_WINDOWS = "a window of 9 positions instead of no window, in the prompt alone"
 BOTH_WINDOWS = f"in the prompt: a window of 9 positions instead of 8; in decoding: {WINDOW}"
 
 
@@ -31,10 +34,10 @@ def crate(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, int], Pat
 def run(crate: tuple[dict[str, int], Path], tmp_path: Path) -> Callable[[str, Path, Case], Row]:
     lines, program = crate
 
-    def both(model: str, checkpoint: Path, case: Case) -> Row:
+    def both(model: str, checkpoint: Path, case: Case, told: Path | None = None) -> Row:
         reference, native = tmp_path / f"{case.word}-py.h5", tmp_path / f"{case.word}-native.h5"
         candle_models.record_reference(checkpoint, reference, case)
-        candle_models.record_native(program, model, checkpoint, native, case)
+        candle_models.record_native(program, model, told or checkpoint, native, case)
         return candle_models.compare(model, lines[model], case, reference, native, checkpoint)
 
     return both
@@ -55,11 +58,15 @@ def test_parity_or_the_difference_that_is_there(model: str, run: Callable[..., R
         elif model == "mistral":
             # It masks one position more than its window, and while it decodes it masks none.
             assert (row.verdict, row.differences) == ("divergence", (WINDOW if case.prompt < 8 else BOTH_WINDOWS,))
+        elif model == "gemma2":
+            # It gives every layer Mistral's two windows; every other one should have none.
+            differences = (WINDOW,) if case.prompt < 8 else (BOTH_WINDOWS, TOO_MANY_WINDOWS)
+            assert (row.verdict, row.differences) == ("divergence", differences)
         else:
             assert (row.verdict, row.differences) == ("parity", ())
         done, everything = row.audited
         # Gemma's files have a norm of their own: what goes into it, and what enters the layers, is not seen.
-        assert done == everything if "gemma" not in model else done >= {"gemma": 30, "gemma3": 27}[model]
+        assert done == everything if "gemma" not in model else done >= {"gemma": 30, "gemma2": 30, "gemma3": 27}[model]
 
 
 def by_the_reference(out: Path, checkpoint: Path) -> Any:
@@ -84,6 +91,18 @@ def test_norms_that_are_not_recorded_are_part_of_what_the_reference_judges(
         lines = culprit.explanation.lines
         assert any(Path(line.file).name == "masking_utils.py" for line in lines)
         assert culprit.explanation.where.extent is Extent.PROMPT
+
+
+def test_a_fault_beside_the_windows_is_named(run: Callable[..., Row], tmp_path: Path) -> None:
+    """The program reads another soft cap of the logits than the checkpoint declares: its site is named."""
+    checkpoint, told = tmp_path / "gemma2", tmp_path / "told"
+    candle_models.make_checkpoint("gemma2", checkpoint)
+    shutil.copytree(checkpoint, told)
+    config = json.loads((told / "config.json").read_text())
+    (told / "config.json").write_text(json.dumps(config | {"final_logit_softcapping": 3.0}))
+    row = run("gemma2", checkpoint, CASES[0], told)
+    assert row.verdict == "divergence"
+    assert set(row.differences) == {WINDOW, "not explained: logits"}
 
 
 def test_a_theta_that_is_not_read_is_named(run: Callable[..., Row], tmp_path: Path) -> None:

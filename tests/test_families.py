@@ -261,6 +261,24 @@ def test_a_window_that_is_off_in_the_prompt_and_ignored_in_decoding(folder, tmp_
     assert found == {f"model.layers.{layer}.self_attn.o_proj:in": text for layer in (0, 1)}
 
 
+@pytest.mark.parametrize(("calls", "where"), [((10,), ", in the prompt alone"), ((10, 1), "")])
+def test_a_window_that_acts_on_the_last_rows_of_the_prompt(
+    calls: tuple[int, ...], where: str, folder, tmp_path: Path
+) -> None:
+    """As candle's Gemma 2 masks its layers without a window, of which decoding forgets it again."""
+    model = tiny.load(folder("qwen2"))
+
+    def windowed(_: Any, args: Any, given: dict[str, Any]) -> Any:
+        rows, keys = given["attention_mask"].shape[-2:]
+        behind = torch.arange(keys - rows, keys)[:, None] - torch.arange(keys)[None, :]
+        hidden = (behind >= 8) & torch.tensor(rows in calls)
+        return args, given | {"attention_mask": given["attention_mask"].masked_fill(hidden, -1e30)}
+
+    model.model.layers[0].self_attn.register_forward_pre_hook(windowed, with_kwargs=True)
+    found = said(audited(tiny.run(model, tmp_path / "run.h5"), folder("qwen2")))
+    assert found == {"model.layers.0.self_attn.o_proj:in": f"a window of 8 positions instead of no window{where}"}
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_wrong_head_of_two(tied: bool, folder, tmp_path: Path) -> None:
     """A checkpoint with a head of its own, whatever `tie_word_embeddings` says of it."""

@@ -43,6 +43,9 @@ that fell to the other side of a tie moves it by some units, one that was not ro
 FLIPPED = 2.0
 """Times the most that a mistake of rounding moves any head at one position, up to which a value that fell to the other
 side of a tie may move one. More is the work of another mistake."""
+NEARLY = 4.0
+"""Times its limit up to which what another core leaves is judged again, by rounding errors that are drawn of that core:
+until then they are taken as large as those of the right one, in proportion to its values."""
 NICE_DIGITS = (1, 2, 3, 4)
 """A fitted number is rounded to the fewest digits with which it still holds."""
 
@@ -94,6 +97,10 @@ class Hypothesis:
     """The same with a number: the core at it."""
     changes: int = 1
     """Things that are changed: of hypotheses that fit alike, the one that changes fewest is the simplest."""
+
+    def core_with(self, number: Value | None) -> Core | None:
+        """The core with the change; with what was fitted, where a number is."""
+        return self.core_at(number) if self.core_at is not None and number is not None else self.core
 
 
 def exactly_of(values: Values) -> Floats:
@@ -238,7 +245,9 @@ class Case:
         for part in (rows < self.prompt, rows >= self.prompt, rows >= rows[int(self.wrong.argmax())]):
             if self.wrong.any() and part.any() and not self.wrong[~part].any() and self.wrong[part].mean() > 0.5:
                 return np.asarray(part)
-        return np.ones(len(rows), dtype=bool)
+        reading = rows < self.prompt  # a window acts on its last rows alone
+        alone = self.wrong.any() and not reading.all() and not self.wrong[~reading].any()
+        return np.asarray(reading) if alone else np.ones(len(rows), dtype=bool)
 
     def tried(self, mistake: Mistake, hypothesis: Hypothesis) -> Iterator[Fit]:
         """The hypothesis on all rows, and where only some rows are wrong, on those alone."""
@@ -252,13 +261,14 @@ class Case:
         plain = exactly_of(values)
         if mistake.main in made[1] and moves_nothing(plain, self.right.values, self.dtype):
             return
-        fit = self._fit(hypothesis, values, found)
+        core = hypothesis.core_with(made[1].get(mistake.main or ""))
+        fit = self._fit(hypothesis, values, found, core)
         if mistake.main in made[1] and hypothesis.at is not None and (fit.holds or len(self.right.rounded) > 0):
             fit = self._rounded(mistake.main, hypothesis, fit)
         yield fit
         if not fit.holds and not self.region.all():
             part = np.where(self.region[:, None], plain, self.base)
-            yield replace(self._fit(hypothesis, part, found), where=self._where())
+            yield replace(self._fit(hypothesis, part, found, core), where=self._where())
 
     def _where(self) -> Where:
         rows = self.window.rows
@@ -267,17 +277,28 @@ class Case:
         first = int(rows[int(self.region.argmax())])
         return Where(Extent.DECODING) if first == self.prompt else Where(Extent.ONWARDS, first)
 
-    def _fit(self, hypothesis: Hypothesis, values: Values, found: Mapping[str, Value]) -> Fit:
+    def _fit(self, hypothesis: Hypothesis, values: Values, found: Mapping[str, Value], core: Core | None) -> Fit:
         if isinstance(values, InOrders):
             if self._refuted(values, hypothesis.variance):
                 return Fit(found, math.inf, False, changes=hypothesis.changes)
             values = values.all()
         statistics, worst = self.judge(values, hypothesis.variance)
+        if 1.0 < worst <= NEARLY and core is not None:
+            statistics, worst = self.judge(self._drawn(values, core), hypothesis.variance)
         holds, residual = worst <= 1.0 and statistics.size <= self.needed, statistics.size
         wide = operations.unit(self.dtype) <= operations.ACCUMULATOR
         if wide and not holds and hypothesis.flips:
             holds, residual = self._mostly(exactly_of(values))
         return Fit(found, residual, holds, changes=hypothesis.changes)
+
+    def _drawn(self, values: Floats | Result, core: Core) -> Result:
+        """What another attention core gives, with the variance of rounding errors drawn of it where it acts."""
+        operation = self.recipe.operation
+        assert isinstance(operation, operations.Attention)
+        recipe = replace(self.recipe, operation=replace(operation, core=core))
+        drawn = self.run.result(recipe, self.window, self.inputs, Effort.FULL).closest(self.recorded)
+        made = values if isinstance(values, Result) else replace(self.right, values=values, rounded=())
+        return replace(made, variance=np.where(self.region[:, None], drawn.variance, made.variance))
 
     def _precise(self, values: Floats, found: Mapping[str, Value]) -> Fit:
         """A choice of precision holds where it gives the recorded bits, but for what lay next to a tie: more may be the
@@ -320,7 +341,8 @@ class Case:
             nice = float(f"{number:.{digits}g}")
             if abs(nice / number - 1.0) > 0.02 if number else True:
                 continue
-            other = self._fit(hypothesis, hypothesis.at(nice), {**fit.values, name or "": nice})
+            core = hypothesis.core_with(nice)
+            other = self._fit(hypothesis, hypothesis.at(nice), {**fit.values, name or "": nice}, core)
             if other.holds and (not fit.holds or other.residual <= max(1.0, 1.5 * fit.residual)):
                 return other
         return fit
