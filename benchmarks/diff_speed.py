@@ -1,5 +1,5 @@
-"""What a diff costs: two archives that differ by rounding, two that hold the same bits, and these without what their
-writer noted of them, against `np.copyto` of one archive's bytes.
+"""What a diff costs: two archives that differ by rounding, two that hold the same bits, and these where one was copied
+without its time, so that what its writer noted is not believed, against `np.copyto` of one archive's bytes.
 
     python benchmarks/diff_speed.py [--megabytes 2000]
 
@@ -49,7 +49,7 @@ def main() -> None:
             "np.copyto of one of them": lambda: np.copyto(target, source),
             "tracekit diff": lambda: diff(one, other),
             "tracekit diff, equal, noted": lambda: diff(one, same),
-            "tracekit diff, equal, read": lambda: diff(one, copied),
+            "tracekit diff, equal, copied": lambda: diff(one, copied),
             "h5py, reading both": lambda: (read(one), read(same)),
         }
         seconds = alternate(runs, options.rounds)

@@ -1,5 +1,5 @@
 """What an archive notes of its values: digests of blocks, and whether they are finite. It holds while nobody has
-changed the file."""
+changed the file; after that it is taken of the values again."""
 
 from __future__ import annotations
 
@@ -53,9 +53,12 @@ def test_a_range_is_divided_from_its_start(tmp_path: Path) -> None:
 def test_a_file_that_was_changed_vouches_for_nothing(tmp_path: Path) -> None:
     path = archive(tmp_path / "run.h5")
     with h5py.File(path, "r+") as file:
+        noted = file["sequences/0/blocks/digest"][:]
         file["sequences/0/sites/a"][7, 5] = np.inf
     with tracekit.open(path) as trace:
-        assert trace.sequences[0].blocks("a") is None
+        taken = trace.sequences[0].blocks("a")
+        assert taken is not None and taken.finite.tolist() == [False, True, True]
+        assert (taken.digest == noted).tolist() == [False, True, True]
         found = first_non_finite(trace)
         assert found is not None and found.position == 7
 
@@ -149,9 +152,39 @@ def test_other_positions_and_changed_files_are_read(tmp_path: Path) -> None:
     assert not alike(one, other)[0]
     touched = archive(tmp_path / "touched.h5")
     os.utime(touched)
-    assert alike(one, touched) == (False, [])
-    with tracekit.open(one) as reference, tracekit.open(touched) as candidate:
-        assert tracekit.diff(reference, candidate).verdict == "parity"
+    assert alike(one, touched) == (True, [str(touched)] * 2)  # its two ranges, once each; the other side's not at all
+    assert decided(one, touched) == decided(touched, touched) == "parity"
+
+
+def test_of_a_copy_only_the_values_count(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((ROWS, WIDTH), np.float32)
+    one, other = archive(tmp_path / "one.h5", values), archive(tmp_path / "other.h5", values * 2)
+    with h5py.File(one) as file:
+        claimed = file["sequences/0/blocks/digest"][:]
+    noting(other, digest=claimed)
+    os.utime(other)
+    assert not alike(one, other)[0] and decided(one, other) == "divergence"
+
+
+@pytest.mark.parametrize(
+    ("bits", "verdict"), [(0x7FC00001, "parity"), (0x80000000, "parity"), (0x3F800000, "divergence")]
+)
+def test_equal_values_of_other_bits_are_compared_as_values(tmp_path: Path, bits: int, verdict: str) -> None:
+    values = np.random.default_rng(0).standard_normal((ROWS, WIDTH), np.float32)
+    values[5, 9] = np.nan if np.isnan(np.uint32(bits).view(np.float32)) else 0.0
+    one = archive(tmp_path / "one.h5", values)
+    values.view(np.uint32)[5, 9] = bits
+    other = archive(tmp_path / "other.h5", values)
+    assert not alike(one, other)[0] and decided(one, other) == verdict
+    os.utime(other)
+    assert not alike(one, other)[0] and decided(one, other) == verdict
+
+
+def test_an_archive_of_before_there_were_notes_is_read(tmp_path: Path) -> None:
+    one, other = archive(tmp_path / "one.h5"), archive(tmp_path / "other.h5")
+    with h5py.File(other, "r+") as file:
+        del file["sequences/0/blocks"], file.attrs["written"]
+    assert alike(one, other) == (True, [str(other)] * 2) and decided(one, other) == "parity"
 
 
 def test_conditions_are_those_of_the_sites_before() -> None:
@@ -193,7 +226,8 @@ def test_a_writer_of_wrong_digests_hides_no_difference(tmp_path: Path, both: boo
     if both:
         noting(one, digest=claimed)
     with tracekit.open(other) as trace:
-        assert trace.sequences[0].blocks("a") is None
+        taken = trace.sequences[0].blocks("a")
+        assert taken is not None and (taken.digest != claimed).all()
     assert decided(one, other) == "divergence"
 
 

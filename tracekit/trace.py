@@ -146,8 +146,8 @@ class SiteData:
 
 @dataclass(frozen=True)
 class Blocks:
-    """What was noted of a site's values as they were stored, a block of rows at a time. Each of its ranges is divided
-    from its start into blocks of `rows`; arrays are 1-D, a block each, one range's after the other's."""
+    """What is known of a site's stored values, a block of rows at a time. Each of its ranges is divided from its start
+    into blocks of `rows`; arrays are 1-D, a block each, one range's after the other's."""
 
     ranges: tuple[tuple[int, int], ...]
     rows: int
@@ -256,8 +256,8 @@ class Sequence(Protocol):
         """
 
     def blocks(self, site: str) -> Blocks | None:
-        """What was noted of a stored site's values, which then need not be read; None where nothing was, or the values
-        may have changed since."""
+        """Digests of a stored site's values by blocks: noted when they were stored, or taken now where they may have
+        changed since. None where neither is cheap."""
 
     def logits(self, first: int, stop: int) -> Array | None:
         """Raw logits of steps [first, stop), [steps, V], or None where none were recorded (bits as in `read`)."""

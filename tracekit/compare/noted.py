@@ -1,4 +1,4 @@
-"""Which values are equal by what their writer noted of them, without reading them."""
+"""Which values are equal by the digests of their blocks: where their writer noted these, without reading them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tracekit.align.sites import SequencePair, SitePair
 def noted_alike(pair: SequencePair, site: SitePair, first: int, stop: int) -> bool:
     """Whether both sides hold the same bits of a site at positions [first, stop): the digests of their blocks are
     equal, and so are the values where one block, which reaches beyond `stop` on one side, has to be read. False where
-    nothing is noted, or another division into blocks."""
+    a side has no digests, or another division into blocks."""
     one, other = pair.reference, pair.candidate
     stored = one.sites[site.name], other.sites[site.candidate]
     if (stored[0].dtype, stored[0].width) != (stored[1].dtype, stored[1].width):

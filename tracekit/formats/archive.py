@@ -1,7 +1,7 @@
 """The archive (`*.h5`): a closed trace as plain HDF5, as docs/format.md specifies it.
 
-Written under a temporary name and renamed, so a file under its final name is always whole. Values are moved in large
-blocks with one HDF5 call each: a call costs 160-250 us, whatever it moves.
+Written under a temporary name and renamed, so a file under its final name is always whole. HDF5 makes the datasets and
+says where their values lie; they are then written there in large blocks, past HDF5, whose calls cost 160-250 us each.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tracekit.trace import (
 
 FORMAT = 1
 BLOCK_BYTES = 8 << 20
-"""Bytes moved by one HDF5 call."""
+"""Bytes of a site that are gathered and written at a time."""
 UNFINISHED = ".partial"
 """Ends the name of an archive that is being written."""
 NOTED_BYTES = 512 << 10
@@ -86,7 +86,7 @@ def write_archive(trace: Trace, path: str | os.PathLike[str]) -> None:
         now = time.time_ns() // 1000 * 1000  # file systems keep microseconds, if not more
         with UnfailingFile(scratch) as held, _new_file(held) as file:
             file.attrs["written"] = now
-            _write_trace(file, trace)
+            _write_trace(file, held, trace)
         os.utime(scratch, ns=(now, now))
         _flush_to_disk(scratch)
         Path(scratch).chmod(0o644)
@@ -137,31 +137,36 @@ def _flush_to_disk(path: str) -> None:
         os.close(handle)
 
 
-def _write_trace(file: h5py.File, trace: Trace) -> None:
+def _write_trace(file: h5py.File, held: UnfailingFile, trace: Trace) -> None:
     file.attrs["tracekit_format"] = FORMAT
-    _write_attribute(file, "implementation", trace.implementation)
-    _write_attribute(file, "status", trace.status)
+    _write_attribute(file.id, "implementation", trace.implementation)
+    _write_attribute(file.id, "status", trace.status)
     if trace.status_detail:
-        _write_attribute(file, "status_detail", trace.status_detail)
+        _write_attribute(file.id, "status_detail", trace.status_detail)
     _write_json(file, "config", trace.config)
     _write_json(file, "site_table", [site_to_row(site) for site in trace.sites.values()])
     if trace.weights:
         _write_weights(file.create_group("weights"), list(trace.weights.values()))
     sequences = file.create_group("sequences")
     for sequence in trace.sequences:
-        _write_sequence(sequences.create_group(str(sequence.index)), sequence, trace)
+        _write_sequence(sequences.create_group(str(sequence.index)), held, sequence, trace)
 
 
-def _write_attribute(item: h5py.HLObject, name: str, text: str) -> None:
+def _write_attribute(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str, text: str) -> None:
     """Of fixed length: strings of any length lie in a heap, in which HDF5 runs in circles where it is damaged."""
     encoded = text.encode(errors="replace")[:ATTRIBUTE_BYTES]
     length = max(len(encoded), 1)
-    _attach(item.id, name, np.array(encoded, dtype=f"S{length}"), _text_type(length))
+    _attach(item, name, np.array(encoded, dtype=f"S{length}"), _text_type(length))
 
 
-def _attach(item: h5py.h5g.GroupID, name: str, value: Array, kind: h5py.h5t.TypeID) -> None:
+def _attach(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str, value: Array, kind: h5py.h5t.TypeID) -> None:
     """Write an attribute of one value, as `attrs.create` of h5py would in 250 us: a trace has a thousand."""
-    h5py.h5a.create(item, name.encode(), kind, h5py.h5s.create(h5py.h5s.SCALAR)).write(value, mtype=kind)
+    h5py.h5a.create(item, name.encode(), kind, _one_value()).write(value, mtype=kind)
+
+
+@cache
+def _one_value() -> h5py.h5s.SpaceID:
+    return h5py.h5s.create(h5py.h5s.SCALAR)
 
 
 @cache
@@ -187,14 +192,14 @@ def _write_weights(group: h5py.Group, weights: list[Weight]) -> None:
     group["digest"] = written_digests(weight.digest for weight in weights)
 
 
-def _write_sequence(group: h5py.Group, sequence: Sequence, trace: Trace) -> None:
+def _write_sequence(group: h5py.Group, held: UnfailingFile, sequence: Sequence, trace: Trace) -> None:
     group.attrs["sequence"] = sequence.index
     group.attrs["steps"] = sequence.step_count
     group.attrs["positions"] = sequence.positions
     if sequence.end_reason is not None:
-        _write_attribute(group, "end_reason", sequence.end_reason)
+        _write_attribute(group.id, "end_reason", sequence.end_reason)
     if sequence.end_detail is not None:
-        _write_attribute(group, "end_detail", sequence.end_detail)
+        _write_attribute(group.id, "end_detail", sequence.end_detail)
     info = {
         "prompt_text": sequence.prompt_text,
         "texts": sequence.texts,
@@ -208,14 +213,14 @@ def _write_sequence(group: h5py.Group, sequence: Sequence, trace: Trace) -> None
     if sequence.rng_state is not None:
         group["rng_state"] = np.frombuffer(sequence.rng_state, dtype=np.uint8)
     if sequence.step_count:
-        _write_steps(group, sequence)
+        _write_steps(group, held, sequence)
     stored = sequence.sites
     _write_json(group, "site_index", [_index_entry(data) for data in stored.values()])
     sites = group.create_group("sites")
     blocks: list[tuple[int, bool]] = []
     offsets = []
     for name, data in stored.items():
-        offset, noted = _write_site(sites, sequence, data, trace.sites.get(name))
+        offset, noted = _write_site(sites, held, sequence, data, trace.sites.get(name))
         offsets.append(offset)
         blocks += noted
     notes = group.create_group("blocks")
@@ -229,14 +234,14 @@ def _index_entry(data: SiteData) -> list[Any]:
     return entry if data.axis is None else [*entry, data.axis]
 
 
-def _write_steps(group: h5py.Group, sequence: Sequence) -> None:
+def _write_steps(group: h5py.Group, held: UnfailingFile, sequence: Sequence) -> None:
     steps = [sequence.step(index) for index in range(sequence.step_count)]
     out = group.create_group("steps")
     out["token"] = sequence.tokens
     out["position"] = np.array([step.position for step in steps], dtype=np.int64)
     if any(step.text is not None for step in steps):
         _write_strings(out, "text", [step.text or "" for step in steps])
-    _write_logits(out, steps, sequence.logits_dtype)
+    _write_logits(out, held, steps, sequence.logits_dtype)
     for name in ("topk_id", "topk_logprob"):
         rows = [getattr(step, name) for step in steps]
         if all(row is not None and row.shape == rows[0].shape for row in rows):
@@ -246,15 +251,15 @@ def _write_steps(group: h5py.Group, sequence: Sequence) -> None:
     _write_events(group, [event for step in steps for event in step.events])
 
 
-def _write_logits(group: h5py.Group, steps: list[Step], dtype: str | None) -> None:
+def _write_logits(group: h5py.Group, held: UnfailingFile, steps: list[Step], dtype: str | None) -> None:
     width = next((step.logits.shape[0] for step in steps if step.logits is not None), None)
     if dtype is None or width is None:
         return
-    dataset = _create(group, "logits", (len(steps), width), dtype)
-    rows_a_block = max(1, BLOCK_BYTES // max(1, width * STORAGE[dtype].itemsize))
-    for first in range(0, len(steps), rows_a_block):
-        block = [_logits_row(step, width, dtype) for step in steps[first : first + rows_a_block]]
-        _write_rows(dataset, dtype, first, np.stack(block))
+    offset = _place(_create(group, "logits", (len(steps), width), dtype))
+    for step in steps:
+        row = _logits_row(step, width, dtype)
+        held.write_at(offset, row)
+        offset += row.nbytes
 
 
 def _logits_row(step: Step, width: int, dtype: str) -> Array:
@@ -303,7 +308,7 @@ def _write_events(group: h5py.Group, events: list[Event]) -> None:
 
 
 def _write_site(
-    group: h5py.Group, sequence: Sequence, data: SiteData, site: Site | None
+    group: h5py.Group, held: UnfailingFile, sequence: Sequence, data: SiteData, site: Site | None
 ) -> tuple[int, list[tuple[int, bool]]]:
     """Where the values of a site begin in the file, 0 where it has none; and what is noted of each block."""
     dataset = _create(group, escape(data.name), (data.rows, data.width), data.dtype)
@@ -316,15 +321,15 @@ def _write_site(
         if isinstance(value, str):
             _write_attribute(dataset, name, value)
         else:
-            _attach(dataset.id, name, np.array(value, dtype=np.int64), h5py.h5t.STD_I64LE)
+            _attach(dataset, name, np.array(value, dtype=np.int64), h5py.h5t.STD_I64LE)
     noted = []
-    row = 0
-    for begin, end in _written_at_once(data):
-        rows = sequence.read(data.name, begin, end)
-        _write_rows(dataset, data.dtype, row, rows)
-        noted += [_note(rows[at : at + noted_rows(data)], data.dtype) for at in range(0, len(rows), noted_rows(data))]
-        row += len(rows)
-    return dataset.id.get_offset() or 0, noted
+    at = offset = _place(dataset)
+    for begin, end in in_whole_blocks(data):
+        rows = np.ascontiguousarray(sequence.read(data.name, begin, end))
+        held.write_at(at, rows)
+        noted += notes_of(data, rows)
+        at += rows.nbytes
+    return offset, noted
 
 
 def noted_rows(data: SiteData) -> int:
@@ -338,8 +343,8 @@ def noted_count(data: SiteData) -> int:
     return sum(-((first - stop) // step) for first, stop in data.ranges)
 
 
-def _written_at_once(data: SiteData) -> Iterator[tuple[int, int]]:
-    """Positions [first, stop) of the rows that one HDF5 call moves: whole blocks."""
+def in_whole_blocks(data: SiteData) -> Iterator[tuple[int, int]]:
+    """Positions [first, stop) of the rows that are moved at a time: whole blocks."""
     step = noted_rows(data)
     step *= max(1, BLOCK_BYTES // max(1, step * data.width * STORAGE[data.dtype].itemsize))
     return ((at, min(stop, at + step)) for first, stop in data.ranges for at in range(first, stop, step))
@@ -350,27 +355,31 @@ def digest_of(rows: Array) -> int:
     return xxhash.xxh3_64_intdigest(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
 
 
-def _note(rows: Array, dtype: str) -> tuple[int, bool]:
-    """Digest of the bytes of a block, and whether its values are all finite."""
-    return digest_of(rows), all_finite(rows, dtype)
+def notes_of(data: SiteData, rows: Array) -> list[tuple[int, bool]]:
+    """Of rows of a site from the start of a block on: digest of the bytes of each block, and whether its values are all
+    finite."""
+    step = noted_rows(data)
+    blocks = (rows[first : first + step] for first in range(0, len(rows), step))
+    return [(digest_of(block), all_finite(block, data.dtype)) for block in blocks]
 
 
-def _create(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
+def _create(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str) -> h5py.h5d.DatasetID:
+    """A dataset of this file type, little-endian, whose values HDF5 neither writes nor converts: NaN payloads live."""
+    space = h5py.h5s.create_simple(shape)
+    return h5py.h5d.create(group.id, name.encode(), _file_type(dtype), space, _unwritten())
+
+
+@cache
+def _unwritten() -> h5py.h5p.PropDCID:
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    space = h5py.h5s.create_simple(shape)
-    return h5py.Dataset(h5py.h5d.create(group.id, name.encode(), _file_type(dtype), space, plist))
+    return plist
 
 
-def _write_rows(dataset: h5py.Dataset, dtype: str, first: int, rows: Array) -> None:
-    if rows.size == 0:
-        return
-    file_space = dataset.id.get_space()
-    file_space.select_hyperslab((first, 0), rows.shape)
-    # Memory type equal to file type: HDF5 converts nothing and NaN payloads live.
-    memory_space = h5py.h5s.create_simple(rows.shape)
-    dataset.id.write(memory_space, file_space, np.ascontiguousarray(rows), mtype=_file_type(dtype))
+def _place(dataset: h5py.h5d.DatasetID) -> int:
+    """The byte of the file at which the values of a dataset go; 0 where it has none."""
+    return dataset.get_offset() or 0
 
 
 def escape(name: str) -> str:

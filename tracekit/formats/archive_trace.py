@@ -21,8 +21,10 @@ from tracekit.formats.archive import (
     bfloat16_type,
     digest_of,
     escape,
+    in_whole_blocks,
     noted_count,
     noted_rows,
+    notes_of,
     unescape,
 )
 from tracekit.formats.file_values import (
@@ -95,6 +97,7 @@ class ArchiveSequence(BrowsableSequence):
         self._reader = reader
         self._group = group
         self._mapped: dict[str, Array] = {}
+        self._taken: dict[str, Blocks] = {}
         self.index = reader.number(group, "sequence")
         self.step_count = reader.number(group, "steps")
         self.positions = reader.number(group, "positions")
@@ -374,9 +377,19 @@ class ArchiveSequence(BrowsableSequence):
         return pieces[0] if len(pieces) == 1 else np.concatenate([values[:0], *pieces])
 
     def blocks(self, site: str) -> Blocks | None:
-        """As `tracekit.trace.Sequence`."""
+        """As `tracekit.trace.Sequence`. Where what the file notes is not believed, it is taken of the values: they are
+        read once, and not again by everyone who asks whether they are equal or finite."""
         data = self.sites.get(site)
-        return None if self._noted is None or data is None else self._noted.of(data)
+        if data is None:
+            return None
+        if self._noted is not None:
+            return self._noted.of(data)
+        if site not in self._taken:
+            read = (self.read(site, first, stop) for first, stop in in_whole_blocks(data))
+            notes = [note for rows in read for note in notes_of(data, rows)]
+            digest, finite = (np.array([note[at] for note in notes], dtype=kind) for at, kind in ((0, "u8"), (1, "?")))
+            self._taken[site] = Blocks(data.ranges, noted_rows(data), digest, finite)
+        return self._taken[site]
 
     @cached_property
     @_reads

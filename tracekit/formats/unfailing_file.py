@@ -11,6 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
+from tracekit.trace import Array
+
 
 class UnfailingFile:
     """A new file for `h5py.File(file, "w")`. Leaving the block raises the OSError of the first write that failed."""
@@ -37,6 +41,16 @@ class UnfailingFile:
         except OSError as error:
             self.error = error
         return length
+
+    def write_at(self, offset: int, values: Array) -> None:
+        """Write a contiguous array at a byte of the file, unless a write has failed."""
+        rest = values.reshape(-1).view(np.uint8).data
+        try:
+            while rest and self.error is None:
+                written = os.pwrite(self._file.fileno(), rest, offset)
+                rest, offset = rest[written:], offset + written
+        except OSError as error:
+            self.error = error
 
     def truncate(self, size: int) -> int:
         """Set the length, unless a write has failed."""
