@@ -96,15 +96,20 @@ def chosen(logits: torch.Tensor) -> torch.Tensor:
     return ids.gather(1, torch.multinomial(values.softmax(-1), 1))
 
 
-def generate(model: Port, rows: int = 1, steps: int = 5) -> list[list[int]]:
+def generate(model: Port, rows: int = 1, steps: int = 5, *, bound: bool = False) -> list[list[int]]:
     torch.manual_seed(4)
     cache, out = Cache(), []
-    logits = model.forward(torch.tensor([PROMPT]), cache=cache)[:, -1].expand(rows, -1)
+    taken = model.forward
+
+    def forward(ids: torch.Tensor, cache: Cache) -> torch.Tensor:
+        return (taken if bound else model.forward)(ids, cache=cache)
+
+    logits = forward(torch.tensor([PROMPT]), cache=cache)[:, -1].expand(rows, -1)
     cache = cache.copied(rows)
     for _ in range(steps):
         token = chosen(logits)
         out.append(token)
-        logits = model.forward(token, cache=cache)[:, -1]
+        logits = forward(token, cache=cache)[:, -1]
     return torch.cat(out, 1).tolist()
 
 
@@ -123,11 +128,12 @@ def audit(path: Path) -> tracekit.Audit:
     )
 
 
-def test_a_model_whose_forward_is_called_is_recorded_from_its_first_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_model_whose_forward_is_called_is_recorded_from_its_first_call(tmp_path: Path, *, bound: bool) -> None:
     model, forward = Port().eval(), Port.forward
     plain = generate(model)
     made: list[list[list[int]]] = []
-    trace = watched(tmp_path / "a.h5", lambda: made.append(generate(model)))
+    trace = watched(tmp_path / "a.h5", lambda: made.append(generate(model, bound=bound)))
     assert made == [plain] and Port.forward is forward and sys.gettrace() is None
     (sequence,) = trace.sequences
     assert sequence.prompt_ids.tolist() == PROMPT and sequence.tokens.tolist() == plain[0]
@@ -230,4 +236,4 @@ def test_a_program_under_a_debugger_loses_one_call_and_says_so(tmp_path: Path) -
 
     trace = watched(tmp_path / "a.h5", run)
     (said,) = trace.config["lost"]
-    assert said.startswith("the first call of Port.forward") and len(trace.sequences) == 1
+    assert said.startswith("one call or more of Port.forward") and len(trace.sequences) == 1

@@ -79,6 +79,27 @@ def test_positions_a_mask_and_a_number_that_the_calls_were_given_are_given_again
     assert found.exit_code == 0 and not found.culprits and "logits" not in found.unknown
 
 
+class Loose(Port):
+    """The same, which takes its places in `*rest` and the mask in `**named`."""
+
+    def forward(self, ids, *rest, **named):
+        return super().forward(ids, *rest, **named)
+
+
+@pytest.mark.parametrize(("gain", "named"), [(1.0, set()), (1.01, {"wo:in"})])
+def test_what_an_open_list_of_arguments_took_is_given_again(tmp_path, gain, named):
+    model = Loose(gain).eval()
+    with tracekit_torch.record(model, tmp_path / "a.h5"), torch.no_grad():
+        ids = torch.tensor([PROMPT])
+        for _ in range(4):
+            time = ids.shape[1]
+            logits = model(ids, torch.arange(time), bias(time), scale=0.7)[:, -1]
+            ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], 1)
+    by = tracekit_torch.by_reference(partial(prepared, Loose().eval()), "the port")
+    found = tracekit.audit(tmp_path / "a.h5", by=by)
+    assert {culprit.site for culprit in found.culprits} == named and "logits" not in found.unknown, found.text
+
+
 def test_a_fault_beside_such_arguments_is_named(tmp_path):
     assert audited(tmp_path / "a.h5", mask=bias, gain=1.01).culprits[0].site == "wo:in"
 

@@ -278,6 +278,46 @@ def test_a_loop_over_an_encoder_decoder(tmp_path):
     assert trace.sequences[1].sites["encoder.block.1.layer.1.DenseReluDense.wo"].ranges == ((0, 5),)
 
 
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+@pytest.mark.parametrize("gain", [1.0, 1.25])
+def test_a_loop_over_what_the_encoder_gave_before_is_judged(tmp_path, family, gain):
+    model = made(family)
+    model.save_pretrained(tmp_path / "model")
+    given = inputs_of(family, 2)
+    mask = {name: value for name, value in given.items() if name == "attention_mask"}
+    if gain != 1.0:
+        t5, others = "encoder.block.0.layer.0.SelfAttention.v", "model.encoder.layers.0.self_attn.v_proj"
+        site = t5 if family == "T5" else others
+        model.get_submodule(site).weight.data.mul_(gain)
+
+    def run():
+        ids = torch.full((2, 1), 3)
+        with torch.no_grad():
+            hidden = model.get_encoder()(**given)
+            for _ in range(STEPS):
+                logits = model(encoder_outputs=hidden, **mask, decoder_input_ids=ids, use_cache=False).logits[:, -1]
+                ids = torch.cat([ids, logits.argmax(-1)[:, None]], dim=1)
+        return ids
+
+    tokens, trace = recorded(tmp_path / "run.h5", model, run)
+    check_whole(trace, tokens, [1, 1], ("relative_attention_bias",))
+    found = tracekit.audit(trace, by=tracekit_torch.by_reference(str(tmp_path / "model")))
+    assert [culprit.site for culprit in found.culprits] == ([] if gain == 1.0 else [site]), found.text
+
+
+def test_a_loop_over_an_output_of_the_encoder_that_was_changed_is_said(tmp_path):
+    model = made("Bart")
+
+    def run():
+        with torch.no_grad():
+            hidden = model.get_encoder()(**inputs_of("Bart", 1))
+            hidden.last_hidden_state = hidden.last_hidden_state * 2.0
+            return model(encoder_outputs=hidden, decoder_input_ids=torch.full((1, 1), 3)).logits
+
+    _, trace = recorded(tmp_path / "run.h5", model, run)
+    assert [said.startswith("a run of the encoder") for said in trace.config["lost"]] == [True]
+
+
 def test_a_loop_over_a_recurrent_model(tmp_path):
     model = made("Mamba")
 

@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import tracekit_torch  # noqa: E402
+from tracekit_torch.reference_program.loading import prepared  # noqa: E402
 
 from tests import tiny_families  # noqa: E402
 
@@ -207,6 +208,52 @@ def test_a_sum_that_cancels_is_off_by_what_its_terms_round(name: str) -> None:
     # Added up in turn: a walk of 64 roundings, the k-th of sqrt(k) terms.
     walk = (64.0 if name == "sum" else 1.0) / 6.0**0.5
     assert 0.7 * walk < off < 1.4 * walk
+
+
+@pytest.mark.parametrize(("unit", "least"), [(2.0**-11, 2.0**-25), (2.0**-8, 0.0)], ids=["float16", "bfloat16"])
+def test_what_is_small_in_float16_is_off_by_a_step_and_not_by_a_share(unit: float, least: float) -> None:
+    """float16 has no numbers between 0 and 6e-8; in bfloat16 there are as many near 0 as elsewhere."""
+    from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
+
+    sizes = torch.tensor([0.0, 1e-9, 1e-6, 1.0], dtype=torch.float64)
+    given = sizes.expand(64, 4).clone()
+    with DrawnRounding(unit, 2.0**-24, 0) as drawn:
+        errors = drawn.off(given * 1.0)
+    assert errors is not None
+    largest = errors.abs().amax((0, 1)).double()
+    bound = torch.maximum(sizes * unit, sizes.clamp_max(least))
+    assert bool((largest <= bound).all()) and bool((largest >= 0.9 * bound).all())
+    recorded = drawn_result(sizes[None].numpy(), np.zeros((1, 1, 4), np.float32), unit)
+    assert np.allclose(np.sqrt(3.0 * recorded.variance), bound.numpy(), rtol=1e-6, atol=1e-140)
+
+
+@pytest.mark.parametrize("gain", [1.0, 1.25])
+def test_squares_of_small_numbers_in_float16_are_rounding_and_a_gain_is_not(tmp_path: Path, gain: float) -> None:
+    class Squares(torch.nn.Module):
+        """A gate of squares, as RWKV has it."""
+
+        def __init__(self, gain: float = 1.0) -> None:
+            super().__init__()
+            torch.manual_seed(3)
+            self.table, self.up = torch.nn.Embedding(61, 32), torch.nn.Linear(32, 64, bias=False)
+            self.down, self.head = torch.nn.Linear(64, 32, bias=False), torch.nn.Linear(32, 61, bias=False)
+            self.up.weight.data.mul_(5e-3)
+            self.down.weight.data.mul_(1e3)
+            self.gain = gain
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            x = self.table(ids)
+            return self.head(x + self.gain * self.down(torch.relu(self.up(x)).square()))
+
+    def reference(dtype: str) -> torch.nn.Module:
+        return prepared(Squares().eval(), dtype)
+
+    model = Squares(gain).eval().half()
+    ids = torch.tensor([[3, 4, 5, 6, 7, 9, 11, 20, 33, 41]])
+    with torch.no_grad(), tracekit_torch.record(model, tmp_path / "a.h5"):
+        model(ids)
+    found = tracekit.audit(tmp_path / "a.h5", by=tracekit_torch.by_reference(reference, "the port"))
+    assert [culprit.site for culprit in found.culprits] == ([] if gain == 1.0 else ["head:in"]), found.text
 
 
 @pytest.mark.parametrize(("scale", "shared"), [(32**0.5, True), (5.5, False)])

@@ -169,12 +169,60 @@ UNTUNED: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Families that the mutants alone are drawn of: no limit, edit or recipe was made with one of them at hand."""
 
+_STATE = {"state_size": 8}
+RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
+    "mamba": ("MambaConfig", _STATE),
+    "falconmamba": ("FalconMambaConfig", _STATE),
+    "mamba2": ("Mamba2Config", _STATE | {"num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 8}),
+    "rwkv": ("RwkvConfig", {"attention_hidden_size": 32}),
+    "recurrentgemma": (
+        "RecurrentGemmaConfig",
+        {"lru_width": 32, "attention_window_size": 16, "block_types": ["recurrent", "attention"]},
+    ),
+    "lfm2": ("Lfm2Config", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
+    "jamba": (
+        "JambaConfig",
+        {"num_experts": 2, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1}
+        | {"mamba_d_state": 8, "mamba_dt_rank": 4},
+    ),
+    "bamba": (
+        "BambaConfig",
+        {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8}
+        | {"attn_layer_indices": [1]},
+    ),
+}
+"""Families that keep a state, which has no positions, or a state beside keys."""
+
+_CODERS = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+_CODERS |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "decoder_start_token_id": 3}
+ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5": (
+        "T5Config",
+        {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4} | {"decoder_start_token_id": 3},
+    ),
+    "bart": ("BartConfig", _CODERS),
+    "whisper": (
+        "WhisperConfig",
+        _CODERS
+        | {"num_mel_bins": 16, "max_source_positions": 20, "max_target_positions": 64}
+        | {"suppress_tokens": None, "begin_suppress_tokens": None},
+    ),
+}
+"""Families that read an input with an encoder; Whisper's are features `[batch, 16, 40]`."""
+
+
+def _loader(name: str) -> str:
+    speech, seq2seq = "AutoModelForSpeechSeq2Seq", "AutoModelForSeq2SeqLM"
+    return {"whisper": speech}.get(name, seq2seq if name in ENCODER_DECODERS else "AutoModelForCausalLM")
+
 
 def make(name: str, folder: Path, **settings: Any) -> Path:
     """A checkpoint of a family, scaled so that attention and norms matter."""
     torch.manual_seed(11)
-    kind, more = (FAMILIES | UNTUNED)[name]
-    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**SIZES | more | settings))
+    kind, more = (FAMILIES | UNTUNED | RECURRENT | ENCODER_DECODERS)[name]
+    own = name in ENCODER_DECODERS  # which have names of their own for the sizes of layers
+    sizes = {key: size for key, size in SIZES.items() if not own or key.endswith("_id") or key == "vocab_size"}
+    model = getattr(transformers, _loader(name)).from_config(getattr(transformers, kind)(**sizes | more | settings))
     with torch.no_grad():
         for key, value in model.float().named_parameters():
             if value.dim() >= 2:
@@ -188,10 +236,13 @@ def make(name: str, folder: Path, **settings: Any) -> Path:
     return folder
 
 
-def load(folder: Path, attention: str | None = "eager", dtype: str = "float32") -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation=attention, dtype=getattr(torch, dtype)
-    ).eval()
+def load(folder: Path, attention: str | None = "eager", dtype: str = "float32", name: str = "") -> Any:
+    """The model of a folder; `name` is its family, where that is no decoder."""
+    return (
+        getattr(transformers, _loader(name))
+        .from_pretrained(folder, attn_implementation=attention, dtype=getattr(torch, dtype))
+        .eval()
+    )
 
 
 def run(model: Any, out: Path, **options: Any) -> Trace:

@@ -70,6 +70,9 @@ SIXTEEN_BITS = ("bfloat16", "float16")
 SMALLEST: dict[str, float] = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}
 """Smallest number above zero of each format: below the normal range, rounding is no longer relative."""
 
+SMALLEST_BY_UNIT = {UNIT_ROUNDOFF[dtype]: smallest for dtype, smallest in SMALLEST.items()}
+"""The same by the format's unit roundoff."""
+
 
 _NOT_FINITE: dict[str, int] = {
     "float64": 0x7FF0_0000_0000_0000,

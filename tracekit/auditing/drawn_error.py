@@ -21,6 +21,7 @@ from tracekit.auditing.own_error import Own, Tally, shared_by, spread_width
 from tracekit.auditing.recipe import Recipe
 from tracekit.auditing.recompute import Window
 from tracekit.auditing.rounding import PRIOR, shrunk
+from tracekit.dtypes import SMALLEST_BY_UNIT
 
 SMALLEST = 1e-300
 
@@ -53,7 +54,10 @@ def drawn_result(values: Floats, draws: NDArray[np.float32], unit: float) -> Res
     rows, columns = squares.mean(axis=1), squares.mean(axis=0)
     shape = rows[:, None] * (columns / max(float(rows.mean()), SMALLEST))[None, :]
     variance = shrunk(shape, squares, len(draws))
-    stored = np.square(values * unit) / 3.0
+    size = np.abs(values)
+    # Steps between the smallest numbers of a format are all as large.
+    least = SMALLEST_BY_UNIT.get(unit, 0.0) / 2.0
+    stored = np.square(np.maximum(size * unit, np.minimum(size, least))) / 3.0
     variance = np.maximum(variance, stored) + SMALLEST
     return Result(values, variance, draws=tuple(draws), drawn_rows=np.arange(len(values)))
 

@@ -2,7 +2,8 @@
 
 That one did is seen when its first module is called. The call that runs then is taken up where it is: what it was given
 stands in its frame, and its end is told by the interpreter. From then on the class's `forward` runs the recorder's
-hooks, where a call did not come with them.
+hooks, where a call did not come with them. A program that took `model.forward` before that has the one without them:
+each of its calls is taken up as the first is.
 """
 
 from __future__ import annotations
@@ -65,13 +66,16 @@ class CalledDirectly:
 
     def outside(self, part: nn.Module, model: nn.Module | None) -> None:
         """`part` of the model is called outside of the model's recorded calls."""
-        if self._looks >= MOST_LOOKS or self._put_back is not None or model is None:
+        if self._looks >= MOST_LOOKS or model is None:
             return
         self._looks += 1
         found = forward_frame(part)
-        if found is not None and found[1] is model:
+        if found is None or found[1] is not model or _has_hooks(found[0]):
+            return
+        self._looks = 0
+        if self._put_back is None:
             self._watch(model)
-            self._take_up(model, found[0])
+        self._take_up(model, found[0])
 
     def _watch(self, model: nn.Module) -> None:
         owner: Any = model if "forward" in vars(model) else type(model)
@@ -110,9 +114,7 @@ class CalledDirectly:
     def _take_up(self, model: nn.Module, frame: FrameType) -> None:
         given = _given(frame, model)
         if given is None or sys.gettrace() is not None:
-            self._lost(
-                f"the first call of {self._name}.forward, which was seen too late; call the model, not its forward"
-            )
+            self._lost(f"one call or more of {self._name}.forward, seen too late; call the model, not its forward")
             return
         self._before(model, frame, (), given)
         failed = False
@@ -153,6 +155,11 @@ class CalledDirectly:
                         hook(model, args, None)
 
 
+def _has_hooks(frame: FrameType) -> bool:
+    """Whether the `forward` that runs in `frame` was called with the recorder's hooks."""
+    return frame.f_back is not None and frame.f_back.f_code.co_filename == __file__
+
+
 def _given(frame: FrameType, model: nn.Module) -> Json | None:
     """What the `forward` that runs in `frame` was given, by name; None where it has changed it since."""
     code = frame.f_code
@@ -171,5 +178,5 @@ def _given(frame: FrameType, model: nn.Module) -> Json | None:
         if each.name in changed or each.name not in values:
             return None
         held = values[each.name]
-        given |= held if isinstance(held, dict) else {each.name: held}
+        given |= held if isinstance(held, dict) else {f"{each.name}[{at}]": one for at, one in enumerate(held)}
     return given

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
 import sys
 import threading
@@ -37,6 +38,7 @@ from tracekit_torch.called_directly import CalledDirectly
 from tracekit_torch.draws import Drawn, Draws
 from tracekit_torch.follow import Follow
 from tracekit_torch.memory import WORDS
+from tracekit_torch.named_arguments import named
 from tracekit_torch.nested import first_tensor
 from tracekit_torch.options import Options
 from tracekit_torch.outermost import Outermost, Standing
@@ -96,7 +98,7 @@ class Recorder:
         """Threads whose calls are left out now, and what those calls are."""
         self._around: Call | None = None
         """The recorded call, while the model runs inside it once more."""
-        self._parameters: list[str] = []
+        self._parameters: list[inspect.Parameter] = []
         self._weights: Watched | None = None
         self._reweighted = False
         """The program has changed the weights since the recording began."""
@@ -163,7 +165,7 @@ class Recorder:
             precision.run_in(model, self.options.dtype, about.lifted)
         self.adapter = adapter
         self.texts.source = getattr(getattr(about.lifted or model, "config", None), "_name_or_path", None)
-        self._parameters = list(inspect.signature(model.forward).parameters)
+        self._parameters = list(inspect.signature(model.forward).parameters.values())
         table = weight_table(model)
         self._weights = Watched(model, table)
         writer = self._open()
@@ -349,14 +351,14 @@ class Recorder:
                 if not self._begins():
                     return
                 self._look_at_weights(sampled=False)
-                named = dict(zip(self._parameters, args, strict=False)) | kwargs
-                value = first_tensor(named)
+                given = named(self._parameters, args, kwargs)
+                value = first_tensor(given)
                 if value is not None and value.is_meta:
                     self.lost("calls of the model on the meta device, which have no values; load it on another device")
                 elif value is not None and torch._C._functorch.is_functorch_wrapped_tensor(value):
                     self.lost("calls under vmap or grad of torch.func, whose tensors have no values; call it without")
                 else:
-                    self.adapter.begin(named)
+                    self.adapter.begin(given)
             except Exception as error:
                 self.fail(error)
 

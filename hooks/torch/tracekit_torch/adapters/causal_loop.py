@@ -39,7 +39,7 @@ from tracekit_torch.adapters.causal_calls import (
     spans,
     write_call,
 )
-from tracekit_torch.adapters.encoder_runs import encoded, encoder_axis, encoder_inputs
+from tracekit_torch.adapters.encoder_runs import EncoderRun, encoded, encoder_axis, encoder_inputs
 from tracekit_torch.adapters.processors import Stage
 from tracekit_torch.draws import Drawn
 from tracekit_torch.recorder import Recorder, as_tensor, generator_state, survivors
@@ -96,6 +96,8 @@ class Begun:
     """Of an encoder-decoder, for each row, which rows of the encoder's input are no padding."""
     encoder: list[dict[str, torch.Tensor]] | None = None
     """What the encoder was given, for each row."""
+    encoding: EncoderRun | None = None
+    """Its run, where the program called it by itself."""
     mask: torch.Tensor | None = None
     """The mask that the last call before the first step was given, [batch, positions]."""
     seen: list[tuple[int, torch.Tensor]] = field(default_factory=list)
@@ -173,6 +175,8 @@ class CausalLoop:
         self._aside: list[tuple[Begun, Waiting]] = []
         """Loops that another one came in between of: each goes on when its cache is given again."""
         self._encodes = bool(getattr(config, "is_encoder_decoder", False))
+        self.ran: Callable[[torch.Tensor | None], EncoderRun | None] = lambda hidden: None
+        """The run of the encoder by itself that gave this."""
 
     @property
     def waits_for_token(self) -> bool:
@@ -471,6 +475,10 @@ class CausalLoop:
             mask = arguments.get("attention_mask")
             ends = spans(mask, axis.batch, axis.time) if axis.time else [(0, 0)] * axis.batch
             begun.encoder = [encoder_inputs(arguments, axis, index, *ends[index]) for index in range(axis.batch)]
+        elif self._encodes and (run := self.ran(encoded(arguments))) is not None:
+            each = max(1, batch // run.axis.batch)
+            begun.encoding, begun.spans = run, [span for span in run.spans() for _ in range(each)]
+            begun.encoder = [run.prompt(index // each) for index in range(batch)]
         self._waiting = None
 
     def _step(self, begun: Begun, waiting: Waiting, tokens: list[int]) -> None:
@@ -560,6 +568,8 @@ class CausalLoop:
             inputs |= masked_prompt(told, begun.stands, index, row.padding)
             inputs |= begun.encoder[index] if begun.encoder is not None else {}
             recorder.begin_sequence(row, ids, inputs, begun.state, row=index, **self._metadata(begun))
+            if begun.encoding is not None:
+                begun.encoding.write(recorder, row, index * begun.encoding.axis.batch // len(begun.rows))
             for call in begun.held[index]:
                 if call.tensors:
                     recorder.writer.call(row.sequence, call.first, call.rows, call.tensors, call.axis)

@@ -19,6 +19,7 @@ from tracekit.inspection.masked import MASK, PLACES, places, sees, unmasked
 from tracekit.inspection.site_rows import logits_width
 from tracekit.trace import ENCODER_PREFIX, NO_TOKEN, Sequence, Trace
 from tracekit_torch.adapters.port_arguments import ARGUMENTS, arguments_again, unknown_arguments
+from tracekit_torch.named_arguments import accepted, in_place
 from tracekit_torch.nested import tensors_in
 from tracekit_torch.not_run import NotRun
 
@@ -43,10 +44,11 @@ def plain_prefill(model: nn.Module, trace: Trace, sequence: Sequence) -> Callabl
     ids = given.pop(IDS)
     given = _others(trace, model, sequence, ids.shape[1]) | given
     width = logits_width(sequence) if sequence.step_count else None
+    args, kwargs = in_place(list(parameters.values()), given, skipped=1)
 
     def answer() -> Any:
         with _as_it_was(model), _logits_of_all(model, ids.shape[1], width):
-            return _Answer.of(model(ids, **given), width)
+            return _Answer.of(model(ids, *args, **kwargs), width)
 
     return answer
 
@@ -127,8 +129,8 @@ def _of_transformers(model: nn.Module) -> bool:
 
 def _others(trace: Trace, model: nn.Module, sequence: Sequence, time: int) -> dict[str, Any]:
     """What a port is given besides its ids, over `time` positions. Raises NotRun where that is not recorded."""
-    taken = list(inspect.signature(model.forward).parameters)[1:]
-    told = {name: each for name, each in sequence.info.get(ARGUMENTS, {}).items() if name in taken}
+    taken = list(inspect.signature(model.forward).parameters.values())[1:]
+    told = {name: each for name, each in sequence.info.get(ARGUMENTS, {}).items() if accepted(taken, name)}
     try:
         given = _required(model, sequence) | arguments_again(told, time)
         unknown = [name for name in unknown_arguments(told) if name not in given]
@@ -208,8 +210,8 @@ def _arguments(model: nn.Module, trace: Trace, sequence: Sequence) -> dict[str, 
         return _batch(others)
     ids = known_tokens(trace, sequence)
     if not sequence.step_count and EMBEDDED not in others:  # one call, whose masks and types are part of what it gives
-        taken = inspect.signature(model.forward).parameters
-        more = {name: value for name, value in others.items() if name in taken}
+        taken = list(inspect.signature(model.forward).parameters.values())
+        more = {name: value for name, value in others.items() if accepted(taken, name)}
         given = _batch({name: _first(value, sequence) for name, value in more.items()} | {TOKENS: ids})
         return given if sees(sequence) is None else given | masks_of(model, sequence)
     if (ids == NO_TOKEN).any():

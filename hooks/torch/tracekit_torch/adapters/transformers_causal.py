@@ -342,6 +342,7 @@ class TransformersCausal:
         self._generation: Generation | None = None
         self._beginning = threading.Lock()
         self._loop = CausalLoop(recorder, model)
+        self._loop.ran = self._ran
         self._encodes = encoder_of(model) is not None
         self._encoding: EncoderRun | None = None
         """The last run of the encoder by itself."""
@@ -479,17 +480,21 @@ class TransformersCausal:
             self._recorder.thread = threading.get_ident()
         self._loop.finish(None, None)
         input_ids = arguments["input_ids"]
-        run, hidden = self._encoding, encoded(arguments)
-        if run is not None and (run.output is None or hidden is None or not _repeats(hidden, run.output)):
-            run = None
-        if self._encodes and run is None:
-            self._recorder.lost(
-                "a run of the encoder that was over before the recording, or that was changed since; run it while "
-                "recording and give its output as it is"
-            )
+        run = self._ran(encoded(arguments)) if self._encodes else None
         settings = arguments["generation_config"]
         self._generation = Generation(self._recorder, model, input_ids, settings, arguments, run)
         return True
+
+    def _ran(self, hidden: torch.Tensor | None) -> EncoderRun | None:
+        """The run of the encoder by itself that gave `hidden`; said where there is none."""
+        run = self._encoding
+        if run is not None and run.output is not None and hidden is not None and _repeats(hidden, run.output):
+            return run
+        self._recorder.lost(
+            "a run of the encoder that was over before the recording, or that was changed since; run it while "
+            "recording and give its output as it is"
+        )
+        return None
 
     def end_generation(self, reason: str, detail: str | None = None) -> None:
         """`_sample` is over."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
 
+from tracekit.dtypes import SMALLEST_BY_UNIT
 from tracekit_torch.reference_program.lockstep import Lockstep, out_of_place
 
 EXACT = {
@@ -103,6 +104,8 @@ TAKEN_APART = {
 }  # fmt: skip
 """Operations whose own steps each round: a step that cancels (1 + erf far to the left) may be off by far more than a
 unit of the result."""
+SEEN = 2.0**-126
+"""Steps between the smallest numbers from which a format's are wider than float32's, in which the errors are drawn."""
 HUGE = 1e30
 """Constants beyond it stand for infinity."""
 ERF_SLOPE = 0.3275911
@@ -123,6 +126,7 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
     def __init__(self, unit: float, sums: float, seed: int, runs: int = 8, only: int | None = None) -> None:
         super().__init__(runs)
         self._unit, self._sums, self._only = unit, sums, only
+        self._least = SMALLEST_BY_UNIT.get(unit, 0.0) / 2.0
         self._draws = torch.Generator().manual_seed(seed)
 
     def taken_apart(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -158,6 +162,13 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
             off += self._drawn(out).mul_(float(out.square().mean().sqrt()) * self._sums * LIBRARY_UNITS)
         return (off,)
 
+    def _rounded(self, out: Tensor, unit: float) -> Tensor:
+        """By how much at most results of this unit roundoff are off: the steps between small ones are all as large."""
+        if self._least <= SEEN:
+            return out * unit
+        size = out.abs()
+        return torch.maximum(size * unit, size.clamp_max(self._least))
+
     def _draws_here(self) -> bool:
         return self._only is None or bool(self._only >> self.operations & 1)
 
@@ -188,7 +199,7 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
         if not out.is_floating_point():
             return None
         unit = self._unit * (LIBRARY_UNITS if name in LIBRARY else 1.0)
-        off = self._times(out * unit)
+        off = self._times(self._rounded(out, unit))
         if name in LIBRARY:  # and not to either side alike: what it is off on average, all results share
             once = self._drawn(out.new_empty([1] * out.dim()))
             off += once * (out * (self._sums * LIBRARY_UNITS)).to(torch.float32)

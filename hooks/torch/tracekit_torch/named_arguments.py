@@ -1,0 +1,48 @@
+"""What a call is given, by the names of the parameters; of what `*rest` takes, each is `rest[0]`, `rest[1]`, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from inspect import Parameter
+from typing import Any
+
+from tracekit.trace import Json
+
+_IN_PLACE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def named(parameters: Collection[Parameter], args: tuple[Any, ...], kwargs: Json) -> Json:
+    """What a call with `args` and `kwargs` gives, by name."""
+    names = [each.name for each in parameters if each.kind in _IN_PLACE]
+    rest = _rest(parameters)
+    names += [f"{rest}[{index}]" for index in range(len(args) - len(names))] if rest else []
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+def accepted(parameters: Collection[Parameter], name: str) -> bool:
+    """Whether a call may be given something of this name."""
+    known = any(each.name == name for each in parameters if each.kind in (*_IN_PLACE, Parameter.KEYWORD_ONLY))
+    rest = _rest(parameters)
+    return known or any(each.kind is Parameter.VAR_KEYWORD for each in parameters) or _is_of(rest, name)
+
+
+def in_place(parameters: Collection[Parameter], given: Json, skipped: int = 0) -> tuple[list[Any], Json]:
+    """The arguments of a call that gives `given`, those in their places and those by name. `skipped`: parameters that
+    come first and are given otherwise; None stands for what `given` lacks of `*rest`."""
+    rest = _rest(parameters)
+    numbers = [int(name[len(rest) + 1 : -1]) for name in given if _is_of(rest, name)]
+    if not numbers:
+        return [], given
+    before = [each for each in parameters if each.kind in _IN_PLACE][skipped:]
+    args = [given.get(each.name, None if each.default is each.empty else each.default) for each in before]
+    args += [given.get(f"{rest}[{index}]") for index in range(max(numbers) + 1)]
+    known = {each.name for each in before}
+    return args, {name: value for name, value in given.items() if name not in known and not _is_of(rest, name)}
+
+
+def _rest(parameters: Collection[Parameter]) -> str:
+    return next((each.name for each in parameters if each.kind is Parameter.VAR_POSITIONAL), "")
+
+
+def _is_of(rest: str, name: str) -> bool:
+    return bool(rest) and name.startswith(f"{rest}[") and name.endswith("]")
