@@ -185,11 +185,6 @@ RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_experts": 2, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1}
         | {"mamba_d_state": 8, "mamba_dt_rank": 4},
     ),
-    "bamba": (
-        "BambaConfig",
-        {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8}
-        | {"attn_layer_indices": [1]},
-    ),
 }
 """Families that keep a state, which has no positions, or a state beside keys."""
 

@@ -31,12 +31,13 @@ class Kind(Enum):
 FAMILIES = {
     Kind.DECODER: (
         *("llama", "gemma3", "qwen3", "gpt2", "mistral", "phi3", "gptneox", "olmo2", "cohere2", "opt", "bloom"),
-        *("mixtral", "qwen3moe", "deepseekv3", "gptoss", "granitemoe"),
+        *("mixtral", "qwen3moe", "deepseekv3", "gptoss"),
     ),
-    Kind.RECURRENT: (*tiny_families.RECURRENT, "qwen3next", "falconh1"),
+    Kind.RECURRENT: (*tiny_families.RECURRENT, "qwen3next"),
     Kind.READER: tuple(tiny_families.ENCODER_DECODERS),
     Kind.PORT: ("keeps", "given", "whole"),
 }
+"""None of `tiny_families.UNTUNED`: what these programs find is mended."""
 WIDTH, HEADS = 32, 4
 Kept = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of one block, `[batch, heads, time, width]`."""
