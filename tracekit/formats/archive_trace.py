@@ -97,7 +97,7 @@ class ArchiveSequence(BrowsableSequence):
         self._reader = reader
         self._group = group
         self._mapped: dict[str, Array] = {}
-        self._taken: dict[str, Blocks] = {}
+        self._blocks: dict[str, Blocks] = {}
         self.index = reader.number(group, "sequence")
         self.step_count = reader.number(group, "steps")
         self.positions = reader.number(group, "positions")
@@ -382,14 +382,16 @@ class ArchiveSequence(BrowsableSequence):
         data = self.sites.get(site)
         if data is None:
             return None
-        if self._noted is not None:
-            return self._noted.of(data)
-        if site not in self._taken:
-            read = (self.read(site, first, stop) for first, stop in in_whole_blocks(data))
-            notes = [note for rows in read for note in notes_of(data, rows)]
-            digest, finite = (np.array([note[at] for note in notes], dtype=kind) for at, kind in ((0, "u8"), (1, "?")))
-            self._taken[site] = Blocks(data.ranges, noted_rows(data), digest, finite)
-        return self._taken[site]
+        if site not in self._blocks:
+            self._blocks[site] = self._digests(data) if self._noted is None else self._noted.of(data)
+        return self._blocks[site]
+
+    def _digests(self, data: SiteData) -> Blocks:
+        """What would be noted of a site's values as they are."""
+        read = (self.read(data.name, first, stop) for first, stop in in_whole_blocks(data))
+        notes = [note for rows in read for note in notes_of(data, rows)]
+        digest, finite = (np.array([note[at] for note in notes], dtype=kind) for at, kind in ((0, "u8"), (1, "?")))
+        return Blocks(data.ranges, noted_rows(data), digest, finite)
 
     @cached_property
     @_reads
