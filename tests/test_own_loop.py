@@ -314,6 +314,26 @@ def test_a_port_without_a_checkpoint_is_within_its_bounds_by_itself(port, tmp_pa
     assert {"logits", "out:in", "qkv"} <= found.clean and not found.lost
 
 
+class Adapted(nn.Module):
+    """A port inside another module, as libraries of adapters wrap it: the port alone is what generates."""
+
+    def __init__(self, port):
+        super().__init__()
+        self.base_model = nn.ModuleDict({"model": port})
+
+    def forward(self, ids):
+        return self.base_model["model"](ids) * 2
+
+
+def test_a_port_is_judged_by_the_part_of_the_reference_that_has_its_names(port, tmp_path):
+    recorded(tmp_path / "a.h5", port, lambda: generate(port, largest))
+    found = tracekit.audit(tmp_path / "a.h5", by=by_the_port(lambda: Adapted(fresh())))
+    assert found.exit_code == 0 and not found.unknown and not found.lost, found.text
+    assert {"logits", "out:in", "qkv"} <= found.clean
+    wrong = tracekit.audit(tmp_path / "a.h5", by=by_the_port(lambda: Adapted(fresh(1.01))))
+    assert [each.site for each in wrong.culprits] == ["out"]
+
+
 def test_what_a_port_computes_otherwise_is_named_with_its_line(port, tmp_path):
     recorded(tmp_path / "right.h5", port, lambda: generate(port, largest))
     changed = fresh()

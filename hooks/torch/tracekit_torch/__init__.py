@@ -105,6 +105,8 @@ class ByReference:
         self._model = model
         self._name = name or str(getattr(model, "__qualname__", type(model).__name__))
         self._loaded: dict[str, nn.Module] = {}
+        self._parts: dict[int, nn.Module] = {}
+        """Those that were made ready, by their identity."""
 
     def __call__(self, trace: Trace, checkpoint: Checkpoint) -> Audit:
         """Every recorded site, judged. Raises TraceError."""
@@ -131,12 +133,21 @@ class ByReference:
         return held_parameters(self._of(trace), trace, self._name)
 
     def _of(self, trace: Trace) -> nn.Module:
-        """The model for the dtype that a trace declares."""
+        """The model for the dtype that a trace declares, or the part of it that the trace is of."""
+        from tracekit_torch.reference_program.loading import prepared, recorded_part
+
+        dtype = str(trace.config.get("dtype") or "float32")
+        model = self._whole(dtype)
+        part = recorded_part(model, trace)
+        if part is not model and id(part) not in self._parts:
+            self._parts[id(part)] = prepared(part, dtype)
+        return part
+
+    def _whole(self, dtype: str) -> nn.Module:
         from tracekit_torch.reference_program.loading import load_reference
 
         if isinstance(self._model, nn.Module):
             return self._model
-        dtype = str(trace.config.get("dtype") or "float32")
         if dtype not in self._loaded:
             given = self._model
             self._loaded[dtype] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -15,8 +16,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tracekit.errors import first_line
-from tracekit.trace import Sequence, Trace, TraceError
+from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, Trace, TraceError
 from tracekit_torch.adapters import ModelKind, kinds
+from tracekit_torch.eager import plain_name
 from tracekit_torch.not_run import NotRun
 from tracekit_torch.patching import replace
 from tracekit_torch.precision import cast, run_in
@@ -86,6 +88,20 @@ def prepared(model: nn.Module, dtype: str) -> nn.Module:
     run_in(model.eval(), "float64", computing)
     _in_plain_operations(computing)
     return model
+
+
+def recorded_part(model: nn.Module, trace: Trace) -> nn.Module:
+    """The part of `model` that has the most modules of the names that a trace has as sites, the outermost of several:
+    what a program wraps (with adapters, a trainer's class) is recorded by the names that it has by itself."""
+    sites = {name for sequence in trace.sequences for name in sequence.site_table}
+    names = {re.sub(r"#\d+$", "", name.removesuffix(INPUT_SUFFIX)) for name in sites} - {LOGITS}
+    paths = {plain_name(path): module for path, module in model.named_modules()}
+
+    def shared(path: str) -> int:
+        return sum((f"{path}.{name}" if path else name) in paths for name in names)
+
+    owners = {"", *(path.removesuffix(f".{name}") for path in paths for name in names if path.endswith(f".{name}"))}
+    return paths[max(sorted(owners, key=len), key=shared)]
 
 
 def made_by(factory: str) -> Callable[[str], nn.Module]:
