@@ -517,3 +517,50 @@ def test_the_logits_of_a_port_that_makes_those_of_the_last_position_are_judged(t
 def test_a_head_that_is_given_another_position_than_the_last_is_not_given_all(tmp_path):
     found = logits_of(tmp_path / "a.h5", lambda x: x[:, :1])
     assert found.exit_code == 2 and "logits" not in found.clean and len(found.lost) == 1, found.text
+
+
+class Activation(Codes):
+    """What a quantised module gives: it is not copied to a plain tensor, and says its numbers."""
+
+    def dequantize(self):
+        return self.codes * self.scale
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is functional.linear:
+            return functional.linear(args[0].dequantize(), *args[1:])
+        return super(Codes, cls).__torch_function__(func, types, args, kwargs or {})
+
+
+class Rounded(nn.Linear):
+    """A projection that gives codes and a scale, as optimum-quanto's do once they are calibrated."""
+
+    def forward(self, hidden):
+        given = super().forward(hidden)
+        scale = given.abs().max() / 127
+        return Activation((given / scale).round(), scale)
+
+
+@pytest.mark.parametrize("numbers", [True, False])
+def test_activations_that_are_made_of_other_tensors_are_recorded_by_their_numbers(
+    tmp_path, capsys, monkeypatch, numbers
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Rounded(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)).eval()
+    given = torch.randn(1, 3, WIDTH)
+    if not numbers:
+        monkeypatch.delattr(Activation, "dequantize")
+        monkeypatch.setattr(functional, "linear", lambda x, *w: torch.matmul(getattr(x, "codes", x), w[0].t()))
+    with torch.no_grad():
+        bare = model(given)
+        inner = model[0](given)
+        with tracekit_torch.record(model, tmp_path / "a.h5"):
+            assert torch.equal(model(given), bare)
+    assert "recording stopped" not in capsys.readouterr().err
+    with tracekit.open(tmp_path / "a.h5") as trace:
+        (sequence,) = trace.sequences
+        assert ("0" in sequence.sites) == ("1:in" in sequence.sites) == numbers
+        if numbers:
+            assert np.array_equal(sequence.read("0", 0, 3), (inner.codes * inner.scale)[0].numpy())
+        else:
+            assert "no plain tensor" in str(sequence.site_table["0"].skipped)

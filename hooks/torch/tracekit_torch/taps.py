@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.hooks import RemovableHandle
 
 from tracekit.trace import ENCODER, INPUT_SUFFIX, LOGITS, TENSORS_GIVEN, Json
 from tracekit_torch.eager import plain_name, uncompiled
 from tracekit_torch.memory import WORDS, CallMemory
-from tracekit_torch.nested import first_tensor
+from tracekit_torch.nested import first_tensor, numbers_of
 from tracekit_torch.options import Options
 from tracekit_torch.patching import Hook
 from tracekit_torch.rows import Axis, arranged
@@ -208,7 +209,7 @@ class Taps:
                 return
             try:
                 given = args or kwargs
-                value = args[0] if args and type(args[0]) is torch.Tensor else first_tensor(given)
+                value = args[0] if args and type(args[0]) is torch.Tensor else numbers_of(first_tensor(given))
                 if tap.turns:
                     value = _rows_first(call, value)
                 if value is not None and tap.fired < REPEAT_LIMIT:
@@ -226,7 +227,7 @@ class Taps:
             if call is None:
                 return
             try:
-                value = output if type(output) is torch.Tensor else first_tensor(output)
+                value = output if type(output) is torch.Tensor else numbers_of(first_tensor(output))
                 if tap.turns:
                     value = _rows_first(call, value)
                 if value is not None and tap.fired < REPEAT_LIMIT:
@@ -431,7 +432,11 @@ _WITHOUT_MEMORY = (torch._subclasses.fake_tensor.FakeTensor,)
 
 def _unfit(axis: Axis, value: torch.Tensor) -> str | None:
     """Why `value` cannot be stored at all, or None."""
-    if isinstance(value, _WITHOUT_MEMORY) or torch._C._functorch.is_functorch_wrapped_tensor(value):
+    if (
+        isinstance(value, _WITHOUT_MEMORY)
+        or torch._C._functorch.is_functorch_wrapped_tensor(value)
+        or is_traceable_wrapper_subclass(value)
+    ):
         return "it is no plain tensor in memory"
     if value.dtype not in WORDS:
         return f"its dtype {value.dtype} is none that a trace can hold"

@@ -22,7 +22,7 @@ class SeenTensors:
 
     def add(self, tensor: torch.Tensor, slot: Slot) -> None:
         """`tensor` was copied into `slot` just now."""
-        if tensor.numel():
+        if tensor.data_ptr():
             self._by_address[tensor.data_ptr()] = (tensor, _version(tensor), slot)
 
     def slot(self, tensor: torch.Tensor) -> Slot | None:

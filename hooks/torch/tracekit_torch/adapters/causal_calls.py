@@ -130,6 +130,17 @@ def is_largest(scores: torch.Tensor | None, row: int, token: int) -> bool:
     return bool(values[token] >= values.max())
 
 
+SAME_ORDER = 0.75
+"""Of neighbours in the order of the logits, how many are in that order in the scores made of them: all but next to
+those few that processors change. In scores of another position it is half of them: between 1 and 1/2."""
+
+
+def ordered_alike(scores: torch.Tensor, logits: torch.Tensor) -> bool:
+    """Whether scores [batch, V] may be made of these logits [batch, V], whatever scales, normalises or filters them."""
+    in_order = scores.to(logits.device).gather(-1, logits.argsort(-1))
+    return bool(((in_order[:, 1:] >= in_order[:, :-1]).double().mean(-1) > SAME_ORDER).all())
+
+
 def processed_survivors(scores: torch.Tensor, row: int) -> tuple[torch.Tensor, torch.Tensor]:
     """What logits processors left of one row of their scores [batch, V], as `survivors` gives it: of a greedy choice,
     which draws from nothing, all that says what they did."""

@@ -33,6 +33,7 @@ from tracekit_torch.adapters.causal_calls import (
     is_largest,
     left_padding,
     masked_prompt,
+    ordered_alike,
     output_logits,
     processed_survivors,
     seen_by_each,
@@ -71,6 +72,9 @@ class Waiting:
     """What each logits processor left."""
     processed: torch.Tensor | None = None
     """The scores that they gave, [batch, vocabulary]."""
+    elsewhere: bool = False
+    """Whether what was chosen may be of other positions than the last: a program that scores a text takes the largest
+    of each of its positions."""
     natural: list[int] | None = None
     """What would have been chosen, where another trace is followed."""
 
@@ -331,7 +335,7 @@ class CausalLoop:
         begun, waiting = self._begun, self._waiting
         if begun is None:
             return
-        if waiting is not None and waiting.chosen is not None and reason is None:
+        if waiting is not None and waiting.chosen is not None and not waiting.elsewhere and reason is None:
             self._step(begun, waiting, waiting.chosen)
         plain = begun.held is not None
         if plain:
@@ -369,6 +373,8 @@ class CausalLoop:
             return None
         if waiting.chain and scores is waiting.processed:
             waiting.survivors = [processed_survivors(scores, row) for row in range(len(begun.rows))]
+        if begun.held is not None and waiting.logits is not None and not waiting.drawn:
+            waiting.elsewhere = not ordered_alike(scores.detach().reshape(waiting.logits.shape), waiting.logits)
         return self._chosen(begun, waiting, result)
 
     def _over_vocabulary(self, scores: torch.Tensor, result: torch.Tensor) -> bool:
