@@ -125,11 +125,20 @@ def alike(trace: Trace, checkpoint: Checkpoint, found: Audit, wiring: Trace | No
     return out
 
 
+def explained_by_recipes(
+    trace: Trace, checkpoint: Checkpoint, culprits: Sequence[Culprit]
+) -> dict[str, ExplainedCulprit]:
+    """By site, the culprits that one mistake in the recipe for their site explains."""
+    again = _with_recipes(trace, checkpoint, culprits)
+    named = explained(trace, checkpoint, again, None, edited={culprit.site for culprit in again})
+    return {one.site: one for one in named if one.explanation is not None}
+
+
 def explained_audit(trace: Trace, checkpoint: Checkpoint, found: Audit) -> ExplainedAudit:
     """The audit of one trace with its culprits explained."""
     edits = {one.site: one for one in found.culprits if isinstance(one, ExplainedCulprit)}
     edited = {site for site, one in edits.items() if one.explanation is not None}
-    culprits = explained(trace, checkpoint, _with_recipes(trace, checkpoint, found), None, edited=edited)
+    culprits = explained(trace, checkpoint, _with_recipes(trace, checkpoint, found.culprits), None, edited=edited)
     culprits = [_with_edit(culprit, edits.get(culprit.site)) for culprit in culprits]
     if all(map(is_precise, culprits)):
         culprits += alike(trace, checkpoint, found, None)
@@ -151,11 +160,11 @@ def _with_edit(culprit: ExplainedCulprit, edited: ExplainedCulprit | None) -> Ex
     return replace(culprit, explanation=both, untried=untried)
 
 
-def _with_recipes(trace: Trace, checkpoint: Checkpoint, found: Audit) -> list[Culprit]:
-    """The culprits, those that a reference program found as the recipe for their site sees them, where one does: a
+def _with_recipes(trace: Trace, checkpoint: Checkpoint, culprits: Sequence[Culprit]) -> list[Culprit]:
+    """Culprits, those that a reference program found as the recipe for their site sees them, where one does: a
     mistake is a recipe with one thing changed."""
-    segments = {culprit.site for culprit in found.culprits if isinstance(culprit.own.recipe.operation, Segment)}
+    segments = {culprit.site for culprit in culprits if isinstance(culprit.own.recipe.operation, Segment)}
     if not segments:
-        return list(found.culprits)
+        return list(culprits)
     again = {culprit.site: culprit for culprit in audit(trace, checkpoint, only=segments).culprits}
-    return [again.get(culprit.site, culprit) for culprit in found.culprits]
+    return [again.get(culprit.site, culprit) for culprit in culprits]

@@ -28,7 +28,7 @@ from tracekit.inspection.non_finite import first_non_finite
 from tracekit.inspection.sanity import recomputed_from
 from tracekit.inspection.settings import declared_differences
 from tracekit.inspection.site_rows import logits_width
-from tracekit.mistakes.culprits import ExplainedCulprit
+from tracekit.mistakes.culprits import ExplainedCulprit, explained_by_recipes
 from tracekit.mistakes.explanation import Explanation
 from tracekit.trace import INPUT_SUFFIX, LOGITS, Sequence, Trace
 from tracekit.trace_view import TraceView
@@ -121,7 +121,8 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
             routed += taken.found
         kept = {} if taken.found else kept_rounded(model, trace, sequence, wrong, unit, factors)
         rest = [own for own in wrong if own.recipe.site not in kept]
-        why = explanations(model, trace, sequence, rest, unit, factors, taken.near_ties)
+        named = explained_by_recipes(trace, checkpoint, [culprit_of(trace, sequence, own) for own in rest])
+        why = explanations(model, trace, sequence, rest, unit, factors, taken.near_ties, named)
         why |= {site: Tried(explanation) for site, explanation in kept.items()}
         for own in owns:
             site = own.recipe.site

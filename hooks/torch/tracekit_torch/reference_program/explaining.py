@@ -24,6 +24,7 @@ from tracekit.auditing.operations import Result as Drawn
 from tracekit.auditing.own_error import Own
 from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.inspection.positions import prompt_length
+from tracekit.mistakes.culprits import ExplainedCulprit, is_precise, same_mistake
 from tracekit.mistakes.edited_line import EditedLine
 from tracekit.mistakes.explanation import EDITED_LINE, EVERYWHERE, Explanation, Extent, Untried, Where
 from tracekit.trace import LOGITS, Sequence, Trace
@@ -84,11 +85,16 @@ def explanations(
     unit: float,
     factors: Mapping[str, float],
     forced: Forced,
+    named: Mapping[str, ExplainedCulprit],
 ) -> dict[str, Tried]:
     """By site, of the culprits of a sequence: the edit of the reference that explains it, and what was left untried.
-    `unit`: unit roundoff of the dtype that the candidate computes in; `factors`, `forced`: as `Replay` takes them."""
+    `unit`: unit roundoff of the dtype that the candidate computes in; `factors`, `forced`: as `Replay` takes them;
+    `named`: culprits that a recipe explains. Of a choice of precision no line is wrong, and a mistake that has no line
+    in one layer is not looked for in the next."""
+    found = {site: Tried(None) for site, one in named.items() if is_precise(one)}
+    wrong = [own for own in wrong if own.recipe.site not in found]
     if not wrong:
-        return {}
+        return found
     names = [own.recipe.site for own in wrong]
     replay = Capturing(model, sequence, forward_of(model, trace, sequence), factors, forced)
     sites = replay.sites_with_segments(names)
@@ -97,15 +103,18 @@ def explanations(
     met = [(own, sites[own.recipe.site][0]) for own in wrong if own.recipe.site in sites]
     until = max([_first_wrong(own, site, sequence) for own, site in met], default=0)
     conditions = Conditions(model, trace, sequence, sites, factors, max(until, prompt_length(sequence)) + 1, unit)
-    found: dict[str, Tried] = {}
     known: list[Held] = []
     known_in_calls: list[Held] = []
     in_vain: set[str] = set()
+    no_line: list[ExplainedCulprit] = []
     left = ALL_WORK
     for own in wrong:
         name = own.recipe.site
         found[name] = Tried(None, frozenset({Untried.EDITS}))
         if name not in sites or left <= 0.0:
+            continue
+        if name in named and any(same_mistake(named[name], other) for other in no_line):
+            found[name] = Tried(None)
             continue
         site, segment = sites[name]
         data = sequence.sites.get(site.stored)
@@ -138,6 +147,8 @@ def explanations(
                         known_in_calls = held
             explanation = explanation or suspect.explanation([], inverted)
             left -= budget.used
+            if explanation is None and name in named:
+                no_line.append(named[name])
             left_out = {Untried.EDITS: budget.spent, Untried.CONDITIONS: conditions.too_dear}
             found[name] = Tried(explanation, frozenset(each for each in Untried if left_out[each]))
     return found
