@@ -31,13 +31,19 @@ class ExplainedCulprit(Culprit):
     explanation: Explanation | None = None
     untried: frozenset[Untried] = frozenset()
     """Of the changes to the reference's source, where those are what is tried."""
+    named: ExplainedCulprit | None = None
+    """The same as its recipe sees it, where one mistake in that explains it."""
 
     @classmethod
     def of(
-        cls, culprit: Culprit, explanation: Explanation | None, untried: frozenset[Untried] = frozenset()
+        cls,
+        culprit: Culprit,
+        explanation: Explanation | None,
+        untried: frozenset[Untried] = frozenset(),
+        named: ExplainedCulprit | None = None,
     ) -> ExplainedCulprit:
         one = culprit
-        return cls(one.sequence, one.step, one.position, one.site, one.order, one.own, explanation, untried)
+        return cls(one.sequence, one.step, one.position, one.site, one.order, one.own, explanation, untried, named)
 
     @property
     def in_part(self) -> tuple[TriedInPart, ...]:
@@ -95,7 +101,7 @@ def explained(
         same = [one.explanation for one in out if one.own.recipe.kind == culprit.own.recipe.kind]
         known = [explanation for explanation in same if explanation is not None][-1:]
         others = index < EXPLAINED
-        if isinstance(culprit.own.recipe.operation, Segment):
+        if isinstance(culprit, ExplainedCulprit) or isinstance(culprit.own.recipe.operation, Segment):
             out.append(culprit if isinstance(culprit, ExplainedCulprit) else ExplainedCulprit.of(culprit, None))
             continue
         together = not any(one.own.recipe.kind == culprit.own.recipe.kind and one.explanation is None for one in out)
@@ -163,6 +169,8 @@ def _with_edit(culprit: ExplainedCulprit, edited: ExplainedCulprit | None) -> Ex
 def _with_recipes(trace: Trace, checkpoint: Checkpoint, culprits: Sequence[Culprit]) -> list[Culprit]:
     """Culprits, those that a reference program found as the recipe for their site sees them, where one does: a
     mistake is a recipe with one thing changed."""
+    named = {one.site: one.named for one in culprits if isinstance(one, ExplainedCulprit) and one.named is not None}
+    culprits = [named.get(culprit.site, culprit) for culprit in culprits]
     segments = {culprit.site for culprit in culprits if isinstance(culprit.own.recipe.operation, Segment)}
     if not segments:
         return list(culprits)

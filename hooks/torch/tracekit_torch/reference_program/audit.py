@@ -136,6 +136,7 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
                     culprit_of(trace, sequence, own),
                     tried.explanation or chosen,
                     tried.untried if chosen is None else frozenset(),
+                    named.get(site),
                 )
         unknown |= judge.replay.missed
         unjudged += [] if judge.replay.logits_missed is None else [judge.replay.logits_missed]
