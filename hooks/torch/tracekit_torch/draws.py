@@ -99,6 +99,9 @@ class Listener(Protocol):
     def chose(self, scores: torch.Tensor, result: torch.Tensor) -> torch.Tensor | None:
         """An argmax was taken; as `drew`."""
 
+    def passed(self, op: str, source: torch.Tensor | None, result: torch.Tensor) -> None:
+        """Something was drawn or chosen while not `listening`."""
+
     def guarded(self, action: Callable[..., Any], *args: Any) -> Any:
         """What `action` gives; None where it fails, which the program does not see."""
 
@@ -177,8 +180,10 @@ class Draws:
 
     def _draw(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def draw(*args: Any, **kwargs: Any) -> Any:
-            if self._inside or not self._listener.listening():
+            if self._inside:
                 return function(*args, **kwargs)
+            if not self._listener.listening():
+                return self._passed(name, function, args, kwargs)
             return self._watched(name, function, args, kwargs)
 
         draw.__name__ = draw.__qualname__ = name
@@ -187,8 +192,10 @@ class Draws:
 
     def _choice(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def choose(*args: Any, **kwargs: Any) -> Any:
+            if not self._listener.listening():
+                return self._passed(name, function, args, kwargs)
             result = function(*args, **kwargs)
-            if self._listener.listening() and isinstance(result, torch.Tensor):
+            if isinstance(result, torch.Tensor):
                 scores = args[0] if args else kwargs.get("input")
                 forced = self._listener.chose(scores, result) if isinstance(scores, torch.Tensor) else None
                 return result if forced is None else forced
@@ -197,6 +204,16 @@ class Draws:
         choose.__name__ = choose.__qualname__ = name
         choose.__doc__ = function.__doc__
         return choose
+
+    def _passed(self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator while no step is waited for."""
+        result = function(*args, **kwargs)
+        if isinstance(result, torch.Tensor):
+            source = args[0] if args else kwargs.get("input")
+            self._listener.guarded(
+                self._listener.passed, name, source if isinstance(source, torch.Tensor) else None, result
+            )
+        return result
 
     def _watched(self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         source = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), None)

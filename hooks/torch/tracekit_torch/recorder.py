@@ -35,7 +35,8 @@ from tracekit.trace import ENCODER, Json, TraceError
 from tracekit_torch import describe, precision
 from tracekit_torch.adapter import About, Adapter, Choice, Row
 from tracekit_torch.called_directly import CalledDirectly
-from tracekit_torch.draws import Drawn, Draws
+from tracekit_torch.choices import Choices
+from tracekit_torch.draws import CHOICES, Drawn, Draws
 from tracekit_torch.follow import Follow
 from tracekit_torch.memory import WORDS
 from tracekit_torch.named_arguments import named
@@ -87,6 +88,8 @@ class Recorder:
         """Draws are surely missing."""
         self.written: str | None = None
         """What the file holds, once it is closed."""
+        self.choices = Choices()
+        """Tokens that were chosen, whether or not steps were made of them."""
         self._draws = Draws(self, options.rng)
         self._writer: LogWriter | None = None
         self._process = os.getpid()
@@ -205,6 +208,8 @@ class Recorder:
                 self.adapter.finish("error" if reason == "error" else None, detail)
             except Exception as error:
                 self.fail(error)
+        if not self.steps and self.choices.tokens and self.sequences:
+            self._say_lost(self.choices.lost())
         for why, tokens in self.unseen.items():
             self.note(f"how {tokens} tokens were drawn was not seen: {why}; tracekit diff gives no verdict on them")
         if self.broken is None:
@@ -305,9 +310,13 @@ class Recorder:
     def lost(self, what: str) -> None:
         """Say, once, on stderr and in the trace, what the program computed and the trace does not hold."""
         if what not in self.notes and self.active:
+            self._say_lost(what)
+
+    def _say_lost(self, what: str) -> None:
+        if self.broken is None:
             self.notes.append(what)
             say(f"not recorded: {what}")
-            self.writer.lost(what)
+            self.guarded(self.writer.lost, what)
 
     @property
     def active(self) -> bool:
@@ -432,8 +441,20 @@ class Recorder:
         if self.follow is not None and row is not None and generator.device.type == "cpu":
             self.follow.place(row.sequence, row.steps, generator)
 
+    def passed(self, op: str, source: torch.Tensor | None, result: torch.Tensor) -> None:
+        """As `tracekit_torch.draws.Listener`."""
+        if self.steps or not self.sequences or not self.active or self.taps is None or self.taps.call is not None:
+            return
+        if self.left_out is not None or self.inside_call:
+            return
+        if op in CHOICES and source is not None:
+            self.choices.chose(source, result)
+        elif op not in CHOICES:
+            self.choices.drew(op, result)
+
     def drew(self, drawn: Drawn) -> torch.Tensor | None:
         """As `tracekit_torch.draws.Listener`."""
+        self.passed(drawn.op, drawn.source, drawn.result)
         try:
             return None if self.adapter is None else self.adapter.drew(drawn)
         except Exception as error:
@@ -442,6 +463,7 @@ class Recorder:
 
     def chose(self, scores: torch.Tensor, result: torch.Tensor) -> torch.Tensor | None:
         """As `tracekit_torch.draws.Listener`."""
+        self.passed("argmax", scores, result)
         try:
             return None if self.adapter is None else self.adapter.chose(scores, result)
         except Exception as error:
