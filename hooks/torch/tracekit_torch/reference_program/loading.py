@@ -95,7 +95,7 @@ def recorded_part(model: nn.Module, trace: Trace) -> nn.Module:
     what a program wraps (with adapters, a trainer's class) is recorded by the names that it has by itself."""
     sites = {name for sequence in trace.sequences for name in sequence.site_table}
     names = {re.sub(r"#\d+$", "", name.removesuffix(INPUT_SUFFIX)) for name in sites} - {LOGITS}
-    paths = {plain_name(path): module for path, module in model.named_modules()}
+    paths: dict[str, nn.Module] = {plain_name(path): module for path, module in model.named_modules()}
 
     def shared(path: str) -> int:
         return sum((f"{path}.{name}" if path else name) in paths for name in names)
