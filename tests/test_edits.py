@@ -366,6 +366,37 @@ def test_what_a_condition_leaves_out_is_the_line_of_the_condition(
     assert not any(not_text in line.source for line in explanation.lines), explanation.lines
 
 
+class _NotTheSecondTime:
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __bool__(self) -> bool:
+        self.asked += 1
+        return self.asked % 4 != 2
+
+
+def _normed_again(model: Any, gain: float) -> None:
+    """The norm before attention runs after it as well, which a condition rules out; `gain`: of what it gives then."""
+    layer = model.model.decoder.layers[0]
+    layer.do_layer_norm_before = _NotTheSecondTime()
+    layer.self_attn_layer_norm.register_forward_hook(
+        lambda _, given, out: out * gain if layer.do_layer_norm_before.asked % 4 == 2 else out
+    )
+
+
+@pytest.mark.parametrize(("gain", "named"), [(None, False), (1.0, True), (1.01, False)])
+def test_a_condition_under_which_the_value_is_another_module_s_output(
+    checkpoints: Any, tmp_path: Path, gain: float | None, named: bool
+) -> None:
+    """What goes into the next norm is then the very tensor that a module gave, which did not run at all otherwise."""
+    found = _audited(checkpoints("opt"), tmp_path / "run.h5", lambda model: gain and _normed_again(model, gain))
+    assert [culprit.site for culprit in found.culprits] == (
+        [] if gain is None else ["model.decoder.layers.0.final_layer_norm:in"]
+    ), found.text
+    lines = [line for culprit in found.culprits for line in (culprit.explanation.lines if culprit.explanation else ())]
+    assert any(line.source == "if not self.do_layer_norm_before:" for line in lines) is named, lines
+
+
 def test_a_layer_that_adds_nothing_need_not_run(tmp_path: Path) -> None:
     folder = tiny_families.make("llama", tmp_path / "llama")
     model = tiny_families.load(folder)

@@ -10,6 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,7 @@ class Decoding(Replay):
         self._masks = masks_of(model, sequence)
         self._first, self._stop = 0, prompt_length(sequence)
         self._parts_met: dict[str, list[Replayed]] = {}
+        self._of_the_call: dict[str, Replayed] = {}
         self._begun: Any = None
 
     @property
@@ -84,12 +86,14 @@ class Decoding(Replay):
     ) -> dict[str, Replayed]:
         """The sites `only`, at the positions up to `stop`, where `change` is made to what is kept after each call. The
         prompt's call is made once, unless roundings are drawn. `met`: is told what each call gives, where it does."""
-        self._drawn, self._only, self._parts_met = drawn, only, {}
+        self._drawn, self._only, self._parts_met = drawn, {*only, *filter(None, map(self._stored, only))}, {}
 
         def keep(site: Replayed) -> None:
-            self._parts_met.setdefault(site.site, []).append(site)
-            if met is not None:
-                met(site)
+            self._of_the_call[site.site] = site
+            if site.site in only:
+                self._parts_met.setdefault(site.site, []).append(site)
+                if met is not None:
+                    met(site)
 
         self._met = keep
         prompt = prompt_length(self._sequence)
@@ -110,6 +114,7 @@ class Decoding(Replay):
     def _called(self, first: int, stop: int, cache: Any) -> Any:
         self._first, self._stop = first, stop
         self._fired, self._seen, self._held, self._running = {}, set(), {}, [""]
+        self._of_the_call = {}
         given = {} if cache is None else {self._takes: cache}
         for name, told in self._masks.items():
             each = told[:, :, first:stop, :stop] if told.dim() == 4 else told[:, 0 if name == MASK else first : stop]
@@ -132,6 +137,11 @@ class Decoding(Replay):
     def _found(self, name: str, stored: str, parts: list[torch.Tensor]) -> None:
         data = self._sequence.sites[stored]
         self._put_in(name, stored, parts, self._windows(data))
+
+    def _read_there(self, name: str, stored: str) -> None:
+        """A program that was changed may read what the candidate read there, and did not before."""
+        if stored in self._of_the_call and self._only is not None and name in self._only:
+            self._met(replace(self._of_the_call[stored], site=name))
 
     def _logits(self, output: Any) -> None:
         steps = [

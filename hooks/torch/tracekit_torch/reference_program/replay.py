@@ -160,6 +160,7 @@ class Replay:
             return
         with _disable_current_modes(), torch._C.DisableTorchFunction():
             if stored != name and self._held.get(stored) == _identity(value):
+                self._read_there(name, stored)
                 return  # the reference reads the very tensor, too
             parts = self._parts(name, stored, value)
             if parts is not None:
@@ -183,6 +184,9 @@ class Replay:
 
     def _found(self, name: str, stored: str, parts: list[torch.Tensor]) -> None:
         self._put_in(name, stored, parts, self._sequence.sites[stored].ranges)
+
+    def _read_there(self, name: str, stored: str) -> None:
+        """The reference reads as `name` what `stored` was compared as."""
 
     def _put_in(self, name: str, stored: str, parts: list[torch.Tensor], windows: Seq[tuple[int, int]]) -> None:
         """Compare what was recorded of the rows `windows`, of which `parts` holds the reference's, and put it there."""
