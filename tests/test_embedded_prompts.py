@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tracekit
+from tracekit.trace import NO_TOKEN
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -118,3 +119,91 @@ def test_a_recording_that_stopped_between_two_sequences_is_not_whole(family, tmp
     found = tracekit.audit(tmp_path / "run.h5", folder, by=by)
     assert not found.culprits and found.exit_code == 2 and "out of luck" in found.text
     assert tracekit.diff(tmp_path / "run.h5", tmp_path / "run.h5").verdict == "withheld"
+
+
+VIRTUAL = 3
+
+
+def virtual(model, *, again=False):
+    """As PEFT's prompt tuning generates: what the model is given is made by another than it, which puts virtual tokens
+    before the prompt's; in versions of transformers that it does not know, at each step."""
+    torch.manual_seed(4)
+    tokens = torch.randn(1, VIRTUAL, embedded(model).shape[-1]) / 8
+    of_the_model = model.prepare_inputs_for_generation
+
+    def prepare(*args, **kwargs):
+        given = of_the_model(*args, **kwargs)
+        ids = given["input_ids"]
+        if again or ids.shape[1] == LENGTH:
+            given["inputs_embeds"] = torch.cat([tokens, model.get_input_embeddings()(ids)], dim=1)
+            given["input_ids"] = None
+        for name in ("position_ids", "cache_position"):
+            given.pop(name, None)
+        given["attention_mask"] = None
+        return given
+
+    model.prepare_inputs_for_generation = prepare
+    try:
+        options = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
+        return model.generate(PROMPT, **options)[:, LENGTH:].tolist()
+    finally:
+        model.prepare_inputs_for_generation = of_the_model
+
+
+def test_virtual_tokens_are_positions_of_the_prompt(family, tmp_path):
+    folder, by = family
+    trace, tokens = recorded(folder, tmp_path / "run.h5", virtual)
+    (sequence,) = trace.sequences
+    assert sequence.tokens.tolist() == tokens and sequence.positions == VIRTUAL + LENGTH + STEPS - 1
+    assert [sequence.step(index).position for index in range(STEPS)] == [VIRTUAL + LENGTH - 1 + n for n in range(STEPS)]
+    found = tracekit.audit(trace, folder, by=by)
+    assert not found.culprits and found.exit_code == 0 and f"{STEPS} of {STEPS} steps" in found.text
+
+    def scale(model):
+        model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0] * 1.01,))
+
+    wrong, _ = recorded(folder, tmp_path / "wrong.h5", virtual, break_it=scale)
+    assert {culprit.site for culprit in tracekit.audit(wrong, folder, by=by).culprits} == {"lm_head:in"}
+
+
+def test_virtual_tokens_between_the_steps_are_said(family, tmp_path):
+    folder, _ = family
+    trace, tokens = recorded(folder, tmp_path / "run.h5", lambda model: virtual(model, again=True))
+    (sequence,) = trace.sequences
+    assert sequence.tokens.tolist() == tokens[:1] and sequence.positions == VIRTUAL + LENGTH
+    assert sequence.end_reason == "left" and "more positions than the tokens it has" in trace.config["lost"][0]
+    assert tracekit.diff(trace, trace).verdict == "withheld"
+
+
+def test_positions_that_a_program_puts_into_the_cache_are_before_the_prompt(family, tmp_path):
+    """As PEFT's prefix tuning does, in versions of transformers that it knows."""
+    folder, _ = family
+
+    def prefixed(model):
+        of_the_model = model.prepare_inputs_for_generation
+        filled = []
+
+        def prepare(*args, **kwargs):
+            given = of_the_model(*args, **kwargs)
+            if not filled:
+                with torch.no_grad():
+                    held = {name: given[name] for name in ("cache", "past_key_values") if name in given}
+                    model.base_model(PROMPT[:, :VIRTUAL], **held, use_cache=True)
+                filled.append(True)
+            for name in ("position_ids", "cache_position"):
+                given.pop(name, None)
+            given["attention_mask"] = None
+            return given
+
+        model.prepare_inputs_for_generation = prepare
+        try:
+            options = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
+            return model.generate(PROMPT, **options)[:, LENGTH:].tolist()
+        finally:
+            model.prepare_inputs_for_generation = of_the_model
+
+    trace, tokens = recorded(folder, tmp_path / "run.h5", prefixed)
+    (sequence,) = trace.sequences
+    assert sequence.tokens.tolist() == tokens and sequence.step(0).position == VIRTUAL + LENGTH - 1
+    assert sequence.prompt_ids.tolist() == [NO_TOKEN] * VIRTUAL + PROMPT[0].tolist()
+    assert not tracekit.audit(trace, folder).culprits

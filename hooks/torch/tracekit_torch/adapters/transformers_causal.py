@@ -18,7 +18,7 @@ from torch import nn
 
 from tracekit.inspection.masked import PLACES
 from tracekit.sampling.chain import chain as chain_of
-from tracekit.trace import ENCODER, Json
+from tracekit.trace import ENCODER, NO_TOKEN, Json
 from tracekit_torch import describe
 from tracekit_torch.adapter import About, Choice, Row
 from tracekit_torch.adapters.causal_calls import (
@@ -81,6 +81,12 @@ def _repeats(hidden: torch.Tensor, output: torch.Tensor) -> bool:
     return torch.equal(hidden, output.repeat_interleave(hidden.shape[0] // output.shape[0], dim=0))
 
 
+MORE_FED = (
+    "steps of a generation that feeds the model more positions than the tokens it has, as PEFT's virtual tokens where "
+    "they are put in again at each step; call the model in a loop, or without them"
+)
+
+
 class Generation:
     """One call of `generate`: a sequence for each row of its batch."""
 
@@ -114,7 +120,7 @@ class Generation:
         """Positions of the batch whose tokens are known."""
         self._encoding = encoding
         self._spans: list[tuple[int, int]] | None = None
-        self._write_beginning: Callable[[torch.Tensor | None], None] | None = None
+        self._write_beginning: Callable[[Json], None] | None = None
         self._begin(input_ids, arguments)
 
     def _begin(self, input_ids: torch.Tensor, arguments: Json) -> None:
@@ -140,14 +146,26 @@ class Generation:
         state, settings, ids = generator_state(), describe.sampling(self._settings), rows_of(input_ids)
         self._filtered = bool(chain_of(settings))
 
-        def write(places: torch.Tensor | None) -> None:
+        def write(call: Json) -> None:
+            places = call.get(PLACES) if stands is None else stands
+            vectors, masks, told = embeds if without_ids else None, mask, ids
+            value, before = fed_to(call, bool(decoder)), max(0, (cache_length(call) or 0) - self._fed)
+            wide = value is not None and value.is_floating_point() and value.shape[1] > length
+            if value is not None and not without_ids and value.shape[0] == batch and (before or wide):
+                # As PEFT puts virtual tokens before those that it is told, as embeddings or into the cache.
+                vectors, masks = value if wide and not before else None, call.get(f"{decoder}attention_mask")
+                more = before + value.shape[1] if wide else before
+                told = [[NO_TOKEN] * more + ([] if wide else row) for row in ids]
+                self._known = cached + more + (0 if wide else length)
+                for row, padding in zip(self.rows, left_padding(masks, batch), strict=True):
+                    row.padding, row.prompt_length = padding, self._known - padding
             for index, row in enumerate(self.rows):
                 padding = row.padding
-                inputs = {"inputs_embeds": embeds[index, padding:]} if without_ids and embeds is not None else {}
-                inputs |= masked_prompt(mask, places if stands is None else stands, index, padding)
+                inputs = {} if vectors is None else {"inputs_embeds": vectors[index, padding:]}
+                inputs |= masked_prompt(masks, places, index, padding)
                 if encoding is not None:
                     inputs |= encoding.prompt(index * encoding.axis.batch // batch)
-                prompt = None if without_ids else ids[index][max(0, padding - cached) :]
+                prompt = None if vectors is not None else told[index][max(0, padding - cached) :]
                 recorder.begin_sequence(row, prompt, inputs, state, sampling=settings, row=index)
             if encoding is not None:
                 recorder.write_sites()
@@ -157,10 +175,10 @@ class Generation:
         self._write_beginning = write
 
     def _written(self, arguments: Json) -> None:
-        """Write that the sequences begin: the first call says where their positions stand."""
+        """Write that the sequences begin: the first call says where their positions stand, and what is before them."""
         write, self._write_beginning = self._write_beginning, None
         if write is not None:
-            write(arguments.get(PLACES))
+            write(arguments)
 
     # ---------------------------------------------------------------- calls
 
@@ -175,6 +193,11 @@ class Generation:
         time = value.shape[1]
         self._call_first = self._first_of(arguments, time)
         self._fed = self._call_first + time
+        for row in self.rows:
+            more = self._fed - row.padding - row.prompt_length - row.steps
+            if more > 0 and row.reason is None:
+                self._recorder.lost(MORE_FED)
+                self._recorder.end_row(row, "left", f"{more} positions more than its tokens were fed")
         hidden = encoded(arguments) if encoder else None
         axis = None if hidden is None or hidden.dim() != 3 else Axis(hidden.shape[0], hidden.shape[1], name=ENCODER)
         if axis is not None and self._spans is None:
