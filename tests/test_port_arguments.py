@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from functools import partial
 
@@ -13,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 import tracekit_torch  # noqa: E402
 from torch import nn  # noqa: E402
+from tracekit_torch.named_arguments import in_place  # noqa: E402
 from tracekit_torch.reference_program.loading import prepared  # noqa: E402
 
 PROMPT = [3, 4, 5, 6, 7, 9]
@@ -122,3 +124,11 @@ def test_a_reference_that_asserts_its_own_dtype_is_said_in_one_line(tmp_path):
         generate(model, ones)
     with pytest.raises(tracekit.TraceError, match="float32 only"):
         tracekit.audit(tmp_path / "a.h5", by=tracekit_torch.by_reference(partial(prepared, Strict().eval()), "it"))
+
+
+def test_places_that_no_call_has_are_not_made():
+    """Names come from a file."""
+    parameters = [*inspect.signature(Loose.forward).parameters.values()][1:]
+    assert in_place(parameters, {"rest[1]": 5}, skipped=1) == ([None, 5], {})
+    absurd = {"rest[99999999]": 5, "rest[-1]": 6, "rest[x]": 7}
+    assert in_place(parameters, absurd, skipped=1) == ([], absurd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from inspect import Parameter
 from typing import Any
@@ -45,4 +46,5 @@ def _rest(parameters: Collection[Parameter]) -> str:
 
 
 def _is_of(rest: str, name: str) -> bool:
-    return bool(rest) and name.startswith(f"{rest}[") and name.endswith("]")
+    """A file may say anything: no number of more digits than a program has arguments."""
+    return bool(rest) and re.fullmatch(rf"{re.escape(rest)}\[\d{{1,3}}\]", name, re.ASCII) is not None
