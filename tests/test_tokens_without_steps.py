@@ -109,3 +109,31 @@ def test_a_loop_whose_steps_are_recorded_lacks_no_token(tmp_path: Path, monkeypa
     one, other = (recorded(tmp_path / name, run, monkeypatch) for name in ("one.h5", "other.h5"))
     assert one.sequences[0].step_count == 4 and "lost" not in one.config
     assert tracekit.diff(one, other).decision is Decision.PARITY
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_generate_whose_logits_are_not_one_token_s_is_said(tmp_path: Path, sampled: bool) -> None:
+    """As Dia's, which says of no module that it makes the logits."""
+    transformers = pytest.importorskip("transformers")
+    import tracekit_torch
+
+    class Several(transformers.LlamaForCausalLM):  # type: ignore[misc, name-defined]
+        def get_output_embeddings(self) -> None:
+            return None
+
+    config = transformers.LlamaConfig(
+        vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    torch.manual_seed(1)
+    model, ids = Several(config).eval(), torch.tensor([[5, 9, 11]])
+
+    def run() -> torch.Tensor:
+        torch.manual_seed(2)
+        return model.generate(ids, max_new_tokens=3, do_sample=sampled, pad_token_id=0)
+
+    plain = run()
+    with tracekit_torch.record(model, tmp_path / "run.h5"):
+        assert torch.equal(run(), plain)
+    trace = tracekit.open(tmp_path / "run.h5")
+    assert trace.config["lost"][0].startswith("steps of Several.generate")
+    assert tracekit.diff(trace, trace).decision is Decision.WITHHELD

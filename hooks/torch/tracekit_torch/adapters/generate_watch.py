@@ -101,7 +101,9 @@ class _GenerateWatch:
             adapter = self._begin_generation(model, dict(zip(names, args, strict=False)) | kwargs)
             if adapter is None:
                 with self._another_goes_on(model):
-                    return original(model, *args, **kwargs)
+                    result = original(model, *args, **kwargs)
+                self._recorder.guarded(self._say_without_steps, model)
+                return result
             try:
                 result = original(model, *args, **kwargs)
             except BaseException as error:
@@ -167,6 +169,14 @@ class _GenerateWatch:
             return
         if not _inside(model, recorder.model) and not _inside(recorder.model, model):
             recorder.lost(f"generations of a second model ({type(model).__name__}); choose a model with --module")
+
+    def _say_without_steps(self, model: nn.Module) -> None:
+        """A model that generates and is recorded as any module is: its calls, and not what it chooses by them."""
+        recorder = self._recorder
+        if recorder.model is None or isinstance(recorder.adapter, TransformersCausal):
+            return
+        if _inside(model, recorder.model) or _inside(recorder.model, model):
+            recorder.lost(f"steps of {type(model).__name__}.generate, whose logits are not those of one token a step")
 
     def _left_out(self, words: str, mend: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def decode(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
