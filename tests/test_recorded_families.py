@@ -488,3 +488,37 @@ def test_another_thread_is_not_mixed_in(tmp_path, capsys):
     check_whole(trace, tokens, [7], left_out=1)
     assert torch.equal(other[0], other[1])
     assert any("another thread" in line for line in trace.config["lost"])
+
+
+class Chooser(torch.nn.Module):
+    """As the indexer of sparse attention: which of the positions so far each one looks at, int32 [batch, time, ...]."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, ids, so_far, width):
+        return torch.arange(width, dtype=torch.int32).expand(*ids.shape, width) % so_far
+
+
+@pytest.mark.parametrize(("columns", "lost"), [(lambda so_far: so_far, False), (lambda so_far: 3 + so_far // 9, True)])
+def test_columns_that_are_positions_are_no_loss(tmp_path, columns, lost):
+    """They are said; a site that changes its width for another reason ends, which withholds PARITY."""
+
+    class Sparse(transformers.LlamaForCausalLM):
+        def __init__(self, config):
+            super().__init__(config)
+            self.chooser, self.so_far = Chooser(), 0
+
+        def forward(self, input_ids=None, **kwargs):
+            self.so_far = input_ids.shape[1] + (self.so_far if input_ids.shape[1] == 1 else 0)
+            self.chooser(input_ids, self.so_far, columns(self.so_far))
+            return super().forward(input_ids=input_ids, **kwargs)
+
+    plain = made("Llama")
+    model = Sparse(plain.config).eval()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    _, trace = recorded(tmp_path / "run.h5", model, generating(model, "Llama", 1))
+    site = trace.sites["chooser"]
+    assert bool(site.ended) is lost and (site.partial is None) is lost
+    assert tracekit.diff(trace, trace).verdict == ("withheld" if lost else "parity")

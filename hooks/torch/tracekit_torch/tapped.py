@@ -23,7 +23,7 @@ called so."""
 class Place:
     """One site: its row of the site table, and where its values go."""
 
-    __slots__ = ("as_it_is", "axis", "form", "over", "row", "slot", "stored")
+    __slots__ = ("as_it_is", "axis", "columns_are_positions", "form", "over", "row", "slot", "stored")
 
     def __init__(self, name: str, module_class: str, order: int) -> None:
         self.row: Json = {"name": name, "class": module_class, "order": order}
@@ -31,6 +31,9 @@ class Place:
         self.stored = False
         self.form: tuple[torch.dtype, int] | None = None
         """dtype and width of its values in the sequences that go on."""
+        self.columns_are_positions = False
+        """The first value of that form has as many columns as there were positions: what is chosen of them, a bias for
+        each."""
         self.axis: str | None = None
         self.over = False
         """Its values changed their form: nothing more is stored of it in these sequences."""

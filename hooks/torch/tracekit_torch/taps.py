@@ -346,8 +346,13 @@ class Taps:
         form = (value.dtype, rows.numel() // axis.rows if axis.rows else 0)
         if place.form is None:
             place.form = form
+            place.columns_are_positions = value.shape[-1] == axis.length
         elif axis.rows and (place.form != form or place.axis != axis.name):
-            self._end_site(place, _changed(place.form, form, axis))
+            if place.columns_are_positions and place.form[0] is form[0]:
+                place.over = True
+                self._skip(place, COLUMNS_ARE_POSITIONS)
+            else:
+                self._end_site(place, _changed(place.form, form, axis))
             return
         if not place.stored:
             place.stored = True
@@ -427,6 +432,7 @@ def _rows_first(call: Call, value: torch.Tensor | None) -> torch.Tensor | None:
     return None if axis.time is None else value.transpose(1, 2)
 
 
+COLUMNS_ARE_POSITIONS = "its columns are the positions so far, and another call has more or fewer"
 _WITHOUT_MEMORY = (torch._subclasses.fake_tensor.FakeTensor,)
 
 
