@@ -124,6 +124,24 @@ def test_a_recording_that_stopped_between_two_sequences_is_not_whole(family, tmp
 VIRTUAL = 3
 
 
+def prepared_by(model, prepare):
+    """New tokens, where another than the model makes what it is given; it then works out where positions stand."""
+    of_the_model = model.prepare_inputs_for_generation
+
+    def without_places(*args, **kwargs):
+        given = prepare(*args, **kwargs)
+        for name in ("position_ids", "cache_position"):
+            given.pop(name, None)
+        return given | {"attention_mask": None}
+
+    model.prepare_inputs_for_generation = without_places
+    try:
+        options = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
+        return model.generate(PROMPT, **options)[:, LENGTH:].tolist()
+    finally:
+        model.prepare_inputs_for_generation = of_the_model
+
+
 def virtual(model, *, again=False):
     """As PEFT's prompt tuning generates: what the model is given is made by another than it, which puts virtual tokens
     before the prompt's; in versions of transformers that it does not know, at each step."""
@@ -137,17 +155,9 @@ def virtual(model, *, again=False):
         if again or ids.shape[1] == LENGTH:
             given["inputs_embeds"] = torch.cat([tokens, model.get_input_embeddings()(ids)], dim=1)
             given["input_ids"] = None
-        for name in ("position_ids", "cache_position"):
-            given.pop(name, None)
-        given["attention_mask"] = None
         return given
 
-    model.prepare_inputs_for_generation = prepare
-    try:
-        options = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
-        return model.generate(PROMPT, **options)[:, LENGTH:].tolist()
-    finally:
-        model.prepare_inputs_for_generation = of_the_model
+    return prepared_by(model, prepare)
 
 
 def test_virtual_tokens_are_positions_of_the_prompt(family, tmp_path):
@@ -190,17 +200,9 @@ def test_positions_that_a_program_puts_into_the_cache_are_before_the_prompt(fami
                     held = {name: given[name] for name in ("cache", "past_key_values") if name in given}
                     model.base_model(PROMPT[:, :VIRTUAL], **held, use_cache=True)
                 filled.append(True)
-            for name in ("position_ids", "cache_position"):
-                given.pop(name, None)
-            given["attention_mask"] = None
             return given
 
-        model.prepare_inputs_for_generation = prepare
-        try:
-            options = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
-            return model.generate(PROMPT, **options)[:, LENGTH:].tolist()
-        finally:
-            model.prepare_inputs_for_generation = of_the_model
+        return prepared_by(model, prepare)
 
     trace, tokens = recorded(folder, tmp_path / "run.h5", prefixed)
     (sequence,) = trace.sequences

@@ -7,10 +7,11 @@ from typing import Any
 
 
 def instances(base: type) -> list[Any]:
-    """Living objects of a class and of those derived from it: an object refers to its class, and the collector finds
-    what does, in C, among hundreds of thousands of objects; nothing of theirs is called."""
-    kinds: list[type] = [base]
-    for kind in kinds:
-        derived: list[type] = type.__subclasses__(kind)
-        kinds += (each for each in derived if each not in kinds)
-    return [item for item in gc.get_referrers(*kinds) if type(item) in kinds]
+    """Living objects of a class and of those derived from it, among all that the collector knows. Types are told apart
+    by their identity: nothing of the program's is called, neither `__class__` of an object nor a metaclass's hash."""
+    kinds, left = {id(base)}, [base]
+    while left:
+        derived: list[type] = [each for each in type.__subclasses__(left.pop()) if id(each) not in kinds]
+        kinds |= set(map(id, derived))
+        left += derived
+    return [item for item in gc.get_objects() if id(type(item)) in kinds]
