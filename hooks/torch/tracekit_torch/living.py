@@ -9,9 +9,11 @@ from typing import Any
 def instances(base: type) -> list[Any]:
     """Living objects of a class and of those derived from it, among all that the collector knows. Types are told apart
     by their identity: nothing of the program's is called, neither `__class__` of an object nor a metaclass's hash."""
-    kinds, left = {id(base)}, [base]
+    kinds: dict[int, type] = {}
+    left: list[type] = [base]
     while left:
-        derived: list[type] = [each for each in type.__subclasses__(left.pop()) if id(each) not in kinds]
-        kinds |= set(map(id, derived))
-        left += derived
+        kind = left.pop()
+        if id(kind) not in kinds:
+            kinds[id(kind)] = kind
+            left += type.__subclasses__(kind)
     return [item for item in gc.get_objects() if id(type(item)) in kinds]
