@@ -87,6 +87,7 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
     dtype = str(trace.config.get("dtype") or "float32")
     unit = UNIT_ROUNDOFF.get(dtype, UNIT_ROUNDOFF["float32"])
     culprits: dict[str, Culprit] = {}
+    named: dict[str, ExplainedCulprit] = {}
     clean: set[str] = set()
     unknown: dict[str, NotAudited] = {}
     unjudged: list[LogitsNotJudged] = []
@@ -121,7 +122,8 @@ def _audit(model: nn.Module, trace: Trace, checkpoint: Checkpoint, causal: bool)
             routed += taken.found
         kept = {} if taken.found else kept_rounded(model, trace, sequence, wrong, unit, factors)
         rest = [own for own in wrong if own.recipe.site not in kept]
-        named = explained_by_recipes(trace, checkpoint, [culprit_of(trace, sequence, own) for own in rest])
+        new = [culprit_of(trace, sequence, own) for own in rest if own.recipe.site not in culprits]
+        named |= explained_by_recipes(trace, checkpoint, new) if new else {}
         why = explanations(model, trace, sequence, rest, unit, factors, taken.near_ties, named)
         why |= {site: Tried(explanation) for site, explanation in kept.items()}
         for own in owns:
