@@ -63,6 +63,33 @@ LOADERS = {
         " let model = granite::Granite::load(vb, &config)?;"
         " Box::new(move |ids: &candle::Tensor, at: usize| model.forward(ids, at, &mut cache)) }}",
     ),
+    "granitemoehybrid": (
+        "granitemoehybrid::GraniteMoeHybridConfig",
+        "{{ let config = config.into_config(false);"
+        " let mut cache = granitemoehybrid::GraniteMoeHybridCache::new(true, vb.dtype(), &config, vb.device())?;"
+        " let model = granitemoehybrid::GraniteMoeHybrid::load(vb, &config)?;"
+        " Box::new(move |ids: &candle::Tensor, at: usize| model.forward(ids, at, &mut cache)) }}",
+    ),
+    "helium": ("helium::Config", "helium::Model::new(&config, vb)?"),
+    "glm4_new": ("glm4_new::Config", "glm4_new::ModelForCausalLM::new(&config, vb)?"),
+    "smollm3": ("smollm3::Config", "smollm3::ModelForCausalLM::new(&config, vb)?"),
+    "deepseek2": ("deepseek2::DeepSeekV2Config", "deepseek2::DeepSeekV2::new(&config, vb)?"),
+    "recurrent_gemma": ("recurrent_gemma::Config", 'recurrent_gemma::Model::new(&config, vb.pp("model"))?'),
+    "lfm2": (
+        "lfm2::Lfm2Config",
+        "{{ let config = config.into_config(false);"
+        " let mut cache = lfm2::Cache::new(true, vb.dtype(), &config, vb.device())?;"
+        " let model = lfm2::Model::new(&config, vb)?;"
+        " Box::new(move |ids: &candle::Tensor, at: usize| model.forward(ids, at, &mut cache)) }}",
+    ),
+    "mamba2": (
+        "mamba2::Config",
+        "{{ let mut state = mamba2::State::new(1, &config, vb.dtype(), vb.device())?;"
+        ' let model = mamba2::Model::new(&config, vb.pp("backbone"))?;'
+        " Box::new(move |ids: &candle::Tensor, _: usize| {{ let last = ids.dim(1)? - 1; if last == 0 {{"
+        " return model.forward(&ids.squeeze(1)?, &mut state); }}"
+        " model.forward_prefill(ids, &mut state, 8)?.narrow(1, last, 1) }}) }}",
+    ),
     "phi": (
         "phi::Config",
         "{{ let mut model = phi::Model::new(&config, vb)?;"
@@ -74,6 +101,9 @@ LOADERS = {
         " Box::new(move |ids: &candle::Tensor, _: usize| model.forward(ids)) }}",
     ),
 }
+# Where a model's file is not named after it, and another model's file that it reads.
+FILES = {"smollm3": "smol/smollm3"}
+NEEDS = {"glm4_new": ["glm4"]}
 
 MANIFEST = """
 [package]
@@ -98,6 +128,7 @@ candle = {{ version = "0.11", package = "candle-core" }}
 candle-nn = "0.11"
 serde = {{ version = "1", features = ["derive"] }}
 serde_json = "1"
+rayon = "1"
 # Without its features, which would change those of crates that candle builds on.
 tracing = {{ version = "0.1", default-features = false }}
 # Only its source is read: it is fetched and never compiled.
@@ -147,8 +178,8 @@ def prepare(folder: Path, models: list[str]) -> dict[str, int]:
     for shared in ("utils.rs", "fused_moe.rs"):
         write(source / shared, with_our_use_lines((theirs / shared).read_text()))
     changed = {}
-    for model in models:
-        before = (theirs / "models" / f"{model}.rs").read_text()
+    for model in [*models, *(needed for one in models for needed in NEEDS.get(one, []))]:
+        before = (theirs / "models" / f"{FILES.get(model, model)}.rs").read_text()
         after = with_our_use_lines(before)
         changed[model] = lines_changed(before, after)
         write(source / "models" / f"{model}.rs", after)
@@ -158,9 +189,7 @@ def prepare(folder: Path, models: list[str]) -> dict[str, int]:
 
 # What of candle-transformers is tracekit's, and what its models need besides.
 OURS = ("models/with_tracing.rs", "quantized_nn.rs", "quantized_var_builder.rs", "generation/mod.rs")
-THEIR_NEEDS = (
-    'byteorder = "1"\nfancy-regex = "0.18"\nnum-traits = "0.2"\nrand = "0.9"\nrayon = "1"\nserde_plain = "1"\n'
-)
+THEIR_NEEDS = 'byteorder = "1"\nfancy-regex = "0.18"\nnum-traits = "0.2"\nrand = "0.9"\nserde_plain = "1"\n'
 
 
 def check_all(folder: Path, patched: Path | None = None) -> dict[str, int]:
@@ -223,7 +252,7 @@ def models_module(models: list[str]) -> str:
     return "\n".join(
         [
             "pub use tracekit::with_tracing;",
-            *(f"pub mod {model};" for model in models),
+            *(f"pub mod {module};" for model in models for module in [model, *NEEDS.get(model, [])]),
             "fn read<T: serde::de::DeserializeOwned>(config: &str) -> candle::Result<T> {",
             "    serde_json::from_str(config).map_err(candle::Error::wrap)",
             "}",
@@ -335,6 +364,63 @@ MORE: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**EXPERTS, "num_experts": 4, "use_sliding_window": False, "max_window_layers": 3},
     "granite": {"residual_multiplier": 0.5, "logits_scaling": 2.0, "tie_word_embeddings": False},
     "phi": {"partial_rotary_factor": 0.5, "qk_layernorm": False},
+    "helium": {"tie_word_embeddings": False},
+    "glm4_new": {"model_type": "glm4", "partial_rotary_factor": 0.5, "tie_word_embeddings": False},
+    "smollm3": {"no_rope_layers": [1, 1, 0], "use_sliding_window": False, "tie_word_embeddings": True},
+    "deepseek2": {
+        "model_type": "deepseek_v2",
+        "moe_intermediate_size": 32,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": None,
+        "kv_lora_rank": 32,
+        "qk_rope_head_dim": 16,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 16,
+        "num_key_value_heads": 4,
+        "topk_method": "greedy",
+        "n_group": 1,
+        "topk_group": 1,
+        "attention_bias": False,
+    },
+    "recurrent_gemma": {
+        "block_types": ["recurrent", "recurrent", "attention"],
+        "attention_window_size": 8,
+        "conv1d_width": 4,
+        "lru_width": 64,
+        "logits_soft_cap": 30.0,
+        "partial_rotary_factor": 0.5,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+    },
+    "lfm2": {
+        "layer_types": ["conv", "full_attention", "conv"],
+        "intermediate_size": 256,
+        "block_auto_adjust_ff_dim": False,
+        "block_multiple_of": 256,
+        "block_ffn_dim_multiplier": 1.0,
+        "conv_L_cache": 3,
+        "tie_embedding": True,
+    },
+    "mamba2": {
+        "state_size": 16,
+        "expand": 2,
+        "n_groups": 1,
+        "num_heads": 8,
+        "pad_vocab_size_multiple": 16,
+        "tie_word_embeddings": True,
+    },
+    "granitemoehybrid": {
+        "layer_types": ["attention"] * 3,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 128,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 2.0,
+        "position_embedding_type": "rope",
+        "tie_word_embeddings": True,
+    },
     "falcon": {
         "layer_norm_epsilon": 1e-5,
         "n_head_kv": None,

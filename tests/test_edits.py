@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -406,6 +407,21 @@ def test_a_layer_that_adds_nothing_need_not_run(tmp_path: Path) -> None:
     model.save_pretrained(folder)
     found = _audited(folder, tmp_path / "run.h5", _without_the_last_layer)
     assert not found.culprits, found.text
+
+
+def test_values_whose_squares_overflow_explain_nothing(tmp_path: Path) -> None:
+    """Masked scores that no softmax takes are near the largest numbers there are: their own rounding is no excuse."""
+    folder = tiny_families.make("recurrentgemma", tmp_path / "reference", attention_window_size=12)
+    model = tiny_families.load(folder)
+    with torch.no_grad():
+        model.model.layers[1].temporal_block.v_proj.weight.mul_(0.01)  # else they are infinite
+    model.save_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        found = _audited(folder, tmp_path / "run.h5", partial(_set, attention_window_size=512, sliding_window=512))
+    [culprit] = found.culprits
+    assert culprit.explanation is not None, found.text
+    assert {Path(line.file).name for line in culprit.explanation.lines} == {"masking_utils.py"}
 
 
 def test_a_number_that_does_nothing_is_not_determined() -> None:

@@ -670,9 +670,9 @@ class Suspect:
 
     def _squares(self, values: Floats) -> Floats:
         """Squares of the errors of the first rows, in variances."""
-        # An edit may make large values, which are rounded by as much more.
-        variance = self._right.variance[: len(values)] + np.square(ROUNDED_OFTEN * self._unit * values)
-        return np.asarray(np.square((self._recorded[: len(values)] - values) / np.sqrt(variance)))
+        # An edit may make large values, which are rounded by as much more: so large that their squares overflow.
+        deviation = np.hypot(np.sqrt(self._right.variance[: len(values)]), ROUNDED_OFTEN * self._unit * values)
+        return np.asarray(np.square((self._recorded[: len(values)] - values) / deviation))
 
     def _as_good(self, other: float, left: float) -> bool:
         """Whether a number that leaves `other` is within what the fit of one that leaves `left` may be off."""
