@@ -126,6 +126,56 @@ def test_a_reference_that_asserts_its_own_dtype_is_said_in_one_line(tmp_path):
         tracekit.audit(tmp_path / "a.h5", by=tracekit_torch.by_reference(partial(prepared, Strict().eval()), "it"))
 
 
+ROOM = 16
+"""Positions that a static cache has room for."""
+
+
+class Static(Port):
+    """The same with a cache of a fixed length, as torchtune's models have once their caches are set up: a call's mask
+    is over all of it."""
+
+    cache = None
+
+    def forward(self, ids, places, mask=None):
+        if self.cache is None:
+            return super().forward(ids, places, mask)
+        query, key, value = self.qkv(x := self.table(ids) + self.places(places)).chunk(3, -1)
+        self.cache[0][:, places], self.cache[1][:, places] = key, value
+        scores = (self.gain * query @ self.cache[0].mT).masked_fill(mask == 0, -math.inf)
+        return self.head(x + self.wo(scores.softmax(-1) @ self.cache[1]))
+
+
+def with_a_static_cache(path, mask, gain=1.0):
+    model = Static(gain).eval()
+    model.cache = torch.zeros(2, 1, ROOM, WIDTH)
+    with tracekit_torch.record(model, path), torch.no_grad():
+        ids, time = torch.tensor([PROMPT]), 0
+        for _ in range(4):
+            time, first = time + ids.shape[1], time
+            ids = model(ids, torch.arange(first, time), mask[:, first:time])[:, -1].argmax(-1, keepdim=True)
+    return tracekit.audit(path, by=tracekit_torch.by_reference(partial(prepared, Static().eval()), "the port"))
+
+
+def over_the_room(hidden=()):
+    mask = torch.ones(1, ROOM, ROOM, dtype=torch.bool).tril()
+    for query, key in hidden:
+        mask[:, query, key] = False
+    return mask
+
+
+@pytest.mark.parametrize("hidden", [(), [(7, 2)]], ids=["causal", "one key hidden later"])
+@pytest.mark.parametrize("gain", [1.0, 1.01])
+def test_a_causal_mask_over_what_a_cache_has_room_for_is_given_again(tmp_path, gain, hidden):
+    found = with_a_static_cache(tmp_path / "a.h5", over_the_room(hidden), gain)
+    assert [culprit.site for culprit in found.culprits] == (["wo:in"] if hidden or gain != 1.0 else [])
+    assert "logits" not in found.unknown
+
+
+def test_a_mask_over_that_room_that_hides_more_is_said(tmp_path):
+    with pytest.raises(tracekit.TraceError, match="were given as mask is not recorded"):
+        with_a_static_cache(tmp_path / "a.h5", over_the_room([(3, 1)]))
+
+
 def test_places_that_no_call_has_are_not_made():
     """Names come from a file."""
     parameters = [*inspect.signature(Loose.forward).parameters.values()][1:]

@@ -31,7 +31,7 @@ class Told(Enum):
     LENGTH = "length"
     """How many there are."""
     CAUSAL = "causal"
-    """[..., time, time]: one value up to each position, another after it."""
+    """[..., time, time or more]: one value up to each position, another after it and in what a cache has room for."""
     EQUAL = "equal"
     """One value for all positions, [batch, time]."""
     VALUE = "value"
@@ -78,15 +78,12 @@ def _told_of_tensor(value: torch.Tensor, ids: torch.Tensor) -> Json:
         return {"is": Told.POSITIONS.value, "axes": axes, "dtype": word}
     if whole and axes == 2 and not value.is_complex() and bool((value == value.reshape(-1)[0]).all()):
         return {"is": Told.EQUAL.value, "axes": axes, "dtype": word, "value": value.reshape(-1)[0].item()}
-    if (
-        axes >= 2
-        and time > 1
-        and value.shape[-2:] == (time, time)
-        and value.numel() in (time * time, batch * time * time)
-    ):
-        seen, hidden = value.reshape(-1, time, time)[0, 0, :2].tolist()
-        earlier = torch.ones(time, time, dtype=torch.bool, device=value.device).tril()
-        if seen != hidden and bool((torch.where(earlier, value[..., :1, :1], value[..., :1, 1:2]) == value).all()):
+    if axes >= 2 and time > 1 and value.shape[-2] == time <= value.shape[-1]:
+        rows = value.reshape(-1, time, value.shape[-1])
+        seen, hidden = rows[0, 0, :2].tolist()
+        earlier = torch.ones_like(rows[0], dtype=torch.bool).tril()
+        alone = len(rows) in (1, batch) and seen != hidden
+        if alone and bool((torch.where(earlier, rows[:1, :1, :1], rows[:1, :1, 1:2]) == rows).all()):
             return {"is": Told.CAUSAL.value, "axes": axes, "dtype": word, "value": [_written(seen), _written(hidden)]}
     return {"is": Told.UNKNOWN.value}
 
