@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tracekit_llama_cpp as llama_cpp
+from tracekit_llama_cpp.compiled import NotCompiledError, compiled, library_file
 from tracekit_llama_cpp.declarations import BUILDS, DECLARATIONS, declarations, defaults
 from tracekit_llama_cpp.library import check_build, check_layout, library
-from tracekit_llama_cpp.plan import Plan, dense
+from tracekit_llama_cpp.plan import Copy, Node, Plan, dense
 from tracekit_llama_cpp.taps import Taps
 
 import tracekit
@@ -118,28 +120,64 @@ def test_follows_another_trace(plain: Path, tmp_path: Path) -> None:
         assert any(event.kind == "forced" for index in range(8) for event in other.sequences[0].step(index).events)
 
 
+@pytest.fixture(params=["C", "Python"])
+def callback(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways in which a graph that is known is followed."""
+    if request.param == "Python":
+        monkeypatch.setitem(vars(library()), "follow", None)
+    elif library().follow is None:
+        pytest.skip("no C compiler")
+    return str(request.param)
+
+
 @pytest.mark.parametrize("way", ["sampled", "micro-batches", "batches", "no flash attention"])
 @pytest.mark.parametrize("level", ["layers", "all"])
 def test_what_is_found_once_is_what_is_found_each_time(
-    way: str, level: str, quantised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    way: str, level: str, callback: str, quantised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"prompt": PROMPT * 2, "max_new_tokens": 12, "level": level, **WAYS[way]}
-    planned, followed = tmp_path / "planned.tklog", []
-    write = Plan.write
-    monkeypatch.setattr(Plan, "write", lambda plan, *rest: (followed.append(plan), write(plan, *rest)))
+    planned, followed, copied = tmp_path / "planned.tklog", [], []
+    write, computed = Plan.write, Plan.computed
+    monkeypatch.setattr(Plan, "write", lambda plan, *rest: (followed.append(plan), write(plan, *rest))[1])
+    monkeypatch.setattr(Plan, "computed", lambda plan, *rest: (copied.append(plan), computed(plan, *rest))[1])
     llama_cpp.record(quantised, planned, **settings)
-    assert len(followed) >= 8
+    assert len(followed) >= 11  # each step's graph is followed: its plan is made of the prompt's
+    assert bool(copied) == (callback == "Python")
     monkeypatch.setattr(Taps, "_follow", lambda *_: False)
     llama_cpp.record(quantised, tmp_path / "each.tklog", **settings)
     assert planned.read_bytes() == (tmp_path / "each.tklog").read_bytes()
 
 
-def test_a_graph_that_changes_is_said_to_be_lost_and_the_run_goes_on(
+def test_a_graph_of_other_operations_is_found_by_itself(
     quantised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"prompt": PROMPT, "max_new_tokens": 6}
+    found, write, made = [], Plan.write_found, Node.of
+    monkeypatch.setattr(Plan, "write_found", lambda plan, *rest: (found.append(plan), write(plan, *rest))[1])
+    llama_cpp.record(quantised, tmp_path / "same.tklog", **settings)
+    assert len(found) == 1
+    numbers = itertools.count()  # no graph reads from the tensors that another one read from
+    monkeypatch.setattr(Node, "of", lambda *given: made(*given)._replace(sources=bytes(next(numbers))))
+    llama_cpp.record(quantised, tmp_path / "other.tklog", **settings)
+    assert len(found) == 1 + 2
+    assert (tmp_path / "same.tklog").read_bytes() == (tmp_path / "other.tklog").read_bytes()
+
+
+def test_a_graph_that_changes_is_said_to_be_lost_and_the_run_goes_on(
+    callback: str, quantised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"prompt": PROMPT, "max_new_tokens": 6}
     free = llama_cpp.generate(quantised, **settings)
-    monkeypatch.setattr(Plan, "computed", lambda *_: False)
+    for_rows = Plan.for_rows
+
+    def of_other_sides(plan: Plan, micro: int) -> Plan | None:
+        made = for_rows(plan, micro)
+        for copy in () if made is None else made._sites.values():
+            copy.sides[0] += 1
+            object.__setattr__(copy, "known", b"")
+        return made
+
+    monkeypatch.setattr(Plan, "for_rows", of_other_sides)
     assert llama_cpp.record(quantised, tmp_path / "t.h5", **settings) == free
     with tracekit.open(tmp_path / "t.h5") as trace:
         assert trace.sequences[0].step_count == 6
@@ -151,6 +189,60 @@ def test_strides_are_followed() -> None:
     turned = values.transpose(1, 0, 2)
     bytes_ = dense(values.reshape(-1).view(np.uint8), [4, 2, 3, 1], [4, 48, 16, 96], 4)
     assert np.array_equal(bytes_.view(np.float32).reshape(3, 2, 4), turned)
+
+
+def test_strides_are_followed_in_both_ways(callback: str) -> None:
+    ffi, values = library().ffi, np.arange(24, dtype=np.float32)
+    address = ffi.cast("void *", values.ctypes.data)
+    plain = ffi.new("struct ggml_tensor *", {"ne": [4, 2, 3, 1], "nb": [4, 16, 32, 96], "data": address})
+    turned = ffi.new("struct ggml_tensor *", {"ne": [4, 2, 3, 1], "nb": [4, 48, 16, 96], "data": address})
+    apart = ffi.new("struct ggml_tensor *", {"ne": [3, 2, 2, 1], "nb": [4, 16, 32, 96], "data": address})
+    tensors = [plain, turned, apart]
+    copies = [Copy.of(ffi, place, tensor, tensor) for place, tensor in enumerate(tensors)]
+    plan = Plan(library(), [Node.of(ffi, tensor) for tensor in tensors], dict(zip("abc", copies, strict=True)), micro=2)
+    get = ffi.callback("get_function", lambda tensor, to, first, size: ffi.memmove(to, tensor.data, size))
+    arena = np.zeros(plan.nbytes + plan.scratch, np.uint8)
+    base = ffi.from_buffer("char[]", arena)
+    if callback == "C":
+        other = ffi.callback("eval_callback", lambda *_: False)
+        calls = {"get": get, "other": other}
+        places = {"plan": plan.in_c, "arena": base, "scratch": base + plan.nbytes}
+        state = ffi.new("struct tracekit_state *", places | calls)
+        for tensor in tensors:
+            assert all(library().follow(tensor, ask, state) for ask in (True, False))
+        assert not library().follow(plain, True, state) and state.place == 3  # the next graph is asked about elsewhere
+    else:
+        plan._get = get
+        assert all(plan.computed(place, arena, base) for place in range(3))
+    table = values.reshape(3, 2, 4)
+    expected = [table, values.reshape(2, 3, 4).transpose(1, 0, 2), table[:2, :, :3]]
+    assert np.array_equal(arena[: plan.nbytes].view(np.float32), np.concatenate([each.ravel() for each in expected]))
+
+
+def test_without_a_compiler_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build = library().build
+    for compiler, said in (
+        ("no-such-compiler -v", r"there is no C compiler \(no-such-compiler"),
+        ("false", "exit code 1"),
+    ):
+        monkeypatch.setenv("CC", compiler)
+        with pytest.raises(NotCompiledError, match=said):
+            compiled(library().ffi, build)
+        assert not list(tmp_path.rglob("*.so"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    with pytest.raises(NotCompiledError, match="Not a directory"):
+        compiled(library().ffi, build)
+
+
+def test_what_is_compiled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if library().follow is None:
+        pytest.skip("no C compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = {library_file(build) for build in BUILDS for _ in range(2)}
+    assert set(tmp_path.rglob("*.so")) == kept
+    texts = {declarations(build) for build in BUILDS}
+    assert len(kept) == len(texts)  # one for each layout of its structs
 
 
 def test_unknown_builds_and_other_layouts_are_refused() -> None:

@@ -72,7 +72,7 @@ class Layout:
         if offset % 8:
             entries.append((PAD_NAME, "U8", [-offset % 8], [offset, offset + -offset % 8]))
         text = "".join(
-            f',{json.dumps(name)}:{{"dtype":"{dtype}","shape":{json.dumps(shape)},"data_offsets":{json.dumps(offsets)}}}'
+            f',{json.dumps(name)}:{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}'
             for name, dtype, shape, offsets in entries
         )
         return cls(text, offset)

@@ -149,7 +149,6 @@ void * llama_get_memory(const void * ctx);
 bool llama_memory_seq_rm(void * memory, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
 float * llama_get_logits_ith(void * ctx, int32_t i);
 const char * ggml_op_name(int op);
-const char * ggml_type_name(int type);
 void ggml_backend_tensor_get(const struct ggml_tensor * tensor, void * data, size_t offset, size_t size);
 void ggml_backend_tensor_set(struct ggml_tensor * tensor, const void * data, size_t offset, size_t size);
 

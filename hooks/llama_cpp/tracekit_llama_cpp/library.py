@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from functools import cache
+import sys
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from tracekit.errors import TraceError
+from tracekit_llama_cpp.compiled import HEADER, NotCompiledError, compiled
 from tracekit_llama_cpp.declarations import BUILDS, POINTERS, declarations, defaults
 
 PACKAGE = "xllamacpp"
@@ -33,6 +35,16 @@ class Library:
     def text(self, pointer: Any) -> str:
         """A C string."""
         return str(self.ffi.string(pointer).decode(errors="replace"))
+
+    @cached_property
+    def follow(self) -> Any:
+        """The callback in C; None, said once on stderr, where it cannot be compiled."""
+        try:
+            return compiled(self.ffi, self.build)
+        except NotCompiledError as why:
+            said = f"tracekit: values are copied in Python, which takes more of the run's time: {why}"
+            print(said, file=sys.stderr, flush=True)
+            return None
 
     @property
     def versions(self) -> dict[str, str]:
@@ -74,7 +86,7 @@ def check_build(build: str) -> None:
 
 def load(ffi: Any, path: Path, build: str) -> Library:
     """The library of a file. Raises TraceError where it cannot be loaded, or does not fill in what its source says."""
-    ffi.cdef(declarations(build))
+    ffi.cdef(declarations(build) + HEADER)
     try:
         lib = ffi.dlopen(str(path))
     except OSError as error:

@@ -45,7 +45,6 @@ class Module:
     source: Any = None  # the node that computed what the module read
     read: Any = None  # what it read, which may be a reshaped view of that
     eps: float | None = None
-    held_as: str = ""  # ggml's name of the weight's format
 
 
 class Nodes:
@@ -105,13 +104,12 @@ class Nodes:
         weight = self.parameter(node.src[0])
         if weight is None or not weight.endswith(".weight"):
             return None
-        held = self._library.text(self._library.lib.ggml_type_name(node.src[0].type))
         name = weight.removesuffix(".weight")
         if kind is Kind.TABLE:
-            return Module(kind, name, {"weight": weight}, held_as=held)
+            return Module(kind, name, {"weight": weight})
         if name == TIED:
             name = HEAD
-        return Module(kind, name, {"weight": weight}, self.origin(node.src[1]), node.src[1], held_as=held)
+        return Module(kind, name, {"weight": weight}, self.origin(node.src[1]), node.src[1])
 
     def _biased(self, node: Any) -> Module | None:
         bias = self.parameter(node.src[1])

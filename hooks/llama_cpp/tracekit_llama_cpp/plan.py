@@ -6,40 +6,84 @@ graph for as many rows has the same nodes at the same addresses, which is checke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from struct import unpack
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.formats.log import Layout, LogWriter, Tensor
+from tracekit.formats.log import Layout, LogWriter
 from tracekit_llama_cpp.library import Library
+
+PLAIN = {0: ("float32", 4), 1: ("float16", 2), 28: ("float64", 8), 30: ("bfloat16", 2)}
+"""ggml's number of a format: torch's word and its bytes."""
+
+
+class Node(NamedTuple):
+    """A node when it was asked for: what it computes, in which format, and from which tensors."""
+
+    tensor: Any
+    operation: int
+    format: int
+    sources: bytes
+
+    @classmethod
+    def of(cls, ffi: Any, tensor: Any) -> Node:
+        """As it is now."""
+        return cls(tensor, tensor.op, tensor.type, ffi.buffer(tensor.src)[:])
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A value of a graph: after which node (its place in the order of asking) it was copied, and which tensor it is."""
+class Copy:
+    """A tensor that is copied after a node (its place in the order of asking), as it was then: the next graph has its
+    own sides in the same memory."""
 
     index: int
     tensor: Any
-    value: Tensor
+    counted: Any  # the tensor whose second side is the number of rows
     rows: int
-
-
-@dataclass(frozen=True)
-class _Copy:
-    """A tensor, its sides and strides when it was first copied, and where in the arena its bytes go."""
-
-    tensor: Any
-    shape: Any  # the bytes of ggml's sides and strides, as they are now
-    known: bytes  # as they were
+    dtype: str
+    itemsize: int
     sides: list[int]
     steps: list[int]
-    first: int
-    size: int
-    whole: int  # bytes from the first element to the end of the last
-    itemsize: int
+    shape: Any  # the bytes of ggml's sides and strides, as they are now
+    known: bytes  # as they were
+
+    @classmethod
+    def of(cls, ffi: Any, index: int, tensor: Any, counted: Any) -> Copy | None:
+        """As it is now; None of a format that holds no plain numbers, and of no rows."""
+        plain, rows = PLAIN.get(int(tensor.type)), int(counted.ne[1])
+        if plain is None or not rows:
+            return None
+        # The two arrays lie one after the other, so that one comparison tells whether any number of them changed.
+        shape = ffi.buffer(tensor.ne, 64)
+        known = shape[:]
+        numbers = unpack("=8q", known)
+        return cls(index, tensor, counted, rows, *plain, list(numbers[:4]), list(numbers[4:]), shape, known)
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of its values."""
+        return math.prod(self.sides) * self.itemsize
+
+    @cached_property
+    def whole(self) -> int:
+        """Bytes from the first value to the end of the last."""
+        return span(self.sides, self.steps, self.itemsize)
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether its values lie one after the other; those of a permuted tensor need not, though none is left out."""
+        expected = self.itemsize
+        for side, step in zip(self.sides, self.steps, strict=True):
+            if side != 1 and step != expected:
+                return False
+            expected *= side
+        return True
 
 
 @dataclass(frozen=True)
@@ -47,6 +91,7 @@ class _Group:
     """Tensors of one number of rows: one frame."""
 
     rows: int
+    names: tuple[str, ...]
     layout: Layout
     first: int
     stop: int
@@ -55,52 +100,89 @@ class _Group:
 class Plan:
     """The nodes of a graph in the order of asking, whether each is wanted, and what is copied when it is computed."""
 
-    def __init__(self, library: Library, nodes: list[Any], taken: Mapping[str, Taken], micro: int) -> None:
-        self._library, self.nodes, self.micro, self.count = library, nodes, micro, len(nodes)
+    def __init__(self, library: Library, nodes: list[Node], copies: Mapping[str, Copy], micro: int) -> None:
+        """`micro`: rows of the graph."""
+        self._library, self._known, self._sites, self.micro = library, nodes, copies, micro
         self._get = library.lib.ggml_backend_tensor_get
-        self.operations = [int(node.op) for node in nodes]
-        self._copies: dict[int, list[_Copy]] = {}
+        self.nodes, self.count = [node.tensor for node in nodes], len(nodes)
+        self.operations = [node.operation for node in nodes]
+        self._copies: dict[int, list[tuple[Copy, int]]] = {}  # by place, each with where it goes in the arena
         self._groups: list[_Group] = []
         offset = 0
-        for rows in sorted({one.rows for one in taken.values()}, reverse=True):
-            of = {name: one for name, one in taken.items() if one.rows == rows}
-            layout = Layout.of([(name, one.value.dtype, one.value.shape) for name, one in of.items()])
+        for rows in sorted({copy.rows for copy in copies.values()}, reverse=True):
+            # Fewer rows than the graph has: llama.cpp drops the others before the last layer's feed-forward block.
+            of = {name: copy for name, copy in copies.items() if copy.rows == rows}
+            shapes = {name: (rows, copy.size // copy.itemsize // rows) for name, copy in of.items()}
+            layout = Layout.of([(name, copy.dtype, shapes[name]) for name, copy in of.items()])
             first = offset
-            for one in of.values():
-                size = len(one.value.data)
-                self._copies.setdefault(one.index, []).append(self._copy(one, offset, size))
-                offset += size
-            self._groups.append(_Group(rows, layout, first, offset))
+            for copy in of.values():
+                self._copies.setdefault(copy.index, []).append((copy, offset))
+                offset += copy.size
+            self._groups.append(_Group(rows, tuple(of), layout, first, offset))
         self.nbytes = offset
         self.wanted = [index in self._copies for index in range(len(nodes))]
+        self.scratch = max((copy.whole for copy in copies.values()), default=0)
+        """Bytes of the largest tensor that is copied, with what lies between its values."""
 
-    def _copy(self, one: Taken, first: int, size: int) -> _Copy:
-        sides, steps = shape_of(self._library.ffi, one.tensor)
-        itemsize = size // (one.value.shape[0] * one.value.shape[1])
-        # The two arrays lie one after the other, so that one comparison tells whether any number of them changed.
-        shape = self._library.ffi.buffer(one.tensor.ne, 64)
-        return _Copy(one.tensor, shape, shape[:], sides, steps, first, size, span(sides, steps, itemsize), itemsize)
+    def for_rows(self, micro: int) -> Plan | None:
+        """The plan of the graph that begins now, where it has the same operations on the same tensors for another
+        number of rows; None of any other graph. Every node is laid out by the time that the first is asked for."""
+        ffi = self._library.ffi
+        if any(Node.of(ffi, node.tensor) != node for node in self._known):
+            return None
+        copies = {name: Copy.of(ffi, copy.index, copy.tensor, copy.counted) for name, copy in self._sites.items()}
+        there = {name: copy for name, copy in copies.items() if copy is not None}
+        return Plan(self._library, self._known, there, micro) if len(there) == len(copies) else None
+
+    @cached_property
+    def in_c(self) -> Any:
+        """The same for `follow.c`: a `struct tracekit_plan *`."""
+        ffi = self._library.ffi
+        copies: list[Any] = []
+        copied = [0]
+        for index in range(self.count):
+            for copy, first in self._copies.get(index, ()):
+                sizes = {"first": first, "size": copy.size, "whole": copy.whole, "item": copy.itemsize}
+                shape = {"ne": copy.sides, "nb": copy.steps, "in_order": copy.in_order}
+                copies.append({"tensor": copy.tensor, **shape, **sizes})
+            copied.append(len(copies))
+        fields = {
+            "nodes": ffi.new("struct ggml_tensor *[]", self.nodes),
+            "operations": ffi.new("int[]", self.operations),
+            "copied": ffi.new("int32_t[]", copied),
+            "copies": ffi.new("struct tracekit_copy[]", copies),
+        }
+        self._held = fields  # the struct does not keep them
+        return ffi.new("struct tracekit_plan *", {"count": self.count, **fields})
 
     def computed(self, index: int, arena: NDArray[np.uint8], base: Any) -> bool:
         """Copy what is to be copied after a node. False where a tensor is no longer of the shape that it was."""
         ffi, get = self._library.ffi, self._get
-        for copy in self._copies[index]:
+        for copy, first in self._copies[index]:
             if copy.shape[:] != copy.known:
                 return False
-            if copy.whole == copy.size:
-                get(copy.tensor, base + copy.first, 0, copy.size)
+            if copy.in_order:
+                get(copy.tensor, base + first, 0, copy.size)
             else:
                 data = np.empty(copy.whole, np.uint8)
                 get(copy.tensor, ffi.from_buffer(data), 0, copy.whole)
-                arena[copy.first : copy.first + copy.size] = dense(data, copy.sides, copy.steps, copy.itemsize)
+                arena[first : first + copy.size] = dense(data, copy.sides, copy.steps, copy.itemsize)
         return True
 
     def write(self, writer: LogWriter, arena: NDArray[np.uint8], sequence: int, position: int) -> None:
         """The frames of a graph whose first row is at a position of a sequence."""
         for group in self._groups:
-            at = position + self.micro - group.rows
-            metadata = {"sequence": sequence, "position": at, "rows": group.rows}
-            writer.write_packed("call", metadata, group.layout, [arena[group.first : group.stop].data])
+            self._frame(writer, group, sequence, position, [arena[group.first : group.stop].data])
+
+    def write_found(self, writer: LogWriter, found: Mapping[str, Any], sequence: int, position: int) -> None:
+        """As `write`, of a graph whose values were copied one by one: their bytes by their sites."""
+        for group in self._groups:
+            self._frame(writer, group, sequence, position, [found[name] for name in group.names])
+
+    def _frame(self, writer: LogWriter, group: _Group, sequence: int, position: int, buffers: list[Any]) -> None:
+        at = position + self.micro - group.rows
+        metadata = {"sequence": sequence, "position": at, "rows": group.rows}
+        writer.write_packed("call", metadata, group.layout, buffers)
 
 
 def shape_of(ffi: Any, tensor: Any) -> tuple[list[int], list[int]]:
@@ -110,7 +192,8 @@ def shape_of(ffi: Any, tensor: Any) -> tuple[list[int], list[int]]:
 
 def span(sides: list[int], steps: list[int], size: int) -> int:
     """Bytes from the first element of a strided tensor to the end of the last."""
-    return sum((side - 1) * step for side, step in zip(sides, steps, strict=True)) + size
+    (a, b, c, d), (along_a, along_b, along_c, along_d) = sides, steps
+    return (a - 1) * along_a + (b - 1) * along_b + (c - 1) * along_c + (d - 1) * along_d + size
 
 
 def dense(data: NDArray[np.uint8], sides: list[int], steps: list[int], size: int) -> NDArray[np.uint8]:

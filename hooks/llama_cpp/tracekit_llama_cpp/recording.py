@@ -108,7 +108,7 @@ class Model:
         params.flash_attn_type = FLASH[options.flash_attention]
         params.type_k = params.type_v = CACHE_TYPES[options.cache_type]
         if taps is not None:
-            params.cb_eval = taps.callback
+            params.cb_eval, params.cb_eval_user_data = taps.callback, taps.state
         self._library.errors.clear()
         pointer = self._lib.llama_init_from_model(self.pointer, params)
         if pointer == self._ffi.NULL:
@@ -294,6 +294,7 @@ class _Steps:
     ) -> None:
         self._model, self._writer, self._chain = model, writer, chain
         self._options, self._followed, self._sequence = options, followed, sequence
+        self._told = 0  # steps whose token was forced
 
     def begin(self, ids: list[int], prompt: str | Sequence[int]) -> None:
         if self._writer is None:
@@ -309,35 +310,36 @@ class _Steps:
 
     def run(self, context: Any, ids: list[int], taps: Taps | None, kept: int = 0) -> Generated:
         """`kept`: positions of the prompt that the cache holds already."""
+        tokens = list(self.each(context, ids, taps, kept))
+        reason = "stop" if self._model.stops(tokens[-1]) else "length"
+        if self._writer is not None:
+            followed = None if self._followed is None else {"tokens": self._told}
+            self._writer.end_sequence(self._sequence, len(tokens), reason, followed=followed)
+        return Generated(tuple(ids), tuple(tokens), self._model.text(tokens), reason)
+
+    def each(self, context: Any, ids: list[int], taps: Taps | None, kept: int = 0) -> Iterator[int]:
+        """The tokens one by one, each computed when it is asked for."""
         logits = None
         for first in range(kept, len(ids), self._options.batch):
             logits = self._decode(context, ids[first : first + self._options.batch], first, taps)
-        tokens: list[int] = []
-        reason, forced = "length", 0
-        while True:
+        for step in range(self._limit):
             assert logits is not None
-            step, position = len(tokens), len(ids) + len(tokens) - 1
+            position = len(ids) + step - 1
             choice = self._chain.choose(logits)
             token, told = choice.token, self._forced(step)
             events = list(choice.events)
             if told is not None:
-                forced += 1
+                self._told += 1
                 if told != token:
                     events.append({"kind": "forced", "detail": {"instead_of": token}})
                 token = told
             self._chain.accept(token)
-            tokens.append(token)
             self._write(step, position, token, logits, choice, events)
+            yield token
             if self._model.stops(token):
-                reason = "stop"
-                break
-            if len(tokens) >= self._limit:
-                break
-            logits = self._decode(context, [token], position + 1, taps)
-        if self._writer is not None:
-            followed = None if self._followed is None else {"tokens": forced}
-            self._writer.end_sequence(self._sequence, len(tokens), reason, followed=followed)
-        return Generated(tuple(ids), tuple(tokens), self._model.text(tokens), reason)
+                return
+            if step + 1 < self._limit:
+                logits = self._decode(context, [token], position + 1, taps)
 
     @property
     def _limit(self) -> int:

@@ -6,35 +6,48 @@ computed; the input of a product is copied when that product was computed, which
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tracekit.formats.log import LogWriter, Tensor
+from tracekit.formats.log import LogWriter
 from tracekit.trace import INPUT_SUFFIX, LOGITS, Json
 from tracekit_llama_cpp.library import Library
 from tracekit_llama_cpp.nodes import HEAD, Kind, Module, Nodes
 from tracekit_llama_cpp.options import Options
-from tracekit_llama_cpp.plan import Plan, Taken, dense, shape_of, span
+from tracekit_llama_cpp.plan import Copy, Node, Plan, dense
 
-PLAIN = {0: ("float32", 4), 1: ("float16", 2), 28: ("float64", 8), 30: ("bfloat16", 2)}
-"""ggml's number of a format: torch's word and its bytes."""
 CLASSES = {Kind.TABLE: "Embedding", Kind.PRODUCT: "Linear", Kind.BIASED: "Linear", Kind.NORM: "RMSNorm"}
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A tensor that was copied, and its values, row after row."""
+
+    copy: Copy
+    data: NDArray[np.uint8]
 
 
 class Taps:
     """Copies of the nodes of forward calls, those of one sequence after the other.
 
     Each node is asked for before it is computed, in the order of the computation; what it is, and which copies it
-    takes, is found then. A later graph for as many rows is answered from what was found (`Plan`).
+    takes, is found then. A later graph for as many rows is answered from what was found (`Plan`), in C where that is
+    compiled (`follow.c`), else here.
     """
 
     def __init__(self, library: Library, nodes: Nodes, writer: LogWriter, options: Options) -> None:
         self._library, self._nodes, self._writer, self._options = library, nodes, writer, options
         self._ffi = library.ffi
-        self.callback = library.ffi.callback("eval_callback", self._called, error=True, onerror=self._failed)
+        self._in_python = library.ffi.callback("eval_callback", self._called, error=True, onerror=self._failed)
+        self._in_c = self._compiled()
+        self.callback = self._in_python if self._in_c is None else self._in_c
+        self.state = library.ffi.new("struct tracekit_state *")
+        """What the callback is called with."""
+        self.state.get, self.state.other = library.lib.ggml_backend_tensor_get, self._in_python
         self.failure: BaseException | None = None
         self.sequence = 0
         """Index of the sequence that is computed."""
@@ -44,7 +57,6 @@ class Taps:
         self._left = 0  # tokens of the call that no graph has begun with
         self._plans: dict[tuple[int, bool], Plan] = {}  # by rows, and whether it is the last graph of its call
         self._plan: Plan | None = None
-        self._place = 0  # in the plan
         self._lost = False
         self._arena = np.empty(0, np.uint8)
         self._base: Any = None  # its address
@@ -54,11 +66,16 @@ class Taps:
         """A graph begins."""
         self._micro = 0  # its rows
         self._names: dict[int, str] = {}  # address of a node -> the site that its values are
-        self._copies: dict[int, list[tuple[str, Any, int]]] = {}  # address -> site, tensor, rows: to be copied then
+        # Address of a node -> site, tensor and the one whose second side is its rows, to be copied when it is computed.
+        self._copies: dict[int, list[tuple[str, Any, Any]]] = {}
         self._sums: dict[int, Taken | None] = {}  # sums that nothing has read so far
         self._values: dict[str, Taken] = {}
-        self._asked_for: list[Any] = []  # nodes since the embedding was asked for
+        self._asked_for: list[Node] = []  # nodes since the embedding was asked for
         self._key: tuple[int, bool] | None = None
+
+    def _compiled(self) -> Any:
+        """The callback in C, None where there is none."""
+        return self._library.follow
 
     # ------------------------------------------------------------------ forward calls
 
@@ -75,9 +92,10 @@ class Taps:
 
     def _flush(self) -> None:
         """A graph is over: what was copied of it is written."""
-        plan, self._plan = self._plan, None
+        plan = self._plan
+        self._leave()
         if plan is not None:
-            if self._place < plan.count:
+            if self.state.place < plan.count:
                 self._lose()
                 return
             plan.write(self._writer, self._arena, self.sequence, self._at)
@@ -88,12 +106,12 @@ class Taps:
         if rows:
             self._writer.sites(rows)
             self._said = len(self._table)
-        for count in sorted({one.rows for one in self._values.values()}, reverse=True):
-            kept = {name: one.value for name, one in self._values.items() if one.rows == count}
-            # Fewer rows than the call has: llama.cpp drops the others before the last layer's feed-forward block.
-            self._writer.call(self.sequence, self._at + self._micro - count, count, kept)
+        copies = {name: one.copy for name, one in self._values.items()}
+        found = Plan(self._library, self._asked_for, copies, self._micro)
+        values = {name: one.data for name, one in self._values.items()}
+        found.write_found(self._writer, values, self.sequence, self._at)
         if self._key is not None and self.failure is None:
-            self._plans[self._key] = Plan(self._library, self._asked_for, self._values, self._micro)
+            self._plans[self._key] = found
         self._at += self._micro
         self._begin()
 
@@ -101,26 +119,42 @@ class Taps:
         """A graph for so many rows begins with a node. Whether there is a plan for it."""
         self._left -= rows
         self._key = rows, self._left == 0
-        plan = self._plans.get(self._key)
+        plan = self._plans.get(self._key) or self._for_rows(rows)
         if plan is None or node != plan.nodes[0]:
             return False
-        self._plan, self._place = plan, 1
-        if self._arena.nbytes != plan.nbytes:
-            self._arena = np.empty(plan.nbytes, np.uint8)
-            self._base = self._ffi.from_buffer(self._arena)
+        if self._arena.nbytes != plan.nbytes + plan.scratch:
+            self._arena = np.empty(plan.nbytes + plan.scratch, np.uint8)
+            self._base = self._ffi.from_buffer("char[]", self._arena)
+        self._plan, self.state.place = plan, 1
+        if self._in_c is not None:
+            self.state.plan, self.state.arena, self.state.scratch = plan.in_c, self._base, self._base + plan.nbytes
         return True
+
+    def _for_rows(self, rows: int) -> Plan | None:
+        """The plan of a graph for another number of rows, made one for so many. A graph that is not its call's last one
+        has values without rows, which no plan holds."""
+        assert self._key is not None
+        others = (plan for (_, last), plan in self._plans.items() if last) if self._key[1] else iter(())
+        plan = next((made for made in (other.for_rows(rows) for other in others) if made is not None), None)
+        if plan is not None:
+            self._plans[self._key] = plan
+        return plan
+
+    def _leave(self) -> None:
+        """No plan is followed."""
+        self._plan, self.state.plan = None, self._ffi.NULL
 
     # ------------------------------------------------------------------ nodes
 
     def _called(self, node: Any, ask: bool, _: Any) -> bool:
-        plan, place = self._plan, self._place
+        plan, place = self._plan, int(self.state.place)
         if plan is None or (ask and place == plan.count):
             return self._found(node, ask)
         if not ask:
             return plan.computed(place - 1, self._arena, self._base) or self._lose()
         if node != plan.nodes[place] or node.op != plan.operations[place]:
             return not self._lose()
-        self._place = place + 1
+        self.state.place = place + 1
         return plan.wanted[place]
 
     def _found(self, node: Any, ask: bool) -> bool:
@@ -133,20 +167,22 @@ class Taps:
             self._computed(node)
             return True
         wanted = self._asked(node)
-        self._asked_for.append(node)
+        self._asked_for.append(Node.of(self._ffi, node))
         return wanted
 
     def _lose(self) -> bool:
         """The graph is not the one that it was for as many rows: the rest of the call is not recorded, and said."""
         self._writer.lost("values of a forward call: llama.cpp's graph is not the one that it was for as many rows")
-        self._lost, self._plan = True, None
+        self._lost = True
+        self._leave()
         self._plans.clear()
         self._begin()
         return True
 
     def _failed(self, kind: Any, error: BaseException, trace: Any) -> None:
         """The run goes on without being recorded."""
-        self.failure, self._plan = error, None
+        self.failure = error
+        self._leave()
 
     def _asked(self, node: Any) -> bool:
         found = self._nodes.module(node)
@@ -167,18 +203,16 @@ class Taps:
             self._sums[address] = None
             return self._options.level == "all"
         copies = [] if found.source is None else self._input(found)
-        rows = int(node.ne[1])
-        if found.kind is Kind.NORM:
-            rows = int(found.source.ne[1])  # the second side of a norm of heads is the heads
+        counted = found.source if found.kind is Kind.NORM else node  # the second side of a norm of heads is the heads
         self._names[address] = found.name
         self._describe(found)
         if self._options.keeps(found.name) and found.name != HEAD:
-            copies.append((found.name, node, rows))
+            copies.append((found.name, node, counted))
         if copies:
             self._copies[address] = copies
         return bool(copies)
 
-    def _input(self, found: Module) -> list[tuple[str, Any, int]]:
+    def _input(self, found: Module) -> list[tuple[str, Any, Any]]:
         """The copy of what a module reads, where it is no site that is known by now."""
         source = found.source
         address = self._address(source)
@@ -195,7 +229,7 @@ class Taps:
             return []  # its memory is the norm's own by the time that the norm is computed
         self._names[address] = name
         self._row(name, "input", {})
-        return [] if name in self._values else [(name, found.read, int(found.read.ne[1]))]
+        return [] if name in self._values else [(name, found.read, found.read)]
 
     def _describe(self, found: Module) -> None:
         fields: Json = {"parameters": found.parameters or None}
@@ -215,9 +249,9 @@ class Taps:
     def _computed(self, node: Any) -> None:
         address = self._address(node)
         if address in self._sums:
-            self._sums[address] = self._taken(node, int(node.ne[1]))
-        for name, tensor, rows in self._copies.pop(address, ()):
-            value = self._taken(tensor, rows)
+            self._sums[address] = self._taken(node, node)
+        for name, tensor, counted in self._copies.pop(address, ()):
+            value = self._taken(tensor, counted)
             if value is not None:
                 self._values[name] = value
 
@@ -226,16 +260,13 @@ class Taps:
     def _address(self, node: Any) -> int:
         return int(self._ffi.cast("intptr_t", node))
 
-    def _taken(self, node: Any, rows: int) -> Taken | None:
-        """A tensor's values, [rows, width]; None of a format that holds no plain numbers."""
-        plain = PLAIN.get(int(node.type))
-        if plain is None or not rows:
+    def _taken(self, node: Any, counted: Any) -> Taken | None:
+        """A tensor's values; None of a format that holds no plain numbers."""
+        copy = Copy.of(self._ffi, len(self._asked_for) - 1, node, counted)
+        if copy is None:
             return None
-        dtype, size = plain
-        sides, steps = shape_of(self._ffi, node)
-        count, whole = math.prod(sides), span(sides, steps, size)
-        data = np.empty(whole, np.uint8)
-        self._library.lib.ggml_backend_tensor_get(node, self._ffi.from_buffer(data), 0, whole)
-        if whole != count * size:
-            data = dense(data, sides, steps, size)
-        return Taken(len(self._asked_for) - 1, node, Tensor(dtype, (rows, count // rows), data), rows)
+        data = np.empty(copy.whole, np.uint8)
+        self._library.lib.ggml_backend_tensor_get(node, self._ffi.from_buffer(data), 0, copy.whole)
+        if not copy.in_order:
+            data = dense(data, copy.sides, copy.steps, copy.itemsize)
+        return Taken(copy, data)

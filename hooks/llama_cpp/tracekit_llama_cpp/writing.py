@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.dtypes import STORAGE, round_to
-from tracekit.formats.log import LogWriter, Tensor
+from tracekit.formats.log import LogWriter
 from tracekit.trace import TraceError
 from tracekit_llama_cpp.library import Library
 from tracekit_llama_cpp.nodes import HEAD, Nodes
 from tracekit_llama_cpp.options import Options
-from tracekit_llama_cpp.plan import scattered, shape_of, span
-from tracekit_llama_cpp.taps import PLAIN, Taps
+from tracekit_llama_cpp.plan import PLAIN, scattered, shape_of, span
+from tracekit_llama_cpp.taps import Taken, Taps
 
 Places = Mapping[str, int]
 """The place in the order of asking of the node that holds each site."""
@@ -64,7 +64,7 @@ class Placed(Taps):
         self._plans.clear()
 
     def _held(self) -> Places:
-        places = {self._address(node): place for place, node in enumerate(self._asked_for)}
+        places = {self._address(node.tensor): place for place, node in enumerate(self._asked_for)}
         held = {name: places[address] for address, name in self._names.items() if address in places}
         if held.get(HEAD) != len(places) - 1:
             held.pop(HEAD, None)  # its values are not the logits: something follows
@@ -136,7 +136,7 @@ class Written(Placed):
         for name in self._right.needed:
             taken = self._values.get(name)
             if taken is not None:
-                self._right.computed(name, self._at + self._micro - taken.rows, _array(taken.value))
+                self._right.computed(name, self._at + self._micro - taken.copy.rows, _array(taken))
 
     def _flush(self) -> None:
         if self._key is not None and self.failure is None:
@@ -152,5 +152,6 @@ class Written(Placed):
         super()._flush()
 
 
-def _array(tensor: Tensor) -> NDArray[Any]:
-    return np.frombuffer(tensor.data, STORAGE[tensor.dtype]).reshape(tensor.shape)
+def _array(taken: Taken) -> NDArray[Any]:
+    """Its values, [rows, width]."""
+    return np.frombuffer(taken.data, STORAGE[taken.copy.dtype]).reshape(taken.copy.rows, -1)
