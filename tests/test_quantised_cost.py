@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gguf
 import jsonschema
 import numpy as np
 import pytest
@@ -99,3 +100,36 @@ def test_an_original_that_was_made_of_the_file_is_told(runs: Path) -> None:
         found = tracekit.audit(runs / "Q4_1.h5", original=runs / f"{original}.gguf")
         assert found.quantised is not None and found.quantised.of_the_file is said
         assert ("its weights are the file's own values" in found.text) is said
+
+
+PRODUCTS = {
+    "attn_q": "input_layernorm",
+    "attn_k": "input_layernorm",
+    "attn_v": "input_layernorm",
+    "attn_output": "self_attn.o_proj:in",
+    "ffn_gate": "post_attention_layernorm",
+    "ffn_up": "post_attention_layernorm",
+    "ffn_down": "mlp.down_proj:in",
+}
+"""A layer's products by their weights in the file, and what each reads."""
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
+def test_the_cost_of_a_file_is_that_of_its_products(kind: str, runs: Path) -> None:
+    def weights(name: str) -> dict[str, np.ndarray]:
+        tensors = gguf.GGUFReader(str(runs / f"{name}.gguf")).tensors
+        return {each.name: gguf.quants.dequantize(each.data, each.tensor_type).astype(float) for each in tensors}
+
+    held, original, found = weights(kind), weights("F32"), costs(runs, kind)[0]
+    with tracekit.open(runs / f"{kind}.h5") as trace:
+        sequence = trace[0]
+        for layer in LAYERS:
+            relative = []
+            for name, reads in PRODUCTS.items():
+                (first, stop), *_ = sequence.sites[f"{layer}.{reads}"].ranges
+                inputs = sequence.read(f"{layer}.{reads}", first, stop).astype(float)
+                weight = f"blk.{layer.rpartition('.')[2]}.{name}.weight"
+                # Rows of queries and keys are in another order in the file; an error is the same in any order.
+                with_file, with_original = inputs @ held[weight].T, inputs @ original[weight].T
+                relative.append(np.square(with_file - with_original).sum() / np.square(with_original).sum())
+            assert found[layer] == pytest.approx(np.sqrt(np.mean(relative)), rel=1e-6)
