@@ -41,6 +41,7 @@ from tracekit_torch.adapters.causal_calls import (
     write_call,
 )
 from tracekit_torch.adapters.encoder_runs import EncoderRun, encoded, encoder_axis, encoder_inputs
+from tracekit_torch.adapters.given_beside import GivenBeside
 from tracekit_torch.adapters.processors import Stage
 from tracekit_torch.draws import Drawn
 from tracekit_torch.recorder import Recorder, as_tensor, generator_state, survivors
@@ -114,6 +115,8 @@ class Begun:
     places: list[torch.Tensor] = field(default_factory=list)
     """The positions that each call was given, [batch or 1, time] each."""
     held_cache: Callable[[], Any] = lambda: None
+    beside: GivenBeside | None = None
+    """What the first call was given beside its tokens."""
     embedded: int = 0
     """Positions of a prompt that was given as embeddings."""
 
@@ -463,6 +466,11 @@ class CausalLoop:
             mask = None if seen is None else as_padding(seen)
         return left_padding(mask, batch)
 
+    def _beside(self, arguments: Json, value: torch.Tensor) -> GivenBeside | None:
+        """What a first call gives beside its tokens `value` that is given again as it is."""
+        model = self._recorder.model
+        return None if self._encodes or model is None else GivenBeside(model, arguments, value)
+
     def _inputs(self, arguments: Json, value: torch.Tensor) -> dict[str, torch.Tensor]:
         """What a first call gives beside token ids, by name: [batch, ...]; `value` is what it feeds."""
         return {"inputs_embeds": value.detach().to("cpu", copy=True)} if value.is_floating_point() else {}
@@ -475,7 +483,10 @@ class CausalLoop:
         fed = [[NO_TOKEN] * cached + ids for ids in fed]  # of a cache that something else has filled
         known, embedded = fed or [[] for _ in rows], 0 if fed else value.shape[1]
         held: list[list[HeldCall]] = [[] for _ in rows]
-        self._begun = begun = Begun(rows, known, generator_state(), None, inputs, held, embedded=embedded)
+        beside = self._beside(arguments, value)
+        self._begun = begun = Begun(
+            rows, known, generator_state(), None, inputs, held, beside=beside, embedded=embedded
+        )
         axis = encoder_axis(arguments) if self._encodes else None
         if axis is not None:
             mask = arguments.get("attention_mask")
@@ -573,6 +584,8 @@ class CausalLoop:
             inputs = {name: value[row.padding :] if value.dim() else value for name, value in inputs.items()}
             inputs |= masked_prompt(told, begun.stands, index, row.padding)
             inputs |= begun.encoder[index] if begun.encoder is not None else {}
+            if begun.beside is not None:
+                inputs |= begun.beside.of_row(index, row.padding, row.prompt_length + row.padding)
             recorder.begin_sequence(row, ids, inputs, begun.state, row=index, **self._metadata(begun))
             if begun.encoding is not None:
                 begun.encoding.write(recorder, row, index * begun.encoding.axis.batch // len(begun.rows))
@@ -586,7 +599,8 @@ class CausalLoop:
 
     def _metadata(self, begun: Begun) -> Json:
         """What else there is to write of sequences that begin."""
-        return {"parent": begun.parent} if begun.parent is not None else {}
+        told = {} if begun.beside is None else begun.beside.metadata
+        return told | ({"parent": begun.parent} if begun.parent is not None else {})
 
     def _write_head(self, begun: Begun, index: int, row: Row) -> None:
         """The head's outputs of plain calls, where they cover all positions of their call."""

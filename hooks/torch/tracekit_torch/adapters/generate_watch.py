@@ -80,16 +80,32 @@ class _GenerateWatch:
     def __init__(self, watching: Watching) -> None:
         self._watching = watching
         self._recorder = watching.recorder
+        self._given: dict[int, Json] = {}
+        """By thread, what the `generate` was given that runs in it."""
 
     def install(self, module: ModuleType) -> None:
         """Watch the methods of transformers' module of generation."""
         mixin = module.GenerationMixin
+        self._watching.replace(mixin, "generate", self._generate)
         self._watching.replace(mixin, STEPWISE, self._stepwise)
         for name, (words, mend) in NOT_STEPWISE.items():
             if hasattr(mixin, name):
                 self._watching.replace(mixin, name, functools.partial(self._left_out, words, mend))
         self._watching.replace(module.LogitsProcessorList, "__call__", self._processors)
         self._watching.replace(module.StoppingCriteriaList, "__call__", self._criteria)
+
+    def _generate(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def generate(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            thread = threading.get_ident()
+            around, self._given[thread] = self._given.get(thread), kwargs
+            try:
+                return original(model, *args, **kwargs)
+            finally:
+                del self._given[thread]
+                if around is not None:
+                    self._given[thread] = around
+
+        return generate
 
     def _stepwise(self, original: Callable[..., Any]) -> Callable[..., Any]:
         names = list(inspect.signature(original).parameters)[1:]
@@ -123,7 +139,7 @@ class _GenerateWatch:
             self._say_if_another(model)
             if not isinstance(adapter, TransformersCausal) or not self._recorder.active:
                 return None
-            if not adapter.begin_generation(model, arguments):
+            if not adapter.begin_generation(model, arguments, self._given.get(threading.get_ident())):
                 return None
             if _would_compile(model, arguments):
                 # Compiled code has no modules left to tap.

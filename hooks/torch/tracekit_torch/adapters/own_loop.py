@@ -147,6 +147,9 @@ class OwnLoop(CausalLoop):
     def _paddings(self, arguments: Json, batch: int) -> list[int]:
         return [0] * batch
 
+    def _beside(self, arguments: Json, value: torch.Tensor) -> None:
+        """Ports are given again what `port_arguments` tells."""
+
     def _inputs(self, arguments: Json, value: torch.Tensor) -> dict[str, torch.Tensor]:
         return {
             name: other.detach().to("cpu", copy=True)

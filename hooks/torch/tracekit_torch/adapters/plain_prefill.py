@@ -18,6 +18,7 @@ from tracekit.errors import first_line
 from tracekit.inspection.masked import MASK, PLACES, places, sees, unmasked
 from tracekit.inspection.site_rows import logits_width
 from tracekit.trace import ENCODER_PREFIX, NO_TOKEN, Sequence, Trace
+from tracekit_torch.adapters.given_beside import KNOWN, given_again, inputs_kept
 from tracekit_torch.adapters.port_arguments import ARGUMENTS, arguments_again, unknown_arguments
 from tracekit_torch.named_arguments import accepted, in_place
 from tracekit_torch.nested import tensors_in
@@ -34,11 +35,14 @@ def plain_prefill(model: nn.Module, trace: Trace, sequence: Sequence) -> Callabl
     parameters = inspect.signature(model.forward).parameters
     if sequence.prompt_ids is None and sequence.step_count and EMBEDDED in sequence.inputs and EMBEDDED in parameters:
         part, masks = fed(model, trace, sequence), masks_of(model, sequence)
-        return lambda: model(**part(0, sequence.positions), **masks, use_cache=False)
+        _refuse_unknown(trace, model, sequence)
+        beside = given_again(model, sequence)
+        return lambda: model(**part(0, sequence.positions), **masks, **beside, use_cache=False)
     given = _arguments(model, trace, sequence)
     if "use_cache" in parameters:
         given["use_cache"] = False
     if IDS not in given or (IDS in parameters and _of_transformers(model)):
+        _refuse_unknown(trace, model, sequence)
         return lambda: model(**given)
     # A port calls its ids as it likes; they come first.
     ids = given.pop(IDS)
@@ -138,12 +142,23 @@ def _others(trace: Trace, model: nn.Module, sequence: Sequence, time: int) -> di
         raise NotRun(
             f"{trace.path}: sequence {sequence.index}: arguments: cannot be read: {first_line(error)}"
         ) from None
+    _refuse(trace, sequence, unknown)
+    return given
+
+
+def _refuse_unknown(trace: Trace, model: nn.Module, sequence: Sequence) -> None:
+    """Raises NotRun where a model of transformers was given what is not recorded, and is no mask."""
+    taken = inspect.signature(model.forward).parameters.keys() - KNOWN
+    unknown = unknown_arguments(sequence.info.get(ARGUMENTS) or {})
+    _refuse(trace, sequence, [name for name in unknown if name in taken])
+
+
+def _refuse(trace: Trace, sequence: Sequence, unknown: list[str]) -> None:
     if unknown:
         raise NotRun(
             f"{trace.path}: sequence {sequence.index}: what the calls were given as {unknown[0]} is not recorded: the "
             "reference cannot be run on it"
         )
-    return given
 
 
 def _required(model: nn.Module, sequence: Sequence) -> dict[str, Any]:
@@ -211,15 +226,17 @@ def _arguments(model: nn.Module, trace: Trace, sequence: Sequence) -> dict[str, 
     ids = known_tokens(trace, sequence)
     if not sequence.step_count and EMBEDDED not in others:  # one call, whose masks and types are part of what it gives
         taken = list(inspect.signature(model.forward).parameters.values())
-        more = {name: value for name, value in others.items() if accepted(taken, name)}
+        whole = inputs_kept(sequence)
+        more = {name: value for name, value in others.items() if accepted(taken, name) and name not in whole}
         given = _batch({name: _first(value, sequence) for name, value in more.items()} | {TOKENS: ids})
+        given |= given_again(model, sequence)
         return given if sees(sequence) is None else given | masks_of(model, sequence)
     if (ids == NO_TOKEN).any():
         raise NotRun(
             f"{trace.path}: sequence {sequence.index}: position {int((ids == NO_TOKEN).argmax())} of its input is no "
             "token's embedding: the reference cannot be run on it"
         )
-    return {IDS: torch.from_numpy(ids)[None]} | masks_of(model, sequence)
+    return {IDS: torch.from_numpy(ids)[None]} | masks_of(model, sequence) | given_again(model, sequence)
 
 
 def masks_of(model: nn.Module, sequence: Sequence, prefix: str = "") -> dict[str, torch.Tensor]:

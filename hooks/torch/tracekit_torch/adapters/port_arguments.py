@@ -36,8 +36,14 @@ class Told(Enum):
     """One value for all positions, [batch, time]."""
     VALUE = "value"
     """A number, text, or nothing."""
+    INPUT = "input"
+    """A tensor that is kept whole among the sequence's inputs, with the dimension of its batch."""
     UNKNOWN = "unknown"
     """A tensor of which none of this is true."""
+
+
+KEPT = (Told.INPUT, Told.UNKNOWN)
+"""What a sequence says elsewhere, or not at all."""
 
 
 def arguments_told(arguments: Json, ids: torch.Tensor) -> Json:
@@ -47,8 +53,8 @@ def arguments_told(arguments: Json, ids: torch.Tensor) -> Json:
 
 
 def arguments_again(told: Json, time: int) -> dict[str, Any]:
-    """The same for a call of `time` positions from 0 on, batch 1; without what is unknown."""
-    found = {name: _again(each, time) for name, each in told.items() if each["is"] != Told.UNKNOWN.value}
+    """The same for a call of `time` positions from 0 on, batch 1; without what is unknown or among the inputs."""
+    found = {name: _again(each, time) for name, each in told.items() if Told(each["is"]) not in KEPT}
     return dict(found)
 
 

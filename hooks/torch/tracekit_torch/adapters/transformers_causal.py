@@ -34,6 +34,7 @@ from tracekit_torch.adapters.causal_calls import (
 )
 from tracekit_torch.adapters.causal_loop import CausalLoop
 from tracekit_torch.adapters.encoder_runs import EncoderRun, encoded, encoder_axis
+from tracekit_torch.adapters.given_beside import GivenBeside
 from tracekit_torch.adapters.processors import Stage
 from tracekit_torch.draws import Drawn
 from tracekit_torch.nested import first_tensor
@@ -98,7 +99,9 @@ class Generation:
         settings: Any,
         arguments: Json,
         encoding: EncoderRun | None = None,
+        given: Json | None = None,
     ) -> None:
+        """`given`: the arguments of the `generate` that this is of, where it was seen."""
         self.thread = threading.get_ident()
         self.processors = arguments["logits_processor"]
         self.criteria = arguments["stopping_criteria"]
@@ -121,9 +124,9 @@ class Generation:
         self._encoding = encoding
         self._spans: list[tuple[int, int]] | None = None
         self._write_beginning: Callable[[Json], None] | None = None
-        self._begin(input_ids, arguments)
+        self._begin(input_ids, arguments, arguments if given is None else given)
 
-    def _begin(self, input_ids: torch.Tensor, arguments: Json) -> None:
+    def _begin(self, input_ids: torch.Tensor, arguments: Json, given: Json) -> None:
         recorder = self._recorder
         decoder = "decoder_" if encoder_of(self._model) is not None else ""
         embeds = arguments.get(f"{decoder}inputs_embeds")
@@ -145,6 +148,8 @@ class Generation:
         stands = arguments.get(PLACES)  # in version 4, each call works them out
         state, settings, ids = generator_state(), describe.sampling(self._settings), rows_of(input_ids)
         self._filtered = bool(chain_of(settings))
+        times = getattr(self._settings, "num_return_sequences", None) or 1
+        beside = GivenBeside(self._model, {} if decoder else given, input_ids, times)
 
         def write(call: Json) -> None:
             places = call.get(PLACES) if stands is None else stands
@@ -163,10 +168,11 @@ class Generation:
                 padding = row.padding
                 inputs = {} if vectors is None else {"inputs_embeds": vectors[index, padding:]}
                 inputs |= masked_prompt(masks, places, index, padding)
+                inputs |= beside.of_row(index, padding, cached + length)
                 if encoding is not None:
                     inputs |= encoding.prompt(index * encoding.axis.batch // batch)
                 prompt = None if vectors is not None else told[index][max(0, padding - cached) :]
-                recorder.begin_sequence(row, prompt, inputs, state, sampling=settings, row=index)
+                recorder.begin_sequence(row, prompt, inputs, state, sampling=settings, row=index, **beside.metadata)
             if encoding is not None:
                 recorder.write_sites()
                 for index, row in enumerate(self.rows):
@@ -494,8 +500,9 @@ class TransformersCausal:
         """The generation that goes on."""
         return self._generation
 
-    def begin_generation(self, model: nn.Module, arguments: Json) -> bool:
-        """`_sample` begins on `model`; False where that is none of ours or already goes on."""
+    def begin_generation(self, model: nn.Module, arguments: Json, given: Json | None = None) -> bool:
+        """`_sample` begins on `model`, in a `generate` that was `given` that; False where it is none of ours or already
+        goes on."""
         with self._beginning:
             busy = self._generation is not None or self.muted or self._recorder.inside_call
             if model is not self._recorder.model or busy or self._recorder.thread is not None:
@@ -505,7 +512,7 @@ class TransformersCausal:
         input_ids = arguments["input_ids"]
         run = self._ran(encoded(arguments)) if self._encodes else None
         settings = arguments["generation_config"]
-        self._generation = Generation(self._recorder, model, input_ids, settings, arguments, run)
+        self._generation = Generation(self._recorder, model, input_ids, settings, arguments, run, given)
         return True
 
     def _ran(self, hidden: torch.Tensor | None) -> EncoderRun | None:
