@@ -163,6 +163,23 @@ def test_a_graph_of_other_operations_is_found_by_itself(
     assert (tmp_path / "same.tklog").read_bytes() == (tmp_path / "other.tklog").read_bytes()
 
 
+def test_nodes_of_a_graph_that_lies_elsewhere_are_not_read(
+    quantised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"prompt": PROMPT, "max_new_tokens": 6}
+    llama_cpp.record(quantised, tmp_path / "same.tklog", **settings)
+    init = Plan.__init__
+
+    def elsewhere(plan: Plan, *given: object, **named: object) -> None:
+        init(plan, *given, **named)
+        plan.nodes = [library().ffi.NULL, *plan.nodes[1:]]
+
+    monkeypatch.setattr(Plan, "__init__", elsewhere)
+    monkeypatch.setattr(Plan, "for_rows", lambda *_: pytest.fail("reads nodes of another graph"))
+    llama_cpp.record(quantised, tmp_path / "other.tklog", **settings)
+    assert (tmp_path / "same.tklog").read_bytes() == (tmp_path / "other.tklog").read_bytes()
+
+
 def test_a_graph_that_changes_is_said_to_be_lost_and_the_run_goes_on(
     callback: str, quantised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,7 +119,7 @@ class Taps:
         """A graph for so many rows begins with a node. Whether there is a plan for it."""
         self._left -= rows
         self._key = rows, self._left == 0
-        plan = self._plans.get(self._key) or self._for_rows(rows)
+        plan = self._plans.get(self._key) or self._for_rows(node, rows)
         if plan is None or node != plan.nodes[0]:
             return False
         if self._arena.nbytes != plan.nbytes + plan.scratch:
@@ -130,12 +130,13 @@ class Taps:
             self.state.plan, self.state.arena, self.state.scratch = plan.in_c, self._base, self._base + plan.nbytes
         return True
 
-    def _for_rows(self, rows: int) -> Plan | None:
-        """The plan of a graph for another number of rows, made one for so many. A graph that is not its call's last one
-        has values without rows, which no plan holds."""
+    def _for_rows(self, node: Any, rows: int) -> Plan | None:
+        """The plan of a graph for another number of rows that began with the same node, made one for so many. Another
+        graph's memory may be gone. One that is not its call's last has values without rows, which no plan holds."""
         assert self._key is not None
-        others = (plan for (_, last), plan in self._plans.items() if last) if self._key[1] else iter(())
-        plan = next((made for made in (other.for_rows(rows) for other in others) if made is not None), None)
+        others = [plan for (_, last), plan in self._plans.items() if last and plan.nodes[0] == node]
+        known = (other.for_rows(rows) for other in others) if self._key[1] else iter(())
+        plan = next((made for made in known if made is not None), None)
         if plan is not None:
             self._plans[self._key] = plan
         return plan
