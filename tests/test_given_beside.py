@@ -153,3 +153,59 @@ def test_the_kinds_of_tokens_go_on_as_generate_has_them(tmp_path, run):
             model(**inputs)
     found = tracekit.audit(tmp_path / "a.h5", by=tracekit_torch.by_reference(str(tmp_path / "model")))
     assert found.exit_code == 0 and not found.culprits
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("text")
+    LlamaForCausalLM(TEXT).save_pretrained(path)
+    return path
+
+
+def one_call(text, path, stands, **more):
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(text, attn_implementation="sdpa").eval()
+    with tracekit_torch.record(model, path), torch.no_grad():
+        model(input_ids=torch.tensor([[4, 9, 8, 6, 11, 7]]), position_ids=torch.tensor([stands]), **more)
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 6, dtype=torch.int64)], ids=["no mask", "a mask of ones"])
+def test_positions_that_a_reference_does_not_work_out_are_said_and_not_judged(text, tmp_path, mask):
+    by = tracekit_torch.by_reference(str(text))
+    one_call(text, tmp_path / "a.h5", [0, 1, 2, 3, 4, 5], attention_mask=mask)
+    assert tracekit.audit(tmp_path / "a.h5", by=by).exit_code == 0
+    one_call(text, tmp_path / "b.h5", [0, 2, 4, 6, 8, 10], attention_mask=mask)
+    with pytest.raises(tracekit.TraceError, match="were given as position_ids is not recorded"):
+        tracekit.audit(tmp_path / "b.h5", by=by)
+
+
+def test_a_row_that_holds_several_sequences_is_said_and_not_recorded(text, tmp_path, capsys):
+    one_call(text, tmp_path / "a.h5", [0, 1, 2, 0, 1, 2])
+    assert not (tmp_path / "a.h5").exists() and "several sequences in one row" in capsys.readouterr().err
+
+
+def test_so_is_continuous_batching(text, tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, "ContinuousBatchingConfig"):
+        pytest.skip("this version has none")
+    model = transformers.LlamaForCausalLM.from_pretrained(text, attn_implementation="sdpa").eval()
+    settings = transformers.GenerationConfig(max_new_tokens=3, do_sample=False, eos_token_id=2, pad_token_id=0)
+    batching = transformers.ContinuousBatchingConfig(num_blocks=32, max_batch_tokens=64, block_size=16)
+
+    def run():
+        out = model.generate_batch(
+            inputs=[[4, 9, 8, 6], [5, 3], [7, 11, 12]],
+            generation_config=settings,
+            continuous_batching_config=batching,
+            progress_bar=False,
+        )
+        return sorted(each.generated_tokens for each in out.values())
+
+    plain = run()
+    with tracekit_torch.record(model, tmp_path / "a.h5"):
+        assert run() == plain
+    assert not (tmp_path / "a.h5").exists() and "several sequences in one row" in capsys.readouterr().err

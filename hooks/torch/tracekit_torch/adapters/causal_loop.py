@@ -41,7 +41,7 @@ from tracekit_torch.adapters.causal_calls import (
     write_call,
 )
 from tracekit_torch.adapters.encoder_runs import EncoderRun, encoded, encoder_axis, encoder_inputs
-from tracekit_torch.adapters.given_beside import GivenBeside
+from tracekit_torch.adapters.given_beside import GivenBeside, packs
 from tracekit_torch.adapters.processors import Stage
 from tracekit_torch.draws import Drawn
 from tracekit_torch.recorder import Recorder, as_tensor, generator_state, survivors
@@ -168,6 +168,12 @@ class Begun:
             self.held_cache = lambda: None
 
 
+PACKED = (
+    "calls that hold several sequences in one row (continuous batching, a packed batch); call the model with a row for "
+    "each"
+)
+
+
 class CausalLoop:
     """Records calls of a causal model that no `generate` makes."""
 
@@ -198,6 +204,10 @@ class CausalLoop:
         value = self._fed(arguments)
         if taps is None or value is None:
             self._recorder.lost("calls of the model without input_ids or inputs_embeds; give one of them by its name")
+            return
+        if packs(arguments):
+            self.finish(None, None)
+            self._recorder.lost(PACKED)
             return
         self._turn_to(arguments)
         cached = self._cached(arguments)
@@ -466,10 +476,10 @@ class CausalLoop:
             mask = None if seen is None else as_padding(seen)
         return left_padding(mask, batch)
 
-    def _beside(self, arguments: Json, value: torch.Tensor) -> GivenBeside | None:
-        """What a first call gives beside its tokens `value` that is given again as it is."""
+    def _beside(self, arguments: Json, value: torch.Tensor, first: int) -> GivenBeside | None:
+        """What a first call gives beside its tokens `value`, at positions `first` on, that is given again as it is."""
         model = self._recorder.model
-        return None if self._encodes or model is None else GivenBeside(model, arguments, value)
+        return None if self._encodes or model is None else GivenBeside(model, arguments, value, first)
 
     def _inputs(self, arguments: Json, value: torch.Tensor) -> dict[str, torch.Tensor]:
         """What a first call gives beside token ids, by name: [batch, ...]; `value` is what it feeds."""
@@ -483,7 +493,7 @@ class CausalLoop:
         fed = [[NO_TOKEN] * cached + ids for ids in fed]  # of a cache that something else has filled
         known, embedded = fed or [[] for _ in rows], 0 if fed else value.shape[1]
         held: list[list[HeldCall]] = [[] for _ in rows]
-        beside = self._beside(arguments, value)
+        beside = self._beside(arguments, value, cached)
         self._begun = begun = Begun(
             rows, known, generator_state(), None, inputs, held, beside=beside, embedded=embedded
         )

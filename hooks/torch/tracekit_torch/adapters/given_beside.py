@@ -28,6 +28,8 @@ KNOWN |= {"logits_to_keep", "num_logits_to_keep"}
 GOES_ON = "token_type_ids"
 """Of tokens that are generated, the kind is the last one's; other numbers of a position (kinds of what is seen or
 heard) are 0 there."""
+ENDS = ("cu_seq_lens_q", "cu_seq_lens_k")
+"""Where each of the sequences in one row ends."""
 _STANDS_FOR = re.compile(r"_token_(id|index)$")
 """Numbers of a configuration: the tokens in whose places an image or a sound is put."""
 
@@ -39,12 +41,13 @@ class GivenBeside:
     what is not kept, or is not known to be of which row.
     """
 
-    def __init__(self, model: nn.Module, arguments: Json, ids: torch.Tensor, times: int = 1) -> None:
-        """`ids` [batch, time], or embeddings [batch, time, width]; each row of the arguments is for `times` of them."""
+    def __init__(self, model: nn.Module, arguments: Json, ids: torch.Tensor, first: int = 0, times: int = 1) -> None:
+        """`ids` [batch, time], or embeddings [batch, time, width], the first at position `first`; each row of the
+        arguments is for `times` of them."""
         batch = len(ids)
         given = max(1, batch // times)
         self.rows: list[dict[str, torch.Tensor]] = [{} for _ in range(batch)]
-        self.unknown: list[str] = []
+        self.unknown = [PLACES] if _stand_elsewhere(arguments, first) else []
         alike = given == 1 or _alike(model, ids)
         for name, value in _others(model, arguments):
             if not isinstance(value, torch.Tensor):
@@ -99,6 +102,28 @@ def _others(model: nn.Module, arguments: Mapping[str, Any]) -> Iterator[tuple[st
     for name, value in arguments.items():
         if name in taken and name not in KNOWN and next(iter(tensors_in(value)), None) is not None:
             yield name, value
+
+
+def _stand_elsewhere(arguments: Mapping[str, Any], first: int) -> bool:
+    """Whether the positions that a call is given are not those that a reference works out, where no mask says why."""
+    stands, mask = arguments.get(PLACES), arguments.get(MASK)
+    if not isinstance(stands, torch.Tensor) or stands.dim() != 2 or not (mask is None or _hides_nothing(mask)):
+        return False
+    return not bool((stands == torch.arange(first, first + stands.shape[1], device=stands.device)).all())
+
+
+def _hides_nothing(mask: Any) -> bool:
+    return isinstance(mask, torch.Tensor) and mask.dim() == 2 and bool(mask.all())
+
+
+def packs(arguments: Mapping[str, Any]) -> bool:
+    """Whether a row of a call holds several sequences: it is told where each ends, or its positions begin again."""
+    if any(arguments.get(name) is not None for name in ENDS):
+        return True
+    stands = arguments.get(PLACES)
+    if not isinstance(stands, torch.Tensor) or stands.dim() != 2 or arguments.get(MASK) is not None:
+        return False
+    return bool((stands[:, 1:] < stands[:, :-1]).any())
 
 
 def _alike(model: nn.Module, ids: torch.Tensor) -> bool:

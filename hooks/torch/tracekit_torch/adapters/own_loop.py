@@ -147,7 +147,7 @@ class OwnLoop(CausalLoop):
     def _paddings(self, arguments: Json, batch: int) -> list[int]:
         return [0] * batch
 
-    def _beside(self, arguments: Json, value: torch.Tensor) -> None:
+    def _beside(self, arguments: Json, value: torch.Tensor, first: int) -> None:
         """Ports are given again what `port_arguments` tells."""
 
     def _inputs(self, arguments: Json, value: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -148,7 +148,7 @@ def _others(trace: Trace, model: nn.Module, sequence: Sequence, time: int) -> di
 
 def _refuse_unknown(trace: Trace, model: nn.Module, sequence: Sequence) -> None:
     """Raises NotRun where a model of transformers was given what is not recorded, and is no mask."""
-    taken = inspect.signature(model.forward).parameters.keys() - KNOWN
+    taken = inspect.signature(model.forward).parameters.keys() - (KNOWN - {PLACES})
     unknown = unknown_arguments(sequence.info.get(ARGUMENTS) or {})
     _refuse(trace, sequence, [name for name in unknown if name in taken])
 

@@ -149,7 +149,7 @@ class Generation:
         state, settings, ids = generator_state(), describe.sampling(self._settings), rows_of(input_ids)
         self._filtered = bool(chain_of(settings))
         times = getattr(self._settings, "num_return_sequences", None) or 1
-        beside = GivenBeside(self._model, {} if decoder else given, input_ids, times)
+        beside = GivenBeside(self._model, {} if decoder else given, input_ids, cached, times)
 
         def write(call: Json) -> None:
             places = call.get(PLACES) if stands is None else stands
