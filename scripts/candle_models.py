@@ -90,6 +90,13 @@ LOADERS = {
         " return model.forward(&ids.squeeze(1)?, &mut state); }}"
         " model.forward_prefill(ids, &mut state, 8)?.narrow(1, last, 1) }}) }}",
     ),
+    "marian": (
+        "marian::Config",
+        "{{ let mut model = marian::MTModel::new(&config, vb)?; tracekit::encoder(source.len())?;"
+        " let encoded = model.encoder().forward(&candle::Tensor::new(source, &candle::Device::Cpu)?.unsqueeze(0)?, 0)?;"
+        " Box::new(move |ids: &candle::Tensor, at: usize| {{"
+        " let logits = model.decode(ids, &encoded, at)?; logits.narrow(1, logits.dim(1)? - 1, 1) }}) }}",
+    ),
     "phi": (
         "phi::Config",
         "{{ let mut model = phi::Model::new(&config, vb)?;"
@@ -256,7 +263,7 @@ def models_module(models: list[str]) -> str:
             "fn read<T: serde::de::DeserializeOwned>(config: &str) -> candle::Result<T> {",
             "    serde_json::from_str(config).map_err(candle::Error::wrap)",
             "}",
-            "pub fn load(name: &str, config: &str, vb: tracekit::nn::VarBuilder<'static>)",
+            "pub fn load(name: &str, config: &str, vb: tracekit::nn::VarBuilder<'static>, source: &[u32])",
             "    -> candle::Result<crate::Forward> {",
             "    Ok(match name {",
             *arms,
@@ -431,15 +438,40 @@ MORE: dict[str, dict[str, Any]] = {
     },
 }
 
+# With an encoder: the whole of what config.json says.
+ENCODER_DECODERS: dict[str, dict[str, Any]] = {
+    "marian": {
+        "vocab_size": 320,
+        "decoder_vocab_size": 320,
+        "d_model": 64,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 128,
+        "decoder_ffn_dim": 128,
+        "max_position_embeddings": 64,
+        "pad_token_id": 319,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "forced_eos_token_id": 0,
+        "decoder_start_token_id": 1,
+        "scale_embedding": True,
+        "share_encoder_decoder_embeddings": True,
+        "activation_function": "swish",
+    },
+}
+
 
 def make_checkpoint(model: str, folder: Path, seed: int = 11, old_words: bool = True, **more: Any) -> None:
     """Write a tiny random checkpoint. With `old_words` its config.json says `rope_theta` where candle looks for it; as
     transformers 5 writes it, candle's Llama finds no theta and takes 10000."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     torch.manual_seed(seed)
-    words = PLAIN | (FAMILIES | MORE)[model] | more
+    encodes = model in ENCODER_DECODERS
+    words = (ENCODER_DECODERS[model] if encodes else PLAIN | (FAMILIES | MORE)[model]) | more
     if model == "falcon":
         del words["head_dim"]  # it works it out
     theta, kind = words.pop("rope_theta", 10000.0), words.pop("model_type", model)
@@ -448,10 +480,12 @@ def make_checkpoint(model: str, folder: Path, seed: int = 11, old_words: bool = 
         rotary["partial_rotary_factor"] = words["partial_rotary_factor"]
     if model == "gemma3":
         rotary = {"full_attention": rotary, "sliding_attention": rotary | {"rope_theta": words["rope_local_base_freq"]}}
-    config = AutoConfig.for_model(kind, **words, rope_parameters=rotary)
-    network = AutoModelForCausalLM.from_config(config).float()
+    config = AutoConfig.for_model(kind, **words, **({} if encodes else {"rope_parameters": rotary}))
+    network = (AutoModelForSeq2SeqLM if encodes else AutoModelForCausalLM).from_config(config).float()
     with torch.no_grad():
         for name, value in network.named_parameters():
+            if "embed_positions" in name:
+                continue  # candle computes them
             # Drawn wide enough that attention, norms and biases all matter.
             if value.dim() >= 2:
                 value.copy_(torch.randn_like(value) * (0.5 if "embed" in name else value.shape[-1] ** -0.5))
@@ -515,10 +549,11 @@ CASES = [Case(5, 12, None), Case(23, 12, None), Case(12, 12, 0.8)]
 def record_reference(checkpoint: Path, out: Path, case: Case) -> None:
     import torch
     import tracekit_torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, case.dtype)).eval()
-    model.generation_config.eos_token_id = None
+    kind = AutoModelForSeq2SeqLM if encoder_start(checkpoint) is not None else AutoModelForCausalLM
+    model = kind.from_pretrained(checkpoint, dtype=getattr(torch, case.dtype)).eval()
+    model.generation_config.eos_token_id = model.generation_config.forced_eos_token_id = None
     sampling: dict[str, Any] = {"do_sample": False}
     if case.temperature:
         sampling = {"do_sample": True, "temperature": case.temperature, "top_k": 0}
@@ -527,9 +562,17 @@ def record_reference(checkpoint: Path, out: Path, case: Case) -> None:
         model.generate(torch.tensor([case.ids()]), max_new_tokens=case.tokens, **sampling)
 
 
+def encoder_start(checkpoint: Path) -> int | None:
+    """The token that a decoder starts with, where what it is prompted with is given to an encoder."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    return config["decoder_start_token_id"] if config.get("is_encoder_decoder") else None
+
+
 def record_native(program: Path, model: str, checkpoint: Path, out: Path, case: Case) -> None:
     """Record one run; the tokens are those of a run that is not recorded."""
-    words = [str(program), model, str(checkpoint), "--prompt", ",".join(map(str, case.ids()))]
+    ids, start = ",".join(map(str, case.ids())), encoder_start(checkpoint)
+    prompt = ["--prompt", ids] if start is None else ["--prompt", str(start), "--source", ids]
+    words = [str(program), model, str(checkpoint), *prompt]
     words += ["--tokens", str(case.tokens), "--seed", str(case.seed)]
     words += ["--temperature", str(case.temperature)] if case.temperature else []
     words += ["--dtype", DTYPES[case.dtype]]

@@ -21,7 +21,7 @@ from tracekit.align.proposals import FoundBy, propose
 from tracekit.align.sites import align_sites
 from tracekit.formats.log import LogWriter
 from tracekit.formats.name_map import Alias, NameMap, read_names
-from tracekit.inspection.losses import ResultsNotCompared
+from tracekit.inspection.losses import ResultsNotCompared, Rows, SitesUnlike
 from tracekit.report.names_text import names_toml
 from tracekit.report.words import sentence
 from tracekit.trace import TraceError
@@ -220,6 +220,31 @@ def test_runs_without_steps_whose_results_have_other_names_are_no_parity(
     apart = [each for each in verdict.evidence if isinstance(each, ResultsNotCompared)]
     site, other = "layers.1.mlp.gate_proj", "layers.1.ffn.w1"
     assert apart == ([] if compared else [ResultsNotCompared(reference.path, 0, site, other)])
+
+
+@pytest.mark.parametrize(
+    ("width", "axis", "rows"),
+    [(12, None, None), (8, None, Rows(8, None)), (12, "encoder", Rows(12, "encoder"))],
+    ids=["alike", "another width", "another axis"],
+)
+def test_sites_that_cannot_be_compared_are_no_parity(
+    tmp_path: Path, width: int, axis: str | None, rows: Rows | None
+) -> None:
+    """Both sides recorded them, so that neither lists them as its own."""
+    for name, own_width, own_axis in (("a", 12, None), ("b", width, axis)):
+        log = LogWriter(tmp_path / f"{name}.tklog")
+        log.open("python", dtype="float32", model={})
+        log.sites([{"name": site, "class": "Linear", "order": at} for at, site in enumerate(("first", "out"))])
+        log.sequence(0, {"prompt/token_ids": np.array([1, 2])})
+        log.call(0, 0, 2, {"first": np.ones((2, own_width), np.float32)}, own_axis)
+        log.call(0, 0, 2, {"out": np.ones((2, 4), np.float32)})
+        log.end_sequence(0, 0, "done")
+        log.close()
+    verdict = tracekit.diff(tmp_path / "a.tklog", tmp_path / "b.tklog")
+    assert verdict.verdict == ("parity" if rows is None else "withheld")
+    unlike = [each for each in verdict.evidence if isinstance(each, SitesUnlike)]
+    path = str(tmp_path / "a.tklog")
+    assert unlike == ([] if rows is None else [SitesUnlike(path, 0, "first", Rows(12, None), rows, 0)])
 
 
 def test_what_is_like_nothing_is_left_and_said(tmp_path: Path) -> None:

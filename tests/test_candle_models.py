@@ -13,9 +13,11 @@ import tracekit_torch
 
 import tracekit
 from scripts import candle_models, candle_patch
-from scripts.candle_models import CASES, FAMILIES, Case, Row
+from scripts.candle_models import CASES, ENCODER_DECODERS, FAMILIES, Case, Row
 from tracekit.auditing.elsewhere import FactorElsewhere
 from tracekit.mistakes.explanation import Extent
+from tracekit.verdict.cause import Cause
+from tracekit.verdict.decision import Decision
 
 pytestmark = pytest.mark.xdist_group("cargo")  # one worker runs cargo: another would wait for its lock
 
@@ -27,7 +29,7 @@ BOTH_WINDOWS = f"in the prompt: a window of 9 positions instead of 8; in decodin
 @pytest.fixture(scope="module")
 def crate(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, int], Path]:
     folder = tmp_path_factory.mktemp("crate")
-    return candle_models.prepare(folder, list(FAMILIES)), candle_models.build(folder)
+    return candle_models.prepare(folder, [*FAMILIES, *ENCODER_DECODERS]), candle_models.build(folder)
 
 
 @pytest.fixture
@@ -103,6 +105,34 @@ def test_a_fault_beside_the_windows_is_named(run: Callable[..., Row], tmp_path: 
     row = run("gemma2", checkpoint, CASES[0], told)
     assert row.verdict == "divergence"
     assert set(row.differences) == {WINDOW, "not explained: logits"}
+
+
+@pytest.mark.parametrize("activation", ["swish", "relu"])
+def test_an_encoder_is_compared_and_a_fault_in_it_named(
+    crate: tuple[dict[str, int], Path], tmp_path: Path, activation: str
+) -> None:
+    """Its call comes before the sequence is said; what cross attention makes of it has its rows, in the first call."""
+    checkpoint, told, case = tmp_path / "marian", tmp_path / "told", CASES[1]
+    reference, native = tmp_path / "py.h5", tmp_path / "native.h5"
+    candle_models.make_checkpoint("marian", checkpoint)
+    shutil.copytree(checkpoint, told)
+    config = json.loads((told / "config.json").read_text())
+    (told / "config.json").write_text(json.dumps(config | {"activation_function": activation}))
+    candle_models.record_reference(checkpoint, reference, case)
+    candle_models.record_native(crate[1], "marian", told, native, case)
+    found = tracekit.diff(reference, native)
+    with tracekit.open(native) as trace:
+        [sequence] = trace.sequences
+        encoded = {name: data.ranges for name, data in sequence.sites.items() if data.axis == "encoder"}
+        assert list(sequence.inputs["encoder_token_ids"]) == case.ids()
+        keys = trace.sites["model.decoder.layers.1.encoder_attn.k_proj"]
+        assert (keys.axis, keys.input) == ("encoder", "model.encoder.layers.1.final_layer_norm")
+    assert len(encoded) == 31 and set(encoded.values()) == {((0, case.prompt),)}
+    if activation == "swish":
+        assert found.decision is Decision.PARITY and found.coverage.sites.done == 65
+    else:
+        assert (found.decision, found.cause) == (Decision.DIVERGENCE, Cause.LAYER)
+        assert found.site == "model.encoder.layers.0.fc2:in"
 
 
 def test_a_theta_that_is_not_read_is_named(run: Callable[..., Row], tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What the computation had and a file does not hold.
 
 Lost is what a recorder meant to keep: steps after the end of a cut file, positions of a site that stopped being stored.
-It withholds PARITY. What nobody asked for, or what a recorder says it left out, is counted and said, no more.
+It withholds PARITY, and so does what a recorder says it left out. What nobody asked for is counted and said, no more.
 """
 
 from __future__ import annotations
@@ -112,6 +112,28 @@ class ResultsNotCompared:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """What a site's rows are."""
+
+    width: int
+    axis: str | None
+    """As `Site.axis`."""
+
+
+@dataclass(frozen=True)
+class SitesUnlike:
+    """Sites that both sides recorded, in another width each or along another axis: compared with nothing."""
+
+    path: str
+    sequence: int
+    site: str
+    """The first."""
+    reference: Rows
+    candidate: Rows
+    more: int
+
+
+@dataclass(frozen=True)
 class ProbabilitiesNotJudged:
     """Steps at which the survivors' probabilities differ by more than their own rounding, where a side has no logits:
     what those differ by is not known."""
@@ -161,6 +183,7 @@ Loss = (
     | CallByCall
     | SequencesAlone
     | ResultsNotCompared
+    | SitesUnlike
     | ProbabilitiesNotJudged
     | ProcessorsNotJudged
 )

@@ -12,7 +12,9 @@ from tracekit.inspection.losses import (
     CallByCall,
     Loss,
     ResultsNotCompared,
+    Rows,
     SequencesAlone,
+    SitesUnlike,
     losses,
     quantised,
     without_value,
@@ -75,6 +77,7 @@ def compared_coverage(reference: Trace, candidate: Trace, found: Search, audited
             *losses(candidate),
             *_alone(found.pair),
             *_results_apart(found.pair),
+            *_unlike(found.pair),
             *_not_judged(found),
         ),
     )
@@ -133,6 +136,21 @@ def _results_apart(pair: Pair) -> Iterator[ResultsNotCompared]:
         match = _last(pair.candidate, other, pair.sites.unmatched_candidate, theirs)
         if not one.step_count and not other.step_count and site is not None and match is not None:
             yield ResultsNotCompared(pair.reference.path, one.index, site, match)
+            return
+
+
+def _unlike(pair: Pair) -> Iterator[SitesUnlike]:
+    """The first sequence with sites that cannot be compared, though both sides recorded them."""
+    for sequences in pair.sequences:
+        one, other = sequences.reference.sites, sequences.candidate.sites
+        both = [
+            (site.name, Rows(ours.width, ours.axis), Rows(theirs.width, theirs.axis))
+            for site in pair.sites.pairs
+            if (ours := one.get(site.name)) is not None and (theirs := other.get(site.candidate)) is not None
+        ]
+        unlike = [each for each in both if each[1] != each[2]]
+        if unlike:
+            yield SitesUnlike(pair.reference.path, sequences.index, *unlike[0], len(unlike) - 1)
             return
 
 

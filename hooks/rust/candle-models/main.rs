@@ -2,6 +2,7 @@
 //! one from cargo's registry, changes their `use` lines, and builds it. Nothing of theirs is in this repository.
 //!
 //!     candle-models MODEL CHECKPOINT --prompt 3,1,4 --tokens 8 [--temperature 0.8 --seed 5] [--dtype bf16]
+//!         [--source 1,5,9]
 
 // What a model file defines for other programs is not called here.
 #![allow(dead_code, unused_imports, clippy::all)]
@@ -23,6 +24,8 @@ struct Options {
     model: String,
     checkpoint: std::path::PathBuf,
     prompt: Vec<u32>,
+    /// What an encoder is given.
+    source: Vec<u32>,
     tokens: usize,
     temperature: Option<f64>,
     seed: u64,
@@ -33,11 +36,22 @@ fn options() -> std::result::Result<Options, Box<dyn std::error::Error>> {
     let mut words = std::env::args().skip(1);
     let mut next = |what: &str| words.next().ok_or(format!("say {what}"));
     let (model, checkpoint) = (next("which model")?, next("which checkpoint")?.into());
-    let mut options = Options { model, checkpoint, prompt: vec![1], tokens: 8, temperature: None, seed: 0, dtype: DType::F32 };
+    let mut options = Options {
+        model,
+        checkpoint,
+        prompt: vec![1],
+        source: vec![],
+        tokens: 8,
+        temperature: None,
+        seed: 0,
+        dtype: DType::F32,
+    };
+    let ids = |word: String| word.split(',').map(str::parse).collect::<std::result::Result<Vec<u32>, _>>();
     while let Ok(word) = next("an option") {
         let value = next("the option's value")?;
         match word.as_str() {
-            "--prompt" => options.prompt = value.split(',').map(str::parse).collect::<std::result::Result<_, _>>()?,
+            "--prompt" => options.prompt = ids(value)?,
+            "--source" => options.source = ids(value)?,
             "--tokens" => options.tokens = value.parse()?,
             "--temperature" => options.temperature = Some(value.parse()?),
             "--seed" => options.seed = value.parse()?,
@@ -56,9 +70,11 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let checkpoint = options.checkpoint.display().to_string();
     tracekit::describe(tracekit::Description::new().version("candle", "0.11.1").checkpoint(checkpoint))?;
     let config = std::fs::read_to_string(options.checkpoint.join("config.json"))?;
-    let mut forward = models::load(&options.model, &config, tracekit::nn::watched(vb))?;
+    let mut forward = models::load(&options.model, &config, tracekit::nn::watched(vb), &options.source)?;
     let mut processor = LogitsProcessor::new(options.seed, options.temperature, None);
-    tracekit::sequence(&options.prompt)?;
+    let source: Vec<i64> = options.source.iter().map(|&id| i64::from(id)).collect();
+    let inputs: &[_] = if source.is_empty() { &[] } else { &[("encoder_token_ids", source)] };
+    tracekit::sequence_with(tracekit::SequenceStart::new(&options.prompt).inputs(inputs))?;
     let (mut ids, mut position) = (options.prompt, 0);
     let mut tokens: Vec<u32> = Vec::new();
     for _ in 0..options.tokens {

@@ -23,9 +23,11 @@ from tracekit.inspection.losses import (
     ProbabilitiesNotJudged,
     ProcessorsNotJudged,
     ResultsNotCompared,
+    Rows,
     SequencesAlone,
     SequencesNotRun,
     SitesEnded,
+    SitesUnlike,
 )
 from tracekit.inspection.non_finite import NonFinite
 from tracekit.inspection.sanity import (
@@ -38,6 +40,7 @@ from tracekit.inspection.sanity import (
     Uncached,
 )
 from tracekit.report.words import template, words
+from tracekit.trace import ENCODER
 
 # -------------------------------------------------------------------- capture
 
@@ -146,6 +149,20 @@ template(
     "{path}: sequence {sequence}: {site} has no partner, nor has the candidate's {other}, and both are behind all that "
     "was compared: what the runs gave is compared with nothing; give a map of their names (--names)",
 )
+
+
+@words(SitesUnlike)
+def _unlike(found: SitesUnlike) -> str:
+    which = found.site + (f" and {found.more} more" if found.more else "")
+    return (
+        f"{found.path}: sequence {found.sequence}: {which}: {_rows(found.reference)} in the reference, "
+        f"{_rows(found.candidate)} in the candidate: compared with nothing; record the same values on both sides"
+    )
+
+
+def _rows(rows: Rows) -> str:
+    of = "the encoder's input" if rows.axis == ENCODER else "the sequence"
+    return f"{rows.width} numbers a position of {of}"
 
 
 @words(SequencesAlone)

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::log::{Dtype, TensorRef};
+use crate::recording::Tapped;
 
 /// Which tensor a value is: candle never gives an id twice. Without candle nothing tells.
 #[cfg(feature = "candle")]
@@ -14,6 +15,7 @@ pub(crate) type Identity = std::convert::Infallible;
 
 struct Value {
     name: String,
+    axis: Axis,
     dtype: Dtype,
     /// Row of the call that its first row is.
     first: usize,
@@ -21,9 +23,40 @@ struct Value {
     bytes: Vec<u8>,
 }
 
+/// What the rows of a value are.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) enum Axis {
+    /// Positions of the sequence.
+    #[default]
+    Sequence,
+    /// Positions of the encoder's input.
+    Encoder,
+}
+
+impl Axis {
+    /// Its word in a log, which has none for the sequence's own.
+    pub(crate) fn word(self) -> Option<&'static str> {
+        match self {
+            Self::Sequence => None,
+            Self::Encoder => Some("encoder"),
+        }
+    }
+}
+
+/// Values of one call frame.
+pub(crate) struct Rows<'a> {
+    pub(crate) axis: Axis,
+    /// Position of the first row.
+    pub(crate) first: usize,
+    pub(crate) count: usize,
+    pub(crate) values: Vec<TensorRef<'a>>,
+}
+
 /// One forward call of the model over `rows` positions.
 #[derive(Default)]
 pub(crate) struct Call {
+    /// What it computes: the encoder's part, or the sequence's.
+    pub(crate) axis: Axis,
     /// Position of its first row.
     pub(crate) first: usize,
     /// `None` until its first value is there, where the program did not say `forward`.
@@ -44,6 +77,11 @@ impl Call {
         Self { first, rows: Some(rows), told: true, ..Self::default() }
     }
 
+    /// A call of the encoder that the program announced.
+    pub(crate) fn encodes(rows: usize) -> Self {
+        Self { axis: Axis::Encoder, ..Self::told(0, rows) }
+    }
+
     /// The call after this one, in a program that announces none: positions add up.
     pub(crate) fn following(&self) -> Self {
         Self { first: self.end(), ..Self::default() }
@@ -62,6 +100,11 @@ impl Call {
             self.serial = LAST.fetch_add(1, Ordering::Relaxed) + 1;
         }
         self.serial
+    }
+
+    /// The sites of this call by the tensors that they gave.
+    pub(crate) fn into_sources(self) -> HashMap<Identity, String> {
+        self.sources
     }
 
     /// Whether `name` firing now means that another call has begun, in a program that does not say so.
@@ -98,27 +141,30 @@ impl Call {
         (first != rows).then(|| format!("its shape {shape:?} does not have the {rows} rows of the call"))
     }
 
-    /// Keeps a value of shape [rows, ...], whose first row is that row of the call.
-    pub(crate) fn keep(&mut self, name: &str, dtype: Dtype, first: usize, shape: &[usize], bytes: Vec<u8>) {
-        let shape = [shape[0], shape[1..].iter().product()];
-        self.values.push(Value { name: name.to_string(), dtype, first, shape, bytes });
+    /// Keeps a value of shape [rows, ...], whose first row is that row of the call; of the encoder's input, where the
+    /// call is not the encoder's.
+    pub(crate) fn keep(&mut self, name: &str, tapped: &Tapped<'_>, axis: Axis, first: usize, bytes: Vec<u8>) {
+        let shape = [tapped.shape[0], tapped.shape[1..].iter().product()];
+        self.values.push(Value { name: name.to_string(), axis, dtype: tapped.dtype, first, shape, bytes });
     }
 
     pub(crate) fn has_values(&self) -> bool {
         !self.values.is_empty()
     }
 
-    /// What was kept since the last `forget_values`, by the positions that it holds: position of the first row, rows,
-    /// values. A head that is given the last position only has a frame of its own.
-    pub(crate) fn frames(&self) -> Vec<(usize, usize, Vec<TensorRef<'_>>)> {
-        let mut frames: Vec<(usize, usize, Vec<TensorRef<'_>>)> = Vec::new();
-        for Value { name, dtype, first, shape, bytes } in &self.values {
-            let place = (self.first + first, shape[0]);
-            let at = frames.iter().position(|frame| (frame.0, frame.1) == place).unwrap_or_else(|| {
-                frames.push((place.0, place.1, Vec::new()));
+    /// What was kept since the last `forget_values`, by the positions that it holds. A head that is given the last
+    /// position only has a frame of its own.
+    pub(crate) fn frames(&self) -> Vec<Rows<'_>> {
+        let mut frames: Vec<Rows<'_>> = Vec::new();
+        for Value { name, axis, dtype, first, shape, bytes } in &self.values {
+            let (axis, count) = (*axis, shape[0]);
+            let first = if axis == self.axis { self.first + first } else { *first };
+            let place = frames.iter().position(|own| (own.axis, own.first, own.count) == (axis, first, count));
+            let at = place.unwrap_or_else(|| {
+                frames.push(Rows { axis, first, count, values: Vec::new() });
                 frames.len() - 1
             });
-            frames[at].2.push(TensorRef { name, dtype: *dtype, shape, data: bytes });
+            frames[at].values.push(TensorRef { name, dtype: *dtype, shape, data: bytes });
         }
         frames
     }

@@ -100,8 +100,8 @@ pub use error::{Error, Result};
 pub use log::Dtype;
 pub use program::Description;
 pub use recorder::{
-    close, describe, enabled, end_sequence, forward, logits_site, next_token, register_site, register_weight, sequence,
-    sequence_with, step, tap_raw,
+    close, describe, enabled, encoder, end_sequence, forward, logits_site, next_token, register_site, register_weight,
+    sequence, sequence_with, step, tap_raw,
 };
 pub use recording::SequenceStart;
 pub use scope::{Entered, Generation};

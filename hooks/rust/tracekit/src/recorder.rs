@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde_json::json;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::call::Axis;
 #[cfg(feature = "candle")]
 use crate::call::Identity;
 use crate::claim::Refusal;
@@ -147,6 +148,9 @@ impl Process {
         let left = if goes_on { self.end(slot, "left") } else { Ok(()) };
         let mut sequence = Sequence::default();
         sequence.begin(start.length(), false);
+        if let Some(before) = self.sequences.remove(&slot) {
+            sequence.take_encoder(before);
+        }
         let begun = match &mut self.recording {
             Some(recording) if left.is_ok() => recording.start_sequence(&sequence, start),
             _ => Ok(()),
@@ -338,12 +342,22 @@ pub fn forward(first_position: usize, rows: usize) -> Result<()> {
     record(|recording, sequence| recording.begin_call(sequence, first_position, rows))
 }
 
+/// The next call is the encoder's, over `rows` positions of its input: it belongs to the generation that goes on, or to
+/// the next one that starts. What cross attention makes of them is told by the tensors. What the encoder was given is
+/// said with [`SequenceStart::inputs`], as `encoder_token_ids`.
+///
+/// # Errors
+/// Never, as all recording: see [`crate::Result`].
+pub fn encoder(rows: usize) -> Result<()> {
+    record(|recording, sequence| recording.begin_encoder(sequence, rows))
+}
+
 /// Records a value: `shape` is [rows, width...] and `bytes` its C-order, little-endian content.
 ///
 /// # Errors
 /// Never, as all recording: see [`crate::Result`].
 pub fn tap_raw(name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Result<()> {
-    let tapped = Tapped { identity: None, dtype, first: None, shape };
+    let tapped = Tapped { identity: None, dtype, axis: Axis::Sequence, first: None, shape };
     unlocked(
         || Ok(bytes.to_vec()),
         |bytes, taken| {
@@ -475,12 +489,12 @@ pub(crate) fn embeds(name: &str, ids: &[u32]) -> Result<()> {
     record(|recording, sequence| recording.take_ids(sequence, name, ids))
 }
 
-/// The forward call that `name` fires in now; `None` where nothing is recorded.
+/// The forward call that `name` fires in now with a tensor; `None` where nothing is recorded.
 #[cfg(feature = "candle")]
-pub(crate) fn place_of(name: &str) -> Option<CallPlace> {
+pub(crate) fn place_of(name: &str, tensor: Identity) -> Option<CallPlace> {
     let mut place = None;
     let _ = record_tap(|recording, sequence| {
-        place = Some(recording.place_of(sequence, name)?);
+        place = Some(recording.place_of(sequence, name, tensor)?);
         Ok(())
     });
     place

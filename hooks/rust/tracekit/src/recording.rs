@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{json, Value};
 
-use crate::call::{Call, Identity};
+use crate::call::{Axis, Call, Identity};
 use crate::claim::{claim, Refusal};
 use crate::log::{object, Dtype, TensorRef, Writer};
 use crate::program::Program;
@@ -32,6 +32,8 @@ pub struct SequenceStart<'a> {
     /// What else it was prompted with, i64 each, by name without `prompt/`. A `token_ids` here stands for `prompt_ids`,
     /// and may hold -1 where a row is no embedding of a token.
     pub inputs: &'a [(&'a str, Vec<i64>)],
+    /// What an encoder was given where that is no token ids, and its shape, [channels, time].
+    pub encoder_features: Option<(&'a [f32], [usize; 2])>,
     /// Sampling settings of this sequence, where they are not the program's.
     pub sampling: Option<Value>,
     /// More to say of it: an object.
@@ -78,6 +80,13 @@ impl<'a> SequenceStart<'a> {
         self
     }
 
+    /// With what an encoder was given, [channels, time]: a spectrogram.
+    #[must_use]
+    pub fn encoder_features(mut self, values: &'a [f32], shape: [usize; 2]) -> Self {
+        self.encoder_features = Some((values, shape));
+        self
+    }
+
     /// With sampling settings of its own.
     #[must_use]
     pub fn sampling(mut self, sampling: Value) -> Self {
@@ -120,6 +129,8 @@ pub(crate) struct CallPlace {
     pub(crate) wanted: bool,
     /// The other site that the module's input was, in an earlier call.
     pub(crate) source: Option<String>,
+    /// Positions of the encoder's input, where the tensor has a row for each of them and not for the call's.
+    pub(crate) encoded: Option<usize>,
 }
 
 /// What a tap gives, without its bytes.
@@ -128,6 +139,8 @@ pub(crate) struct Tapped<'a> {
     /// Which tensor it is, where that can be told.
     pub(crate) identity: Option<Identity>,
     pub(crate) dtype: Dtype,
+    /// What its rows are.
+    pub(crate) axis: Axis,
     /// Row of the call that its first row is; `None`: it must have all of them.
     pub(crate) first: Option<usize>,
     /// [rows, width...]
@@ -198,7 +211,21 @@ impl Recording {
         if let Some(state) = start.rng_state {
             tensors.push(TensorRef { name: "rng/state", dtype: Dtype::U8, shape: &state_shape, data: state });
         }
-        self.writer.frame("sequence", &metadata, &tensors)
+        let (values, shape) = start.encoder_features.unwrap_or((&[], [0, 0]));
+        let fits = values.len() == shape[0] * shape[1];
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        if fits && !values.is_empty() {
+            let name = "prompt/encoder_input_features";
+            tensors.push(TensorRef { name, dtype: Dtype::F32, shape: &shape, data: &bytes });
+        }
+        self.writer.frame("sequence", &metadata, &tensors)?;
+        if fits {
+            return Ok(());
+        }
+        self.trouble(&format!(
+            "encoder_features: {} values are not of shape {shape:?}; they are left out",
+            values.len()
+        ))
     }
 
     /// Taps or a step came before anybody said `sequence`: its prompt is what the embedding was given, if there is one.
@@ -226,7 +253,8 @@ impl Recording {
     pub(crate) fn take_ids(&mut self, sequence: &mut Sequence, name: &str, ids: &[u32]) -> Result<()> {
         self.begin_if_repeated(sequence, name)?;
         // The first table that is looked up in is that of tokens; those of positions and segments come after it.
-        if sequence.index.is_none() && sequence.embedded.is_empty() {
+        let reads = sequence.call.axis == Axis::Sequence;
+        if reads && sequence.index.is_none() && sequence.embedded.is_empty() {
             sequence.embedded = ids.to_vec();
         }
         Ok(())
@@ -268,7 +296,13 @@ impl Recording {
 
     pub(crate) fn begin_call(&mut self, sequence: &mut Sequence, first: usize, rows: usize) -> Result<()> {
         self.finish_call(sequence)?;
-        sequence.call = Call::told(first, rows);
+        sequence.leave_call(Call::told(first, rows));
+        Ok(())
+    }
+
+    pub(crate) fn begin_encoder(&mut self, sequence: &mut Sequence, rows: usize) -> Result<()> {
+        self.finish_call(sequence)?;
+        sequence.leave_call(Call::encodes(rows));
         Ok(())
     }
 
@@ -276,7 +310,7 @@ impl Recording {
     fn begin_if_repeated(&mut self, sequence: &mut Sequence, name: &str) -> Result<()> {
         if sequence.call.is_over_at(name) {
             self.finish_call(sequence)?;
-            sequence.call = sequence.call.following();
+            sequence.leave_call(sequence.call.following());
         }
         Ok(())
     }
@@ -290,14 +324,19 @@ impl Recording {
         bytes: Option<Vec<u8>>,
     ) -> Result<Taken> {
         self.begin_if_repeated(sequence, name)?;
-        let call = &mut sequence.call;
-        if call.has_fired(name) {
+        if sequence.call.has_fired(name) {
             return Ok(Taken::Done); // twice within one told call: the first value stands
         }
-        let Tapped { identity, dtype, first, shape } = tapped;
+        let Tapped { identity, axis, first, shape, .. } = tapped;
+        let axis = if sequence.call.axis == Axis::Encoder { Axis::Encoder } else { axis };
+        if let Err(why) = self.sites.keep_axis(name, axis) {
+            return self.skip_value(sequence, name, why).map(|()| Taken::Done);
+        }
+        let source = sequence.source(identity).map(str::to_string);
+        let call = &mut sequence.call;
         let part = first.filter(|_| call.rows.is_some());
-        let stored = if let Some(first) = call.source(identity) {
-            Stored::SameAs(first.to_string())
+        let stored = if let Some(first) = source {
+            Stored::SameAs(first)
         } else if self.logits_site.as_deref() == Some(name) {
             Stored::AsLogits
         } else if let Some(why) = part.map_or_else(|| call.unfit(shape), |_| None) {
@@ -317,13 +356,14 @@ impl Recording {
             self.sites.meet(name, stored);
         }
         if let Some(bytes) = bytes.filter(|_| is_kept) {
-            call.keep(name, dtype, part.unwrap_or(0), shape, bytes);
+            if axis == Axis::Sequence || sequence.is_new_to_encoder(name) {
+                sequence.call.keep(name, &tapped, axis, part.unwrap_or(0), bytes);
+            }
         }
         Ok(Taken::Done)
     }
 
     /// A site gave a value that no log can hold.
-    #[cfg(feature = "candle")]
     pub(crate) fn skip_value(&mut self, sequence: &mut Sequence, name: &str, why: String) -> Result<()> {
         self.begin_if_repeated(sequence, name)?;
         sequence.call.fire(name);
@@ -344,12 +384,13 @@ impl Recording {
 
     /// The forward call that `name` fires in now.
     #[cfg(feature = "candle")]
-    pub(crate) fn place_of(&mut self, sequence: &mut Sequence, name: &str) -> Result<CallPlace> {
+    pub(crate) fn place_of(&mut self, sequence: &mut Sequence, name: &str, of: Identity) -> Result<CallPlace> {
         self.begin_if_repeated(sequence, name)?;
         let wanted = self.settings.keeps(name) || self.settings.keeps(&format!("{name}{INPUT_SUFFIX}"));
         let source = self.sites.source_elsewhere(name).map(str::to_string);
+        let encoded = sequence.is_encoded(of).then_some(sequence.encoded);
         let call = &mut sequence.call;
-        Ok(CallPlace { call: call.serial(), rows: call.rows, wanted, source })
+        Ok(CallPlace { call: call.serial(), rows: call.rows, wanted, source, encoded })
     }
 
     /// A module's input: wired to the site that recorded the very tensor, or recorded as `name:in`. Without `bytes`, as
@@ -364,7 +405,7 @@ impl Recording {
     ) -> Result<Taken> {
         self.begin_if_repeated(sequence, name)?;
         let input = format!("{name}{INPUT_SUFFIX}");
-        match sequence.call.source(tapped.identity) {
+        match sequence.source(tapped.identity) {
             // An input that got a site of its own keeps it, so that no position is missing there.
             Some(source) if self.sites.is_wired_to(name, &input) && source != input => {
                 self.take_value(sequence, &input, Tapped { identity: None, ..tapped }, bytes)
@@ -393,9 +434,11 @@ impl Recording {
             self.start_unsaid(sequence)?;
         }
         let call = &mut sequence.call;
-        for (position, rows, tensors) in call.frames() {
-            let metadata = object(json!({"sequence": sequence.index, "position": position, "rows": rows}));
-            self.writer.frame("call", &metadata, &tensors)?;
+        for rows in call.frames() {
+            let metadata = object(json!({
+                "sequence": sequence.index, "position": rows.first, "rows": rows.count, "axis": rows.axis.word(),
+            }));
+            self.writer.frame("call", &metadata, &rows.values)?;
         }
         call.forget_values();
         sequence.calls += 1;

@@ -2,9 +2,9 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::call::Call;
-#[cfg(feature = "candle")]
-use crate::call::Identity;
+use std::collections::{HashMap, HashSet};
+
+use crate::call::{Axis, Call, Identity};
 
 /// Sequences that have begun in this process.
 static BEGUN: AtomicUsize = AtomicUsize::new(0);
@@ -27,6 +27,12 @@ pub(crate) struct Sequence {
     pub(crate) call: Call,
     /// What the embedding was given in a call that belongs to no sequence yet.
     pub(crate) embedded: Vec<u32>,
+    /// Positions of the encoder's input, once its call is over.
+    pub(crate) encoded: usize,
+    /// The sites of the encoder's call by the tensors that they gave.
+    encoder_sources: HashMap<Identity, String>,
+    /// Sites whose values at the positions of the encoder's input are known: each call may compute them anew.
+    encoder_sites: HashSet<String>,
 }
 
 impl Sequence {
@@ -37,6 +43,38 @@ impl Sequence {
         self.unsaid = unsaid;
         self.prompt = prompt;
         index
+    }
+
+    /// The encoder's call may come before anybody says what it is for: the sequence that begins takes it over.
+    pub(crate) fn take_encoder(&mut self, before: Self) {
+        if before.index.is_none() && before.call.axis == Axis::Encoder {
+            self.call = before.call;
+        }
+    }
+
+    /// The call in hand is over: of the encoder's, what its tensors are stays known.
+    pub(crate) fn leave_call(&mut self, next: Call) {
+        let call = std::mem::replace(&mut self.call, next);
+        if call.axis == Axis::Encoder {
+            self.encoded = call.rows.unwrap_or(0);
+            self.encoder_sources = call.into_sources();
+        }
+    }
+
+    /// The site that recorded the tensor of this identity, in this call or in the encoder's.
+    pub(crate) fn source(&self, identity: Option<Identity>) -> Option<&str> {
+        self.call.source(identity).or_else(|| self.encoder_sources.get(&identity?).map(String::as_str))
+    }
+
+    /// Whether a tensor of this identity has a row for each position of the encoder's input, and is none of its call.
+    #[cfg(feature = "candle")]
+    pub(crate) fn is_encoded(&self, identity: Identity) -> bool {
+        self.call.axis == Axis::Sequence && self.encoder_sources.contains_key(&identity)
+    }
+
+    /// Whether a site gives its values at the positions of the encoder's input for the first time.
+    pub(crate) fn is_new_to_encoder(&mut self, name: &str) -> bool {
+        self.encoder_sites.insert(name.to_string())
     }
 
     /// Where the logits of its next step stand. An unsaid prompt may have come in several calls: then the last call tells.

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
+use crate::call::Axis;
+
 pub(crate) const INPUT_SUFFIX: &str = ":in";
 
 /// A row of the site table.
@@ -69,6 +71,8 @@ pub(crate) struct SiteTable {
     wiring: HashMap<String, String>,
     /// How many heads lie side by side in a row.
     heads: HashMap<String, usize>,
+    /// What the rows of each site are.
+    axes: HashMap<String, Axis>,
     met: HashMap<String, Met>,
     /// Rows that the log does not have yet.
     waiting: Vec<Value>,
@@ -105,6 +109,17 @@ impl SiteTable {
     #[cfg(feature = "candle")]
     pub(crate) fn set_heads(&mut self, name: &str, heads: usize) {
         self.heads.insert(name.to_string(), heads);
+    }
+
+    /// The rows of a site are of this axis, as they were before; or why they cannot be.
+    pub(crate) fn keep_axis(&mut self, name: &str, axis: Axis) -> Result<(), String> {
+        let before = *self.axes.entry(name.to_string()).or_insert(axis);
+        let other = "it runs in the encoder's call and in others; its rows are those of the first";
+        if before == axis {
+            Ok(())
+        } else {
+            Err(other.into())
+        }
     }
 
     /// Adds the row of a site when it is first met, and again when more is to say of it: that one that was skipped has
@@ -156,6 +171,9 @@ impl SiteTable {
         }
         if let Some(source) = self.wiring.get(name) {
             put("input", Value::from(source.as_str()));
+        }
+        if let Some(axis) = self.axes.get(name).and_then(|axis| axis.word()) {
+            put("axis", Value::from(axis));
         }
         row
     }

@@ -10,6 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use candle_core::{Result, Tensor, TensorId};
 
 use super::taps::bytes;
+use crate::call::Axis;
 
 /// Values of a call that are kept at hand to compare with: a decoder layer's worth, and no more memory than this.
 const RECENT: usize = 12;
@@ -28,6 +29,8 @@ pub(crate) enum Layout {
     Heads { heads: usize, by_position: bool },
     /// [1, channels, rows]
     Channels,
+    /// [1, count, ...]: not positions of the call, but of the encoder's input.
+    Encoded(usize),
     /// It cannot be said, and why.
     Nowhere(String),
 }
@@ -44,6 +47,15 @@ impl Layout {
                 Ok((by_rows(&by_head.transpose(0, 1)?, rows)?, 0))
             }
             Self::Channels => Ok((by_rows(&xs.squeeze(0)?.t()?, rows)?, 0)),
+            Self::Encoded(count) => Ok((by_rows(xs, *count)?, 0)),
+        }
+    }
+
+    /// What the rows are.
+    pub(super) fn axis(&self) -> Axis {
+        match self {
+            Self::Encoded(_) => Axis::Encoder,
+            _ => Axis::Sequence,
         }
     }
 

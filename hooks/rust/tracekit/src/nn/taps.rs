@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, DType, DeviceLocation, Module, Result, Storage, Te
 
 use super::names::{claim, load, of_module, parameter, unnamed};
 use super::place::{with_places, without_batch, Layout};
+use crate::call::Axis;
 use crate::log::Dtype;
 use crate::recorder::{
     embeds, enabled, guarded, lies_on, place_of, register_site, register_weight, site_heads, skip_input, skip_value,
@@ -49,6 +50,9 @@ pub(crate) enum Places {
 
 fn layout_of(xs: &Tensor, here: &CallPlace, places: &Places) -> Result<Layout> {
     let (dims, rows) = (xs.dims(), here.rows);
+    if let Some(count) = here.encoded.filter(|count| without_batch(xs).first() == Some(count)) {
+        return Ok(Layout::Encoded(count));
+    }
     match places {
         Places::As(outer, layout) if dims.split_last().is_some_and(|(_, own)| own == outer) => Ok(layout.clone()),
         Places::LastAxis => Ok(match (rows, dims) {
@@ -80,7 +84,7 @@ fn see_input(name: &str, xs: &Tensor, places: &Places) -> Layout {
 }
 
 fn try_input(name: &str, xs: &Tensor, places: &Places) -> Result<Layout> {
-    let Some(here) = place_of(name) else { return Ok(Layout::Whole) };
+    let Some(here) = place_of(name, xs.id()) else { return Ok(Layout::Whole) };
     let layout = layout_of(xs, &here, places)?;
     let input = format!("{name}{INPUT_SUFFIX}");
     let dtype = match storable(&layout, xs) {
@@ -104,7 +108,8 @@ fn try_input(name: &str, xs: &Tensor, places: &Places) -> Result<Layout> {
         site_heads(&input, heads)?;
     }
     remember(here.call, here.rows, &input, xs, &values, &layout)?;
-    let tapped = Tapped { identity: Some(xs.id()), dtype, first: Some(first), shape: values.dims() };
+    let tapped =
+        Tapped { identity: Some(xs.id()), dtype, axis: layout.axis(), first: Some(first), shape: values.dims() };
     tap_input(name, tapped, || Ok(bytes(&values)?))?;
     Ok(layout)
 }
@@ -114,7 +119,7 @@ fn see_output(name: &str, xs: &Tensor, places: &Places) {
 }
 
 fn try_output(name: &str, xs: &Tensor, places: &Places) -> Result<()> {
-    let Some(here) = place_of(name) else { return Ok(()) };
+    let Some(here) = place_of(name, xs.id()) else { return Ok(()) };
     let layout = layout_of(xs, &here, places)?;
     let dtype = match storable(&layout, xs) {
         Ok(dtype) => dtype,
@@ -125,14 +130,15 @@ fn try_output(name: &str, xs: &Tensor, places: &Places) -> Result<()> {
         site_heads(name, heads)?;
     }
     remember(here.call, here.rows, name, xs, &values, &layout)?;
-    let tapped = Tapped { identity: Some(xs.id()), dtype, first: Some(first), shape: values.dims() };
+    let tapped =
+        Tapped { identity: Some(xs.id()), dtype, axis: layout.axis(), first: Some(first), shape: values.dims() };
     Ok(tap_rows(name, tapped, || Ok(bytes(&values)?))?)
 }
 
 fn remember(call: u64, rows: Option<usize>, site: &str, xs: &Tensor, values: &Tensor, layout: &Layout) -> Result<()> {
     with_places(call, |own| {
         own.note(xs.id(), layout);
-        if rows.is_none_or(|rows| values.dims()[0] == rows) {
+        if layout.axis() == Axis::Sequence && rows.is_none_or(|rows| values.dims()[0] == rows) {
             own.remember(site, values);
         }
         Ok(())
