@@ -93,12 +93,15 @@ class Dump:
 
     def _site(self, name: str, order: int, passed: Mapping[str, str]) -> Json | None:
         """A row of the site table; None of an input that is another site's value: its module's row says so."""
-        if name.endswith(INPUT_SUFFIX):
-            return None if name in passed else {"name": name, "class": INPUT, "order": order}
-        row: Json = {"name": name, "class": CLASS, "order": order, "same_as": passed.get(name)}
-        row["input"] = passed.get(name + INPUT_SUFFIX)
-        row["partial"] = self.skipped.get(name)
+        is_input = name.endswith(INPUT_SUFFIX)
+        if is_input and name in passed:
+            return None
+        row: Json = {"name": name, "class": INPUT if is_input else CLASS, "order": order}
         row["attributes"] = self.attributes.get(name)
+        if not is_input:
+            row["same_as"] = passed.get(name)
+            row["input"] = passed.get(name + INPUT_SUFFIX)
+            row["partial"] = self.skipped.get(name)
         return {key: value for key, value in row.items() if value is not None}
 
     def _passed_on(self, names: list[str]) -> dict[str, str]:

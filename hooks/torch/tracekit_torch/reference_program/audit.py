@@ -43,6 +43,7 @@ from tracekit_torch.reference_program.kept import kept_rounded
 from tracekit_torch.reference_program.loading import forward_of, on_its_tokens
 from tracekit_torch.reference_program.replay import Replay, Replayed
 from tracekit_torch.reference_program.routing import Choice, Forced
+from tracekit_torch.reference_program.sine_tables import sine_tables
 
 FLOAT32 = UNIT_ROUNDOFF["float32"]
 DRAWS = 8
@@ -198,6 +199,7 @@ class Judge:
         """Of sites that are wrong and hold a multiple of what they should: what that is, over what they hold."""
         self._model, self._trace, self._sequence, self._unit, self._level = model, trace, sequence, unit, level
         self._again = recomputed_from(sequence)
+        self._tables = tuple(sine_tables(model, trace.weights))
 
     def with_factors(self, factors: Mapping[str, float]) -> Judge:
         """The same of recorded values that are multiplied first."""
@@ -295,6 +297,7 @@ class Judge:
         return {name: own for name, own in owns.items() if own is not None}
 
     def _run(self, met: Callable[[Replayed], None], drawn: DrawnRounding, sites: Collection[str] | None = None) -> None:
+        drawn.tables(self._tables)
         with on_its_tokens(self._trace, self._sequence):
             self.replay.run(drawn, met, sites)
 

@@ -9,6 +9,7 @@ is K (S^2 / 3 + T^2 / 6) for K terms with the sum S and the root of the sum of s
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch._decomp import decomposition_table
 
 from tracekit.dtypes import SMALLEST_BY_UNIT
 from tracekit_torch.reference_program.lockstep import Lockstep, out_of_place
+from tracekit_torch.reference_program.sine_tables import SineTable
 
 EXACT = {
     "neg", "abs", "clone", "where", "maximum", "minimum", "relu", "masked_fill", "copy", "clamp", "clamp_min",
@@ -128,6 +130,11 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
         self._unit, self._sums, self._only = unit, sums, only
         self._least = SMALLEST_BY_UNIT.get(unit, 0.0) / 2.0
         self._draws = torch.Generator().manual_seed(seed)
+
+    def tables(self, found: Iterable[SineTable]) -> None:
+        """Numbers that the candidate may have computed itself are off as well."""
+        for table in found:
+            table.draw(self, self._unit, self._draws)
 
     def taken_apart(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if name not in TAKEN_APART or func not in decomposition_table:
