@@ -209,3 +209,14 @@ def test_so_is_continuous_batching(text, tmp_path, capsys):
     with tracekit_torch.record(model, tmp_path / "a.h5"):
         assert run() == plain
     assert not (tmp_path / "a.h5").exists() and "several sequences in one row" in capsys.readouterr().err
+
+
+def test_a_reference_that_the_recorded_program_wraps_is_said_to_have_none_of_its_names(text, tmp_path):
+    """The number of a layer is no name of the whole: a list of layers does not run."""
+    from transformers import LlamaModel
+
+    model = torch.nn.Sequential(LlamaModel.from_pretrained(text)).eval()
+    with tracekit_torch.record(model, tmp_path / "a.h5"), torch.no_grad():
+        model(torch.tensor([[4, 9, 8, 6]]))
+    with pytest.raises(tracekit.TraceError, match="no module of that name that runs"):
+        tracekit.audit(tmp_path / "a.h5", by=tracekit_torch.by_reference(str(text)))

@@ -91,8 +91,8 @@ def prepared(model: nn.Module, dtype: str) -> nn.Module:
 
 
 def recorded_part(model: nn.Module, trace: Trace) -> nn.Module:
-    """The part of `model` that has the most modules of the names that a trace has as sites, the outermost of several:
-    what a program wraps (with adapters, a trainer's class) is recorded by the names that it has by itself."""
+    """The part of `model` that has the most modules of the names that a trace has as sites, the outermost of several
+    that run: what a program wraps (with adapters, a trainer's class) is recorded by the names that it has by itself."""
     sites = {name for sequence in trace.sequences for name in sequence.site_table}
     names = {re.sub(r"#\d+$", "", name.removesuffix(INPUT_SUFFIX)) for name in sites} - {LOGITS}
     paths: dict[str, nn.Module] = {plain_name(path): module for path, module in model.named_modules()}
@@ -101,7 +101,8 @@ def recorded_part(model: nn.Module, trace: Trace) -> nn.Module:
         return sum((f"{path}.{name}" if path else name) in paths for name in names)
 
     owners = {"", *(path.removesuffix(f".{name}") for path in paths for name in names if path.endswith(f".{name}"))}
-    return paths[max(sorted(owners, key=len), key=shared)]
+    run = [path for path in owners if not path or type(paths[path]).forward is not nn.Module.forward]
+    return paths[max(sorted(run, key=len), key=shared)]
 
 
 def made_by(factory: str) -> Callable[[str], nn.Module]:
