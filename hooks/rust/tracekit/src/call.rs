@@ -61,6 +61,8 @@ pub(crate) struct Call {
     pub(crate) first: usize,
     /// `None` until its first value is there, where the program did not say `forward`.
     pub(crate) rows: Option<usize>,
+    /// Token ids that it looks up, one a row, where they are seen.
+    pub(crate) ids: Vec<u32>,
     /// The program said `forward`; else a site that fires again starts the next call.
     told: bool,
     /// Its number in this process, once anybody asked.
@@ -107,6 +109,11 @@ impl Call {
         self.sources
     }
 
+    /// Whether the program said where it begins.
+    pub(crate) fn is_told(&self) -> bool {
+        self.told
+    }
+
     /// Whether `name` firing now means that another call has begun, in a program that does not say so.
     pub(crate) fn is_over_at(&self, name: &str) -> bool {
         !self.told && self.has_fired(name)
@@ -150,6 +157,18 @@ impl Call {
 
     pub(crate) fn has_values(&self) -> bool {
         !self.values.is_empty()
+    }
+
+    /// Leaves out the first `again` rows, which were computed again: a position is as it was when it was new.
+    pub(crate) fn leave_out(&mut self, again: usize) {
+        self.values.retain_mut(|value| {
+            let cut =
+                if value.axis == Axis::Sequence { again.saturating_sub(value.first).min(value.shape[0]) } else { 0 };
+            value.bytes.drain(..cut * (value.bytes.len() / value.shape[0].max(1)));
+            value.first += cut;
+            value.shape[0] -= cut;
+            cut == 0 || value.shape[0] > 0
+        });
     }
 
     /// What was kept since the last `forget_values`, by the positions that it holds. A head that is given the last

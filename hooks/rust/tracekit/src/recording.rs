@@ -253,8 +253,13 @@ impl Recording {
     pub(crate) fn take_ids(&mut self, sequence: &mut Sequence, name: &str, ids: &[u32]) -> Result<()> {
         self.begin_if_repeated(sequence, name)?;
         // The first table that is looked up in is that of tokens; those of positions and segments come after it.
-        let reads = sequence.call.axis == Axis::Sequence;
-        if reads && sequence.index.is_none() && sequence.embedded.is_empty() {
+        if sequence.call.axis == Axis::Encoder {
+            return Ok(());
+        }
+        if sequence.call.ids.is_empty() {
+            sequence.take_ids(ids);
+        }
+        if sequence.index.is_none() && sequence.embedded.is_empty() {
             sequence.embedded = ids.to_vec();
         }
         Ok(())
@@ -433,10 +438,15 @@ impl Recording {
         if sequence.index.is_none() {
             self.start_unsaid(sequence)?;
         }
+        let again = sequence.again();
         let call = &mut sequence.call;
+        call.leave_out(again);
+        let again = (again > 0).then_some(again);
         for rows in call.frames() {
+            let again = again.filter(|_| rows.axis == Axis::Sequence);
             let metadata = object(json!({
                 "sequence": sequence.index, "position": rows.first, "rows": rows.count, "axis": rows.axis.word(),
+                "again": again,
             }));
             self.writer.frame("call", &metadata, &rows.values)?;
         }

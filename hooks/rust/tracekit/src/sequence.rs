@@ -27,6 +27,9 @@ pub(crate) struct Sequence {
     pub(crate) call: Call,
     /// What the embedding was given in a call that belongs to no sequence yet.
     pub(crate) embedded: Vec<u32>,
+    /// Positions that calls have computed, and the token ids there, where they are seen.
+    computed: usize,
+    ids: Vec<u32>,
     /// Positions of the encoder's input, once its call is over.
     pub(crate) encoded: usize,
     /// The sites of the encoder's call by the tensors that they gave.
@@ -52,13 +55,48 @@ impl Sequence {
         }
     }
 
-    /// The call in hand is over: of the encoder's, what its tensors are stays known.
+    /// Token ids of the call in hand: with them a program without a cache is known, that gives all of them each time,
+    /// from one that goes on with others after some that it had.
+    pub(crate) fn take_ids(&mut self, ids: &[u32]) {
+        let known = self.computed;
+        let goes_on = known > 0 && self.ids.len() == known && ids.starts_with(&self.ids);
+        if !self.call.is_told() && self.call.first == known && goes_on {
+            self.call.first = 0;
+        }
+        self.call.ids = ids.to_vec();
+    }
+
+    /// How many rows of the call in hand are of positions that an earlier call computed from the same tokens; where
+    /// those are not seen, a call of all positions and more is taken for such a one.
+    pub(crate) fn again(&self) -> usize {
+        let Call { axis, first, rows, ids, .. } = &self.call;
+        let (rows, over) = (rows.unwrap_or(0), self.computed.saturating_sub(*first));
+        if *axis == Axis::Encoder || over == 0 || over > rows {
+            return 0;
+        }
+        let seen = self.ids.len() == self.computed && ids.len() == rows;
+        let alike = if seen { self.ids[*first..] == ids[..over] } else { *first == 0 && rows > over };
+        if alike {
+            over
+        } else {
+            0
+        }
+    }
+
+    /// The call in hand is over: of the encoder's, what its tensors are stays known; of others, what they computed.
     pub(crate) fn leave_call(&mut self, next: Call) {
         let call = std::mem::replace(&mut self.call, next);
         if call.axis == Axis::Encoder {
             self.encoded = call.rows.unwrap_or(0);
             self.encoder_sources = call.into_sources();
+            return;
         }
+        let rows = call.rows.unwrap_or(0);
+        if self.ids.len() >= call.first && call.ids.len() == rows {
+            self.ids.truncate(call.first);
+            self.ids.extend(call.ids.iter());
+        }
+        self.computed = if rows > 0 { call.end() } else { self.computed };
     }
 
     /// The site that recorded the tensor of this identity, in this call or in the encoder's.

@@ -41,6 +41,37 @@ pub fn generate(prompt: &[u32], seed: u64) -> Result<Vec<u32>> {
     Ok(tokens)
 }
 
+/// The same tokens by a program without a cache, which gives the model all of them each time. `told`: it says so.
+pub fn generate_uncached(prompt: &[u32], seed: u64, told: bool) -> Result<Vec<u32>> {
+    let vb = weights()?;
+    let embed = embedding(VOCABULARY, WIDTH, vb.pp("embed"))?;
+    let head = linear_no_bias(WIDTH, VOCABULARY, vb.pp("lm_head"))?;
+    let mut processor = LogitsProcessor::new(seed, Some(0.9), Some(0.95));
+    let mut tokens = prompt.to_vec();
+    for _ in 0..5 {
+        if told {
+            tracekit::forward(0, tokens.len())?;
+        }
+        let hidden = embed.forward(&Tensor::new(tokens.as_slice(), &Device::Cpu)?.unsqueeze(0)?)?;
+        let logits = head.forward(&hidden)?;
+        tokens.push(processor.sample(&logits.i((0, tokens.len() - 1))?)?);
+    }
+    Ok(tokens)
+}
+
+/// Calls of a program that goes back and has another token where it had one.
+pub fn go_back(prompt: &[u32]) -> Result<()> {
+    let vb = weights()?;
+    let embed = embedding(VOCABULARY, WIDTH, vb.pp("embed"))?;
+    tracekit::sequence(prompt)?;
+    for (first, ids) in [(0, prompt), (prompt.len(), &[2, 5]), (prompt.len(), &[2, 6]), (prompt.len() + 2, &[7])] {
+        tracekit::forward(first, ids.len())?;
+        embed.forward(&Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?)?;
+    }
+    tracekit::end_sequence("done")?;
+    Ok(())
+}
+
 /// Where a log of this test goes.
 pub fn log_path(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("tracekit-{name}-{}.tklog", std::process::id()))
