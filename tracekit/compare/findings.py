@@ -65,6 +65,8 @@ class InputDiffers(Finding):
     values: tuple[int | None, int | None] | None = None  # of that entry; None where a side has none
     texts: tuple[str | None, str | None] = (None, None)
     parts: tuple[PartDiffers, ...] = ()
+    relative: float | None = None
+    """Of numbers in one shape: the norm of what they are off by, over that of the reference's."""
 
 
 @dataclass(frozen=True)

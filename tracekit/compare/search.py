@@ -191,7 +191,7 @@ def _parts_apart(pair: SequencePair) -> Iterator[PartDiffers]:
     """What the prompt was put together from and is not the same: a speech token prompt, a text."""
     ours, theirs = pair.reference.inputs, pair.candidate.inputs
     for name in ours:
-        if name != TOKEN_IDS and name in theirs and not np.array_equal(ours[name], theirs[name]):
+        if name != TOKEN_IDS and name in theirs and not _alike(ours[name], theirs[name]):
             yield PartDiffers(name, lengths=(len(ours[name]), len(theirs[name])))
     for name in ("prompt_part", "tts_text"):
         one, other = pair.reference.info.get(name), pair.candidate.info.get(name)
@@ -203,16 +203,32 @@ def _entry(values: Array, index: int) -> int | None:
     return int(values[index]) if index < len(values) else None
 
 
+def _alike(one: Array, other: Array) -> bool:
+    """Whether two inputs are the same; numbers (a spectrogram, an image), each but for one rounding on either side."""
+    if one.shape != other.shape or one.dtype.kind != "f" or other.dtype.kind != "f":
+        return one.shape == other.shape and np.array_equal(one, other)
+    unit = max(float(np.finfo(each.dtype).eps) for each in (one, other))
+    ours, theirs = one.astype(np.float64), other.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        near = np.abs(ours - theirs) <= unit * np.maximum(np.abs(ours), np.abs(theirs))
+    return bool(np.all(near | (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))))
+
+
+def _relative(one: Array, other: Array) -> float:
+    ours, theirs = one.astype(np.float64), other.astype(np.float64)
+    return float(np.linalg.norm(theirs - ours) / max(float(np.linalg.norm(ours)), np.finfo(np.float64).tiny))
+
+
 def _input_difference(pair: SequencePair) -> InputDiffers | None:
     ours, theirs = pair.reference.inputs, pair.candidate.inputs
     for name in sorted(ours, key=lambda name: name != TOKEN_IDS):
         if name not in theirs:
             continue
         one, other = ours[name], theirs[name]
-        if one.shape == other.shape and np.array_equal(one, other):
+        if _alike(one, other):
             continue
         same = min(len(one), len(other))
-        apart = np.flatnonzero([not np.array_equal(a, b) for a, b in zip(one[:same], other[:same], strict=True)])
+        apart = np.flatnonzero([not _alike(a, b) for a, b in zip(one[:same], other[:same], strict=True)])
         position = int(apart[0]) if apart.size else same
         finding = InputDiffers(
             sequence=pair.index,
@@ -221,8 +237,9 @@ def _input_difference(pair: SequencePair) -> InputDiffers | None:
             site=f"prompt/{name}",
             name=name,
             lengths=(len(one), len(other)),
+            relative=_relative(one, other) if one.shape == other.shape and one.dtype.kind == "f" else None,
         )
-        if one.ndim == 1 and other.ndim == 1:
+        if one.ndim == 1 and other.ndim == 1 and finding.relative is None:
             values = _entry(one, position), _entry(other, position)
             finding = replace(finding, values=values)
         if name == TOKEN_IDS:

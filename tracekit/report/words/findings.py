@@ -48,6 +48,8 @@ def _evidence(found: Evidence) -> str:
 
 @words(InputDiffers)
 def _input(found: InputDiffers) -> str:
+    if found.relative is not None:
+        return f"{found.name}: {found.lengths[0]} entries on both sides, off by {found.relative:.2g} (relative)"
     return f"{found.name}: {_lengths(found.lengths)}"
 
 
