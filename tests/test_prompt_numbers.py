@@ -14,9 +14,12 @@ from tracekit.trace import Array
 FEATURES = np.random.default_rng(0).standard_normal((4, 30)).astype(np.float32)
 
 
-def write(path: Path, features: Array) -> Path:
+def write(path: Path, features: Array, lost: bool | None = None) -> Path:
+    """`lost`: whether it left out another call by chance."""
     log = LogWriter(path)
     log.open("python", dtype="float32", model={})
+    if lost is not None:
+        log.lost("another call", by_chance=lost)
     log.sites([{"name": "encoder", "class": "Linear", "order": 0}])
     log.sequence(0, {"prompt/token_ids": np.array([1, 2]), "prompt/encoder_input_features": features})
     log.call(0, 0, 2, {"encoder": np.ones((2, 4), np.float32)})
@@ -51,3 +54,15 @@ def test_samples_of_a_wave_are_no_token_ids(tmp_path: Path) -> None:
     verdict = tracekit.diff(write(tmp_path / "a.tklog", wave), write(tmp_path / "b.tklog", wave * np.float32(0.5)))
     assert (verdict.cause, verdict.position) == ("input", 0)
     assert "off by 0.5 (relative)" in verdict.text and "entry" not in verdict.text
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+@pytest.mark.parametrize(("by_chance", "said"), [(False, ("divergence", "input")), (True, ("withheld", "capture"))])
+def test_calls_at_once_of_which_chance_records_one_are_no_divergence(
+    tmp_path: Path, side: str, by_chance: bool, said: tuple[str, str]
+) -> None:
+    for name, features in (("a", FEATURES), ("b", off_by(0.5))):
+        write(tmp_path / f"{name}.tklog", features, by_chance if name == side else None)
+    verdict = tracekit.diff(tmp_path / "a.tklog", tmp_path / "b.tklog")
+    assert (verdict.verdict, verdict.cause) == said
+    assert "off by 0.5 (relative)" in verdict.text

@@ -90,7 +90,7 @@ CONFIG: dict[str, Kind] = {
     **dict.fromkeys(("versions", "model", "sampling", "recorder", "command", "follow", "arithmetic"), _is_object),
     **dict.fromkeys(("device", "dtype", "checkpoint"), _is_text),
     "seed": _is_seed,
-    **dict.fromkeys(("lost", "troubles"), _is_texts),
+    **dict.fromkeys(("lost", "by_chance", "troubles"), _is_texts),
 }
 SAMPLING: dict[str, Kind] = {
     **dict.fromkeys(("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "tau_r"), is_number),

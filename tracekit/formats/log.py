@@ -158,9 +158,10 @@ class LogWriter:
         call = {"sequence": sequence, "position": position, "rows": rows, "axis": axis, "again": again or None}
         self.write_frame("call", call, tensors)
 
-    def lost(self, what: str) -> None:
-        """Something that the program computed and that is not in this log."""
-        self.write_frame("lost", {"what": what})
+    def lost(self, what: str, by_chance: bool = False) -> None:
+        """Something that the program computed and that is not in this log. `by_chance`: another run may have it instead
+        of what is here."""
+        self.write_frame("lost", {"what": what, "by_chance": by_chance or None})
 
     def step(
         self, sequence: int, step: int, position: int, token: int, tensors: Mapping[str, TensorLike], **metadata: Any

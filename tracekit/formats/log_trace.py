@@ -499,7 +499,8 @@ class LogTrace(Browsable):
         elif frame.kind == "sites":
             self._add_sites(metadata["sites"])
         elif frame.kind == "lost":
-            self.config.setdefault("lost", []).append(str(metadata["what"]))
+            for key in ("lost", "by_chance") if metadata.get("by_chance") is True else ("lost",):
+                self.config.setdefault(key, []).append(str(metadata["what"]))
         elif frame.kind == "sequence":
             if metadata["sequence"] != len(self.sequences):
                 raise ValueError(f"sequence {metadata['sequence']} follows {len(self.sequences)} sequences")

@@ -168,6 +168,8 @@ class CallsLeftOut:
     path: str
     what: str
     """In the recorder's words."""
+    by_chance: bool = False
+    """Whether another run may have recorded this and left out what is here."""
 
 
 Loss = (
@@ -217,7 +219,8 @@ def missing_positions(trace: Trace) -> list[PositionsMissing]:
 
 def left_out(trace: Trace) -> list[CallsLeftOut]:
     """Calls that a recorder says it left out."""
-    return [CallsLeftOut(trace.path, what) for what in trace.config.get("lost") or [] if what]
+    by_chance = trace.config.get("by_chance") or []
+    return [CallsLeftOut(trace.path, what, what in by_chance) for what in trace.config.get("lost") or [] if what]
 
 
 def quantised(trace: Trace) -> tuple[str, ...]:

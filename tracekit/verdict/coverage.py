@@ -10,6 +10,7 @@ from tracekit.auditing.audit import Audit
 from tracekit.compare.search import Search
 from tracekit.inspection.losses import (
     CallByCall,
+    CallsLeftOut,
     Loss,
     ResultsNotCompared,
     Rows,
@@ -52,6 +53,11 @@ class Coverage:
     """Weights that a side holds in fewer than 16 bits: what was judged was computed with these."""
     lost: tuple[Loss, ...] = ()
     """What should be in a file and is not, a line each: no PARITY then."""
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether chance decided which of the calls at once a side recorded."""
+        return any(isinstance(loss, CallsLeftOut) and loss.by_chance for loss in self.lost)
 
 
 def compared_coverage(reference: Trace, candidate: Trace, found: Search, audited: Share | None) -> Coverage:

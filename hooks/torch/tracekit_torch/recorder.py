@@ -15,6 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,9 +50,24 @@ from tracekit_torch.taps import Taps
 from tracekit_torch.texts import Texts
 from tracekit_torch.weights import Watched, weight_table
 
-BESIDE = (
-    "calls of the model that another thread made during a generation or call that is recorded; run one after the other"
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What a program computes and a recording leaves out. `by_chance`: another run may record it, and leave out what
+    this one records."""
+
+    what: str
+    by_chance: bool = False
+
+
+BESIDE = LeftOut(
+    "calls of the model that another thread made during a generation or call that is recorded; run one after the other",
+    by_chance=True,
 )
+
+
+def _left_out(what: LeftOut | str) -> LeftOut:
+    return LeftOut(what) if isinstance(what, str) else what
 
 
 _DELETED = nn.Module()
@@ -97,7 +113,7 @@ class Recorder:
         self.drawing: Row | None = None
         """The row that draws now, where an adapter knows it."""
         self._outermost = Outermost()
-        self._left_out: dict[int, str] = {}
+        self._left_out: dict[int, LeftOut] = {}
         """Threads whose calls are left out now, and what those calls are."""
         self._around: Call | None = None
         """The recorded call, while the model runs inside it once more."""
@@ -209,7 +225,7 @@ class Recorder:
             except Exception as error:
                 self.fail(error)
         if not self.steps and self.choices.tokens and self.sequences:
-            self._say_lost(self.choices.lost())
+            self._say_lost(LeftOut(self.choices.lost()))
         for why, tokens in self.unseen.items():
             self.note(f"how {tokens} tokens were drawn was not seen: {why}; tracekit diff gives no verdict on them")
         if self.broken is None:
@@ -307,16 +323,16 @@ class Recorder:
             self.notes.append(sentence)
             say(sentence)
 
-    def lost(self, what: str) -> None:
+    def lost(self, left_out: LeftOut | str) -> None:
         """Say, once, on stderr and in the trace, what the program computed and the trace does not hold."""
-        if what not in self.notes and self.active:
-            self._say_lost(what)
+        if (left_out := _left_out(left_out)).what not in self.notes and self.active:
+            self._say_lost(left_out)
 
-    def _say_lost(self, what: str) -> None:
+    def _say_lost(self, left_out: LeftOut) -> None:
         if self.broken is None:
-            self.notes.append(what)
-            say(f"not recorded: {what}")
-            self.guarded(self.writer.lost, what)
+            self.notes.append(left_out.what)
+            say(f"not recorded: {left_out.what}")
+            self.guarded(self.writer.lost, left_out.what, left_out.by_chance)
 
     @property
     def active(self) -> bool:
@@ -381,16 +397,16 @@ class Recorder:
         self._outermost.owner = thread
 
     @property
-    def left_out(self) -> str | None:
+    def left_out(self) -> LeftOut | None:
         """What the calls of this thread are, where they are left out now."""
         return self._left_out.get(threading.get_ident())
 
     @contextmanager
-    def leaving_out(self, calls: str) -> Iterator[None]:
+    def leaving_out(self, calls: LeftOut | str) -> Iterator[None]:
         """Leave out this thread's calls inside the block, which are no steps; `calls` is what they are, said at the
         first."""
         thread, inside = threading.get_ident(), self.left_out is not None
-        self._left_out.setdefault(thread, calls)
+        self._left_out.setdefault(thread, _left_out(calls))
         try:
             yield
         finally:

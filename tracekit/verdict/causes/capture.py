@@ -14,7 +14,8 @@ def _holds(case: Case, ruling: Ruling | None) -> Ruling | None:
     if ruling is not None:
         return None
     if case.coverage.lost:
-        return Ruling(Cause.CAPTURE, None, (*case.coverage.lost, WhatIsThereAgrees(agreement(case.found))))
+        rest = WhatIsThereAgrees(agreement(case.found)) if case.first is None else case.first
+        return Ruling(Cause.CAPTURE, None, (*case.coverage.lost, rest))
     # Nobody knows what the candidate would have chosen: its tokens are the reference's own.
     unknown = unrecorded_choices(case.pair.candidate)
     return Ruling(Cause.CAPTURE, None, (*unknown, OthersAgree())) if unknown else None
