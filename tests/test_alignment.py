@@ -247,6 +247,37 @@ def test_sites_that_cannot_be_compared_are_no_parity(
     assert unlike == ([] if rows is None else [SitesUnlike(path, 0, "first", Rows(12, None), rows, 0)])
 
 
+@pytest.mark.parametrize(
+    ("rows", "verdict"),
+    [
+        ({"lm_head": ("Linear", "embed.weight", 1.0)}, "parity"),
+        ({"lm_head": ("Linear", "embed.weight", 1.1)}, "divergence"),
+        ({"lm_head": ("Linear", "lm_head.weight", 1.0)}, "withheld"),
+        ({"lm_head": ("Conv1d", "embed.weight", 1.0)}, "withheld"),
+        ({"one": ("Linear", "embed.weight", 1.0), "two": ("Linear", "embed.weight", 1.0)}, "withheld"),
+    ],
+    ids=["the same table", "a fault in it", "another table", "another class", "which of two is not known"],
+)
+def test_a_head_has_the_partner_that_reads_the_same_table(
+    tmp_path: Path, rows: dict[str, tuple[str, str, float]], verdict: str
+) -> None:
+    """Each program has a name of its own for a head that shares the embeddings' table."""
+    for file, heads in (("a", {"decoder": ("Linear", "embed.weight", 1.0)}), ("b", rows)):
+        log = LogWriter(tmp_path / f"{file}.tklog")
+        log.open("python", dtype="float32", model={})
+        table = [{"name": "embed", "class": "Embedding", "order": 0, "parameters": {"weight": "embed.weight"}}]
+        for order, (name, (kind, weight, _)) in enumerate(heads.items(), 1):
+            table.append({"name": name, "class": kind, "order": order, "parameters": {"weight": weight}})
+        log.sites(table)
+        log.sequence(0, {"prompt/token_ids": np.array([1, 2])})
+        values = {name: np.full((2, 4), gain, np.float32) for name, (_, _, gain) in heads.items()}
+        log.call(0, 0, 2, {"embed": np.ones((2, 4), np.float32), **values})
+        log.end_sequence(0, 0, "done")
+        log.close()
+    found = tracekit.diff(tmp_path / "a.tklog", tmp_path / "b.tklog")
+    assert (found.verdict, found.site) == (verdict, "decoder" if verdict == "divergence" else None)
+
+
 def test_what_is_like_nothing_is_left_and_said(tmp_path: Path) -> None:
     write(tmp_path / "a.tklog", OURS)
     write(tmp_path / "b.tklog", OURS | {"second": "zzz.{}.qqq"}, prompt=(7, 8))

@@ -43,7 +43,8 @@ def names(trace: Trace) -> dict[str, str]:
 
 
 def align_sites(reference: Trace, candidate: Trace) -> Alignment:
-    """Pair sites by name, inputs by what the wiring resolves them to; a common prefix on one side is stripped."""
+    """Pair sites by name, inputs by what the wiring resolves them to; a common prefix on one side is stripped. A module
+    without a partner of its name has that with its parameter."""
     ours, theirs = names(reference), names(candidate)
     prefix_ours, prefix_theirs = _prefixes(ours, theirs)
     partner = {name.removeprefix(prefix_theirs): stored for name, stored in theirs.items()}
@@ -53,6 +54,15 @@ def align_sites(reference: Trace, candidate: Trace) -> Alignment:
         named = prefix_theirs + name.removeprefix(prefix_ours)
         if other is not None and same_inputs(name, reference.sites, candidate.sites, named):
             found[stored, other] = None
+    ours_left = {name for name in ours if name.removeprefix(prefix_ours) not in partner}
+    theirs_left = theirs.keys() - {prefix_theirs + name.removeprefix(prefix_ours) for name in ours}
+    ours_by = _by_parameter(reference, ours_left, prefix_ours)
+    theirs_by = _by_parameter(candidate, theirs_left, prefix_theirs)
+    for key in sorted(ours_by.keys() & theirs_by.keys()):
+        module, its = ours_by[key], theirs_by[key]
+        for suffix in ("", INPUT_SUFFIX):
+            if module + suffix in ours and its + suffix in theirs:
+                found[ours[module + suffix], theirs[its + suffix]] = None
     sites = reference.sites
     pairs = [SitePair(one, other, sites[one].order if one in sites else -1) for one, other in found]
     matched, matched_theirs = {one for one, _ in found}, {other for _, other in found}
@@ -61,6 +71,17 @@ def align_sites(reference: Trace, candidate: Trace) -> Alignment:
         _unmatched(reference, ours, matched, candidate, prefix_ours, prefix_theirs),
         _unmatched(candidate, theirs, matched_theirs, reference, prefix_theirs, prefix_ours),
     )
+
+
+def _by_parameter(trace: Trace, modules: Collection[str], prefix: str) -> dict[tuple[str, str, str], str]:
+    """Modules by their class and a parameter in its role that no other of them has: a head that shares the table of the
+    embeddings has another name in every program."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for name in modules:
+        if (site := trace.sites.get(name)) is not None:
+            for role, parameter in site.parameters.items():
+                found.setdefault((site.module_class, role, parameter.removeprefix(prefix)), []).append(name)
+    return {key: names[0] for key, names in found.items() if len(names) == 1}
 
 
 def _unmatched(
