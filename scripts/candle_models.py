@@ -92,7 +92,8 @@ LOADERS = {
     ),
     "marian": (
         "marian::Config",
-        "{{ let mut model = marian::MTModel::new(&config, vb)?; tracekit::encoder(source.len())?;"
+        "{{ let mut model = marian::MTModel::new(&config, vb)?;"
+        " let source = crate::SOURCE.get().map_or(&[][..], Vec::as_slice); tracekit::encoder(source.len())?;"
         " let encoded = model.encoder().forward(&candle::Tensor::new(source, &candle::Device::Cpu)?.unsqueeze(0)?, 0)?;"
         " Box::new(move |ids: &candle::Tensor, at: usize| {{"
         " let logits = model.decode(ids, &encoded, at)?; logits.narrow(1, logits.dim(1)? - 1, 1) }}) }}",
@@ -263,7 +264,7 @@ def models_module(models: list[str]) -> str:
             "fn read<T: serde::de::DeserializeOwned>(config: &str) -> candle::Result<T> {",
             "    serde_json::from_str(config).map_err(candle::Error::wrap)",
             "}",
-            "pub fn load(name: &str, config: &str, vb: tracekit::nn::VarBuilder<'static>, source: &[u32])",
+            "pub fn load(name: &str, config: &str, vb: tracekit::nn::VarBuilder<'static>)",
             "    -> candle::Result<crate::Forward> {",
             "    Ok(match name {",
             *arms,

@@ -13,6 +13,8 @@ mod utils;
 
 pub use tracekit::{generation, quantized_nn, quantized_var_builder};
 
+use std::sync::OnceLock;
+
 use candle::{DType, Device, Result, Tensor};
 use tracekit::generation::LogitsProcessor;
 use tracekit::nn::VarBuilder;
@@ -20,11 +22,13 @@ use tracekit::nn::VarBuilder;
 /// Logits, [..., vocabulary], behind the last of some ids, [1, time], of which the first stands at a position.
 type Forward = Box<dyn FnMut(&Tensor, usize) -> Result<Tensor>>;
 
+/// What an encoder is given.
+static SOURCE: OnceLock<Vec<u32>> = OnceLock::new();
+
 struct Options {
     model: String,
     checkpoint: std::path::PathBuf,
     prompt: Vec<u32>,
-    /// What an encoder is given.
     source: Vec<u32>,
     tokens: usize,
     temperature: Option<f64>,
@@ -70,11 +74,16 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let checkpoint = options.checkpoint.display().to_string();
     tracekit::describe(tracekit::Description::new().version("candle", "0.11.1").checkpoint(checkpoint))?;
     let config = std::fs::read_to_string(options.checkpoint.join("config.json"))?;
-    let mut forward = models::load(&options.model, &config, tracekit::nn::watched(vb), &options.source)?;
+    SOURCE.set(options.source.clone()).expect("set once");
+    let mut forward = models::load(&options.model, &config, tracekit::nn::watched(vb))?;
     let mut processor = LogitsProcessor::new(options.seed, options.temperature, None);
-    let source: Vec<i64> = options.source.iter().map(|&id| i64::from(id)).collect();
-    let inputs: &[_] = if source.is_empty() { &[] } else { &[("encoder_token_ids", source)] };
-    tracekit::sequence_with(tracekit::SequenceStart::new(&options.prompt).inputs(inputs))?;
+    if options.source.is_empty() {
+        tracekit::sequence(&options.prompt)?;
+    } else {
+        let source = options.source.iter().map(|&id| i64::from(id)).collect();
+        let inputs = [("encoder_token_ids", source)];
+        tracekit::sequence_with(tracekit::SequenceStart::new(&options.prompt).inputs(&inputs))?;
+    }
     let (mut ids, mut position) = (options.prompt, 0);
     let mut tokens: Vec<u32> = Vec::new();
     for _ in 0..options.tokens {
