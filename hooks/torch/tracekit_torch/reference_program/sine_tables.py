@@ -37,18 +37,12 @@ class SineTable:
         sizes = [size for size in held.shape if size > 1]
         if len(sizes) != 2 or sizes[0] < FEWEST or not held.is_floating_point():
             return None
-        table = held.detach().to(torch.float64).reshape(sizes)
-        filled = (table != 0.0).any(dim=1)  # a row of zeros stands for padding
-        whole = (filled[:-2] & filled[1:-1] & filled[2:])[:, None]
-        inner, around = table[1:-1] * whole, (table[:-2] + table[2:]) * whole
-        # sin((p - 1) f) + sin((p + 1) f) = 2 cos(f) sin(p f), and so of cosines.
-        cosine = (inner * around).sum(dim=0) / (2.0 * inner.square().sum(dim=0)).clamp_min(1e-300)
-        rows = torch.arange(1, len(table) - 1, dtype=torch.float64)[:, None]
-        alike = (around - 2.0 * cosine * inner).abs() <= UNITS * FLOAT32 * (2.0 + rows)
-        varies = bool((table.amax(dim=0) > table.amin(dim=0)).any())
-        if not varies or not bool(alike.all()) or bool((table.abs() > 1.0 + UNITS * FLOAT32).any()):
-            return None
-        return cls(held, table, torch.arccos(cosine.clamp(-1.0, 1.0)))
+        shaped = held.detach().reshape(sizes)
+        if _cosines(shaped[: 2 * FEWEST].to(torch.float64)) is None:
+            return None  # without a look at all of it
+        table = shaped.to(torch.float64)
+        cosine = _cosines(table)
+        return None if cosine is None else cls(held, table, torch.arccos(cosine.clamp(-1.0, 1.0)))
 
     def draw(self, drawn: Lockstep, unit: float, dice: torch.Generator) -> None:
         """The table is off in each run. `unit`: unit roundoff of what the candidate stores."""
@@ -69,6 +63,20 @@ def sine_tables(model: nn.Module, held: Collection[str]) -> Iterator[SineTable]:
     for path, value in (*model.named_parameters(), *model.named_buffers()):
         if plain_name(path) not in held and (found := SineTable.of(value)) is not None:
             yield found
+
+
+def _cosines(table: Tensor) -> Tensor | None:
+    """cos(f) of each column of a table [positions, width] of sines and cosines of p * f; None where it is none."""
+    filled = (table != 0.0).any(dim=1)  # a row of zeros stands for padding
+    whole = (filled[:-2] & filled[1:-1] & filled[2:])[:, None]
+    inner, around = table[1:-1] * whole, (table[:-2] + table[2:]) * whole
+    # sin((p - 1) f) + sin((p + 1) f) = 2 cos(f) sin(p f), and so of cosines.
+    cosine = (inner * around).sum(dim=0) / (2.0 * inner.square().sum(dim=0)).clamp_min(1e-300)
+    rows = torch.arange(1, len(table) - 1, dtype=torch.float64)[:, None]
+    alike = (around - 2.0 * cosine * inner).abs() <= UNITS * FLOAT32 * (2.0 + rows)
+    varies = bool((table.amax(dim=0) > table.amin(dim=0)).any())
+    small = bool((table.abs() <= 1.0 + UNITS * FLOAT32).all())
+    return cosine if varies and small and bool(alike.all()) else None
 
 
 def _drawn(runs: int, shape: tuple[int, ...], dice: torch.Generator) -> Tensor:
