@@ -33,15 +33,20 @@ ROOT = Path(__file__).resolve().parent.parent
 RUST = ROOT / "hooks" / "rust"
 VERSION = "0.11.0"
 
+
+def with_cache(model: str, kind: str, load: str = "load", cache: str = "Cache") -> str:
+    """How a model is made whose cache is a thing of its own."""
+    return (
+        f"{{{{ let config = config.into_config(false);"
+        f" let mut cache = {model}::{cache}::new(true, vb.dtype(), &config, vb.device())?;"
+        f" let model = {model}::{kind}::{load}{'(vb, &config)' if load == 'load' else '(&config, vb)'}?;"
+        f" Box::new(move |ids: &candle::Tensor, at: usize| model.forward(ids, at, &mut cache)) }}}}"
+    )
+
+
 # Model file, and how it is made from `config` (its `Config`, read from config.json) and `vb`.
 LOADERS = {
-    "llama": (
-        "llama::LlamaConfig",
-        "{{ let config = config.into_config(false);"
-        " let mut cache = llama::Cache::new(true, vb.dtype(), &config, vb.device())?;"
-        " let model = llama::Llama::load(vb, &config)?;"
-        " Box::new(move |ids: &candle::Tensor, at: usize| model.forward(ids, at, &mut cache)) }}",
-    ),
+    "llama": ("llama::LlamaConfig", with_cache("llama", "Llama")),
     "qwen2": ("qwen2::Config", "qwen2::ModelForCausalLM::new(&config, vb)?"),
     "qwen3": ("qwen3::Config", "qwen3::ModelForCausalLM::new(&config, vb)?"),
     "mistral": ("mistral::Config", "mistral::Model::new(&config, vb)?"),
@@ -56,32 +61,17 @@ LOADERS = {
     "mixtral": ("mixtral::Config", "mixtral::Model::new(&config, vb)?"),
     "qwen2_moe": ("qwen2_moe::Config", "qwen2_moe::Model::new(&config, vb)?"),
     "qwen3_moe": ("qwen3_moe::Config", "qwen3_moe::ModelForCausalLM::new(&config, vb)?"),
-    "granite": (
-        "granite::GraniteConfig",
-        "{{ let config = config.into_config(false);"
-        " let mut cache = granite::Cache::new(true, vb.dtype(), &config, vb.device())?;"
-        " let model = granite::Granite::load(vb, &config)?;"
-        " Box::new(move |ids: &candle::Tensor, at: usize| model.forward(ids, at, &mut cache)) }}",
-    ),
+    "granite": ("granite::GraniteConfig", with_cache("granite", "Granite")),
     "granitemoehybrid": (
         "granitemoehybrid::GraniteMoeHybridConfig",
-        "{{ let config = config.into_config(false);"
-        " let mut cache = granitemoehybrid::GraniteMoeHybridCache::new(true, vb.dtype(), &config, vb.device())?;"
-        " let model = granitemoehybrid::GraniteMoeHybrid::load(vb, &config)?;"
-        " Box::new(move |ids: &candle::Tensor, at: usize| model.forward(ids, at, &mut cache)) }}",
+        with_cache("granitemoehybrid", "GraniteMoeHybrid", cache="GraniteMoeHybridCache"),
     ),
     "helium": ("helium::Config", "helium::Model::new(&config, vb)?"),
     "glm4_new": ("glm4_new::Config", "glm4_new::ModelForCausalLM::new(&config, vb)?"),
     "smollm3": ("smollm3::Config", "smollm3::ModelForCausalLM::new(&config, vb)?"),
     "deepseek2": ("deepseek2::DeepSeekV2Config", "deepseek2::DeepSeekV2::new(&config, vb)?"),
     "recurrent_gemma": ("recurrent_gemma::Config", 'recurrent_gemma::Model::new(&config, vb.pp("model"))?'),
-    "lfm2": (
-        "lfm2::Lfm2Config",
-        "{{ let config = config.into_config(false);"
-        " let mut cache = lfm2::Cache::new(true, vb.dtype(), &config, vb.device())?;"
-        " let model = lfm2::Model::new(&config, vb)?;"
-        " Box::new(move |ids: &candle::Tensor, at: usize| model.forward(ids, at, &mut cache)) }}",
-    ),
+    "lfm2": ("lfm2::Lfm2Config", with_cache("lfm2", "Model", load="new")),
     "mamba2": (
         "mamba2::Config",
         "{{ let mut state = mamba2::State::new(1, &config, vb.dtype(), vb.device())?;"
