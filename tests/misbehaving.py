@@ -18,7 +18,8 @@ layer = torch.nn.Linear(4, 6)
 def call(rows=2, module=None):
     with torch.no_grad():
         value = (layer if module is None else module)(torch.full((rows, 4), float(rows)))
-    print("sum", value.sum().item(), flush=True)
+    # In one piece: a process that it forked writes at the same time.
+    print(f"sum {value.sum().item()}\\n", end="", flush=True)
 class Holds(torch.nn.Module):
     def __init__(self):
         super().__init__()
