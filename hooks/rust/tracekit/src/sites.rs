@@ -113,12 +113,13 @@ impl SiteTable {
 
     /// The rows of a site are of this axis, as they were before; or why they cannot be.
     pub(crate) fn keep_axis(&mut self, name: &str, axis: Axis) -> Result<(), String> {
-        let before = *self.axes.entry(name.to_string()).or_insert(axis);
-        let other = "it runs in the encoder's call and in others; its rows are those of the first";
-        if before == axis {
-            Ok(())
-        } else {
-            Err(other.into())
+        match self.axes.get(name) {
+            Some(&before) if before == axis => Ok(()),
+            Some(_) => Err("it runs in the encoder's call and in others; its rows are those of the first".into()),
+            None => {
+                self.axes.insert(name.to_string(), axis);
+                Ok(())
+            }
         }
     }
 
