@@ -282,7 +282,9 @@ MOST_READ = 64 << 20
 
 
 def _held(item: h5py.Dataset) -> Any:
-    """What a dataset holds; of one that an earlier edit made absurdly large, a few numbers."""
+    """What a dataset holds; of one that an earlier edit made absurdly large, a few numbers; of an empty one, none."""
+    if item.size is None:
+        return np.zeros(0, item.dtype)
     return item[()] if item.size * item.dtype.itemsize <= MOST_READ else np.zeros(4, item.dtype)
 
 
@@ -327,7 +329,9 @@ def replace_column_json(rng: random.Random, file: h5py.File) -> None:
     if not found:
         return replace_json(rng, file)
     item = rng.choice(found)
-    rows = list(item[()].reshape(-1))
+    rows = list(np.asarray(_held(item)).reshape(-1))
+    if not rows:
+        return replace_json(rng, file)
     at = rng.randrange(len(rows))
     try:
         rows[at] = json.dumps(damaged_json(rng, json.loads(rows[at]))).encode()
