@@ -314,7 +314,7 @@ def replace_json(rng: random.Random, file: h5py.File) -> None:
     )
     item = rng.choice(found)
     try:
-        value = json.loads(item[()])
+        value = json.loads(_held(item))
     except (ValueError, TypeError, AttributeError):
         return
     _put(file, item.name, np.bytes_(json.dumps(damaged_json(rng, value)).encode()))
