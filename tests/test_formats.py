@@ -19,6 +19,8 @@ import tracekit
 from tracekit.dtypes import STORAGE, to_float
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import FRAME_HEAD, LogWriter, Tensor
+from tracekit.report.contents import sequence_row
+from tracekit.report.token_rows import TokenTexts
 
 FLOATS = ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
 
@@ -247,3 +249,15 @@ def test_a_parameter_without_a_digest_takes_none_of_the_others(kept: str, tmp_pa
     assert [weight.digest for weight in one.weights.values()] == [None, 7]
     assert tracekit.diff(one, other).cause == "weights"
     assert tracekit.diff(one, one).cause != "weights"
+
+
+def test_a_prompt_of_which_some_tokens_have_no_text(tmp_path: Path) -> None:
+    log = LogWriter(tmp_path / "a.tklog")
+    log.open("python", dtype="float32", model={})
+    log.sequence(0, {"prompt/token_ids": np.array([1, 2])}, texts=[None, "ship"])
+    log.end_sequence(0, 0, "done")
+    log.close()
+    with tracekit.open(tmp_path / "a.tklog") as trace:
+        [sequence] = trace.sequences
+        assert sequence_row(sequence)["prompt"] == "ship"
+        assert TokenTexts((sequence,), None)[2] == "ship"

@@ -198,8 +198,8 @@ class Sequence(Protocol):
         """The prompt as text; None where only tokens were recorded."""
 
     @property
-    def texts(self) -> Seq[str] | None:
-        """Texts of the prompt's tokens, one each."""
+    def texts(self) -> Seq[str | None] | None:
+        """Texts of the prompt's tokens, one each; None where there is none."""
 
     @property
     def sampling(self) -> Json:

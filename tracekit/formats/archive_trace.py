@@ -135,7 +135,7 @@ class ArchiveSequence(BrowsableSequence):
         return self._info.get("prompt_text")
 
     @property
-    def texts(self) -> list[str] | None:
+    def texts(self) -> list[str | None] | None:
         return self._info.get("texts")
 
     @property

@@ -188,7 +188,7 @@ class LogSequence(BrowsableSequence):
         return self._frame.metadata.get("prompt_text")
 
     @property
-    def texts(self) -> list[str] | None:
+    def texts(self) -> list[str | None] | None:
         return self._frame.metadata.get("texts")
 
     @property

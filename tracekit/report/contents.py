@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence as Seq
 
 import numpy as np
 
@@ -44,8 +44,8 @@ def sequence_row(sequence: Sequence) -> Json:
     }
 
 
-def _joined(texts: Any) -> str | None:
-    return "".join(texts) if texts else None
+def _joined(texts: Seq[str | None] | None) -> str | None:
+    return "".join(text or "" for text in texts) if texts else None
 
 
 def step_row(step: Step) -> Json:

@@ -71,7 +71,8 @@ class TokenTexts:
         for sequence in sequences:
             texts, ids = sequence.texts, sequence.prompt_ids
             if texts is not None and ids is not None:
-                self._known |= dict(zip(ids.tolist(), texts, strict=False))
+                known = zip(ids.tolist(), texts, strict=False)
+                self._known |= {token: text for token, text in known if text is not None}
         self._tokenizer = None if checkpoint is None else _tokenizer(Path(checkpoint.path))
 
     def add(self, table: TokenTable) -> None:
