@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tracekit.compare.findings import InputDiffers
 from tracekit.inspection.following import unrecorded_choices
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.decision import Decision
@@ -14,7 +15,8 @@ def _holds(case: Case, ruling: Ruling | None) -> Ruling | None:
     if ruling is not None:
         return None
     if case.coverage.lost:
-        rest = WhatIsThereAgrees(agreement(case.found)) if case.first is None else case.first
+        differs = isinstance(case.first, InputDiffers)  # by chance: else another cause has it
+        rest = case.first if differs else WhatIsThereAgrees(agreement(case.found))
         return Ruling(Cause.CAPTURE, None, (*case.coverage.lost, rest))
     # Nobody knows what the candidate would have chosen: its tokens are the reference's own.
     unknown = unrecorded_choices(case.pair.candidate)
