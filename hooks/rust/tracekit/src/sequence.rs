@@ -59,7 +59,7 @@ impl Sequence {
     /// from one that goes on with others after some that it had.
     pub(crate) fn take_ids(&mut self, ids: &[u32]) {
         let known = self.computed;
-        let goes_on = known > 0 && self.ids.len() == known && ids.starts_with(&self.ids);
+        let goes_on = known > 0 && self.ids.len() == known && ids.len() > known && ids.starts_with(&self.ids);
         if !self.call.is_told() && self.call.first == known && goes_on {
             self.call.first = 0;
         }
