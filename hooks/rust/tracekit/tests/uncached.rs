@@ -2,7 +2,7 @@
 
 mod tiny;
 
-use tiny::{generate, generate_uncached, go_back, log_path, of_kind, record, tokens};
+use tiny::{generate, generate_uncached, go_back, log_path, of_kind, record, repeat, tokens};
 use tracekit::log::Frame;
 
 const PROMPT: [u32; 4] = [3, 1, 4, 1];
@@ -47,10 +47,17 @@ fn another_token_at_a_position_is_another_value() {
 }
 
 #[test]
+fn one_token_over_and_over_goes_on() {
+    let frames = recorded_as("repeated");
+    assert_eq!(places(&frames), [(0, 1, 0), (1, 1, 0), (2, 1, 0)]);
+}
+
+#[test]
 #[ignore = "run by the tests above, as a process that records"]
 fn recorded() {
     match std::env::var("KIND").expect("said").as_str() {
         "back" => go_back(&PROMPT).expect("runs"),
+        "repeated" => repeat(PROMPT[0]).expect("runs"),
         kind => drop(generate_uncached(&PROMPT, SEED, kind == "told").expect("generates")),
     }
     tracekit::close().expect("writable");

@@ -72,6 +72,16 @@ pub fn go_back(prompt: &[u32]) -> Result<()> {
     Ok(())
 }
 
+/// Calls of a program with a cache that gets one and the same token over and over, its prompt's too.
+pub fn repeat(token: u32) -> Result<()> {
+    let vb = weights()?;
+    let embed = embedding(VOCABULARY, WIDTH, vb.pp("embed"))?;
+    for _ in 0..3 {
+        embed.forward(&Tensor::new(&[token], &Device::Cpu)?.unsqueeze(0)?)?;
+    }
+    Ok(())
+}
+
 /// Where a log of this test goes.
 pub fn log_path(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("tracekit-{name}-{}.tklog", std::process::id()))
