@@ -1,10 +1,11 @@
 """Models of candle-transformers that record themselves, against transformers' own.
 
-    python -m scripts.candle_models out/candle-models [MODEL...]
+    python -m scripts.candle_models out/candle-models [MODEL...] [--candle 0.9.2]
 
 Takes the model files from cargo's registry, changes their `use` lines and nothing else, and builds one program of them
 in the workspace's target folder. Makes a tiny random checkpoint for each model, runs both sides from the same prompts,
 greedy and sampled, diffs and audits, and prints a table: lines changed, verdict, true difference, sites audited.
+With `--candle`, all of candle is of that version, and is built in FOLDER; not every model is in each.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from scripts import candle_patch
 ROOT = Path(__file__).resolve().parent.parent
 RUST = ROOT / "hooks" / "rust"
 VERSION = "0.11.0"
+"""Of candle-transformers, beside the candle that the workspace is locked to."""
+OWN_CANDLE = '"0.11.1"'
+"""Which candle that is, as `candle-models/main.rs` says it."""
 
 
 def with_cache(model: str, kind: str, load: str = "load", cache: str = "Cache") -> str:
@@ -122,8 +126,8 @@ path = "src/main.rs"
 
 [dependencies]
 tracekit = {{ path = "{tracekit}", features = ["candle"] }}
-candle = {{ version = "0.11", package = "candle-core" }}
-candle-nn = "0.11"
+candle = {{ version = "{candle}", package = "candle-core" }}
+candle-nn = "{candle}"
 serde = {{ version = "1", features = ["derive"] }}
 serde_json = "1"
 rayon = "1"
@@ -140,6 +144,12 @@ debug = 1
 [profile.release.package."candle-models"]
 opt-level = 0
 """
+
+
+def manifest_of(tracekit: Path, version: str) -> str:
+    candle = version.rpartition(".")[0]
+    features = shared_dependencies()
+    return MANIFEST.format(tracekit=tracekit, version=version, candle=candle, same_features=features).lstrip()
 
 
 def cargo(*words: str, folder: Path, target: Path | None = None) -> str:
@@ -163,16 +173,21 @@ def shared_dependencies() -> str:
     return "\n".join(lines)
 
 
-def prepare(folder: Path, models: list[str]) -> dict[str, int]:
+def prepare(folder: Path, models: list[str], version: str = VERSION) -> dict[str, int]:
     """Write the program into `folder`; gives how many lines of each model file were changed."""
     source = folder / "src"
     (source / "models").mkdir(parents=True, exist_ok=True)
-    manifest = MANIFEST.format(tracekit=RUST / "tracekit", version=VERSION, same_features=shared_dependencies())
-    write(folder / "Cargo.toml", manifest.lstrip())
+    main = (RUST / "candle-models/main.rs").read_text()
+    write(source / "main.rs", main if version == VERSION else main.replace(OWN_CANDLE, f'"{version}"'))
+    manifest = manifest_of(RUST / "tracekit", version)
     if not (folder / "Cargo.lock").exists():
-        shutil.copy(RUST / "Cargo.lock", folder / "Cargo.lock")
+        if version == VERSION:
+            shutil.copy(RUST / "Cargo.lock", folder / "Cargo.lock")
+        else:  # as a program of that candle that tracekit is added to
+            write(folder / "Cargo.toml", re.sub(r"^tracekit = .*\n", "", manifest, flags=re.M))
+            cargo("generate-lockfile", folder=folder)
+    write(folder / "Cargo.toml", manifest)
     theirs = registry_source(folder)
-    write(source / "main.rs", (RUST / "candle-models/main.rs").read_text())
     for shared in ("utils.rs", "fused_moe.rs"):
         write(source / shared, with_our_use_lines((theirs / shared).read_text()))
     changed = {}
@@ -195,11 +210,13 @@ def check_all(folder: Path, patched: Path | None = None) -> dict[str, int]:
     `patched`, a folder of `scripts/candle_patch.py`, stands for candle-nn."""
     (folder / "src").mkdir(parents=True, exist_ok=True)
     own = RUST / "tracekit" if patched is None else patched / "tracekit"
-    manifest = MANIFEST.format(tracekit=own, version=VERSION, same_features=shared_dependencies())
     manifest = (
-        manifest.replace("[[bin]]", "[lib]").replace("src/main.rs", "src/lib.rs").replace("-models", "_models_all")
+        manifest_of(own, VERSION)
+        .replace("[[bin]]", "[lib]")
+        .replace("src/main.rs", "src/lib.rs")
+        .replace("-models", "_models_all")
     )
-    manifest = manifest.lstrip().replace("tracing = {", THEIR_NEEDS + "tracing = {", 1)
+    manifest = manifest.replace("tracing = {", THEIR_NEEDS + "tracing = {", 1)
     write(folder / "Cargo.toml", manifest + ("" if patched is None else candle_patch.patch(patched) + "\n"))
     write(folder / "src/lib.rs", "")
     if not (folder / "Cargo.lock").exists():
@@ -305,9 +322,9 @@ def lines_changed(before: str, after: str) -> int:
     return sum(max(i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in blocks if tag != "equal")
 
 
-def build(folder: Path) -> Path:
-    cargo("build", "--release", "--quiet", folder=folder, target=RUST / "target")
-    return RUST / "target" / "release" / "candle-models"
+def build(folder: Path, target: Path = RUST / "target") -> Path:
+    cargo("build", "--release", "--quiet", folder=folder, target=target)
+    return target / "release" / "candle-models"
 
 
 PLAIN = {
@@ -624,10 +641,14 @@ def compare(model: str, lines: int, case: Case, reference: Path, native: Path, c
     return Row(model, lines, case.word, diff["verdict"], tuple(dict.fromkeys(texts)), share, head)
 
 
-def run(folder: Path, models: list[str]) -> list[Row]:
-    # Some of the others are written with one another.
-    lines = prepare(folder / "crate", list(LOADERS) if set(models) - set(FAMILIES) else models)
-    program = build(folder / "crate")
+def run(folder: Path, models: list[str], version: str) -> list[Row]:
+    if version == VERSION:
+        # Some of the others are written with one another.
+        lines = prepare(folder / "crate", list(LOADERS) if set(models) - set(FAMILIES) else models)
+        program = build(folder / "crate")
+    else:
+        lines = prepare(folder / f"crate-{version}", models, version)
+        program = build(folder / f"crate-{version}", folder / f"crate-{version}" / "target")
     rows = []
     for model in models:
         checkpoint = folder / model
@@ -644,8 +665,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("models", nargs="*", default=list(FAMILIES), metavar="MODEL", help=", ".join(LOADERS))
+    parser.add_argument(
+        "--candle", default=VERSION, metavar="VERSION", help="of candle-transformers; default: %(default)s"
+    )
     options = parser.parse_args()
-    rows = run(options.folder, options.models)
+    rows = run(options.folder, options.models, options.candle)
     table = [
         (
             row.model,

@@ -58,14 +58,6 @@ impl QMatMul {
         &self.name
     }
 
-    /// The matrix in float16.
-    ///
-    /// # Errors
-    /// If it cannot be read.
-    pub fn dequantize_f16(&self) -> Result<Tensor> {
-        self.inner.dequantize_f16()
-    }
-
     /// The product in float16.
     ///
     /// # Errors
@@ -73,21 +65,15 @@ impl QMatMul {
     pub fn forward_via_f16(&self, xs: &Tensor) -> Result<Tensor> {
         recorded(&self.name, &candle_nn::func(|xs| self.inner.forward_via_f16(xs)), xs)
     }
+}
 
-    /// Products with the experts that `ids` name; not recorded, since its rows are no positions.
-    ///
-    /// # Errors
-    /// If the shapes do not fit.
-    pub fn indexed_moe_forward(&self, xs: &Tensor, ids: &Tensor) -> Result<Tensor> {
-        self.inner.indexed_moe_forward(xs, ids)
-    }
+/// What else candle's has, as it is in the program's version of candle: rows of the matrix, products with the experts that
+/// ids name. None of it is recorded.
+impl std::ops::Deref for QMatMul {
+    type Target = candle_core::quantized::QMatMul;
 
-    /// Rows of the matrix; not recorded, [`crate::nn::Embedding`] is.
-    ///
-    /// # Errors
-    /// If an id has no row.
-    pub fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
-        self.inner.embedding(ids)
+    fn deref(&self) -> &Self::Target {
+        &self.inner
     }
 }
 

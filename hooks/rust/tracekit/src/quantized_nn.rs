@@ -103,7 +103,7 @@ pub fn layer_norm(size: usize, eps: f64, vb: VarBuilder) -> Result<LayerNorm> {
     let weight = vb.get(size, "weight")?.dequantize(vb.device())?;
     let bias = vb.get(size, "bias")?.dequantize(vb.device())?;
     let name = register_names(&vb.prefix(), "LayerNorm", &["weight", "bias"], vec![("eps", eps)]);
-    Ok(LayerNorm::named(&name, candle_nn::LayerNorm::new(weight, bias, eps)))
+    Ok(LayerNorm::named(&name, weight, Some(bias), eps))
 }
 
 /// A layer norm without bias, loaded from `vb`.
@@ -113,7 +113,7 @@ pub fn layer_norm(size: usize, eps: f64, vb: VarBuilder) -> Result<LayerNorm> {
 pub fn layer_norm_no_bias(size: usize, eps: f64, vb: VarBuilder) -> Result<LayerNorm> {
     let weight = vb.get(size, "weight")?.dequantize(vb.device())?;
     let name = register_names(&vb.prefix(), "LayerNorm", &["weight"], vec![("eps", eps)]);
-    Ok(LayerNorm::named(&name, candle_nn::LayerNorm::new_no_bias(weight, eps)))
+    Ok(LayerNorm::named(&name, weight, None, eps))
 }
 
 /// An RMS norm that records its input and output.
