@@ -9,7 +9,7 @@ use candle_core::{Module, Result, Tensor};
 
 pub use candle_core::quantized::*;
 
-use crate::nn::{generated, of_quantised, recorded, register_names};
+use crate::nn::{generated, recorded, register_names, register_quantised};
 
 pub(crate) const CLASS: &str = "QMatMul";
 
@@ -29,10 +29,7 @@ impl QMatMul {
     /// # Errors
     /// If it cannot be used.
     pub fn from_arc(qtensor: Arc<QTensor>) -> Result<Self> {
-        let name = match of_quantised(&qtensor) {
-            Some(module) => register_names(&module, CLASS, &["weight"], vec![]),
-            None => generated(CLASS, vec![]),
-        };
+        let name = register_quantised(CLASS, &qtensor);
         Ok(Self { name, inner: candle_core::quantized::QMatMul::from_arc(qtensor)? })
     }
 

@@ -30,8 +30,8 @@
 //!
 //! **Names of modules that are made from tensors** (`Linear::new(weight, None)`). A head that shares the table of an
 //! embedding is `lm_head`, with the embedding's parameter. A weight that was got from a [`watched`] builder names its
-//! module. Any other module gets a generated name, `unnamed.linear.0`, and its row of the site table says
-//! `"unnamed": true`.
+//! module; one that is a parameter of a larger module has its own name (`self_attn.in_proj_weight`). Any other module gets
+//! a generated name, `unnamed.linear.0`, and its row of the site table says `"unnamed": true`.
 //!
 //! **Rows.** A site holds one row a position, [rows, width]. Per-head values, [heads * time, width] or [1, heads, time,
 //! width], are stored side by side, [time, heads * width], as the projection that they came from; a head that is given the
@@ -68,5 +68,5 @@ pub use self::rnn::{gru, lstm, GRU, LSTM};
 pub use self::taps::{part_of, register, tap};
 pub use self::watch::watched;
 
-pub(crate) use self::names::{load_quantised, of_quantised};
-pub(crate) use self::taps::{generated, recorded, recorded_as, register_names, Places};
+pub(crate) use self::names::load_quantised;
+pub(crate) use self::taps::{generated, recorded, recorded_as, register_names, register_quantised, Places};

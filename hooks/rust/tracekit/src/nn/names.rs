@@ -53,12 +53,21 @@ pub(crate) fn load_quantised(tensor: &Arc<QTensor>, parameter: &str) {
     }
 }
 
-/// The module whose weight a quantised tensor is, if it was seen to be loaded.
-pub(crate) fn of_quantised(tensor: &Arc<QTensor>) -> Option<String> {
+/// The parameter that a quantised tensor is, if it was seen to be loaded.
+pub(super) fn quantised_parameter(tensor: &Arc<QTensor>) -> Option<String> {
     let names = lock();
     let (own, parameter) = names.quantised.get(&(Arc::as_ptr(tensor) as usize))?;
-    let is_same = own.upgrade().is_some_and(|own| Arc::ptr_eq(&own, tensor));
-    parameter.strip_suffix(".weight").filter(|_| is_same).map(str::to_string)
+    own.upgrade().is_some_and(|own| Arc::ptr_eq(&own, tensor)).then(|| parameter.clone())
+}
+
+/// The module that a parameter makes by itself. One that is not called `weight` belongs to a larger module, whose own
+/// value is another (`self_attn.in_proj_weight`), or to none (`text_projection`): what is made of it is called after it.
+/// Norms have one weight, whatever its name is.
+pub(super) fn module_of<'a>(parameter: &'a str, class: &str) -> &'a str {
+    match parameter.rsplit_once('.') {
+        Some((module, role)) if role == "weight" || class.ends_with("Norm") => module,
+        _ => parameter,
+    }
 }
 
 /// Name of a function that is given its weight with each call: the weight's own. An unknown weight gets a generated name
@@ -69,7 +78,7 @@ pub(super) fn of_function(class: &'static str, weight: &Tensor) -> String {
     }
     let mut names = lock();
     if let Some(known) = names.parameters.get(&weight.id()) {
-        return known.strip_suffix(".weight").unwrap_or(known).to_string();
+        return module_of(known, class).to_string();
     }
     let name = next_unnamed(&mut names, class);
     if !name.is_empty() {
@@ -86,8 +95,8 @@ pub(super) fn claim(name: &str, class: &'static str) {
 /// Name of a module made from tensors, and whether it is a generated one.
 pub(super) fn of_module(class: &'static str, weight: &Tensor) -> (String, bool) {
     let mut names = lock();
-    if let Some((module, _)) = names.parameters.get(&weight.id()).and_then(|name| name.rsplit_once('.')) {
-        let module = module.to_string();
+    if let Some(parameter) = names.parameters.get(&weight.id()) {
+        let module = module_of(parameter, class).to_string();
         match names.modules.get(&module) {
             None => return (module, false),
             Some(&"Embedding") if class == "Linear" => {
@@ -153,10 +162,16 @@ mod tests {
     #[test]
     fn a_module_from_tensors_is_named_by_its_weight() {
         let weight = || Tensor::zeros((2, 2), DType::F32, &Device::Cpu).expect("a tensor");
-        let (table, expert, stray) = (weight(), weight(), weight());
+        let [table, expert, stray, fused, norm, alone] = [(); 6].map(|()| weight());
         assert!(load(&table, "names.model.embed.weight") && !load(&table, "names.model.embed.weight"));
         claim("names.model.embed", "Embedding");
         load(&expert, "names.experts.0.w1.weight");
+        load(&fused, "names.attn.in_proj_weight");
+        load(&norm, "names.norm1.alpha");
+        load(&alone, "names_projection");
+        assert_eq!(of_module("Linear", &fused), ("names.attn.in_proj_weight".into(), false));
+        assert_eq!(of_module("RMSNorm", &norm), ("names.norm1".into(), false));
+        assert_eq!(of_module("Linear", &alone), ("names_projection".into(), false));
         assert_eq!(of_module("Linear", &table), ("names.lm_head".into(), false));
         assert_eq!(of_module("Linear", &expert), ("names.experts.0.w1".into(), false));
         let (name, is_generated) = of_module("Linear", &stray);

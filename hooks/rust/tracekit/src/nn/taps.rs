@@ -1,8 +1,11 @@
 //! Candle tensors as values of sites.
 
+use std::sync::Arc;
+
+use candle_core::quantized::QTensor;
 use candle_core::{CpuStorage, DType, DeviceLocation, Module, Result, Storage, Tensor};
 
-use super::names::{claim, load, of_module, parameter, unnamed};
+use super::names::{claim, load, module_of, of_module, parameter, quantised_parameter, unnamed};
 use super::place::{with_places, without_batch, Layout};
 use crate::call::Axis;
 use crate::log::Dtype;
@@ -294,6 +297,16 @@ pub(crate) fn register_names(
         guarded(|| register_site(row));
     }
     name.to_string()
+}
+
+/// A module made from a quantised tensor, which names it if it was seen to be loaded; gives its name.
+pub(crate) fn register_quantised(class: &'static str, weight: &Arc<QTensor>) -> String {
+    let Some(parameter) = quantised_parameter(weight).filter(|_| enabled()) else { return generated(class, vec![]) };
+    let name = module_of(&parameter, class).to_string();
+    claim(&name, class);
+    let row = SiteRow { parameters: vec![("weight", parameter)], ..SiteRow::new(&name, class) };
+    guarded(|| register_site(row));
+    name
 }
 
 /// A module of which nothing is known but its class, under a generated name.
