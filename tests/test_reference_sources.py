@@ -109,6 +109,25 @@ def test_a_recorded_program_gives_the_reference(forks: Forks, folder: Path, tmp_
     assert (Path.cwd(), sys.path, sys.argv) == before
 
 
+def test_a_program_that_waits_for_its_generating_thread_gives_the_reference(
+    forks: Forks, folder: Path, tmp_path: Path
+) -> None:
+    generates = "model.generate(torch.tensor([[72, 101, 50, 90, 80, 12]]), max_new_tokens=6, do_sample=False)"
+    waits = f"""import queue, threading
+q = queue.Queue()
+def work():
+    {generates}
+    q.put(1)
+threading.Thread(target=work).start()
+q.get()
+"""
+    (tmp_path / "program.py").write_text("\n".join([*SCRIPT.strip().splitlines()[:3], waits]))
+    assert forks.tracekit("record", "-o", "run.h5", "program.py", str(folder), cwd=tmp_path).code == 0
+    found = forks.tracekit("audit", "run.h5", "--reference", "run.h5", cwd=tmp_path)
+    assert found.code == 0, found.err
+    assert "Traceback" not in found.err
+
+
 def test_a_diff_judges_by_the_model_what_no_recipe_covers(tmp_path: Path) -> None:
     folder = tiny_families.make("falcon", tmp_path / "falcon")
     model = tiny_families.load(folder)

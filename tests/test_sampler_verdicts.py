@@ -865,6 +865,35 @@ def test_each_processor_is_recorded_as_it_ran(folder_of: FolderOf, tmp_path: Pat
         assert (len(known), unknown) == (4, ["Quiet"])
 
 
+def test_a_processor_of_the_program_is_named_alone_and_is_no_departure(folder_of: FolderOf, tmp_path: Path) -> None:  # noqa: F811
+    import tracekit_torch
+    from transformers import AutoModelForCausalLM
+
+    class Ban(theirs.LogitsProcessor):
+        """One of the program's own, which holds what has no value to show."""
+
+        def __init__(self) -> None:
+            self.state = object()
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            scores = scores.clone()
+            scores[:, ::3] = -torch.inf
+            return scores
+
+    model = AutoModelForCausalLM.from_pretrained(folder_of(QWEN2)).eval()
+    settings = {"do_sample": True, "temperature": 0.8, "top_k": 9, "pad_token_id": 0, "max_new_tokens": 4}
+    for name, own in (("banned.h5", [Ban()]), ("plain.h5", [])):
+        with tracekit_torch.record(model, tmp_path / name):
+            torch.manual_seed(3)
+            model.generate(torch.tensor([[72, 101, 50, 290]]), logits_processor=own, **settings)
+    for reference, candidate, side in (("banned", "plain", "reference"), ("plain", "banned", "candidate")):
+        verdict = tracekit.diff(tmp_path / f"{reference}.h5", tmp_path / f"{candidate}.h5")
+        said = evidence(verdict)
+        assert verdict.cause == "filter"
+        assert f"Ban(state=<object object>) runs in the {side} alone" in said
+        assert not any("it is the reference that departs" in line for line in said), said
+
+
 def test_the_processor_that_removed_a_token_is_named_across_languages(
     engine: Engine,  # noqa: F811
     folder_of: FolderOf,  # noqa: F811

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,8 @@ from tracekit.inspection.settings import EPS_SETTINGS
 from tracekit.sampling.processors import GENERATE, plain_filter_setting
 from tracekit.trace import Json
 from tracekit_torch.memory import WORDS
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 HYPER_PARAMETERS = (
     "model_type",
@@ -140,4 +143,5 @@ def plain(value: Any) -> Any:
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [plain(item) for item in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+    # Where an object lies in memory is another place in each run.
+    return value if value is None or isinstance(value, (bool, int, float, str)) else _ADDRESS.sub("", str(value))

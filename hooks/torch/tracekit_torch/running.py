@@ -16,6 +16,8 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -100,6 +102,10 @@ class Caught(SystemExit):
     """Ends a program where it calls its model."""
 
 
+WAKES = signal.SIGURG
+"""Ends a main thread that waits for what another thread, which ended, was to give it; by default it does nothing."""
+
+
 class Catch(Watch):
     """Finds the model as a recording does, and ends the program there."""
 
@@ -107,7 +113,28 @@ class Catch(Watch):
 
     def found(self, model: nn.Module, sampling: Json | None = None) -> None:
         self.model = uncompiled(model)
-        raise Caught
+        main = threading.main_thread()
+        if threading.current_thread() is main:
+            raise Caught
+        signal.pthread_kill(main.ident or 0, WAKES)
+        raise SystemExit  # no other exception ends a thread without a word
+
+    @contextmanager
+    def waking(self) -> Iterator[None]:
+        """Inside the block, a model that is found in another thread ends what the main thread waits for."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def wake(*_: Any) -> None:
+            if self.model is not None:
+                raise Caught
+
+        before = signal.signal(WAKES, wake)
+        try:
+            yield
+        finally:
+            signal.signal(WAKES, before)
 
 
 def caught(program: Program, folder: str, options: Options) -> nn.Module:
@@ -128,9 +155,9 @@ def caught(program: Program, folder: str, options: Options) -> nn.Module:
             _check(program, out)
             if options.seed is not None:
                 seed(options.seed)
-            with watch.installed():
+            with watch.waking(), watch.installed():
                 _execute(program)
-            _join_threads()
+                _join_threads()
         except Caught:
             pass
         except (Exception, SystemExit) as error:

@@ -11,7 +11,7 @@ from tracekit.compare.findings import SurvivorsDiffer
 from tracekit.compare.search import first_token_difference
 from tracekit.mistakes.explanation import MANY_ALSO, Explained, Explanation, FitsAsWell
 from tracekit.mistakes.filters import AS_STATED, explain
-from tracekit.sampling.chain import RAS, chain
+from tracekit.sampling.chain import RAS, chain, recorded_chain
 from tracekit.sampling.fit import fit
 from tracekit.sampling.replay import observations, observe
 from tracekit.trace import Sequence
@@ -102,6 +102,8 @@ def _follows(sequence: Sequence, step: int) -> bool | None:
     seen = observe(sequence, step)
     if not sequence.sampling or seen.ids is None or seen.logits is None:
         return None
+    if recorded_chain(seen.processors, sequence.sampling)[1]:
+        return None  # what a program gives its sampler beside the settings is no departure from them
     return fit(chain(sequence.sampling), seen).follows
 
 

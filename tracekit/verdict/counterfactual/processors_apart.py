@@ -24,9 +24,13 @@ def processors_apart(seen: tuple[Observed, Observed]) -> Iterator[object]:
     ours, theirs = ([_run(row) for row in one.processors] for one in seen)
     if not ours or not theirs:
         return
-    for one, other in zip(ours, theirs, strict=False):
+    for at, (one, other) in enumerate(zip(ours, theirs, strict=False)):
         if one.name != other.name:
-            yield OtherProcessor((one, other))
+            ours_alone, theirs_alone = not _among(one, theirs[at:]), not _among(other, ours[at:])
+            if ours_alone == theirs_alone:
+                yield OtherProcessor((one, other))
+            else:
+                yield ProcessorOnOneSide(*((Side.REFERENCE, one) if ours_alone else (Side.CANDIDATE, other)))
             return
         if one.survivors != other.survivors:
             yield ProcessorLeaves((one, other))
@@ -34,6 +38,10 @@ def processors_apart(seen: tuple[Observed, Observed]) -> Iterator[object]:
     if len(ours) != len(theirs):
         side, longer = (Side.REFERENCE, ours) if len(ours) > len(theirs) else (Side.CANDIDATE, theirs)
         yield ProcessorOnOneSide(side, longer[min(len(ours), len(theirs))])
+
+
+def _among(one: ProcessorRun, runs: list[ProcessorRun]) -> bool:
+    return any(each.name == one.name for each in runs)
 
 
 def _run(row: Json) -> ProcessorRun:
