@@ -22,7 +22,7 @@ from tracekit.compare.yardstick import _Coarsest
 from tracekit.dtypes import UNIT_ROUNDOFF, round_to, to_float
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter, Tensor
-from tracekit.inspection.losses import SequencesAlone
+from tracekit.inspection.losses import SequencesAlone, StepsNotRecorded
 from tracekit.report.text import verdict_text
 from tracekit.verdict.decide import Verdict
 from tracekit.verdict.evidence import InputAgrees, WhatIsThereAgrees
@@ -238,6 +238,32 @@ def test_a_sequence_that_only_the_reference_has_withholds_parity(
     alone = [each for each in found.evidence if isinstance(each, SequencesAlone)]
     assert [each.sequences for each in alone] == ([(0,)] if verdict == "withheld" else [])
     assert found.unmatched.candidate_sequences == ((2,) if len(theirs) == 3 else ())
+
+
+@pytest.mark.parametrize("end", ["length", "done"])
+@pytest.mark.parametrize("steps_of", ["reference", "candidate", "neither"])
+def test_a_generation_without_recorded_steps_has_not_stopped(tmp_path: Path, steps_of: str, end: str) -> None:
+    """A port whose sampler is not recorded: what its modules gave is compared, and its tokens are not known."""
+    traces = []
+    for name in ("reference", "candidate"):
+        log = LogWriter(tmp_path / f"{name}.tklog")
+        log.open("native", dtype="float32")
+        log.sites([{"name": "up", "class": "Linear", "order": 0}])
+        log.sequence(0, {"prompt/token_ids": np.array([1])})
+        for position in range(3):
+            log.call(0, position, 1, {"up": np.full((1, 4), position, np.float32)})
+            if name == steps_of:
+                log.step(0, position, position, 1, {"logits": np.array([0.0, 1.0, -5.0], dtype=np.float32)})
+        log.end_sequence(0, 3 if name == steps_of else 0, end)
+        log.close()
+        traces.append(tracekit.open(log.path))
+    found = tracekit.diff(*traces)
+    other = traces[0 if steps_of == "candidate" else 1].path
+    told = [each for each in found.evidence if isinstance(each, StepsNotRecorded)]
+    assert (found.verdict, told) == (
+        ("parity", []) if steps_of == "neither" else ("withheld", [StepsNotRecorded(other, 0, 2, 3)])
+    )
+    assert found.compared is not None and found.compared.sites == 1
 
 
 def test_an_early_stop_is_named_and_a_cut_file_is_not(runs) -> None:

@@ -36,7 +36,7 @@ from tracekit.compare.findings import (
 from tracekit.compare.metrics import row_errors
 from tracekit.compare.yardstick import Judged, Yardstick
 from tracekit.dtypes import UNIT_ROUNDOFF
-from tracekit.inspection.losses import ProbabilitiesNotJudged, ProcessorsNotJudged
+from tracekit.inspection.losses import ProbabilitiesNotJudged, ProcessorsNotJudged, unrecorded_steps
 from tracekit.inspection.positions import prompt_length, step_of
 from tracekit.inspection.site_rows import logits_width, row_bytes, site_reader
 from tracekit.sampling.chain import chain
@@ -503,12 +503,12 @@ DRAW_FIELDS = (DrawField.GENERATOR, DrawField.SEED, DrawField.OFFSET, DrawField.
 
 
 def _stopped_apart(one: Sequence, other: Sequence) -> bool:
-    """One side stopped where the other went on; a side that was cut short (no end), or is a call or a dump that says
-    nothing of an end, proves nothing."""
+    """One side stopped where the other went on; a side that was cut short (no end), is a call or a dump that says
+    nothing of an end, or went on without a step recorded, proves nothing."""
     if one.step_count == other.step_count:
         return False
     shorter = one if one.step_count < other.step_count else other
-    return shorter.end_reason not in (None, DONE)
+    return shorter.end_reason not in (None, DONE) and unrecorded_steps(shorter) <= 0
 
 
 def _stop_finding(pair: SequencePair, step: int) -> StopDiffers:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tracekit.inspection.known_positions import MaskNotRecorded, WeightsChanged
-from tracekit.trace import NOT_ASKED_FOR, NOT_THE_LOGITS, Trace
+from tracekit.inspection.positions import prompt_length
+from tracekit.trace import NOT_ASKED_FOR, NOT_THE_LOGITS, Sequence, Trace
 
 CODES = ("int8", "uint8", "float8_e4m3fn", "float8_e5m2")
 """What quantised weights are held in; packed ones of 4 bits as bytes."""
@@ -85,6 +86,18 @@ class CallByCall:
     """The one that was compared: the first call alone."""
     alone: int
     """Sequences of the trace that are compared with nothing."""
+    steps: int
+    """Of the other trace."""
+
+
+@dataclass(frozen=True)
+class StepsNotRecorded:
+    """A generation without a recorded step that computed positions behind its prompt, beside one that has its steps."""
+
+    path: str
+    sequence: int
+    positions: int
+    """Behind the prompt."""
     steps: int
     """Of the other trace."""
 
@@ -183,6 +196,7 @@ Loss = (
     | LogitsNotJudged
     | SequencesNotRun
     | CallByCall
+    | StepsNotRecorded
     | SequencesAlone
     | ResultsNotCompared
     | SitesUnlike
@@ -203,6 +217,11 @@ def lost_rows(trace: Trace) -> list[Loss]:
     """Rows of sites that the recorder of a trace meant to keep and the file does not hold."""
     ended = [(site.name, site.ended) for site in trace.sites.values() if site.ended]
     return [*(SitesEnded(trace.path, name, len(ended) - 1, why) for name, why in ended[:1]), *missing_positions(trace)]
+
+
+def unrecorded_steps(sequence: Sequence) -> int:
+    """Positions that a generation computed behind its prompt where no step of it is recorded."""
+    return 0 if sequence.step_count else sequence.positions - prompt_length(sequence)
 
 
 def missing_positions(trace: Trace) -> list[PositionsMissing]:

@@ -16,8 +16,10 @@ from tracekit.inspection.losses import (
     Rows,
     SequencesAlone,
     SitesUnlike,
+    StepsNotRecorded,
     losses,
     quantised,
+    unrecorded_steps,
     without_value,
 )
 from tracekit.trace import LOGITS, Json, Sequence, Trace, resolve
@@ -82,6 +84,7 @@ def compared_coverage(reference: Trace, candidate: Trace, found: Search, audited
             *losses(reference),
             *losses(candidate),
             *_alone(found.pair),
+            *_without_steps(found.pair),
             *_results_apart(found.pair),
             *_unlike(found.pair),
             *_not_judged(found),
@@ -130,6 +133,19 @@ def _alone(pair: Pair) -> Iterator[CallByCall | SequencesAlone]:
                 return
     if pair.left:
         yield SequencesAlone(pair.reference.path, pair.left, pair.candidate.path)
+
+
+def _without_steps(pair: Pair) -> Iterator[StepsNotRecorded]:
+    """The first generation whose steps are recorded on one side alone."""
+    for sequences in pair.sequences:
+        for trace, one, other in (
+            (pair.reference, sequences.reference, sequences.candidate),
+            (pair.candidate, sequences.candidate, sequences.reference),
+        ):
+            behind = unrecorded_steps(one)
+            if other.step_count and behind > 0:
+                yield StepsNotRecorded(trace.path, one.index, behind, other.step_count)
+                return
 
 
 def _results_apart(pair: Pair) -> Iterator[ResultsNotCompared]:

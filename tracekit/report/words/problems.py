@@ -28,6 +28,7 @@ from tracekit.inspection.losses import (
     SequencesNotRun,
     SitesEnded,
     SitesUnlike,
+    StepsNotRecorded,
 )
 from tracekit.inspection.non_finite import NonFinite
 from tracekit.inspection.sanity import (
@@ -141,6 +142,13 @@ template(
     CallByCall,
     "{path}: sequence {sequence} is one call without a step, and {alone} more stand alone: the {steps} steps of the "
     "other side are compared with nothing; record the program's loop with its steps",
+)
+
+
+template(
+    StepsNotRecorded,
+    "{path}: sequence {sequence}: {positions} positions were computed behind its prompt and no step is recorded: the "
+    "{steps} steps of the other side are compared with nothing; record what its sampler chooses",
 )
 
 
