@@ -39,6 +39,9 @@ fn weights() -> HashMap<String, Tensor> {
     for (at, name) in ["plain.gate", "plain.up", "expert.gate", "expert.up"].into_iter().enumerate() {
         tensors.insert(format!("{name}.weight"), random(50 + at as u64, &[WIDTH, WIDTH]));
     }
+    for (at, name) in ["norm.alpha", "last.weight", "last.bias"].into_iter().enumerate() {
+        tensors.insert(name.into(), random(60 + at as u64, &[WIDTH]));
+    }
     tensors.insert("act.weight".into(), random(40, &[1]));
     tensors.insert("experts.gate.weight".into(), random(41, &[2, WIDTH, WIDTH]));
     tensors
@@ -84,7 +87,12 @@ fn program() -> Result<()> {
     act.forward(&input(4))?;
     named.forward(&wide())?;
     unnamed.forward_via_f16(&wide())?;
-    let experts = nn::watched(vb).pp("experts.gate").get((2, WIDTH, WIDTH), "weight")?;
+    let vb = nn::watched(vb);
+    let get = |name: &str| vb.get(WIDTH, name);
+    nn::ops::rms_norm(&input(11), &get("norm.alpha")?, 1e-6)?;
+    nn::ops::layer_norm(&input(12), &get("last.weight")?, &get("last.bias")?, 1e-5)?;
+    nn::ops::rms_norm(&input(11), &(get("norm.alpha")? + 1.0)?, 1e-6)?;
+    let experts = vb.pp("experts.gate").get((2, WIDTH, WIDTH), "weight")?;
     let ids = Tensor::zeros(ROWS, DType::U32, &Device::Cpu)?;
     for _ in 0..2 {
         let refused = nn::moe::moe_gemm(&random(5, &[ROWS, WIDTH]), &experts, &None, &ids, &ids, 1, true);
@@ -171,6 +179,24 @@ fn a_quantised_matrix_by_path_has_its_name_or_a_generated_one() -> Result<()> {
     assert_eq!(row("q_proj")["parameters"]["weight"], "q_proj.weight");
     assert_eq!(values(0, "unnamed.qmatmul.0"), flat(&theirs.forward_via_f16(&wide())?));
     assert_eq!(row("unnamed.qmatmul.0")["unnamed"], true);
+    Ok(())
+}
+
+#[test]
+fn a_norm_that_is_a_function_is_called_after_its_weight() -> Result<()> {
+    let get = |name: &str| builder().get(WIDTH, name);
+    let rms = candle_nn::ops::rms_norm(&input(11), &get("norm.alpha")?, 1e-6)?;
+    assert_eq!((values(0, "norm:in"), values(0, "norm")), (flat(&input(11)), flat(&rms)));
+    let norm = candle_nn::ops::layer_norm(&input(12), &get("last.weight")?, &get("last.bias")?, 1e-5)?;
+    assert_eq!(values(0, "last"), flat(&norm));
+    let (own, last) = (row("norm"), row("last"));
+    assert_eq!((&own["class"], &own["parameters"]["weight"]), (&"RMSNorm".into(), &"norm.alpha".into()));
+    assert_eq!((&own["attributes"]["eps"], &last["attributes"]["eps"]), (&1e-6.into(), &1e-5.into()));
+    assert_eq!(last["parameters"]["bias"], "last.bias");
+    // Nobody knows whose weight a sum is; no name is made up for it at each call.
+    let sites =
+        FRAMES.iter().filter(|frame| frame.kind == "sites").flat_map(|frame| frame.metadata["sites"].as_array());
+    assert!(sites.flatten().all(|row| !row["name"].as_str().is_some_and(|name| name.starts_with("unnamed.rms"))));
     Ok(())
 }
 

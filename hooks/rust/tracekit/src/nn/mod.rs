@@ -23,7 +23,7 @@
 //! }
 //! ```
 //!
-//! Everything of candle_nn that owns no parameters is candle's own, re-exported, so that `use tracekit::nn as candle_nn;`
+//! Everything of candle_nn that has no parameters is candle's own, re-exported, so that `use tracekit::nn as candle_nn;`
 //! serves paths such as `candle_nn::ops::softmax_last_dim` as well. Models that import candle-transformers' `with_tracing`,
 //! `quantized_nn` or `quantized_var_builder`, or `candle_core::quantized`, find them in [`crate::with_tracing`],
 //! [`crate::quantized_nn`], [`crate::quantized_var_builder`] and [`crate::quantized`].
@@ -47,6 +47,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod moe;
 mod names;
+pub mod ops;
 mod place;
 pub mod rnn;
 mod taps;

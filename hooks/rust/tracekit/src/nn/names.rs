@@ -87,9 +87,9 @@ pub(super) fn of_function(class: &'static str, weight: &Tensor) -> String {
     name
 }
 
-/// A module of this name and class is there.
-pub(super) fn claim(name: &str, class: &'static str) {
-    lock().modules.insert(name.to_string(), class);
+/// A module of this name and class is there; false where one of the name was.
+pub(super) fn claim(name: &str, class: &'static str) -> bool {
+    lock().modules.insert(name.to_string(), class).is_none()
 }
 
 /// Name of a module made from tensors, and whether it is a generated one.

@@ -283,6 +283,27 @@ pub(crate) fn register_tensors(
     name
 }
 
+/// A function that is given parameters with each call; gives the name of the module whose weight the first is, which is
+/// empty where it is no known parameter.
+pub(super) fn register_function(
+    class: &'static str,
+    parameters: &[Parameter<'_>],
+    attributes: impl FnOnce() -> Vec<(&'static str, f64)>,
+) -> String {
+    let known = match parameters.first() {
+        Some((_, Some(weight))) if enabled() => parameter(weight),
+        _ => None,
+    };
+    let Some(name) = known.map(|known| module_of(&known, class).to_string()) else { return String::new() };
+    if claim(&name, class) {
+        let named = parameters.iter().filter_map(|(role, tensor)| Some((*role, tensor.and_then(parameter)?)));
+        let row =
+            SiteRow { parameters: named.collect(), attributes: attributes(), ..SiteRow::new(name.as_str(), class) };
+        guarded(|| register_site(row));
+    }
+    name
+}
+
 /// A module whose parameters have names, `name.role`, and no tensors that could be hashed: quantised ones. Gives its name.
 pub(crate) fn register_names(
     name: &str,
