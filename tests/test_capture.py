@@ -58,6 +58,29 @@ def never_computed() -> dict[str, np.ndarray]:
     return sound() | dict.fromkeys(SITES[1:9], np.zeros((ROWS, WIDTH), np.float32))
 
 
+@pytest.mark.parametrize("inputs", ["one", "several"])
+def test_a_module_that_runs_again_on_its_input_is_no_overwritten_buffer(tmp_path, inputs):
+    """As a norm that a block calls for queries, for keys and for values; on other inputs it gives other values."""
+    random = np.random.default_rng(0)
+    names = [f"{layer}.{name}" for layer in range(3) for name in ("in", "mid", "norm", "norm#2", "norm#3", "attn:in")]
+    values = {name: random.standard_normal((ROWS, WIDTH)).astype(np.float32) for name in names}
+    rows = []
+    for order, name in enumerate(names):
+        layer, _, part = name.partition(".")
+        given = "in" if inputs == "one" or part != "norm#3" else "mid"
+        rows.append({"name": name, "class": "Norm", "order": order, "input": f"{layer}.{given}"})
+        if part.startswith("norm") or part == "attn:in":
+            values[name] = values[f"{layer}.norm"]
+    log = LogWriter(tmp_path / "run.tklog")
+    log.open("python", dtype="float32", seed=0, sites=rows)
+    log.sequence(0, {})
+    log.call(0, 0, ROWS, values)
+    log.end_sequence(0, 0, "done")
+    log.close()
+    verdict = tracekit.diff(tmp_path / "run.tklog", tmp_path / "run.tklog")
+    assert (verdict.cause == "capture") == (inputs == "several")
+
+
 @pytest.mark.parametrize("values", [late_views, half_overwritten, never_computed])
 @pytest.mark.parametrize("side", ["reference", "candidate"])
 def test_a_recording_that_went_wrong_gets_no_verdict(tmp_path, values, side):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import xxhash
 
 from tracekit.dtypes import is_float, to_float
 from tracekit.generations import counts
-from tracekit.trace import Array, Sequence, Trace
+from tracekit.trace import Array, Sequence, Site, Trace
 
 UNSEEN = "unseen"
 """Kind of the event of a step whose token is known and whose draw was not seen, with why; reason of a sequence's end
@@ -165,9 +165,24 @@ def _problems(sequence: Sequence) -> Iterator[ConstantSites | SharedValues]:
     alike: dict[int, list[str]] = {}
     for name in rest:
         alike.setdefault(digests[name], []).append(name)
-    same = [name for group in alike.values() if not _passes_on(group, rest) for name in group]
-    if len(rest) >= LEAST_SITES and len(same) >= SAME_SHARE * len(rest):
+    again = {name for group in alike.values() for name in _runs_again(group, sequence.site_table)}
+    once = [name for name in rest if name not in again]
+    groups = ([name for name in group if name not in again] for group in alike.values())
+    same = [name for group in groups if not _passes_on(group, once) for name in group]
+    if len(once) >= LEAST_SITES and len(same) >= SAME_SHARE * len(once):
         yield SharedValues(sequence.path, sequence.index, len(same), len(floats), same[0])
+
+
+def _runs_again(alike: list[str], table: Mapping[str, Site]) -> Iterator[str]:
+    """Those of these sites whose module had run on the same input before (`x#2` beside `x`): it gives the same."""
+    before: set[tuple[str, str]] = set()
+    for name in alike:
+        given = table[name].input if name in table else None
+        if given is not None:
+            run = name.partition("#")[0], given
+            if run in before:
+                yield name
+            before.add(run)
 
 
 def _passes_on(alike: list[str], names: list[str]) -> bool:
