@@ -11,7 +11,9 @@ import pytest
 import torch
 from transformers.generation import logits_process as theirs
 
+import tracekit
 from tracekit.dtypes import UNIT_ROUNDOFF
+from tracekit.formats.log import LogWriter
 from tracekit.sampling.chain import chain, cuts
 from tracekit.sampling.fit import departs
 from tracekit.sampling.observed import Context, Observed
@@ -240,3 +242,43 @@ def test_no_filter_has_a_cut_without_what_rounding_does_to_it() -> None:
     assert len(found) == len(settings) + 1
     assert all(cut.processor.kind.rounds is not None for cut in found)
     assert UNIT_ROUNDOFF["bfloat16"] == 2.0**-8
+
+
+def unstated(path: Any, logits: Floats, temperature: float, top_k: int) -> Any:
+    """A step of a program whose sampler says nothing of itself."""
+    scores = (logits / np.float32(temperature)).astype(np.float32)
+    kept = scores >= np.sort(scores)[-top_k]
+    probs = np.where(kept, softmax32(scores, np.arange(scores.size)), 0).astype(np.float32)
+    one = seen(logits, probs)
+    log = LogWriter(path)
+    log.open("python", dtype="float32", seed=0, model={}, sites=[])
+    log.sequence(0, {}, prompt_ids=[1, 2, 3])
+    ids, survivors = one.ids, one.probs
+    assert ids is not None and survivors is not None
+    log.step(0, 0, 2, int(ids[0]), {"logits": logits, "survivors/id": ids, "survivors/prob": survivors})
+    log.end_sequence(0, 1, "done")
+    log.close()
+    return tracekit.open(path)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "same"),
+    [(0.02, 320, True), (0.0201, 320, False), (0.021, 320, False), (0.02, 9, False), (0.02, 0, True)],
+)
+def test_what_a_program_does_not_state_is_told_from_rounding_by_what_it_did(
+    tmp_path: Any, temperature: float, top_k: int, same: bool
+) -> None:
+    """A low temperature stretches the logits' rounding; a token that trades places at the cut is no other filter."""
+    logits = np.random.default_rng(1).normal(size=320).astype(np.float32)
+    other = (logits * (1 + 2e-7 * np.random.default_rng(2).normal(size=320))).astype(np.float32)
+    first = 320
+    if not top_k:  # the eighth and the ninth trade places
+        first = top_k = 8
+        order = np.argsort(-logits)
+        logits[order[8]] = logits[order[7]] - np.float32(2e-7)
+        other = logits.copy()
+        other[order[8]], other[order[7]] = logits[order[7]], logits[order[8]]
+    reference = unstated(tmp_path / "reference.tklog", logits, 0.02, first)
+    verdict = tracekit.diff(reference, unstated(tmp_path / "candidate.tklog", other, temperature, top_k))
+    assert (verdict.cause != "filter") == same, verdict.text
+    assert "inf" not in verdict.text

@@ -24,6 +24,9 @@ from tracekit.sampling.fit import departs, shares
 from tracekit.sampling.observed import Observed
 from tracekit.sampling.scores import rounding
 
+UNLIKELY = 1e-30
+"""Probabilities up to it are not compared: the least that float32 holds have few bits left, or are written as 0."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -39,6 +42,8 @@ class Kept:
 
 def difference(pair: SequencePair, one: Observed, other: Observed, logits_gap: float | None) -> Kept:
     """Compare a step's survivors. `logits_gap`: the largest difference of a logit; None where not both have them."""
+    if not pair.reference.sampling:
+        one, other = _likely(one, other), _likely(other, one)
     if one.ids is None or other.ids is None:
         return Kept()
     same = np.array_equal(np.sort(one.ids), np.sort(other.ids))
@@ -72,16 +77,45 @@ def _rounded(pair: SequencePair, one: Observed, unit: float) -> float:
     if one.ids is None or one.probs is None or not one.ids.size:
         return 0.0
     if one.logits is not None:
-        kept = np.take(one.logits, one.ids, mode="clip").astype(np.float64) * _stretch(pair)
+        kept = np.take(one.logits, one.ids, mode="clip").astype(np.float64) * _stretch(pair, one)
     else:
         with np.errstate(divide="ignore"):
             kept = np.log(shares(one.probs))
     return rounding(len(chain), kept) * unit / UNIT_ROUNDOFF["float32"]
 
 
-def _stretch(pair: SequencePair) -> float:
-    """By what the stated processors multiply a difference of logits."""
-    return math.prod(each.kind.stretch(each.settings) for each in chain_of(pair.reference.sampling))
+def _stretch(pair: SequencePair, one: Observed) -> float:
+    """By what the processors multiply a difference of logits: as they are stated, else as the reference's own
+    probabilities tell."""
+    if pair.reference.sampling:
+        return math.prod(each.kind.stretch(each.settings) for each in chain_of(pair.reference.sampling))
+    if one.ids is None or one.logits is None or one.probs is None:
+        return 1.0
+    probable = one.probs > UNLIKELY
+    logits = np.take(one.logits, one.ids[probable], mode="clip").astype(np.float64)
+    logits -= logits.mean() if logits.size else 0.0
+    spread = float(logits @ logits)
+    return max(1.0, float(logits @ np.log(shares(one.probs)[probable])) / spread) if spread > 0.0 else 1.0
+
+
+def _swapped(one: Observed, lost: NDArray[np.int64], gained: NDArray[np.int64]) -> float:
+    """How far the logits of the reference are apart, of tokens that survive there alone and of as many that do not,
+    where no filter is stated. Infinite where they are not as many, or not the smaller ones: it is another filter."""
+    if one.logits is None or lost.size != gained.size:
+        return math.inf
+    if not lost.size:
+        return 0.0
+    apart = [float(each) for each in np.take(one.logits, np.concatenate([lost, gained]), mode="clip")]
+    distance = max(apart[: lost.size]) - min(apart[lost.size :])
+    return distance if distance >= 0.0 else math.inf
+
+
+def _likely(seen: Observed, other: Observed) -> Observed:
+    """A side's survivors without those that the other does not have, of probabilities that rounding may write as 0."""
+    if seen.ids is None or seen.probs is None or other.ids is None:
+        return seen
+    kept = np.isin(seen.ids, other.ids) | (seen.probs > UNLIKELY)
+    return replace(seen, ids=seen.ids[kept], probs=seen.probs[kept])
 
 
 def _which_departs(pair: SequencePair, one: Observed, other: Observed) -> tuple[bool, bool] | None:
@@ -114,16 +148,23 @@ def _measured(
     if gap is None or one.logits is None:
         return found, False
     # Both sides of a cut move by at most the logits' error, as the processors stretch it; doubled, since each moves.
-    allowed = 2 * gap * _stretch(pair)
+    stretch = _stretch(pair, one)
+    allowed = 2 * gap * stretch
     if ratio is not None:
         formats = [_narrow(side.logits_dtype) or "float32" for side in (pair.reference, pair.candidate)]
         allowed += max(_rounded(pair, one, UNIT_ROUNDOFF[each]) for each in formats)
         return replace(found, log_ratio=ratio, allowed=allowed), ratio <= allowed
     if other.ids is None or one.ids is None:
         return found, True
-    apart = np.setxor1d(one.ids, other.ids).tolist()
-    distance = cut_distance(one.logits, stated, apart, one.context.history, one.context.prompt)
-    return replace(found, cut_distance=distance, logit_error=gap, allowed=allowed), distance <= allowed
+    if stated:
+        apart = np.setxor1d(one.ids, other.ids).tolist()
+        distance = cut_distance(one.logits, stated, apart, one.context.history, one.context.prompt)
+    else:
+        distance = stretch * _swapped(one, np.setdiff1d(one.ids, other.ids), np.setdiff1d(other.ids, one.ids))
+    explained = distance <= allowed
+    if math.isinf(distance):
+        return found, explained  # there is no cut to be near to
+    return replace(found, cut_distance=distance, logit_error=gap, allowed=allowed), explained
 
 
 def log_ratio(
@@ -143,5 +184,5 @@ def log_ratio(
     if not np.array_equal(ids[order], other_ids[other_order]):
         return None
     ours, theirs = shares(probs)[order], shares(other_probs)[other_order]
-    sound = (ours > 1e-30) & (theirs > 1e-30)
+    sound = (ours > UNLIKELY) & (theirs > UNLIKELY)
     return float(np.abs(np.log(ours[sound]) - np.log(theirs[sound])).max(initial=0.0))
