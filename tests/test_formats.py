@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tracekit
-from tracekit.dtypes import STORAGE, to_float
+from tracekit.dtypes import STORAGE, round_to, to_float
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import FRAME_HEAD, LogWriter, Tensor
+from tracekit.inspection.non_finite import first_non_finite
 from tracekit.report.contents import sequence_row
 from tracekit.report.token_rows import TokenTexts
 
@@ -84,6 +85,29 @@ def test_log_and_archive_tell_the_same(tmp_path: Path) -> None:
         logits = sequence.logits(1, 3)
         assert logits is not None
         assert logits[:, -1].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_steps_without_logits_are_no_steps_of_nan(tmp_path: Path, dtype: str) -> None:
+    """A step with none, and one of another head; a row that was computed to be NaN is what it is."""
+    log = LogWriter(tmp_path / "run.tklog")
+    log.open("native", dtype=dtype)
+    log.sequence(0, {"prompt/token_ids": np.arange(2)})
+    rows = [np.ones(4), None, np.full(4, np.nan), np.ones(3), None]
+    for step, row in enumerate(rows):
+        tensors = {} if row is None else {"logits": Tensor(dtype, row.shape, round_to(row, dtype).tobytes())}
+        log.step(0, step, 1 + step, 0, tensors)
+    log.end_sequence(0, len(rows), "length")
+    log.close()
+    with tracekit.open(log.path) as trace:
+        write_archive(trace, tmp_path / "run.h5")
+    for path in (log.path, tmp_path / "run.h5"):
+        with tracekit.open(path) as trace:
+            sequence = trace.sequences[0]
+            held = [sequence.logits(step, step + 1) is not None for step in range(len(rows))]
+            assert held == [True, False, True, False, False]
+            found = first_non_finite(trace)
+            assert found is not None and (found.step, found.positions) == (2, 1)
 
 
 def test_a_site_outside_its_positions_is_named(tmp_path: Path) -> None:

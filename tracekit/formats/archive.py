@@ -49,6 +49,8 @@ ALIGNED_BYTES, ALIGNMENT = 1 << 10, 64
 """Size from which values begin at a multiple of the other number, in bytes."""
 ATTRIBUTE_BYTES = 32 << 10
 """Longest text of an attribute; HDF5 allows 64 KB for all of a group."""
+NO_LOGITS = 0xFF
+"""Each byte of the row of a step without logits: a NaN that no arithmetic gives."""
 NO_VALUE = -1
 """Stands for a missing `result` of a draw."""
 DRAW_NUMBERS = ("seed", "offset", "words")
@@ -265,8 +267,7 @@ def _write_logits(group: h5py.Group, held: UnfailingFile, steps: list[Step], dty
 def _logits_row(step: Step, width: int, dtype: str) -> Array:
     if step.logits is not None and step.logits.shape == (width,):
         return step.logits
-    nan = {"bfloat16": 0x7FC0, "float16": np.nan, "float32": np.nan, "float64": np.nan}.get(dtype, 0)
-    return np.full(width, nan, dtype=STORAGE[dtype])
+    return np.full(width * np.dtype(STORAGE[dtype]).itemsize, NO_LOGITS, dtype=np.uint8).view(STORAGE[dtype])
 
 
 def _write_survivors(group: h5py.Group, steps: list[Step]) -> None:

@@ -17,6 +17,7 @@ from tracekit.dtypes import STORAGE
 from tracekit.formats.archive import (
     DRAW_NUMBERS,
     FORMAT,
+    NO_LOGITS,
     NO_VALUE,
     bfloat16_type,
     digest_of,
@@ -440,7 +441,11 @@ class ArchiveSequence(BrowsableSequence):
         return None if self._logits is None else self._logits[0]
 
     def logits(self, first: int, stop: int) -> Array | None:
-        return None if self._logits is None else self._logits[1][first:stop]
+        rows = None if self._logits is None else self._logits[1][first:stop]
+        if rows is None or not rows.size:
+            return rows
+        starts = np.ascontiguousarray(rows[:, :1]).view(np.uint8)
+        return None if (starts == NO_LOGITS).all() else rows
 
 
 class ArchiveTrace(Browsable):

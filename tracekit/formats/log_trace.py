@@ -291,8 +291,14 @@ class LogSequence(BrowsableSequence):
 
     def logits(self, first: int, stop: int) -> Array | None:
         rows = [frame.array(self._trace.data, "logits") for frame in self._steps[first:stop]]
-        kept = [row for row in rows if row is not None]
+        kept = [row for row in rows if row is not None and row.size == self._vocabulary]
         return np.stack(kept) if kept and len(kept) == len(rows) else None
+
+    @property
+    def _vocabulary(self) -> int:
+        """Width of the first step's logits: another step's of another width are those of another head."""
+        stored = self._steps[0].tensors.get("logits") if self._steps else None
+        return 0 if stored is None else stored.shape[-1]
 
     @property
     def logits_dtype(self) -> str | None:

@@ -96,15 +96,8 @@ def _steps_below(sequence: Sequence, stop: int) -> int:
 
 
 def _logits_count(sequence: Sequence, step: int) -> tuple[int, int] | None:
-    """As `_counts`; a step whose row is NaN throughout, while a later one's is not, has no logits in the archive."""
     row = _logits(sequence, step)
-    if row is None:
-        return None
-    if np.isnan(row).all():
-        later = [_logits(sequence, index) for index in range(step + 1, sequence.step_count)]
-        if any(other is not None and not np.isnan(other).all() for other in later):
-            return None
-    return _counts(row, LOGITS)
+    return None if row is None else _counts(row, LOGITS)
 
 
 def _logits(sequence: Sequence, step: int) -> NDArray[Any] | None:
