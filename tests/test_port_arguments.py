@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from functools import partial
@@ -14,8 +15,10 @@ torch = pytest.importorskip("torch")
 
 import tracekit_torch  # noqa: E402
 from torch import nn  # noqa: E402
-from tracekit_torch.named_arguments import in_place  # noqa: E402
+from tracekit_torch.named_arguments import in_place, parameters_of  # noqa: E402
 from tracekit_torch.reference_program.loading import prepared  # noqa: E402
+
+from tests import tiny_families  # noqa: E402
 
 PROMPT = [3, 4, 5, 6, 7, 9]
 IDS, WIDTH = 61, 16
@@ -182,3 +185,45 @@ def test_places_that_no_call_has_are_not_made():
     assert in_place(parameters, {"rest[1]": 5}, skipped=1) == ([None, 5], {})
     absurd = {"rest[99999999]": 5, "rest[-1]": 6, "rest[x]": 7}
     assert in_place(parameters, absurd, skipped=1) == ([], absurd)
+
+
+class HandsOn:
+    """In the place of a module's `forward`, with the signature of its class's, as nnsight's is."""
+
+    def __init__(self, module):
+        functools.update_wrapper(self, type(module).forward)
+        self.module = module
+
+    def __call__(self, *args, **kwargs):
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+
+def takes_anything(module):
+    """As a function that a program puts there, which says nothing of what it takes."""
+    return lambda *args, **kwargs: type(module).forward(module, *args, **kwargs)
+
+
+def other_names(module):
+    """With parameters of its own, which are what its calls mean."""
+    return lambda tokens, places: type(module).forward(module, tokens, places)
+
+
+@pytest.mark.parametrize("in_its_place", [HandsOn, takes_anything])
+def test_what_a_call_is_given_in_place_is_known_where_another_forward_hands_it_on(tmp_path, in_its_place):
+    llama = tiny_families.load(tiny_families.make("llama", tmp_path / "llama"))
+    for name, model, more in (("port", Port(), (torch.arange(6)[None],)), ("llama", llama, ())):
+        for kind in ("own", "handed"):
+            if kind == "handed":
+                model.forward = in_its_place(model)
+            with torch.no_grad(), tracekit_torch.record(model, tmp_path / f"{kind}.h5"):
+                model(torch.tensor([PROMPT]), *more)
+        verdict = tracekit.diff(tmp_path / "own.h5", tmp_path / "handed.h5")
+        assert verdict.exit_code == 0, (name, verdict)
+        sequence = tracekit.open(tmp_path / "handed.h5")[0]
+        assert sequence.prompt_ids.tolist() == PROMPT, name
+
+
+def test_a_forward_with_parameters_of_its_own_says_what_its_calls_take():
+    model = Port()
+    model.forward = other_names(model)
+    assert list(parameters_of(model)) == ["tokens", "places"]

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import dis
 import functools
-import inspect
 import sys
 from collections.abc import Callable
+from inspect import Parameter
 from types import FrameType
 from typing import Any
 
 from torch import nn
 
 from tracekit.trace import Json
+from tracekit_torch.named_arguments import parameters_of
 from tracekit_torch.outermost import CALL, Outermost
 from tracekit_torch.patching import Hook, replace
 
@@ -166,12 +167,12 @@ def _given(frame: FrameType, model: nn.Module) -> Json | None:
     count = code.co_argcount + code.co_kwonlyargcount
     done = (each for each in dis.get_instructions(code) if each.offset < frame.f_lasti)
     changed = {each.argval for each in done if each.opname in _SETS}
-    parameters, values = inspect.signature(model.forward).parameters, frame.f_locals
+    parameters, values = parameters_of(model), frame.f_locals
     given: Json = {}
     for name in code.co_varnames[1:count]:
         if name not in changed and name in values:
             given[name] = values[name]
-        elif name not in parameters or parameters[name].default is inspect.Parameter.empty:
+        elif name not in parameters or parameters[name].default is Parameter.empty:
             return None
     rest = [each for each in parameters.values() if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
     for each in rest:

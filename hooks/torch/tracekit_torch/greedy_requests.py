@@ -6,7 +6,6 @@ in a batch: what `tracekit check --engine transformers` compares.
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 import tracekit_torch
 from tracekit.errors import first_line
 from tracekit.trace import TraceError
+from tracekit_torch.named_arguments import parameters_of
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _kept(cache: Any, rows: int) -> Any:
 
 def _served(model: Any, request: Request, cache: Any, kept: int) -> list[list[int]]:
     ids, mask = _rows(request)
-    named = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    named = "cache" if "cache" in parameters_of(model) else "past_key_values"
     chunk = request.chunk or ids.shape[1]
     places = (mask.cumsum(1) - 1).clamp(min=0)
     chosen: list[torch.Tensor] = []

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from inspect import Parameter
+from collections.abc import Collection, Mapping
+from inspect import Parameter, signature
 from typing import Any
+
+from torch import nn
 
 from tracekit.trace import Json
 
 _IN_PLACE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def parameters_of(module: nn.Module) -> Mapping[str, Parameter]:
+    """What a call of `module` takes, in order, by name. A library may put something in the place of its `forward` that
+    hands everything on: an object that shows the signature of the class's, `self` included (nnsight), or a function
+    that takes anything. The class says then what a call means."""
+    shown = signature(module.forward).parameters
+    if "forward" not in vars(module):
+        return shown
+    of_class = signature(type(module).forward).parameters
+    takes_anything = all(each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in shown.values())
+    if shown != of_class and not takes_anything:
+        return shown
+    first = next(iter(of_class.values()), None)
+    skipped = first.name if first is not None and first.kind in _IN_PLACE else ""
+    return {name: each for name, each in of_class.items() if name != skipped}
 
 
 def named(parameters: Collection[Parameter], args: tuple[Any, ...], kwargs: Json) -> Json:

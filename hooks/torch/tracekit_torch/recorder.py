@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import os
 import sys
 import threading
@@ -16,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import Parameter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,7 +40,7 @@ from tracekit_torch.choices import Choices
 from tracekit_torch.draws import CHOICES, Drawn, Draws
 from tracekit_torch.follow import Follow
 from tracekit_torch.memory import WORDS
-from tracekit_torch.named_arguments import named
+from tracekit_torch.named_arguments import named, parameters_of
 from tracekit_torch.nested import first_tensor
 from tracekit_torch.options import Options
 from tracekit_torch.outermost import Outermost, Standing
@@ -117,7 +117,7 @@ class Recorder:
         """Threads whose calls are left out now, and what those calls are."""
         self._around: Call | None = None
         """The recorded call, while the model runs inside it once more."""
-        self._parameters: list[inspect.Parameter] = []
+        self._parameters: list[Parameter] = []
         self._weights: Watched | None = None
         self._reweighted = False
         """The program has changed the weights since the recording began."""
@@ -172,8 +172,6 @@ class Recorder:
         about: About | None = None,
     ) -> None:
         """Record `model` through `adapter`. Writes the log's first frame. Raises TraceError where it cannot."""
-        import inspect
-
         if isinstance(model, torch.jit.ScriptModule):
             raise TraceError(
                 f"{type(model).__name__} is TorchScript, which calls no hooks; use tracekit_torch.record_script, "
@@ -184,7 +182,7 @@ class Recorder:
             precision.run_in(model, self.options.dtype, about.lifted)
         self.adapter = adapter
         self.texts.source = getattr(getattr(about.lifted or model, "config", None), "_name_or_path", None)
-        self._parameters = list(inspect.signature(model.forward).parameters.values())
+        self._parameters = list(parameters_of(model).values())
         table = weight_table(model)
         self._weights = Watched(model, table)
         writer = self._open()

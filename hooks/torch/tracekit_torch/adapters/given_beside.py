@@ -5,7 +5,6 @@ A reference is given the same, over the prompt and what was generated after it.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from tracekit.inspection.positions import prompt_length
 from tracekit.trace import Json, Sequence
 from tracekit_torch.adapters.causal_calls import CACHE_NAMES
 from tracekit_torch.adapters.port_arguments import ARGUMENTS, Told
+from tracekit_torch.named_arguments import parameters_of
 from tracekit_torch.nested import tensors_in
 
 INPUT_BYTES = 64 << 20
@@ -79,7 +79,7 @@ class GivenBeside:
 
 def given_again(model: nn.Module, sequence: Sequence) -> dict[str, torch.Tensor]:
     """The same for one call over all positions of a recorded sequence."""
-    taken = inspect.signature(model.forward).parameters
+    taken = parameters_of(model)
     length, out = prompt_length(sequence), {}
     for name in inputs_kept(sequence) & taken.keys():
         tensor = torch.tensor(sequence.inputs[name])
@@ -98,7 +98,7 @@ def inputs_kept(sequence: Sequence) -> set[str]:
 
 
 def _others(model: nn.Module, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    taken = inspect.signature(model.forward).parameters
+    taken = parameters_of(model)
     for name, value in arguments.items():
         if name in taken and name not in KNOWN and next(iter(tensors_in(value)), None) is not None:
             yield name, value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from tracekit.inspection.site_rows import logits_width
 from tracekit.trace import ENCODER_PREFIX, NO_TOKEN, Sequence, Trace
 from tracekit_torch.adapters.given_beside import KNOWN, given_again, inputs_kept
 from tracekit_torch.adapters.port_arguments import ARGUMENTS, arguments_again, unknown_arguments
-from tracekit_torch.named_arguments import accepted, in_place
+from tracekit_torch.named_arguments import accepted, in_place, parameters_of
 from tracekit_torch.nested import tensors_in
 from tracekit_torch.not_run import NotRun
 
@@ -32,7 +31,7 @@ TOKENS, EMBEDDED, IDS = "token_ids", "inputs_embeds", "input_ids"
 def plain_prefill(model: nn.Module, trace: Trace, sequence: Sequence) -> Callable[[], Any]:
     """What calls `model` on the token ids, or on the other inputs, of a sequence. Raises TraceError where they are not
     recorded."""
-    parameters = inspect.signature(model.forward).parameters
+    parameters = parameters_of(model)
     if sequence.prompt_ids is None and sequence.step_count and EMBEDDED in sequence.inputs and EMBEDDED in parameters:
         part, masks = fed(model, trace, sequence), masks_of(model, sequence)
         _refuse_unknown(trace, model, sequence)
@@ -133,7 +132,7 @@ def _of_transformers(model: nn.Module) -> bool:
 
 def _others(trace: Trace, model: nn.Module, sequence: Sequence, time: int) -> dict[str, Any]:
     """What a port is given besides its ids, over `time` positions. Raises NotRun where that is not recorded."""
-    taken = list(inspect.signature(model.forward).parameters.values())[1:]
+    taken = list(parameters_of(model).values())[1:]
     told = {name: each for name, each in sequence.info.get(ARGUMENTS, {}).items() if accepted(taken, name)}
     try:
         given = _required(model, sequence) | arguments_again(told, time)
@@ -148,7 +147,7 @@ def _others(trace: Trace, model: nn.Module, sequence: Sequence, time: int) -> di
 
 def _refuse_unknown(trace: Trace, model: nn.Module, sequence: Sequence) -> None:
     """Raises NotRun where a model of transformers was given what is not recorded, and is no mask."""
-    taken = inspect.signature(model.forward).parameters.keys() - (KNOWN - {PLACES})
+    taken = parameters_of(model).keys() - (KNOWN - {PLACES})
     unknown = unknown_arguments(sequence.info.get(ARGUMENTS) or {})
     _refuse(trace, sequence, [name for name in unknown if name in taken])
 
@@ -164,7 +163,7 @@ def _refuse(trace: Trace, sequence: Sequence, unknown: list[str]) -> None:
 def _required(model: nn.Module, sequence: Sequence) -> dict[str, Any]:
     """What a port must be given besides its ids, [1, ...]: as it was recorded; position 0 for a number that was not,
     since a prefill begins there."""
-    rest = list(inspect.signature(model.forward).parameters.values())[1:]
+    rest = list(parameters_of(model).values())[1:]
     needed = [
         each
         for each in rest
@@ -225,7 +224,7 @@ def _arguments(model: nn.Module, trace: Trace, sequence: Sequence) -> dict[str, 
         return _batch(others)
     ids = known_tokens(trace, sequence)
     if not sequence.step_count and EMBEDDED not in others:  # one call, whose masks and types are part of what it gives
-        taken = list(inspect.signature(model.forward).parameters.values())
+        taken = list(parameters_of(model).values())
         whole = inputs_kept(sequence)
         more = {name: value for name, value in others.items() if accepted(taken, name) and name not in whole}
         given = _batch({name: _first(value, sequence) for name, value in more.items()} | {TOKENS: ids})
@@ -243,7 +242,7 @@ def masks_of(model: nn.Module, sequence: Sequence, prefix: str = "") -> dict[str
     """What tells `model` which positions of a sequence are masked and where they stand, [1, positions] by the names of
     its arguments, which begin with `prefix`, a mask of each position float64 [1, 1, positions, positions]; nothing
     where no position is masked."""
-    taken = inspect.signature(model.forward).parameters
+    taken = parameters_of(model)
     each = sees(sequence)
     told = {MASK: unmasked(sequence), PLACES: places(sequence)}
     named = {prefix + name: value for name, value in told.items() if value is not None}

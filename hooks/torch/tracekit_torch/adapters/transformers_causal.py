@@ -8,7 +8,6 @@ encoder-decoder the sequence is the decoder's; what the encoder computed before 
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -37,6 +36,7 @@ from tracekit_torch.adapters.encoder_runs import EncoderRun, encoded, encoder_ax
 from tracekit_torch.adapters.given_beside import GivenBeside
 from tracekit_torch.adapters.processors import Stage
 from tracekit_torch.draws import Drawn
+from tracekit_torch.named_arguments import parameters_of
 from tracekit_torch.nested import first_tensor
 from tracekit_torch.patching import Hook
 from tracekit_torch.recorder import BESIDE, Recorder, generator_state, rows_of, survivors
@@ -382,7 +382,7 @@ class TransformersCausal:
         """Hook the model's encoder, which `generate` calls by itself."""
         encoder = encoder_of(model)
         if encoder is not None:
-            names = list(inspect.signature(encoder.forward).parameters)
+            names = list(parameters_of(encoder))
 
             def before(_: nn.Module, args: tuple[Any, ...], kwargs: Json | None = None) -> None:
                 if kwargs is not None and self._recorder.active and not self.muted:

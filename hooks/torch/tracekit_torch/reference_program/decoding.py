@@ -7,7 +7,6 @@ layer, the last inputs of a convolution) is no value of it.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,6 +22,7 @@ from tracekit.inspection.positions import prompt_length
 from tracekit.trace import LOGITS, Sequence, SiteData, Trace
 from tracekit_torch.adapters.causal_calls import CACHE_NAMES, cache_of
 from tracekit_torch.adapters.plain_prefill import IDS, fed, masks_of
+from tracekit_torch.named_arguments import parameters_of
 from tracekit_torch.reference_program.lockstep import Lockstep
 from tracekit_torch.reference_program.replay import Replay, Replayed, rows_of
 from tracekit_torch.rows import Axis, arranged
@@ -61,7 +61,7 @@ class Decoding(Replay):
 
     def __init__(self, model: nn.Module, trace: Trace, sequence: Sequence, factors: Mapping[str, float]) -> None:
         super().__init__(model, sequence, lambda: None, factors)
-        parameters = inspect.signature(model.forward).parameters
+        parameters = parameters_of(model)
         cached = IDS in parameters  # a port's own cache is not known
         self._takes = next((name for name in CACHE_NAMES if cached and name in parameters), "")
         self._fed = fed(model, trace, sequence)
