@@ -109,20 +109,22 @@ def test_a_recorded_program_gives_the_reference(forks: Forks, folder: Path, tmp_
     assert (Path.cwd(), sys.path, sys.argv) == before
 
 
-def test_a_program_that_waits_for_its_generating_thread_gives_the_reference(
-    forks: Forks, folder: Path, tmp_path: Path
+WAITS = "import queue\nq = queue.Queue()\nthreading.Thread(target=lambda: q.put(work())).start()\nq.get()"
+POOL = "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)\npool.submit(work)"
+LATER = "import time\nthreading.Thread(target=lambda: (time.sleep(1), work())).start()"
+
+
+@pytest.mark.parametrize("ends", [WAITS, POOL, LATER, f"{POOL}.result()"])
+def test_a_program_that_generates_in_a_thread_ends_and_gives_the_reference(
+    forks: Forks, folder: Path, tmp_path: Path, ends: str
 ) -> None:
-    generates = "model.generate(torch.tensor([[72, 101, 50, 90, 80, 12]]), max_new_tokens=6, do_sample=False)"
-    waits = f"""import queue, threading
-q = queue.Queue()
-def work():
-    {generates}
-    q.put(1)
-threading.Thread(target=work).start()
-q.get()
-"""
-    (tmp_path / "program.py").write_text("\n".join([*SCRIPT.strip().splitlines()[:3], waits]))
-    assert forks.tracekit("record", "-o", "run.h5", "program.py", str(folder), cwd=tmp_path).code == 0
+    """The main thread waits for another; or it is over, and threads, or the workers of a pool that is left open, are
+    not."""
+    generates = "return model.generate(torch.tensor([[72, 101, 50, 90, 80, 12]]), max_new_tokens=6, do_sample=False)"
+    program = [*SCRIPT.strip().splitlines()[:3], "import threading", f"def work(): {generates}", ends]
+    (tmp_path / "program.py").write_text("\n".join(program))
+    recorded = forks.tracekit("record", "-o", "run.h5", "program.py", str(folder), cwd=tmp_path)
+    assert (recorded.code, "1 sequence, 6 steps" in recorded.err) == (0, True), recorded.err
     found = forks.tracekit("audit", "run.h5", "--reference", "run.h5", cwd=tmp_path)
     assert found.code == 0, found.err
     assert "Traceback" not in found.err

@@ -7,6 +7,7 @@ holds every step that was complete, and reads as a trace.
 from __future__ import annotations
 
 import builtins
+import concurrent.futures.thread
 import contextlib
 import importlib.util
 import os
@@ -16,7 +17,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,8 @@ def caught(program: Program, folder: str, options: Options) -> nn.Module:
                 said = str(error) if isinstance(error, TraceError) else f"it ends with {type(error).__name__}: {error}"
                 raise TraceError(f"{program.name}: {said}") from None
         finally:
+            # Its end was the end of every pool of threads; this process goes on.
+            setattr(concurrent.futures.thread, "_shutdown", False)  # noqa: B010
             os.chdir(before[0])
             sys.argv, sys.path[:], sys.modules["__main__"] = before[1], before[2], before[3]
     if watch.model is None:
@@ -240,7 +243,11 @@ def _own_frames(traceback: TracebackType | None) -> TracebackType | None:
 
 
 def _join_threads() -> None:
-    """Wait for the program's threads, as the interpreter would at its end; they may still generate."""
+    """Wait for the program's threads, as the interpreter would at its end; they may still generate. What it runs before
+    it waits is run as well: it tells the workers of a `ThreadPoolExecutor` to end."""
+    at_exit: list[Callable[[], object]] = getattr(threading, "_threading_atexits", [])
+    while at_exit:
+        at_exit.pop()()
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
