@@ -42,3 +42,31 @@ def test_rows_without_numbers_do_not_end_the_recording(tmp_path):
     with tracekit.open(tmp_path / "run.h5") as trace:
         assert trace.status == "complete"
         assert "1" not in trace.sequences[0].sites and {"0", "2"} <= trace.sequences[0].sites.keys()
+
+
+class TimeFirst(torch.nn.Module):
+    """Its layers have the time first, as fairseq's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = torch.nn.Embedding(9, WIDTH), torch.nn.Linear(WIDTH, 9)
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(WIDTH, WIDTH), torch.nn.LayerNorm(WIDTH)])
+
+    def forward(self, ids):
+        hidden = self.table(ids).transpose(0, 1)
+        for layer in self.layers:
+            hidden = hidden + layer(hidden)
+        return self.head(hidden.transpose(0, 1))
+
+
+@pytest.mark.parametrize(("batch", "time"), [(1, 5), (2, 5), (5, 5)])
+def test_layers_that_have_the_time_first_are_recorded_where_their_shape_says_so(tmp_path, batch, time):
+    torch.manual_seed(0)
+    model = TimeFirst().eval()
+    with torch.no_grad(), tracekit_torch.record(model, tmp_path / "run.h5"):
+        model(torch.arange(batch * time).reshape(batch, time) % 9)
+    trace = tracekit.open(tmp_path / "run.h5")
+    stored = {"layers.0", "layers.1:in", "layers.1"} & set(trace[0].sites)
+    assert len(stored) == (0 if batch == time else 3)
+    found = tracekit.audit(trace, by=tracekit_torch.by_reference(lambda dtype: model.to(getattr(torch, dtype)), "it"))
+    assert found.exit_code == 0, found.text

@@ -1,8 +1,9 @@
 """Which dimensions of a tensor are its rows: the positions of a forward call, or those of the encoder's input.
 
 Nothing says it, so the shape has to: [batch, time, ...] as a rule, [batch, heads, time, width] where a module works on
-heads, all cached positions where keys and values are made again at every step, one row for the whole batch where only
-the position counts. A tensor that fits in several ways is taken as its site was before.
+heads, [time, batch, width] in layers that have the time first, all cached positions where keys and values are made
+again at every step, one row for the whole batch where only the position counts. A tensor that fits in several ways is
+taken as its site was before.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class Axis:
     """The model was given [time, ...], without a batch dimension."""
     name: str | None = None
     """As `tracekit.trace.Site.axis`."""
+    turned: bool = False
+    """A call of as many rows as positions has had its time turned to the front: its shapes tell no longer which is."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -48,6 +51,10 @@ def arranged(axis: Axis, value: torch.Tensor, width: int | None) -> torch.Tensor
         if axis.name != ENCODER or value.dim() != 3 or value.shape[0] != axis.batch:
             return None
         axis.time = value.shape[1]
+    if value.dim() == 3 and 1 < axis.batch == axis.time == value.shape[0] == value.shape[1]:
+        axis.turned = axis.turned or 0 < value.stride(0) < value.stride(1)
+        if axis.turned:
+            return None
     first: torch.Tensor | None = None
     for way in _ways(axis, axis.time, value):
         if width is None or way.numel() == width * axis.rows:
@@ -74,6 +81,8 @@ def _ways(axis: Axis, time: int, value: torch.Tensor) -> Iterator[torch.Tensor]:
         yield value[:, axis.length - time :]  # of all cached positions, those of this call: keys joined by a hook
     if count == 3 and shape[0] == 1 and shape[1] == time and batch > 1:
         yield value.expand(batch, *shape[1:])  # the same row for the whole batch: learned positions
+    if count == 3 and shape[0] == time and shape[1] == batch:
+        yield value.transpose(0, 1)  # [time, batch, width], as torch's own attention has it unless told otherwise
 
 
 def _heads_first(value: torch.Tensor) -> bool:

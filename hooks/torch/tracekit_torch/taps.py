@@ -453,6 +453,10 @@ def _unfit(axis: Axis, value: torch.Tensor) -> str | None:
 
 def _shapeless(axis: Axis, value: torch.Tensor) -> str:
     rows = f"[{axis.batch}, {axis.time}, ...]"
+    if axis.turned and value.dim() == 3:
+        return (
+            f"its shape {list(value.shape)} is [batch, time, ...] or [time, batch, ...]: a call of {rows} does not tell"
+        )
     return f"its shape {list(value.shape)} is not [batch, time, ...] = {rows} of the call"
 
 
