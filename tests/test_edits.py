@@ -367,6 +367,53 @@ def test_what_a_condition_leaves_out_is_the_line_of_the_condition(
     assert not any(not_text in line.source for line in explanation.lines), explanation.lines
 
 
+def _padded_less(model: Any) -> None:
+    """One position less is put before what a convolution reads."""
+    module = import_module(type(model).__module__)
+
+    def conv(values: Any, weight: Any, bias: Any = None, activation: Any = None, **_: Any) -> Any:
+        out = torch.nn.functional.conv1d(values, weight[:, None], bias, padding=1, groups=values.shape[1])
+        return torch.nn.functional.pad(out, (0, 1))[..., : values.shape[-1]]
+
+    for layer in model.model.layers:
+        if hasattr(layer, "conv"):
+            layer.conv.forward = _with(layer.conv.forward, module, "causal_conv1d_fn", conv)
+
+
+def _lonely_experts_forgotten(model: Any) -> None:
+    """Experts of a single token do not run."""
+    for layer in model.model.layers:
+        experts = layer.block_sparse_moe.experts
+        one_by_one = partial(inspect.unwrap(type(experts).forward), experts)
+        experts.forward = _with(one_by_one, torch, "greater", lambda values, _: values > 1)
+
+
+def _with(forward: Callable[..., Any], holder: Any, name: str, value: Any) -> Callable[..., Any]:
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(holder, name, value)
+            return forward(*args, **kwargs)
+
+    return patched
+
+
+@pytest.mark.parametrize(
+    ("name", "plant", "text"),
+    [
+        ("lfm2moe", _padded_less, "padding = weight.shape[-1] - 1"),
+        ("granitemoe", _lonely_experts_forgotten, "expert_hit = torch.greater("),
+    ],
+)
+def test_a_line_that_works_out_a_number_or_what_a_loop_goes_through_is_among_those_named(
+    checkpoints: Any, tmp_path: Path, name: str, plant: Callable[[Any], None], text: str
+) -> None:
+    found = _audited(checkpoints(name), tmp_path / "run.h5", plant)
+    assert found.culprits
+    explanation = found.culprits[0].explanation
+    assert explanation is not None, found.text
+    assert any(text in line.source for line in explanation.lines), explanation.lines
+
+
 class _NotTheSecondTime:
     def __init__(self) -> None:
         self.asked = 0

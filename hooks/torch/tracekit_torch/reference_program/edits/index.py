@@ -33,11 +33,12 @@ def _changes(segment: Segment, place: int) -> Iterator[Change]:
             for other in _others(stated, rank, axis):
                 size = _size(node.args[1] if node.name in TAKES and not axis else other, shape)
                 yield _of(number, other, stated, other, other if axis else other - stated, size)
-        elif isinstance(stated, list | tuple) and axis and all(isinstance(each, int) for each in stated):
+        elif isinstance(stated, list | tuple) and all(isinstance(each, int) for each in stated):
             for item, each in enumerate(stated):
                 for other in _others(each, rank, axis):
                     others = [*stated[:item], other, *stated[item + 1 :]]
-                    yield _of(number, others, each, other, (item, other), _size(other, shape))
+                    size = _size(other, shape) if axis else None
+                    yield _of(number, others, each, other, (item, other if axis else other - each), size)
 
 
 def _others(stated: int, rank: int, axis: bool) -> Iterator[int]:
