@@ -27,7 +27,8 @@ from tracekit.sampling.processor import run
 from tracekit.sampling.ras import Ras
 from tracekit.sampling.scores import GONE, softmax, survivors
 from tracekit.torch_rng.generator import TorchGenerator
-from tracekit.verdict.counterfactual.evidence import CutCrossed, DrawsMoveOn
+from tracekit.verdict.counterfactual.evidence import CutCrossed, DrawsMoveOn, ProcessorLeaves
+from tracekit.verdict.counterfactual.processors_apart import processors_apart
 from tracekit.verdict.decide import Verdict
 
 STEPS = 14
@@ -999,3 +1000,14 @@ def test_another_number_of_draws_where_a_token_crossed_the_cut(rounded: bool, tm
     assert (verdict.cause == "near-tie") is rounded
     if rounded:
         assert [type(each) for each in verdict.evidence][:2] == [CutCrossed, DrawsMoveOn]
+
+
+@pytest.mark.parametrize(("counts", "apart"), [((3, 1), True), ((3, 3), False), ((3, None), False), ((None, 1), False)])
+def test_how_many_tokens_a_processor_leaves_differs_where_both_sides_say_it(counts, apart: bool) -> None:
+    def seen(survivors: int | None) -> Observed:
+        row = {"class": "TopPLogitsWarper", "settings": {"top_p": 0.9}, "survivors": survivors}
+        return Observed(0, None, Context(np.zeros(0, np.int64), 0), None, None, 0, (), (row,))
+
+    (found, *_) = [*processors_apart((seen(counts[0]), seen(counts[1]))), None]
+    assert isinstance(found, ProcessorLeaves) == apart
+    assert found is None or sentence(found).endswith("leaves 3 tokens in the reference, 1 in the candidate")

@@ -22,7 +22,18 @@ def _tokens(tokens: tuple[int, ...]) -> str:
 # -------------------------------------------------------------------- survivors
 
 
-template(evidence.SurvivorCounts, "{counts[0]} tokens survive in the reference, {counts[1]} in the candidate")
+def _many(tokens: int | None) -> str:
+    return "1 token" if tokens == 1 else f"{tokens} tokens"
+
+
+def _survive(tokens: int) -> str:
+    return f"{_many(tokens)} {'survives' if tokens == 1 else 'survive'}"
+
+
+@words(evidence.SurvivorCounts)
+def _counts(found: evidence.SurvivorCounts) -> str:
+    ours, theirs = found.counts
+    return f"{_survive(ours)} in the reference, {theirs} in the candidate"
 
 
 @words(evidence.SurvivesAlone)
@@ -68,7 +79,7 @@ def _other_processor(found: evidence.OtherProcessor) -> str:
 def _leaves(found: evidence.ProcessorLeaves) -> str:
     ours, theirs = found.processors
     name = _run(ours) if _run(ours) == _run(theirs) else f"{_run(ours)} | {_run(theirs)}"
-    return f"{name} leaves {ours.survivors} tokens in the reference, {theirs.survivors} in the candidate"
+    return f"{name} leaves {_many(ours.survivors)} in the reference, {theirs.survivors} in the candidate"
 
 
 @words(evidence.ProcessorOnOneSide)
@@ -177,9 +188,8 @@ template(evidence.OwnDistribution, "each side's distribution gives its own token
 @words(evidence.CutCrossed)
 def _crossed(found: evidence.CutCrossed) -> str:
     why = "as each side's logits and settings give them" if found.follows else "within the logits' error of the cut"
-    tokens = "1 token survives" if found.tokens == 1 else f"{found.tokens} tokens survive"
     near = "" if found.distance is None else f"; the nearest is {found.distance:.2g} {found.unit} from the cut"
-    return f"{tokens} on one side only, {why}: rounding decided{near}"
+    return f"{_survive(found.tokens)} on one side only, {why}: rounding decided{near}"
 
 
 template(

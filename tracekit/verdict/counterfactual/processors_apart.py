@@ -32,7 +32,7 @@ def processors_apart(seen: tuple[Observed, Observed]) -> Iterator[object]:
             else:
                 yield ProcessorOnOneSide(*((Side.REFERENCE, one) if ours_alone else (Side.CANDIDATE, other)))
             return
-        if one.survivors != other.survivors:
+        if one.survivors is not None and other.survivors not in (None, one.survivors):
             yield ProcessorLeaves((one, other))
             return
     if len(ours) != len(theirs):
