@@ -35,6 +35,8 @@ NOT_ASKED_FOR, NOT_THE_LOGITS = "not asked for", "not the logits"
 """Why a site holds no value where somebody wanted it so: reserved words of the site table (docs/format.md)."""
 TENSORS_GIVEN = "tensors"
 """Attribute of a module: how many tensors of one shape it is called with, where they are several."""
+TOKENS_GIVEN = "tokens_given"
+"""Key of a sequence's `info`: the tokens behind its prompt were given, not chosen, so that no step is missing."""
 NO_TOKEN = -1
 """Stands in a prompt's ids where a row is no token's embedding."""
 

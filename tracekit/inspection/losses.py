@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tracekit.inspection.known_positions import MaskNotRecorded, WeightsChanged
 from tracekit.inspection.positions import prompt_length
-from tracekit.trace import NOT_ASKED_FOR, NOT_THE_LOGITS, Sequence, Trace
+from tracekit.trace import NOT_ASKED_FOR, NOT_THE_LOGITS, TOKENS_GIVEN, Sequence, Trace
 
 CODES = ("int8", "uint8", "float8_e4m3fn", "float8_e5m2")
 """What quantised weights are held in; packed ones of 4 bits as bytes."""
@@ -221,7 +221,9 @@ def lost_rows(trace: Trace) -> list[Loss]:
 
 def unrecorded_steps(sequence: Sequence) -> int:
     """Positions that a generation computed behind its prompt where no step of it is recorded."""
-    return 0 if sequence.step_count else sequence.positions - prompt_length(sequence)
+    if sequence.step_count or sequence.info.get(TOKENS_GIVEN):
+        return 0
+    return sequence.positions - prompt_length(sequence)
 
 
 def missing_positions(trace: Trace) -> list[PositionsMissing]:

@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 
-from tracekit.trace import Array, Event, Sequence, Trace
+from tracekit.trace import TOKENS_GIVEN, Array, Event, Json, Sequence, Trace
 from tracekit.trace_view import SequenceView, TraceView
 
 
@@ -53,6 +53,7 @@ class _AsPrompt(SequenceView):
         super().__init__(sequence)
         self.prompt_ids = base.prompt_ids
         self.inputs: Mapping[str, Array] = base.inputs
+        self.info: Json = {**sequence.info, TOKENS_GIVEN: True}
         self.tokens: Array = np.empty(0, np.int64)
 
     def logits(self, first: int, stop: int) -> None:
