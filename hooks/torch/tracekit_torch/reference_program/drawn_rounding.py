@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._decomp import decomposition_table
 
 from tracekit.dtypes import SMALLEST_BY_UNIT
+from tracekit_torch.reference_program.error_function import formula_off, pieces_off
 from tracekit_torch.reference_program.lockstep import Lockstep, out_of_place
 from tracekit_torch.reference_program.sine_tables import SineTable
 
@@ -110,9 +111,6 @@ SEEN = 2.0**-126
 """Steps between the smallest numbers from which a format's are wider than float32's, in which the errors are drawn."""
 HUGE = 1e30
 """Constants beyond it stand for infinity."""
-ERF_SLOPE = 0.3275911
-ERF_TERMS = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
-"""Of the polynomial for the error function that torch's vectorised GELU uses: Abramowitz and Stegun 1964, 7.1.26."""
 
 
 def inexact(value: Any) -> bool:
@@ -182,11 +180,11 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
     def _kernel(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """What the fused kernels of torch are off besides, which compute otherwise than step by step."""
         if name == "gelu" and kwargs.get("approximate", "none") == "none":
-            # The polynomial's error is the same at the same argument: it is drawn once for all. The error function is
-            # then 1 less what is near 1, and rounds as that does.
+            # A formula's error is the same at the same argument: it is drawn once for all. The error function is then
+            # 1 less what is near 1, and rounds as that does, or as the polynomial of another library.
             once = self._drawn(out.new_empty([1] * out.dim())).mul_(math.sqrt(3.0))
-            off = self._times(args[0] * (0.5 * LIBRARY_UNITS * self._sums))
-            self.add(out, off.add_(once * _gelu_off(args[0]).to(torch.float32)))
+            off = self._times(args[0] * pieces_off(args[0]).clamp_min(LIBRARY_UNITS) * (0.5 * self._sums))
+            self.add(out, off.add_(once * formula_off(args[0]).to(torch.float32)))
         if name == "native_layer_norm":
             # x * scale - mean * scale, where the steps have (x - mean) * scale: rows far from zero cancel.
             value, (result, mean, scale) = args[0], out
@@ -322,16 +320,6 @@ class DrawnRounding(Lockstep):  # type: ignore[no-untyped-call]
     def _drawn(self, like: Tensor) -> Tensor:
         drawn = torch.empty((self.runs, *like.shape), dtype=torch.float32)
         return drawn.uniform_(-1.0, 1.0, generator=self._draws)
-
-
-def _gelu_off(value: Tensor) -> Tensor:
-    """What torch's vectorised GELU is off by, its error function being a polynomial's."""
-    size = value.abs() * math.sqrt(0.5)
-    inner = 1.0 / (1.0 + ERF_SLOPE * size)
-    sum_ = torch.zeros_like(size)
-    for term in reversed(ERF_TERMS):
-        sum_ = (sum_ + term) * inner
-    return 0.5 * value.abs() * (torch.erfc(size) - sum_ * torch.exp(-size.square()))
 
 
 def _holds_fractions(value: Any) -> bool:
