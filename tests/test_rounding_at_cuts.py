@@ -282,3 +282,27 @@ def test_what_a_program_does_not_state_is_told_from_rounding_by_what_it_did(
     verdict = tracekit.diff(reference, unstated(tmp_path / "candidate.tklog", other, temperature, top_k))
     assert (verdict.cause != "filter") == same, verdict.text
     assert "inf" not in verdict.text
+
+
+@pytest.mark.parametrize(("others", "more", "is_another"), [(6, 0, False), (6, 1, False), (6, 60, True), (0, 60, True)])
+def test_a_cut_within_tokens_of_one_score_leaves_any_of_them_and_as_many_as_rounding_tells(
+    others: int, more: int, is_another: bool
+) -> None:
+    """As logits of 16 bits have them: `others` are left for as many of their score, and `more` besides."""
+    logits = (np.random.default_rng(3).normal(size=30000) * 8).round().astype(np.float32) / 8
+    kept = from_below(logits, 0.9)
+    edge = logits == logits[kept].min()
+    inside, outside = np.flatnonzero(edge & kept), np.flatnonzero(edge & ~kept)
+    assert len(inside) > 100 and len(outside) > 100
+    kept[inside[:others]] = False
+    kept[outside[: others + more]] = True
+    probs = np.where(kept, np.exp(logits - logits.max(), dtype=np.float32), np.float32(0))
+    assert departs(chain({"top_p": 0.9}), seen(logits, probs / probs.sum())) is is_another
+
+
+def test_a_cut_that_leaves_a_token_of_another_score_is_another_filter() -> None:
+    logits = (np.random.default_rng(3).normal(size=30000) * 8).round().astype(np.float32) / 8
+    kept = from_below(logits, 0.9)
+    kept[np.flatnonzero(logits == logits[kept].min() - 1.0)[0]] = True
+    probs = np.where(kept, np.exp(logits - logits.max(), dtype=np.float32), np.float32(0))
+    assert departs(chain({"top_p": 0.9}), seen(logits, probs / probs.sum()))

@@ -97,8 +97,8 @@ def departs(processors: Sequence[Applied], seen: Observed, narrow: str | None = 
 def _rounding_decides(
     processors: Sequence[Applied], seen: Observed, apart: NDArray[np.int64], ours: NDArray[np.bool_], unit: float
 ) -> bool:
-    """Whether each token that differs lies nearer to a cut than rounding tells, or they are as many on either side, of
-    the same scores: which of equal ones a cut takes is left to a sort."""
+    """Whether each token that differs lies nearer to a cut than rounding tells, or they are of one score (which of the
+    equal ones a cut takes is left to a sort) and no more on one side than lie near a cut."""
     if seen.logits is None:
         return False
     values = seen.logits.astype(np.float64)
@@ -115,9 +115,16 @@ def _rounding_decides(
             made = each.kind.stretch(each.settings) * errors + ROUNDINGS * UNIT * np.abs(after)
             errors, scores = np.where(computed, made, errors), np.where(np.isfinite(after), after, scores)
             values = after
+    if near[apart].all():
+        return True
     gained, lost = (np.sort(scores[apart[kept]]) for kept in (ours[apart], ~ours[apart]))
-    same = gained.size == lost.size and bool((np.abs(gained - lost) <= 2.0 * errors[apart].max()).all())
-    return same or bool(near[apart].all())
+    equal = 2.0 * errors[apart].max()
+    if gained.size == lost.size:
+        return bool((np.abs(gained - lost) <= equal).all())
+    lowest, highest = scores[apart].min(), scores[apart].max()
+    alike = (scores >= lowest - equal) & (scores <= highest + equal)
+    # Of equal ones, more or fewer are left by as many as rounding may move across the cut.
+    return bool(highest - lowest <= equal) and abs(gained.size - lost.size) <= int((near & alike).sum())
 
 
 # -------------------------------------------------------------------- 16 bits
