@@ -1,7 +1,7 @@
 """What recording every module costs, beside other recorders of the registry, in one interleaved run of calls.
 
     pip install nnsight torchlens
-    python benchmarks/peers.py --model .cache/smollm2-135m
+    python -m benchmarks.peers --model .cache/smollm2-135m
 
 tracekit copies and writes to disk, with inputs that no output holds, the logits and the digests of all weights; the
 others keep outputs in memory, nnsight without copying them, and torchlens every operation, not every module alone. A
@@ -23,6 +23,8 @@ from typing import Any
 import torch
 import tracekit_torch
 from transformers import AutoModelForCausalLM
+
+from benchmarks.recording import cloning
 
 Run = Callable[[], object]
 
@@ -61,17 +63,8 @@ def runs(model: Any, ids: torch.Tensor, calls: int, folder: Path) -> dict[str, R
             model(ids)
 
     def cloned() -> None:
-        kept: list[torch.Tensor] = []
-
-        def keep(_: Any, __: Any, output: Any) -> None:
-            value = output[0] if isinstance(output, tuple) else output
-            if isinstance(value, torch.Tensor):
-                kept.append(value.detach().clone())
-
-        handles = [model.get_submodule(name).register_forward_hook(keep) for name in order]
-        called()
-        for handle in handles:
-            handle.remove()
+        with cloning(model):
+            called()
 
     def recorded() -> None:
         with tracekit_torch.record(model, folder / "peer.tklog"):

@@ -17,7 +17,8 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,26 @@ def report(side: str, runs: dict[str, Run], rounds: int) -> None:
         print(f"{side:8} {name:34} {told}", flush=True)
 
 
+@contextmanager
+def cloning(model: Any) -> Iterator[None]:
+    """Inside the block, every module's output is cloned and kept, and nothing is written: the least of a recorder."""
+    import torch
+
+    kept: list[Any] = []
+
+    def keep(_: Any, __: Any, output: Any) -> None:
+        value = output[0] if isinstance(output, tuple) else output
+        if isinstance(value, torch.Tensor):
+            kept.append(value.detach().clone())
+
+    handles = [module.register_forward_hook(keep) for _, module in model.named_modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def torch_runs(options: argparse.Namespace, folder: Path) -> dict[str, Run]:
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
@@ -92,18 +113,8 @@ def torch_runs(options: argparse.Namespace, folder: Path) -> dict[str, Run]:
         return run
 
     def cloned() -> tuple[float, float]:
-        kept: list[Any] = []
-
-        def keep(_: Any, __: Any, output: Any) -> None:
-            value = output[0] if isinstance(output, tuple) else output
-            if isinstance(value, torch.Tensor):
-                kept.append(value.detach().clone())
-
-        handles = [module.register_forward_hook(keep) for _, module in model.named_modules()]
-        seconds = generate()
-        for handle in handles:
-            handle.remove()
-        return seconds
+        with cloning(model):
+            return generate()
 
     return {
         "untraced": generate,

@@ -291,7 +291,8 @@ class LogSequence(BrowsableSequence):
 
     def logits(self, first: int, stop: int) -> Array | None:
         rows = [frame.array(self._trace.data, "logits") for frame in self._steps[first:stop]]
-        kept = [row for row in rows if row is not None and row.size == self._vocabulary]
+        width = self._vocabulary
+        kept = [row for row in rows if row is not None and row.size == width]
         return np.stack(kept) if kept and len(kept) == len(rows) else None
 
     @property

@@ -55,13 +55,13 @@ def lines_of(segment: Segment, place: int, change: Change, together: Iterable[tu
         lines = Lines(inner[0].file, min(frame.line for frame in inner), max(frame.line for frame in inner))
         found.append(lines)
         heads = _conditions(segment, prefix, lines, edited)
-        found += [Lines(lines.file, head.lineno, head.lineno) for head in heads]
         given = {name for head in heads for name in names_in(head)}
-        found += [line for line, _ in _worked_out(given, lines)]
+        also: list[ast.expr | ast.Assign] = [*heads, *_worked_out(given, lines)]
         if change.stated is not None or change.places:
             read = names_in(statement_at(lines.file, lines.line))
-            found += [line for line, last in _worked_out(read, lines) if not _computes(segment, line, last)]
+            also += (node for node in _worked_out(read, lines) if not _computes(segment, lines.file, node))
             given |= read
+        found += [Lines(lines.file, node.lineno, node.lineno) for node in also]
         found += handed_over(given, inner[0].code, prefix)
     while prefix and (not found or _whole(segment, prefix, place, edited)):
         found.append(_line(prefix[-1]))
@@ -71,8 +71,8 @@ def lines_of(segment: Segment, place: int, change: Change, together: Iterable[tu
     return list(dict.fromkeys(found))
 
 
-def _worked_out(names: set[str], lines: Lines) -> list[tuple[Lines, int]]:
-    """The lines of a function before `lines` that work out the values that `names` have there, and where each ends."""
+def _worked_out(names: set[str], lines: Lines) -> Iterable[ast.Assign]:
+    """The statements of a function before `lines` that work out the values that `names` have there."""
     inside = reversed(_around(lines.file, lines.line))
     function = next((node for node in inside if isinstance(node, ast.FunctionDef)), ast.Module([], []))
     before = [node for node in ast.walk(function) if isinstance(node, ast.Assign) and node.lineno < lines.line]
@@ -80,14 +80,13 @@ def _worked_out(names: set[str], lines: Lines) -> list[tuple[Lines, int]]:
     for node in sorted(before, key=lambda node: node.lineno):
         if not isinstance(node.value, ast.Name | ast.Attribute):  # those hand a value on
             found |= {each.id: node for each in node.targets if isinstance(each, ast.Name) and each.id in names}
-    return [(Lines(lines.file, node.lineno, node.lineno), node.end_lineno or node.lineno) for node in found.values()]
+    return found.values()
 
 
-def _computes(segment: Segment, line: Lines, last: int) -> bool:
+def _computes(segment: Segment, file: str, node: ast.Assign) -> bool:
     """Whether operations that can be edited stand in a statement: what it gives is no mere number."""
-    return any(
-        frame.file == line.file and line.line <= frame.line <= last for node in segment.nodes for frame in node.frames
-    )
+    inside = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    return any(frame.file == file and frame.line in inside for each in segment.nodes for frame in each.frames)
 
 
 def handed_over(names: set[str], code: CodeType, callers: tuple[Frame, ...]) -> list[Lines]:
