@@ -111,15 +111,17 @@ def test_a_recorded_program_gives_the_reference(forks: Forks, folder: Path, tmp_
 
 WAITS = "import queue\nq = queue.Queue()\nthreading.Thread(target=lambda: q.put(work())).start()\nq.get()"
 POOL = "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)\npool.submit(work)"
+KEEPS = f"{WAITS[:-7]}\ntry: q.get()\nexcept BaseException: q.get()"
+HELPS = "e = threading.Event()\nthreading.Thread(target=e.wait).start()\nwork()\ne.set()"
 LATER = "import time\nthreading.Thread(target=lambda: (time.sleep(1), work())).start()"
 
 
-@pytest.mark.parametrize("ends", [WAITS, POOL, LATER, f"{POOL}.result()"])
+@pytest.mark.parametrize("ends", [WAITS, POOL, LATER, f"{POOL}.result()", HELPS, KEEPS])
 def test_a_program_that_generates_in_a_thread_ends_and_gives_the_reference(
     forks: Forks, folder: Path, tmp_path: Path, ends: str
 ) -> None:
     """The main thread waits for another; or it is over, and threads, or the workers of a pool that is left open, are
-    not."""
+    not; or one waits for a word that the program would have given later."""
     generates = "return model.generate(torch.tensor([[72, 101, 50, 90, 80, 12]]), max_new_tokens=6, do_sample=False)"
     program = [*SCRIPT.strip().splitlines()[:3], "import threading", f"def work(): {generates}", ends]
     (tmp_path / "program.py").write_text("\n".join(program))

@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,29 +112,38 @@ class Catch(Watch):
 
     model: nn.Module | None = None
 
+    def __init__(self, recorder: Recorder, module_pattern: str | None) -> None:
+        super().__init__(recorder, module_pattern)
+        self.ended = threading.Event()
+
     def found(self, model: nn.Module, sampling: Json | None = None) -> None:
         self.model = uncompiled(model)
         main = threading.main_thread()
         if threading.current_thread() is main:
             raise Caught
         signal.pthread_kill(main.ident or 0, WAKES)
+        # Where the exception comes may be a place that swallows it (a finaliser), or that waits for this thread.
+        while not self.ended.wait(timeout=1):
+            signal.pthread_kill(main.ident or 0, WAKES)
         raise SystemExit  # no other exception ends a thread without a word
 
     @contextmanager
     def waking(self) -> Iterator[None]:
         """Inside the block, a model that is found in another thread ends what the main thread waits for."""
         if threading.current_thread() is not threading.main_thread():
+            self.ended.set()  # no signal comes here
             yield
             return
 
         def wake(*_: Any) -> None:
-            if self.model is not None:
+            if self.model is not None and not self.ended.is_set():
                 raise Caught
 
         before = signal.signal(WAKES, wake)
         try:
             yield
         finally:
+            self.ended.set()
             signal.signal(WAKES, before)
 
 
@@ -156,9 +165,9 @@ def caught(program: Program, folder: str, options: Options) -> nn.Module:
             _check(program, out)
             if options.seed is not None:
                 seed(options.seed)
-            with watch.waking(), watch.installed():
+            with watch.waking(), watch.installed(), _left_behind() as threads:
                 _execute(program)
-                _join_threads()
+                _join_threads(threads)
         except Caught:
             pass
         except (Exception, SystemExit) as error:
@@ -242,15 +251,37 @@ def _own_frames(traceback: TracebackType | None) -> TracebackType | None:
     return traceback
 
 
-def _join_threads() -> None:
-    """Wait for the program's threads, as the interpreter would at its end; they may still generate. What it runs before
-    it waits is run as well: it tells the workers of a `ThreadPoolExecutor` to end."""
+def _join_threads(started: Collection[threading.Thread] = ()) -> None:
+    """Wait for the program's threads, as the interpreter would at its end, and for those that are `started`; they may
+    still generate. What it runs before it waits is run as well: it tells the workers of a `ThreadPoolExecutor` to
+    end."""
     at_exit: list[Callable[[], object]] = getattr(threading, "_threading_atexits", [])
-    while at_exit:
-        at_exit.pop()()
+    for tell in reversed(at_exit):
+        tell()
     for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
+        if thread is not threading.current_thread() and (thread in started or not thread.daemon):
             thread.join()
+
+
+@contextmanager
+def _left_behind() -> Iterator[set[threading.Thread]]:
+    """Inside the block, the threads that start are ones that this process does not wait for when it ends, and those
+    that it would have waited for are given. A program that ends where it calls its model leaves threads that wait for
+    what only its own end would have told them."""
+    start = threading.Thread.start
+    waited_for: set[threading.Thread] = set()
+
+    def start_as_daemon(thread: threading.Thread) -> None:
+        if not thread.daemon and not thread.is_alive():
+            waited_for.add(thread)
+            thread.daemon = True
+        start(thread)
+
+    setattr(threading.Thread, "start", start_as_daemon)  # noqa: B010
+    try:
+        yield waited_for
+    finally:
+        setattr(threading.Thread, "start", start)  # noqa: B010
 
 
 def _exit_code(error: BaseException | None) -> int:
