@@ -31,7 +31,8 @@ from tracekit.auditing.operations.soft_cap import capped
 from tracekit.auditing.own_error import Own, Tally, common_width, deviations, root_mean_square, spread_width
 from tracekit.auditing.recipe import Recipe
 from tracekit.auditing.recompute import Recomputation, Window
-from tracekit.auditing.rounding import LIBRARY, Result, as_stored, times
+from tracekit.auditing.rotary import Rotary
+from tracekit.auditing.rounding import LIBRARY, Floats, Result, as_stored, independent_errors, times
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.mistakes.culprits import explained_audit
 from tracekit.verdict.cause import Cause
@@ -200,6 +201,46 @@ def test_a_gain_that_drawn_errors_share_widens_its_limit() -> None:
         bias=LIBRARY,
     )
     assert spread_width(result)[Statistic.ROW_GAIN] > 4.0
+
+
+def attended(seed: int) -> tuple[operations.Attention, list[Floats]]:
+    """Attention of 2 heads over 12 positions, with keys of which a few are attended to, and its inputs."""
+    random = np.random.default_rng(seed)
+    heads, width, positions = 2, 32, 12
+    q, k, v = (random.standard_normal((positions, heads * width)) for _ in range(3))
+    core = operations.Core(heads, heads, width, Rotary(10000.0, width), width**-0.5)
+    return operations.Attention(core), [as_stored(each, "float32") for each in (6.0 * q, k, v)]
+
+
+def test_one_score_that_is_off_moves_all_of_its_head() -> None:
+    """A row's size is of as few errors as its heads have scores that matter: it is beyond its limit no more often than
+    is stated, where as many independent errors as it has values would be beyond theirs."""
+    level, beyond, as_many, tried = 1e-2, 0, 0, 0
+    for seed in range(20):
+        attention, inputs = attended(seed)
+        rows = np.arange(12)
+        result = attention.result(Given(inputs, rows, "float32", cast(Weights, None), rows, Effort.FULL))
+        for run in range(100, 140):
+            q, k, v = inputs
+            engine = operations.attend(attention.core, q, k, v, rows, Rounding("float32", run))
+            tally = Tally()
+            tally.add(engine, result)
+            statistics = tally.statistics()
+            limits = [root_mean_square(each, level) for each in statistics.freedoms]
+            beyond += int(np.sum(statistics.rows > limits))
+            as_many += int(np.sum(statistics.rows > root_mean_square(engine.shape[1], level)))
+            tried += len(rows)
+    assert beyond <= 2 * level * tried < as_many, (beyond, as_many, tried)
+
+
+def test_independent_errors_are_counted() -> None:
+    """Errors [rows, 48] of three directions of equal size, and of 48."""
+    random = np.random.default_rng(5)
+    across = np.linalg.qr(random.standard_normal((48, 3)))[0].T
+    few = [random.standard_normal((40, 3)) @ across for _ in range(8)]
+    many = [random.standard_normal((40, 48)) for _ in range(8)]
+    assert abs(float(np.mean(independent_errors(few))) - 3.0) < 0.3
+    assert abs(float(np.mean(independent_errors(many))) - 48.0) < 6.0
 
 
 # ---------------------------------------------------------------- scalar constants

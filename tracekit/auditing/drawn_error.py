@@ -20,7 +20,7 @@ from tracekit.auditing.operations.operation import Given, Shape
 from tracekit.auditing.own_error import Own, Tally, shared_by, spread_width
 from tracekit.auditing.recipe import Recipe
 from tracekit.auditing.recompute import Window
-from tracekit.auditing.rounding import PRIOR, shrunk
+from tracekit.auditing.rounding import PRIOR, independent_errors, shrunk
 from tracekit.dtypes import SMALLEST_BY_UNIT
 
 SMALLEST = 1e-300
@@ -51,15 +51,16 @@ def drawn_result(values: Floats, draws: NDArray[np.float32], unit: float) -> Res
     for draw in draws:
         squares += np.square(draw, dtype=np.float64)
     squares /= max(len(draws), 1)
-    rows, columns = squares.mean(axis=1), squares.mean(axis=0)
-    shape = rows[:, None] * (columns / max(float(rows.mean()), SMALLEST))[None, :]
+    by_row, by_column = squares.mean(axis=1), squares.mean(axis=0)
+    shape = by_row[:, None] * (by_column / max(float(by_row.mean()), SMALLEST))[None, :]
     variance = shrunk(shape, squares, len(draws))
     size = np.abs(values)
     # Steps between the smallest numbers of a format are all as large.
     least = SMALLEST_BY_UNIT.get(unit, 0.0) / 2.0
     stored = np.square(np.maximum(size * unit, np.minimum(size, least))) / 3.0
     variance = np.maximum(variance, stored) + SMALLEST
-    return Result(values, variance, draws=tuple(draws), drawn_rows=np.arange(len(values)))
+    rows, made = np.arange(len(values)), tuple(draws)
+    return Result(values, variance, draws=made, drawn_rows=rows, independent=independent_errors(made, variance))
 
 
 def _common_of_draws(result: Result) -> Shares:

@@ -24,7 +24,7 @@ from tracekit.auditing.operations.unmeasured import Unmeasured
 from tracekit.auditing.own_error import FALSE_ALARMS, common_width, root_mean_square, site_windows, spread_width
 from tracekit.auditing.recipe import Recipe, recipes
 from tracekit.auditing.recompute import Parameters, Recomputation, Window
-from tracekit.auditing.rounding import Floats, Result
+from tracekit.auditing.rounding import Floats, Result, independent_errors
 from tracekit.auditing.rounding import unit as unit_of
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.checkpoints.parameters import Parameters as StoredParameters
@@ -124,7 +124,12 @@ def _beyond(
     if isinstance(recipe.operation, Linear) and isinstance(parameters, Estimated):
         apart = moved[0] - inputs[0]
         shared += parameters.unseen(recipe, apart) + parameters.leverage(recipe, apart) * total
-    freedom = np.square(total + shared) / (np.square(alone).sum(axis=1) + np.square(shared) + 1e-290)
+    squared = np.square(alone).sum(axis=1)
+    for option in (result, *result.others):
+        if option.draws and option.drawn_rows is not None:
+            independent = np.interp(np.arange(len(total)), option.drawn_rows, independent_errors(option.draws))
+            squared = np.maximum(squared, np.square(total) / independent)
+    freedom = np.square(total + shared) / (squared + np.square(shared) + 1e-290)
     width = max(spread_width(result).get(Statistic.ROW, 1.0), common_width(result, level).get(Statistic.ROW, 1.0))
     longest = np.array([root_mean_square(each, level) for each in freedom]) * max(width, 1.0)
     return np.asarray(np.linalg.norm(gap, axis=1) / (longest * np.sqrt(total + shared)))

@@ -89,10 +89,13 @@ class Tally:
         few = max(1, CACHED // gap.shape[1])
         for first in range(0, len(gap), few):
             rows = slice(first, first + few)
-            self._add_few(gap[rows], result.values[rows], result.variance[rows], result)
+            independent = None if result.independent is None else result.independent[rows]
+            self._add_few(gap[rows], result.values[rows], result.variance[rows], independent, result)
         self.leverages.append(np.ones(len(gap)) if result.leverage is None else result.leverage)
 
-    def _add_few(self, gap: Floats, values: Floats, variance: Floats, result: Result) -> None:
+    def _add_few(
+        self, gap: Floats, values: Floats, variance: Floats, independent: Floats | None, result: Result
+    ) -> None:
         """As many rows as stay in the cache; statistics need no more than float32, and no more do their sums."""
         inverse = np.sqrt(variance)
         np.reciprocal(inverse, out=inverse)
@@ -107,7 +110,8 @@ class Tally:
         safe, common = np.maximum(power, 1e-290), result.shared**2 + result.bias**2
         self.rows.append(_across(squares) / (width + common * power))
         # What a row shares is one error, however many values it moves.
-        self.freedoms.append(np.square(width + common * power) / (width + np.square(common * power)))
+        squared = np.full(len(error), float(width)) if independent is None else width**2 / independent
+        self.freedoms.append(np.square(width + common * power) / (squared + np.square(common * power)))
         self.row_gains.append(_across(products) / safe)
         self.row_variances.append(1.0 / safe + result.shared**2)
         self.biases.append(np.full(len(error), result.bias))
@@ -200,7 +204,7 @@ class Statistics:
         """The largest of each kind."""
         return {
             Statistic.SIZE: self.size,
-            Statistic.ROW: float(self.rows.max(initial=0.0)),
+            Statistic.ROW: float(self.rows[self.worst_row]) if self.rows.size else 0.0,
             Statistic.COLUMN: float(self.columns[self.worst_column]) if self.columns.size else 0.0,
             Statistic.GAIN: abs(self.gain_deviations),
             Statistic.ROW_GAIN: float(np.abs(self.row_gains).max(initial=0.0)),
@@ -216,9 +220,12 @@ class Statistics:
     @cached_property
     def worst_column(self) -> int:
         """The column whose size is furthest beyond what so many errors exceed."""
-        distinct, which = np.unique(self.column_freedom, return_inverse=True)
-        usual = np.array([root_mean_square(each, ONE_SITE) for each in distinct])
-        return int((self.columns / usual[which]).argmax())
+        return _furthest_beyond(self.columns, self.column_freedom)
+
+    @cached_property
+    def worst_row(self) -> int:
+        """The row whose size is furthest beyond what so many errors exceed."""
+        return _furthest_beyond(self.rows, self.freedoms)
 
     @property
     def freedom(self) -> float:
@@ -252,7 +259,9 @@ class Statistics:
 
         plain = {
             Statistic.SIZE: root_mean_square(self.freedom, of(Statistic.SIZE)),
-            Statistic.ROW: root_mean_square(float(self.freedoms.min()), of(Statistic.ROW)),
+            Statistic.ROW: root_mean_square(
+                float(self.freedoms[self.worst_row]) if self.rows.size else 1.0, of(Statistic.ROW)
+            ),
             Statistic.COLUMN: root_mean_square(
                 float(self.column_freedom[self.worst_column]) if self.columns.size else 1.0, of(Statistic.COLUMN)
             ),
@@ -262,6 +271,13 @@ class Statistics:
             },
         }
         return {kind: limit * max(1.0, width.get(kind, 1.0)) for kind, limit in plain.items()}
+
+
+def _furthest_beyond(sizes: Floats, freedoms: Floats) -> int:
+    """The size that is furthest beyond what so many independent errors exceed."""
+    distinct, which = np.unique(freedoms, return_inverse=True)
+    usual = np.array([root_mean_square(each, ONE_SITE) for each in distinct])
+    return int((sizes / usual[which]).argmax())
 
 
 COLUMN_KINDS = (Statistic.COLUMN, Statistic.COLUMN_OFFSET, Statistic.COLUMN_GAIN)
@@ -396,7 +412,8 @@ def spread_width(result: Result, common: Shares | float = 0.0) -> dict[Statistic
     for error in result.draws:
         rows = result.drawn_rows
         # Drawn errors have no bias; taking as much off them would leave nothing of their common gain.
-        part = Result(result.values[rows], result.variance[rows], result.shared)
+        independent = None if result.independent is None else result.independent[rows]
+        part = Result(result.values[rows], result.variance[rows], result.shared, independent=independent)
         tally = Tally()
         tally.add(part.values + error, part)
         made.append(tally.statistics(common))

@@ -9,7 +9,7 @@ orders of the same products with the sum S, sum(s^2) is K (S^2 / 3 + |products|^
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -49,6 +49,25 @@ def shrunk(estimate: Floats, squares: Floats, samples: int) -> Floats:
     return np.asarray((PRIOR * estimate + samples * squares) / (PRIOR + samples))
 
 
+def independent_errors(draws: Sequence[Floats], variance: Floats | float = 1.0) -> Floats:
+    """How many independent errors each row's mean square is of, [rows]: the square of the sum of the eigenvalues of the
+    errors' covariance over the sum of their squares (Satterthwaite 1946). One score of a softmax that is off moves all
+    of its head. Both are taken from pairs of different `draws`, [rows, width] each, over their `variance`, and a row's
+    are drawn towards all rows', which have more pairs."""
+    width = draws[0].shape[1]
+    if len(draws) < 2:
+        return np.full(len(draws[0]), float(width))
+    inverse = 1.0 / np.sqrt(np.maximum(variance, 1e-300))
+    scaled = np.stack([draw * inverse for draw in draws], axis=1)  # [rows, draws, width]
+    products = np.square(scaled @ scaled.transpose(0, 2, 1))
+    own = np.diagonal(products, axis1=1, axis2=2)
+    together = products.sum(axis=(1, 2)) - own.sum(axis=1)
+    apart = np.square(np.sqrt(own).sum(axis=1)) - own.sum(axis=1)
+    overall = float(together.sum()) / max(float(apart.sum()), 1e-300)
+    each = np.divide(together, apart, out=np.full(len(own), overall), where=apart > 0.0)
+    return np.asarray(1.0 / np.clip(shrunk(np.asarray(overall), each, len(draws)), 1.0 / width, 1.0))
+
+
 @dataclass(frozen=True)
 class Result:
     """Values [rows, width], the variance of each one's rounding error, and the relative error that a row shares."""
@@ -63,6 +82,9 @@ class Result:
     draws: tuple[Floats, ...] = ()
     """Errors of whole runs with drawn roundings at the rows `drawn_rows`, where no closed form gives their spread."""
     drawn_rows: NDArray[np.int64] | None = None
+    independent: Floats | None = None
+    """Independent errors that each row's size amounts to, [rows], where its values share some (`independent_errors`);
+    None where each value is rounded by itself."""
     reordered: Callable[[], tuple[Floats, ...]] = tuple
     """Makes errors of the same products added up in float32 in other orders, all rows: how they spread over rows and
     columns together. Rows that are alike are rounded alike, and an average over them takes nothing away."""

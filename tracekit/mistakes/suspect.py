@@ -354,8 +354,9 @@ class Case:
         stored = operations.in_16_bits(self.dtype, lambda: [operations.as_stored(plain, self.dtype)])
         made: list[Callable[[Rows], Floats]] = [each.__getitem__ for each in (plain, *stored)]
         level, width = self.level, self._width
-        row = root_mean_square(shape[1], level) * max(1.0, width.get(Statistic.ROW, 1.0))
-        size = root_mean_square(shape[0] * shape[1], level) * max(1.0, width.get(Statistic.SIZE, 1.0))
+        independent = np.full(shape[0], float(shape[1])) if self.right.independent is None else self.right.independent
+        row = root_mean_square(float(independent.min()), level) * max(1.0, width.get(Statistic.ROW, 1.0))
+        size = root_mean_square(float(independent.sum()), level) * max(1.0, width.get(Statistic.SIZE, 1.0))
 
         def beyond(order: Callable[[Rows], Floats], rows: NDArray[np.int64]) -> bool:
             error = np.nan_to_num(np.square(self.recorded[rows] - order(rows)) / variance[rows], nan=math.inf)
@@ -393,7 +394,8 @@ class Case:
         orders = operations.in_16_bits(self.dtype, lambda: [operations.as_stored(plain, self.dtype)])
         orders = (*orders, *(made.rounded if isinstance(values, Result) else ()))
         tally = Tally()
-        tally.add(self.recorded, Result(plain, variance, made.shared, orders, bias=made.bias))
+        right = Result(plain, variance, made.shared, orders, independent=self.right.independent, bias=made.bias)
+        tally.add(self.recorded, right)
         statistics = tally.statistics()
         width = {kind: max(factor, made.excess) for kind, factor in self._width.items()}
         limits = statistics.limits(self.level, width)

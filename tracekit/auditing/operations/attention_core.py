@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 from tracekit.auditing.arithmetic import AddedUp, Arithmetic, Cached, Emulated, Exact, Rounding
 from tracekit.auditing.operations.operation import Effort, Given, Operation, Shape
 from tracekit.auditing.rotary import Rotary
-from tracekit.auditing.rounding import ACCUMULATOR, LIBRARY, Floats, Result, as_stored, rounding, shrunk, unit
+from tracekit.auditing.rounding import (
+    ACCUMULATOR,
+    LIBRARY,
+    Floats,
+    Result,
+    as_stored,
+    independent_errors,
+    rounding,
+    shrunk,
+    unit,
+)
 from tracekit.dtypes import SIXTEEN_BITS
 from tracekit.inspection.masked import places, sees, unmasked
 from tracekit.trace import Json, Sequence
@@ -343,7 +353,8 @@ def _spread(attention: Attention, given: Given, values: Floats, wide: bool) -> R
         random = np.random.default_rng(0)
         draws = [error + random.standard_normal(error.shape) * np.sqrt(added[picked]) for error in draws]
         variance = variance + added
-    return Result(values, variance, draws=tuple(draws), drawn_rows=picked, bias=LIBRARY)
+    independent = np.interp(np.arange(len(values)), picked, independent_errors(draws, variance[picked]))
+    return Result(values, variance, draws=tuple(draws), drawn_rows=picked, independent=independent, bias=LIBRARY)
 
 
 def _drawn_variance(core: Core, dtype: str, values: Floats, draws: list[Floats], picked: NDArray[np.int64]) -> Floats:
