@@ -22,7 +22,8 @@ from tracekit.compare.yardstick import _Coarsest
 from tracekit.dtypes import UNIT_ROUNDOFF, round_to, to_float
 from tracekit.formats.archive import write_archive
 from tracekit.formats.log import LogWriter, Tensor
-from tracekit.inspection.losses import SequencesAlone, StepsNotRecorded
+from tracekit.inspection.losses import NothingCompared, SequencesAlone, StepsNotRecorded
+from tracekit.inspection.sanity import EndedInError
 from tracekit.report.text import verdict_text
 from tracekit.verdict.decide import Verdict
 from tracekit.verdict.evidence import InputAgrees, WhatIsThereAgrees
@@ -264,6 +265,25 @@ def test_a_generation_without_recorded_steps_has_not_stopped(tmp_path: Path, ste
         ("parity", []) if steps_of == "neither" else ("withheld", [StepsNotRecorded(other, 0, 2, 3)])
     )
     assert found.compared is not None and found.compared.sites == 1
+
+
+def test_runs_that_share_nothing_are_no_parity(tmp_path: Path) -> None:
+    """Both programs raise before the first call of the model returns."""
+    traces = []
+    for name in ("reference", "candidate"):
+        log = LogWriter(tmp_path / f"{name}.tklog")
+        log.open("native", dtype="float32")
+        log.sites([{"name": "up", "class": "Linear", "order": 0}])
+        log.sequence(0, {"prompt/token_ids": np.array([1, 2])})
+        log.end_sequence(0, 0, "error", "RuntimeError: no memory")
+        log.close()
+        traces.append(tracekit.open(log.path))
+    found = tracekit.diff(*traces)
+    assert found.verdict == "withheld"
+    assert NothingCompared(traces[0].path) in found.evidence
+    assert [each for each in found.notes if isinstance(each, EndedInError)] == [
+        EndedInError(trace.path, 0, "RuntimeError: no memory") for trace in traces
+    ]
 
 
 def test_an_early_stop_is_named_and_a_cut_file_is_not(runs) -> None:

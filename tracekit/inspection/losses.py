@@ -103,6 +103,13 @@ class StepsNotRecorded:
 
 
 @dataclass(frozen=True)
+class NothingCompared:
+    """Two traces that share no step and no value."""
+
+    path: str
+
+
+@dataclass(frozen=True)
 class SequencesAlone:
     """Sequences of the reference that the candidate has none for: nothing of them was compared."""
 
@@ -197,6 +204,7 @@ Loss = (
     | SequencesNotRun
     | CallByCall
     | StepsNotRecorded
+    | NothingCompared
     | SequencesAlone
     | ResultsNotCompared
     | SitesUnlike

@@ -13,6 +13,7 @@ from tracekit.generations import counts
 from tracekit.trace import Array, Sequence, Site, Trace
 
 UNSEEN = "unseen"
+ERROR = "error"
 """Kind of the event of a step whose token is known and whose draw was not seen, with why; reason of a sequence's end
 where not even the token was seen."""
 LOOKED_AT = 8
@@ -89,6 +90,16 @@ class Uncached:
 
 
 @dataclass(frozen=True)
+class EndedInError:
+    """A sequence that its program left by an exception."""
+
+    path: str
+    sequence: int
+    detail: str | None
+    """The exception."""
+
+
+@dataclass(frozen=True)
 class SitesNotFound:
     """A pattern that was to choose sites and chose none."""
 
@@ -110,6 +121,12 @@ def recomputed_from(sequence: Sequence) -> int | None:
     is not what is recorded, but another rounding of it. None where no call did."""
     first: int | None = sequence.info.get("recomputed")
     return first
+
+
+def ended_in_error(trace: Trace) -> list[EndedInError]:
+    """The first sequence of a trace that ends by an exception of its program; empty where none does."""
+    ended = [each for each in trace.sequences if each.end_reason == ERROR]
+    return [EndedInError(trace.path, each.index, each.end_detail) for each in ended[:1]]
 
 
 def uncached(trace: Trace) -> list[Uncached]:

@@ -14,6 +14,7 @@ from tracekit.checkpoints.stated import find_checkpoint, no_checkpoint, open_che
 from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.errors import TraceError
 from tracekit.formats.opening import open_trace
+from tracekit.inspection.losses import NothingCompared
 from tracekit.mistakes.culprits import explained_audit
 from tracekit.selfcheck.variation import (
     BATCH,
@@ -162,8 +163,8 @@ class _Check:
                 other = seen(trace)
                 pair = (other, self.base) if wider else (self.base, other)
                 verdict = diff(*pair, weights=self.weights)
-                compared = verdict.compared
-                if compared is not None and not (compared.values or compared.steps or verdict.finding):
+                lost = () if verdict.coverage is None else verdict.coverage.lost
+                if any(isinstance(each, NothingCompared) for each in lost):
                     return CheckFinding(variation, Outcome.NOT_TRIED, why=NoLayers())
         except (TraceError, IndexError) as error:
             return CheckFinding(variation, Outcome.FAILED, why=Failed(str(error)))

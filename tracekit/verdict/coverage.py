@@ -12,6 +12,7 @@ from tracekit.inspection.losses import (
     CallByCall,
     CallsLeftOut,
     Loss,
+    NothingCompared,
     ResultsNotCompared,
     Rows,
     SequencesAlone,
@@ -88,6 +89,7 @@ def compared_coverage(reference: Trace, candidate: Trace, found: Search, audited
             *_results_apart(found.pair),
             *_unlike(found.pair),
             *_not_judged(found),
+            *_nothing(found),
         ),
     )
 
@@ -117,6 +119,13 @@ def _not_judged(found: Search) -> Iterator[Loss]:
         yield found.probabilities
     if found.processors is not None and found.processors.greedy:
         yield found.processors
+
+
+def _nothing(found: Search) -> Iterator[NothingCompared]:
+    """That there was nothing to compare: agreement of nothing is none."""
+    done = found.compared
+    if not (done.steps or done.values or found.findings or LOGITS in found.ratios):
+        yield NothingCompared(found.pair.reference.path)
 
 
 def _alone(pair: Pair) -> Iterator[CallByCall | SequencesAlone]:

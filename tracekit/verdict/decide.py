@@ -27,7 +27,7 @@ from tracekit.generations import generation_of
 from tracekit.inspection.following import shortfalls
 from tracekit.inspection.losses import CutOff
 from tracekit.inspection.non_finite import first_non_finite
-from tracekit.inspection.sanity import capture_problems, uncached
+from tracekit.inspection.sanity import capture_problems, ended_in_error, uncached
 from tracekit.mistakes.culprits import is_precise
 from tracekit.trace import Trace, TraceError
 from tracekit.verdict import evidence
@@ -273,6 +273,7 @@ def _notes(case: Case, ruling: Ruling | None) -> Iterator[object]:
             yield evidence.RecorderNote(trace.path, trace.status_detail)
     for trace in traces:
         yield from shortfalls(trace)
+        yield from ended_in_error(trace)
     if case.examination is not None:
         yield from (note for trace in traces for note in uncached(trace))
     if case.found.processors is not None and not case.found.processors.greedy:

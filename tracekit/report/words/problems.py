@@ -19,6 +19,7 @@ from tracekit.inspection.losses import (
     CutOff,
     LogitsNotJudged,
     LooksAhead,
+    NothingCompared,
     PositionsMissing,
     ProbabilitiesNotJudged,
     ProcessorsNotJudged,
@@ -35,6 +36,7 @@ from tracekit.inspection.sanity import (
     ConstantSites,
     CountsOnly,
     DrawsUnseen,
+    EndedInError,
     RecordingEnds,
     SharedValues,
     SitesNotFound,
@@ -150,6 +152,15 @@ template(
     "{path}: sequence {sequence}: {positions} positions were computed behind its prompt and no step is recorded: the "
     "{steps} steps of the other side are compared with nothing; record what its sampler chooses",
 )
+
+
+template(NothingCompared, "{path} and the candidate share no recorded step and no recorded value: nothing was compared")
+
+
+@words(EndedInError)
+def _ended_in_error(found: EndedInError) -> str:
+    raised = f": {found.detail}" if found.detail else ""
+    return f"{found.path}: sequence {found.sequence} ended in an error of its program{raised}"
 
 
 template(

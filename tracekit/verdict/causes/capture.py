@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tracekit.compare.findings import InputDiffers
 from tracekit.inspection.following import unrecorded_choices
+from tracekit.inspection.losses import NothingCompared
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.decision import Decision
 from tracekit.verdict.evidence import OthersAgree, WhatIsThereAgrees, agreement
@@ -15,9 +16,12 @@ def _holds(case: Case, ruling: Ruling | None) -> Ruling | None:
     if ruling is not None:
         return None
     if case.coverage.lost:
-        differs = isinstance(case.first, InputDiffers)  # by chance: else another cause has it
-        rest = case.first if differs else WhatIsThereAgrees(agreement(case.found))
-        return Ruling(Cause.CAPTURE, None, (*case.coverage.lost, rest))
+        lost = case.coverage.lost
+        if isinstance(case.first, InputDiffers):  # by chance: else another cause has it
+            return Ruling(Cause.CAPTURE, None, (*lost, case.first))
+        if any(isinstance(each, NothingCompared) for each in lost):
+            return Ruling(Cause.CAPTURE, None, lost)
+        return Ruling(Cause.CAPTURE, None, (*lost, WhatIsThereAgrees(agreement(case.found))))
     # Nobody knows what the candidate would have chosen: its tokens are the reference's own.
     unknown = unrecorded_choices(case.pair.candidate)
     return Ruling(Cause.CAPTURE, None, (*unknown, OthersAgree())) if unknown else None
