@@ -241,6 +241,10 @@ def test_independent_errors_are_counted() -> None:
     many = [random.standard_normal((40, 48)) for _ in range(8)]
     assert abs(float(np.mean(independent_errors(few))) - 3.0) < 0.3
     assert abs(float(np.mean(independent_errors(many))) - 48.0) < 6.0
+    # Whatever their size, and beside a row that is not finite.
+    few[0][7, 3] = np.inf
+    for size in (1e-120, 1e120):
+        assert abs(float(np.mean(independent_errors([each * size for each in few]))) - 3.0) < 0.3
 
 
 # ---------------------------------------------------------------- scalar constants

@@ -3,7 +3,7 @@ little further off is another."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,10 @@ from tracekit.formats.log import LogWriter
 from tracekit.sampling.chain import chain, cuts
 from tracekit.sampling.fit import departs
 from tracekit.sampling.observed import Context, Observed
+from tracekit.sampling.processor import run
+from tracekit.sampling.processors.top_p import keep_top_p
 from tracekit.sampling.scores import GONE
+from tracekit.sampling.shown import shown_chain
 
 TEMPERATURE = 0.7
 SEEDS = range(12)
@@ -306,3 +309,75 @@ def test_a_cut_that_leaves_a_token_of_another_score_is_another_filter() -> None:
     kept[np.flatnonzero(logits == logits[kept].min() - 1.0)[0]] = True
     probs = np.where(kept, np.exp(logits - logits.max(), dtype=np.float32), np.float32(0))
     assert departs(chain({"top_p": 0.9}), seen(logits, probs / probs.sum()))
+
+
+def own_loop(path: Any, steps: Sequence[Floats], temperature: float, top_p: float) -> Any:
+    """A program whose sampler says nothing of itself and keeps a nucleus; each step's token is the likeliest."""
+    log = LogWriter(path)
+    log.open("python", dtype="float32", seed=0, model={}, sites=[])
+    log.sequence(0, {}, prompt_ids=[1, 2, 3])
+    for index, logits in enumerate(steps):
+        scores = (logits / np.float32(temperature)).astype(np.float32)
+        kept = keep_top_p(scores, top_p) if top_p < 1.0 else scores
+        probs = np.where(kept > -np.inf, softmax32(kept, np.arange(scores.size)), 0).astype(np.float32)
+        one = seen(logits, probs)
+        ids, survivors = one.ids, one.probs
+        assert ids is not None and survivors is not None
+        tensors = {"logits": logits, "survivors/id": ids, "survivors/prob": survivors}
+        log.step(0, index, 2 + index, int(np.argmax(scores)), tensors)
+    log.end_sequence(0, len(steps), "done")
+    log.close()
+    return tracekit.open(path)
+
+
+def next_to_a_cut(logits: Floats, temperature: float, top_p: float, kept: int) -> Floats:
+    """The logits with one moved so far that the likeliest `kept` tokens have the probability `top_p`, but for the last
+    bits of float32."""
+    order, moved = np.argsort(-logits), logits.astype(np.float64)
+    low, high = -30.0, 30.0
+    for _ in range(200):
+        moved[order[0]] = (low + high) / 2.0
+        weights = np.exp((moved - moved.max()) / temperature)
+        low, high = (
+            (low, moved[order[0]]) if weights[order[:kept]].sum() > top_p * weights.sum() else (moved[order[0]], high)
+        )
+    return moved.astype(np.float32)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.3, 0.9), (1.0, 0.5)])
+def test_one_token_more_of_a_nucleus_that_is_not_stated(tmp_path: Any, temperature: float, top_p: float) -> None:
+    """Rounding leaves one token more where the cut lies next to one, and another number does so anywhere."""
+    random = np.random.default_rng(4)
+    steps = [random.normal(size=320).astype(np.float32) for _ in range(6)]
+    steps[3] = next_to_a_cut(steps[3], temperature, top_p, 40)
+    reference = own_loop(tmp_path / "reference.tklog", steps, temperature, top_p)
+    sizes = {reference.sequences[0].step(3).survivors_id.size}
+    for again in range(40):
+        rounded = [(each * (1 + 1e-7 * random.normal(size=320))).astype(np.float32) for each in steps]
+        candidate = own_loop(tmp_path / f"{again}.tklog", rounded, temperature, top_p)
+        verdict = tracekit.diff(reference, candidate)
+        assert verdict.verdict == "parity", verdict.text
+        sizes.add(candidate.sequences[0].step(3).survivors_id.size)
+    assert len(sizes) > 1
+    for name, number in (("less", top_p - 0.002), ("more", top_p + 0.002), ("none", 1.0)):
+        other = own_loop(tmp_path / f"{name}.tklog", steps, temperature, number)
+        assert tracekit.diff(reference, other).cause == "filter"
+
+
+def test_what_survivors_show_of_a_sampler() -> None:
+    random = np.random.default_rng(6)
+    logits = [random.normal(size=200).astype(np.float32) * 2 for _ in range(5)]
+
+    def steps(settings: dict[str, Any], cut: slice = slice(None)) -> list[Observed]:
+        out = []
+        for each in logits:
+            values = run(chain(settings), each, Context())
+            probs = softmax32(values, np.arange(values.size))
+            out.append(seen(each, np.where(values > -np.inf, probs, 0).astype(np.float32)))
+        return out[cut]
+
+    for settings in ({"temperature": 0.7}, {"temperature": 0.7, "top_k": 11}, {"min_p": 0.05}, {"top_p": 0.85}):
+        shown = shown_chain(steps(settings))
+        assert shown is not None and [str(each) for each in shown] == [str(each) for each in chain(settings)]
+    assert shown_chain(steps({"top_k": 11}, slice(0, 2)) + steps({"top_k": 12}, slice(2, 4))) is None
+    assert shown_chain([]) is None

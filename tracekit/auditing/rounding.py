@@ -39,6 +39,8 @@ MOST_ROWS = 0.75
 them; with a mistake in the norm, fewer rows fall within `FITS` of any two."""
 
 
+BLOCK_VALUES = 1 << 20
+"""Drawn errors that are multiplied with each other at a time."""
 PRIOR = 4.0
 """Samples that an estimate of a variance from many elements weighs as much as."""
 
@@ -54,17 +56,26 @@ def independent_errors(draws: Sequence[Floats], variance: Floats | float = 1.0) 
     errors' covariance over the sum of their squares (Satterthwaite 1946). One score of a softmax that is off moves all
     of its head. Both are taken from pairs of different `draws`, [rows, width] each, over their `variance`, and a row's
     are drawn towards all rows', which have more pairs."""
-    width = draws[0].shape[1]
+    count, width = draws[0].shape
     if len(draws) < 2:
-        return np.full(len(draws[0]), float(width))
-    inverse = 1.0 / np.sqrt(np.maximum(variance, 1e-300))
-    scaled = np.stack([draw * inverse for draw in draws], axis=1)  # [rows, draws, width]
-    products = np.square(scaled @ scaled.transpose(0, 2, 1))
-    own = np.diagonal(products, axis1=1, axis2=2)
-    together = products.sum(axis=(1, 2)) - own.sum(axis=1)
-    apart = np.square(np.sqrt(own).sum(axis=1)) - own.sum(axis=1)
+        return np.full(count, float(width))
+    over = np.broadcast_to(np.asarray(variance, dtype=np.float64), (count, width))
+    together, apart = np.empty(count), np.empty(count)
+    few = max(1, BLOCK_VALUES // (len(draws) * width))
+    for first in range(0, count, few):
+        rows = slice(first, first + few)
+        inverse = 1.0 / np.sqrt(np.maximum(over[rows], 1e-300))
+        with np.errstate(invalid="ignore", over="ignore"):
+            scaled = np.stack([draw[rows] * inverse for draw in draws], axis=1)  # [rows, draws, width]
+        # Only directions count: of each row as large as they are, their fourth powers would overflow or vanish.
+        scaled = np.where(np.isfinite(scaled), scaled, 0.0)
+        scaled /= np.maximum(np.abs(scaled).max(axis=(1, 2), keepdims=True), 1e-300)
+        products = np.square(scaled @ scaled.transpose(0, 2, 1))
+        own = np.diagonal(products, axis1=1, axis2=2)
+        together[rows] = products.sum(axis=(1, 2)) - own.sum(axis=1)
+        apart[rows] = np.square(np.sqrt(own).sum(axis=1)) - own.sum(axis=1)
     overall = float(together.sum()) / max(float(apart.sum()), 1e-300)
-    each = np.divide(together, apart, out=np.full(len(own), overall), where=apart > 0.0)
+    each = np.divide(together, apart, out=np.full(count, overall), where=apart > 0.0)
     return np.asarray(1.0 / np.clip(shrunk(np.asarray(overall), each, len(draws)), 1.0 / width, 1.0))
 
 

@@ -22,7 +22,9 @@ from tracekit.sampling.chain import chain as chain_of
 from tracekit.sampling.chain import cut_distance, unknown_settings
 from tracekit.sampling.fit import departs, shares
 from tracekit.sampling.observed import Observed
+from tracekit.sampling.replay import observations
 from tracekit.sampling.scores import rounding
+from tracekit.sampling.shown import shown_chain
 
 UNLIKELY = 1e-30
 """Probabilities up to it are not compared: the least that float32 holds have few bits left, or are written as 0."""
@@ -67,7 +69,15 @@ def difference(pair: SequencePair, one: Observed, other: Observed, logits_gap: f
     found, explained = _measured(found, pair, one, other, logits_gap, ratio)
     if wrong is not None and wrong[0] != wrong[1]:
         return Kept(replace(found, departs=Side.REFERENCE if wrong[0] else Side.CANDIDATE))
-    return Kept(tied=not same) if explained else Kept(found)
+    if explained or (not pair.reference.sampling and _follows_what_is_shown(pair, other)):
+        return Kept(tied=not same)
+    return Kept(found)
+
+
+def _follows_what_is_shown(pair: SequencePair, other: Observed) -> bool:
+    """Whether a step of the candidate is left by the filter that the reference's survivors show at all of its steps."""
+    chain = shown_chain(observations(pair.reference, other.index))
+    return chain is not None and departs(chain, other, _narrow(pair.candidate.logits_dtype)) is False
 
 
 def _rounded(pair: SequencePair, one: Observed, unit: float) -> float:

@@ -7,6 +7,8 @@ import numpy as np
 from tracekit.align.sites import SequencePair
 from tracekit.sampling.chain import chain, cuts
 from tracekit.sampling.fit import departs
+from tracekit.sampling.replay import observations
+from tracekit.sampling.shown import shown_chain
 from tracekit.trace import Step
 from tracekit.verdict.counterfactual.evidence import CutCrossed
 from tracekit.verdict.counterfactual.sides import both, observed
@@ -17,7 +19,8 @@ def cut_crossed(pair: SequencePair, step: int) -> CutCrossed:
     one, other = observed(pair, step)
     assert one.ids is not None and other.ids is not None, "survivors that crossed a cut are recorded"
     apart = np.setxor1d(one.ids, other.ids)
-    processors = chain(pair.reference.sampling)
+    shown = None if pair.reference.sampling else shown_chain(observations(pair.reference, step))
+    processors = chain(pair.reference.sampling) if shown is None else shown
     follows = [departs(processors, seen) is False for seen in (one, other)]
     near = [] if one.logits is None else cuts(processors, one.logits, one.context)
     found = min(((float(cut.distances[apart].min()), cut.unit) for cut in near), default=(np.inf, None))
