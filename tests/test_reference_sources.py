@@ -23,6 +23,7 @@ from tracekit_torch.reference_program.loading import prepared  # noqa: E402
 from tests import tiny_families  # noqa: E402
 from tests.forked import Forks  # noqa: E402
 from tracekit.inspection.losses import LogitsNotJudged  # noqa: E402
+from tracekit.inspection.sanity import EndedInError  # noqa: E402
 
 CULPRIT = "transformer.h.1.ln_1"
 SCRIPT = """
@@ -163,3 +164,25 @@ def test_logits_of_another_width_withhold_the_verdict(folder: Path, tmp_path: Pa
     assert [(each.tokens, each.recorded) for each in found.lost if isinstance(each, LogitsNotJudged)] == [(168, 160)]
     assert found.exit_code == 2 and not found.culprits and len(found.clean) == len(same.clean) - 1
     assert "of 168 tokens, the recorded ones of 160" in found.text
+
+
+@pytest.mark.parametrize("calls", [0, 2])
+def test_an_error_of_the_program_is_said(folder: Path, tmp_path: Path, calls: int) -> None:
+    """Of a program that raises before its first call of the model returns there is nothing to audit."""
+    model, done = tiny_families.load(folder), []
+
+    def fails(module: Any, args: Any) -> None:
+        done.append(0)
+        if len(done) > calls:
+            raise RuntimeError("no memory")
+
+    model.transformer.h[1].mlp.register_forward_pre_hook(fails)
+    with pytest.raises(RuntimeError, match="no memory"), tracekit_torch.record(model, tmp_path / "run.h5"):
+        model.generate(torch.tensor([[72, 101, 50]]), max_new_tokens=6, do_sample=False)
+    if not calls:
+        with pytest.raises(tracekit.TraceError, match=r"no site .*ended in an error .*RuntimeError"):
+            tracekit.audit(tmp_path / "run.h5", folder, by=tracekit_torch.by_reference(folder))
+    else:
+        found = tracekit.audit(tmp_path / "run.h5", folder, by=tracekit_torch.by_reference(folder))
+        assert [each.detail for each in found.notes if isinstance(each, EndedInError)] == ["RuntimeError: no memory"]
+        assert found.exit_code == 0

@@ -27,7 +27,7 @@ from tracekit.errors import TraceError
 from tracekit.formats.name_map import NameMap, gguf_names, read_names
 from tracekit.formats.opening import open_trace
 from tracekit.inspection.known_positions import MaskNotRecorded, WeightsChanged
-from tracekit.inspection.sanity import unseen
+from tracekit.inspection.sanity import ended_in_error, unseen
 from tracekit.interactive import Browsable, html_table
 from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
 from tracekit.mistakes.ranking import by_consequence
@@ -173,15 +173,15 @@ def audit(
             run = named(run, called, Elsewhere(checkpoint=checkpoint))
         run, notes = in_order_of(checkpoint, run)
         found = by(run, checkpoint)
+        ended = ended_in_error(run)
         if not (found.clean or found.culprits):
             unknown = next((one for one in found.lost if isinstance(one, MaskNotRecorded | WeightsChanged)), None)
             if unknown is not None:
                 raise TraceError(sentence(unknown))
-            raise TraceError(
-                f"{run.path}: holds no site that can be audited against {checkpoint.path}{_why(found.unknown)}"
-            )
+            why = _why(found.unknown) or "".join(f"; {sentence(each)}" for each in ended) or "; record with --level all"
+            raise TraceError(f"{run.path}: holds no site that can be audited against {checkpoint.path}{why}")
         notes += borrowed_settings(checkpoint)
-        said = (*notes, *found.notes, *found.elsewhere, *routed(found.routed), *unseen(run))
+        said = (*notes, *found.notes, *found.elsewhere, *routed(found.routed), *unseen(run), *ended)
         found = replace(explained_audit(run, checkpoint, found), notes=said)
         if isinstance(by, Weighing):
             culprits, told = by_consequence(found.culprits, by.weigher(run, found))
@@ -238,6 +238,6 @@ def _fields(found: DataclassInstance) -> dict[str, Any]:
 def _why(unknown: Mapping[str, NotAudited]) -> str:
     """Why most sites were not audited."""
     if not unknown:
-        return "; record with --level all"
+        return ""
     reason, count = Counter(unknown.values()).most_common(1)[0]
     return f"; of {count} of its {len(unknown)} sites: {sentence(reason)}"
