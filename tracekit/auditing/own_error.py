@@ -86,16 +86,13 @@ class Tally:
         """One block of rows, [rows, width]."""
         gaps = [recorded - values for values in (result.values, *result.rounded)]
         gap = gaps[0] if len(gaps) == 1 else min(gaps, key=operations.typical)
-        few = max(1, CACHED // gap.shape[1])
+        few, independent = max(1, CACHED // gap.shape[1]), result.errors_in_rows
         for first in range(0, len(gap), few):
             rows = slice(first, first + few)
-            independent = None if result.independent is None else result.independent[rows]
-            self._add_few(gap[rows], result.values[rows], result.variance[rows], independent, result)
+            self._add_few(gap[rows], result.values[rows], result.variance[rows], independent[rows], result)
         self.leverages.append(np.ones(len(gap)) if result.leverage is None else result.leverage)
 
-    def _add_few(
-        self, gap: Floats, values: Floats, variance: Floats, independent: Floats | None, result: Result
-    ) -> None:
+    def _add_few(self, gap: Floats, values: Floats, variance: Floats, independent: Floats, result: Result) -> None:
         """As many rows as stay in the cache; statistics need no more than float32, and no more do their sums."""
         inverse = np.sqrt(variance)
         np.reciprocal(inverse, out=inverse)
@@ -110,8 +107,8 @@ class Tally:
         safe, common = np.maximum(power, 1e-290), result.shared**2 + result.bias**2
         self.rows.append(_across(squares) / (width + common * power))
         # What a row shares is one error, however many values it moves.
-        squared = np.full(len(error), float(width)) if independent is None else width**2 / independent
-        self.freedoms.append(np.square(width + common * power) / (squared + np.square(common * power)))
+        shared = np.square(common * power)
+        self.freedoms.append(np.square(width + common * power) / (width**2 / independent + shared))
         self.row_gains.append(_across(products) / safe)
         self.row_variances.append(1.0 / safe + result.shared**2)
         self.biases.append(np.full(len(error), result.bias))
@@ -412,7 +409,7 @@ def spread_width(result: Result, common: Shares | float = 0.0) -> dict[Statistic
     for error in result.draws:
         rows = result.drawn_rows
         # Drawn errors have no bias; taking as much off them would leave nothing of their common gain.
-        independent = None if result.independent is None else result.independent[rows]
+        independent = result.errors_in_rows[rows]
         part = Result(result.values[rows], result.variance[rows], result.shared, independent=independent)
         tally = Tally()
         tally.add(part.values + error, part)

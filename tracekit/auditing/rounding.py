@@ -119,6 +119,12 @@ class Result:
     engines sum its squares. A row that was summed in one of them is compared with that: kernels for one row, for many
     and for what is left over of a block sum differently, in one run."""
 
+    @property
+    def errors_in_rows(self) -> Floats:
+        """Independent errors that each row's size amounts to, [rows]."""
+        rows, width = self.values.shape
+        return np.full(rows, float(width)) if self.independent is None else self.independent
+
     def closest(self, recorded: Floats) -> Result:
         """Itself, one of the others, or one of its own orders, whichever is nearest to what was recorded."""
         if self.scales:

@@ -354,7 +354,7 @@ class Case:
         stored = operations.in_16_bits(self.dtype, lambda: [operations.as_stored(plain, self.dtype)])
         made: list[Callable[[Rows], Floats]] = [each.__getitem__ for each in (plain, *stored)]
         level, width = self.level, self._width
-        independent = np.full(shape[0], float(shape[1])) if self.right.independent is None else self.right.independent
+        independent = self.right.errors_in_rows
         row = root_mean_square(float(independent.min()), level) * max(1.0, width.get(Statistic.ROW, 1.0))
         size = root_mean_square(float(independent.sum()), level) * max(1.0, width.get(Statistic.SIZE, 1.0))
 
