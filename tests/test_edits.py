@@ -617,6 +617,32 @@ def test_a_segment_computes_what_the_replay_does(checkpoints: Any, tmp_path: Pat
         assert np.array_equal(values, site.values, equal_nan=True), site.site
 
 
+def test_an_edit_leaves_nothing_behind(checkpoints: Any, tmp_path: Path) -> None:
+    """Edits that write to other memory, or that make what is written to later another value's memory."""
+    folder, name = checkpoints("qwen3next"), "model.layers.0.linear_attn.out_proj:in"
+    with tiny_families.run(tiny_families.load(folder), tmp_path / "run.h5") as trace:
+        model, sequence = load_reference(str(folder), "float32"), trace.sequences[0]
+        replay = Capturing(model, sequence, forward_of(model, trace, sequence))
+        site, segment = replay.sites_with_segments([name])[name]
+    units = UNIT_ROUNDOFF["float32"], UNIT_ROUNDOFF["float32"]
+    suspect: Any = explaining.Suspect(site, cast(Any, None), site.rows, segment, units, 10)
+    before = {value: held.clone() for value, held in segment.clean.items()}
+    trials = [
+        trial
+        for trial in suspect._trials()
+        if not all(segment.steady(value) for place, _ in trial.at for value in segment.nodes[place].outputs)
+    ]
+    assert len(trials) > 20
+    for trial in trials:
+        suspect._values(trial, 1.25)
+        changed = [
+            value
+            for value, held in before.items()
+            if not torch.equal(held.nan_to_num(), segment.clean[value].nan_to_num())
+        ]
+        assert not changed, (trial.edit.kind, trial.change.label, segment.nodes[trial.place].name)
+
+
 @pytest.mark.parametrize("name", ["granite", "bloom", "gemma3", "qwen3next"])
 def test_a_segment_of_all_calls_computes_what_decoding_does(checkpoints: Any, tmp_path: Path, name: str) -> None:
     folder = checkpoints(name)

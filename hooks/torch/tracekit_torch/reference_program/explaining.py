@@ -323,11 +323,20 @@ class Suspect:
         found = self.again(known, budget)
         if found:
             return found
+        narrow = self._narrow()
         starts = None if first is None else first._not_refuted(budget)
         found = self._judged(self._all(starts), budget)
-        if not found and self._narrow():
-            found = self._judged(self._all(starts), budget)
-        return found
+        return self._everywhere(found, budget) if narrow else found
+
+    def _everywhere(self, held: list[Held], budget: Budget) -> list[Held]:
+        """Of edits that hold in the prompt or in decoding alone, those that hold without that condition; all if none
+        does."""
+        part = self._where, self._acts
+        self._where, self._acts = EVERYWHERE, np.ones_like(self._acts)
+        found = self._judged(self._again({one.key: Start(one.number) for one in held}), budget) if held else []
+        if not found:
+            self._where, self._acts = part
+        return found or held
 
     def again(self, known: list[Held], budget: Budget) -> list[Held]:
         """Of edits that explained another culprit, those that explain this one."""
@@ -351,22 +360,21 @@ class Suspect:
     def _not_refuted(self, budget: Budget) -> dict[Hashable, Start]:
         """Edits that leave little, and the numbers that fit best."""
         left: list[tuple[float, Hashable, Start]] = []
-        for _ in range(2):
-            for trial, start in self._worth(((trial, Start()) for trial in self._trials()), budget, OF_THE_FIRST):
-                if not budget.left(OF_THE_FIRST):
-                    break
-                tried = self._tried(trial, start)
-                if tried and tried[-1].left <= NEAR:
-                    left.append((tried[-1].left, self._key(trial), Start(tried[-1].number)))
-            if left or not self._narrow():
+        self._narrow()
+        for trial, start in self._worth(((trial, Start()) for trial in self._trials()), budget, OF_THE_FIRST):
+            if not budget.left(OF_THE_FIRST):
                 break
+            tried = self._tried(trial, start)
+            if tried and tried[-1].left <= NEAR:
+                left.append((tried[-1].left, self._key(trial), Start(tried[-1].number)))
         left.sort(key=lambda each: each[0])
         near = max(NEARLY * left[0][0], ROUNDED_AWAY) if left else 0.0
         last = max(NOT_REFUTED, sum(each[0] <= near for each in left))
         return {key: start for _, key, start in reversed(left[:last])}
 
     def _narrow(self) -> bool:
-        """From now on an edit acts in the prompt alone, or in decoding alone, where nothing else is wrong."""
+        """From now on an edit acts in the prompt alone, or in decoding alone, where nothing else is wrong: what is left
+        of one that acts everywhere is no less."""
         rows = self._site.rows[self._rows]
         wrong = np.isin(rows, self._wrong)
         if self._site.site == LOGITS or not wrong.any():
@@ -544,7 +552,7 @@ class Suspect:
         fitted_ = self._fitted_beside(edits, fits)
         yield from fits.keys() - fitted_.keys()
         lanes = list((numbers | {index: number for index, number in fitted_.items() if number is not None}).items())
-        told = self._run_beside(edits, lanes, self._refuted if self._acts.all() else None)
+        told = self._run_beside(edits, lanes, self._refuted)
         for at, (index, _) in enumerate(lanes):
             values = self._acted(told[at]) if at in told else None
             if at not in told or (values is not None and self._left(values) <= SURELY * NEAR):
@@ -635,14 +643,17 @@ class Suspect:
         return changed
 
     def _values(self, trial: Trial, number: float, refuted: Callable[[Floats], bool] | None = None) -> Floats | None:
-        """None where it cannot go on, or where the first calls refute it, unless it acts at some rows alone."""
-        return self._acted(self.segment.run(self._changed(trial, number), refuted if self._acts.all() else None))
+        """None where it cannot go on, or where the first calls refute it."""
+        return self._acted(self.segment.run(self._changed(trial, number), refuted))
 
     def _acted(self, values: Floats | None) -> Floats | None:
         """Values of an edit that acts at some rows alone."""
-        if values is None or values.shape != self._site.values.shape:
-            return None
-        return values if self._acts.all() else np.where(self._acts[:, None], values, self._site.values)
+        return self._acted_first(values) if values is not None and values.shape == self._site.values.shape else None
+
+    def _acted_first(self, values: Floats) -> Floats:
+        """The same of the first rows."""
+        count = len(values)
+        return values if self._acts.all() else np.where(self._acts[:count, None], values, self._site.values[:count])
 
     def _base(self) -> Floats | None:
         """The error that is left where nothing is edited."""
@@ -664,8 +675,10 @@ class Suspect:
 
     def _refuted(self, values: Floats) -> bool:
         """Whether the values of the first rows alone leave more than is near, whatever the others leave."""
+        if len(values) > len(self._rows) or values.shape[1:] != self._site.values.shape[1:]:
+            return False  # not this site's shape, which tells all the same
         with np.errstate(all="ignore"):
-            values = values[self._rows[: len(values)]]
+            values = self._acted_first(values)[self._rows[: len(values)]]
             return not float(np.sum(self._squares(values))) <= SURELY * NEAR**2 * self._recorded.size
 
     def _squares(self, values: Floats) -> Floats:

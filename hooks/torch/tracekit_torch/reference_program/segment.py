@@ -649,20 +649,30 @@ class Segment:
                 tensor = made[value] = tensor.clone()
             return tensor
 
+        def own_value_of(value: int) -> torch.Tensor:
+            return self._own_memory(value_of(value))
+
         with torch.no_grad():
             for place in places:
-                node = self.nodes[place]
-                args, kwargs = node.operands(value_of)
-                change = changed.get(place)
+                node, change = self.nodes[place], changed.get(place)
+                given = value_of if change is None or not node.mutated else own_value_of
+                args, kwargs = node.operands(given)
                 alone = change is not None and self.made_by(place) is not None
-                if change is None:
-                    out = node.result(args, kwargs)
-                else:
-                    out = change(Given(node, args, kwargs, value_of, alone))
+                out = node.result(args, kwargs) if change is None else change(Given(node, args, kwargs, given, alone))
                 results = out if isinstance(out, tuple | list) else (out,)
                 tensors = [each for each in results if isinstance(each, torch.Tensor)]
+                if change is not None and not all(map(self.steady, node.outputs)):  # it will be written to
+                    tensors = [self._own_memory(each) for each in tensors]
                 made.update(zip(node.outputs, tensors, strict=not alone))
                 self.work += OVERHEAD + sum(tensor.numel() for tensor in tensors) * _terms(node, args)
+
+    def _own_memory(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What a changed run may write to: a copy of what the next run needs as it is."""
+        return tensor.clone() if _memory(tensor) in self._clean_memory else tensor
+
+    @cached_property
+    def _clean_memory(self) -> frozenset[int]:
+        return frozenset(map(_memory, self.clean.values()))
 
     def _plan(self, changed: frozenset[int]) -> tuple[int, ...]:
         """Positions of the nodes to run again: those that read what changes. What shares memory that is written to is
@@ -717,6 +727,11 @@ class Given:
 
 Changed = Mapping[int, Callable[[Given], Result]]
 """What nodes make in the place of their results, by position in the segment."""
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """The address of the memory that a tensor is a view of."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _is_tensor(thing: Any) -> TypeGuard[torch.Tensor]:
