@@ -718,8 +718,8 @@ class Suspect:
 
 
 class CalledSuspect(Suspect):
-    """A culprit with what feeds it in every call of the model: an edit is made in all of them. Where it has a number it
-    acts on each position alone, in a prefill as well, and is not tried again."""
+    """A culprit with what feeds it in every call of the model: an edit is made in all of them. Where every call runs
+    what it changes, one with a number acts on each position alone, in a prefill as well, and is not tried again."""
 
     @classmethod
     def of(
@@ -754,7 +754,11 @@ class CalledSuspect(Suspect):
         return (*trial.at, *((place, same) for places in groups for place in places if place not in made))
 
     def _trials(self, kinds: set[object] | None = None) -> Iterator[Trial]:
-        return (trial for trial in super()._trials(kinds) if trial.change.neutral is None)
+        return (trial for trial in super()._trials(kinds) if trial.change.neutral is None or self._in_some_calls(trial))
+
+    def _in_some_calls(self, trial: Trial) -> bool:
+        """Whether a call does not run what is edited, as a prompt may be read by another function than the rest."""
+        return len({self.segment.call_of(place) for place, _ in trial.at}) < len(self.segment.targets)
 
     def _narrow(self) -> bool:
         return False

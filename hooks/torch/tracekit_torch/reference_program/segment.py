@@ -342,10 +342,14 @@ class Segment:
         found: dict[Hashable, list[int]] = {}
         counted: Counter[Hashable] = Counter()
         for place, node in enumerate(self.nodes):
-            call = node.place, node.name, bisect_right(self.begins, node.index)
+            call = node.place, node.name, self.call_of(place)
             found.setdefault((*call[:2], counted[call]), []).append(place)
             counted[call] += 1
         return [tuple(places[::-1]) for places in reversed(found.values())]
+
+    def call_of(self, place: int) -> int:
+        """The call of the model that runs a node, counted from 1 where there are several."""
+        return bisect_right(self.begins, self.nodes[place].index)
 
     def steady(self, value: int) -> bool:
         """Whether a value is the same at all times: no operation writes to its memory."""
