@@ -342,6 +342,22 @@ def test_a_greedy_runs_processors_are_judged_though_the_tokens_are_equal(
     assert (found.cause, found.explanation and found.explanation.mistake.id) == ("filter", explained), found.evidence
 
 
+def test_a_minimum_of_new_tokens_that_is_lost_is_named_though_transformers_works_out_a_length_of_it(
+    tmp_path, model, batch, monkeypatch
+):
+    _, free = record(tmp_path / "free.h5", model, batch, rows=1, tokens=6, **SAMPLING)
+    stops = free.sequences[0].tokens.tolist()[4:5]
+    settings = {**SAMPLING, "rows": 1, "tokens": 6, "min_new_tokens": 6, "eos_token_id": stops}
+    _, right = record(tmp_path / "right.h5", model, batch, **settings)
+    assert "min_length" not in right.sequences[0].sampling
+    for name in ("MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor"):
+        ignored = lambda processor, input_ids, scores: scores  # noqa: E731
+        monkeypatch.setattr(getattr(transformers.generation.logits_process, name), "__call__", ignored)
+    _, wrong = record(tmp_path / "wrong.h5", model, batch, **settings)
+    found = tracekit.diff(right, wrong)
+    assert (found.cause, found.explanation and found.explanation.mistake.id) == ("filter", "min_new_tokens_ignored")
+
+
 def test_a_greedy_step_without_processors_holds_logits_alone(tmp_path, model, batch):
     _, trace = record(tmp_path / "run.h5", model, batch, do_sample=False)
     assert trace.sequences[0].step(0).survivors_id is None

@@ -127,8 +127,9 @@ def sampling(config: Any) -> Json:
         value = plain(getattr(config, name, None))
         if value is not None:
             found[name] = value
-    if "max_new_tokens" in found:
-        found.pop("max_length", None)  # follows from it, differently for each prompt
+    for bound in ("max", "min"):
+        if f"{bound}_new_tokens" in found:
+            found.pop(f"{bound}_length", None)  # follows from it, differently for each prompt
     eos = plain(config.eos_token_id)
     if eos is not None:
         found["eos_token_id"] = eos if isinstance(eos, list) else [eos]
