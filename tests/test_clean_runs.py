@@ -542,6 +542,22 @@ def test_an_eps_moves_all_rows_by_as_much_as_they_are_small(seed: int, eps: floa
     assert own.wrong is (eps != 1e-5)
 
 
+def test_rows_before_a_mistake_are_held_to_what_each_of_them_may_be_off() -> None:
+    """Of few independent errors each, a healthy row is often beyond what all rows together may be."""
+    random, beyond = np.random.default_rng(5), 0
+    for _ in range(200):
+        errors = np.repeat(random.standard_normal((20, 12)), 8, axis=1)
+        errors[10:] *= 1e4
+        tally = Tally()
+        tally.add(errors, Result(np.zeros((20, 96)), np.ones((20, 96)), independent=np.full(20, 12.0)))
+        statistics = tally.statistics()
+        limits = statistics.limits(1e-10, {})
+        own = Own(Recipe("core", "core", Linear(), ("x",)), (Window(0, 20),), statistics, limits, {}, level=1e-10)
+        assert np.flatnonzero(own.wrong_rows()).tolist() == [*range(10, 20)]
+        beyond += bool((statistics.rows[:10] > limits[Statistic.SIZE]).any())
+    assert beyond > 20
+
+
 @pytest.mark.parametrize("since", [0, 8])
 def test_rows_that_follow_the_gain_of_the_wrong_ones_are_wrong(since: int) -> None:
     """A gain of five roundoffs that a few rows show by themselves."""

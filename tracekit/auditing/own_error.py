@@ -272,9 +272,13 @@ class Statistics:
 
 def _furthest_beyond(sizes: Floats, freedoms: Floats) -> int:
     """The size that is furthest beyond what so many independent errors exceed."""
+    return int((sizes / _exceeded(freedoms, ONE_SITE)).argmax())
+
+
+def _exceeded(freedoms: Floats, level: float) -> Floats:
+    """`root_mean_square` of each."""
     distinct, which = np.unique(freedoms, return_inverse=True)
-    usual = np.array([root_mean_square(each, ONE_SITE) for each in distinct])
-    return int((sizes / usual[which]).argmax())
+    return np.array([root_mean_square(float(each), level) for each in distinct])[which]
 
 
 COLUMN_KINDS = (Statistic.COLUMN, Statistic.COLUMN_OFFSET, Statistic.COLUMN_GAIN)
@@ -316,6 +320,13 @@ class Own:
         over = self.over
         return Statistic.SIZE if over[Statistic.SIZE] > 1.0 else max(over, key=lambda kind: over[kind])
 
+    @property
+    def _row_limits(self) -> Floats:
+        """What each row's size exceeds with the probability of a false alarm, [rows]: of few independent errors more
+        often than of many."""
+        spread = max(1.0, self.width.get(Statistic.ROW, 1.0))
+        return spread * _exceeded(self.statistics.freedoms, self.level)
+
     def wrong_rows(self) -> NDArray[np.bool_]:
         """Rows that are wrong by themselves; where only an average over all of them is, every row."""
         rows = self.statistics.rows
@@ -323,10 +334,12 @@ class Own:
             return np.asarray(rows > ODD if (rows > ODD).any() else np.ones(len(rows), dtype=bool))
         # The site is wrong; from which row on, its other rows tell: in emulated 16 bits they are nearly exact.
         usual = max(STANDS_OUT_ROWS * float(np.median(rows)), 1.5)
-        limit = min(self.limits[Statistic.SIZE if self.over[Statistic.SIZE] > 1.0 else Statistic.ROW], usual)
-        wrong = (rows > limit) | (np.abs(self.statistics.row_gains) > self.limits[Statistic.ROW_GAIN])
+        by_size = rows > np.minimum(self._row_limits, usual)
+        if self.over[Statistic.SIZE] > 1.0 and not by_size.any():  # no single row tells
+            by_size = rows > min(self.limits[Statistic.SIZE], usual)
+        wrong = by_size | (np.abs(self.statistics.row_gains) > self.limits[Statistic.ROW_GAIN])
         if wrong.any():
-            by_gain_alone = self.over[Statistic.GAIN] > 1.0 and not (rows > limit).any()
+            by_gain_alone = self.over[Statistic.GAIN] > 1.0 and not by_size.any()
             return np.asarray(wrong | self.statistics.since(wrong) if by_gain_alone else wrong)
         top = float(rows.max(initial=0.0))
         late = top > STANDS_OUT * float(np.median(rows))
