@@ -81,7 +81,7 @@ test: setup model cosyvoice3-model transformers4 lint ## Everything: lint, types
 	@sh scripts/check_chromium.sh
 	cd $(RUST) && $(CARGO) test --release --workspace --all-features
 	# A thread a worker: PyTorch would start one a core in each, and they would wait for each other.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --durations=60
 
 docs: $(VENV)/.ready ## The documentation site, out/site: guides, API reference, commands; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -35,6 +35,19 @@ TEXT = ("--prompt-ids", "72,101,50,290,280,12,270", "--max-new-tokens", "16", "-
 SAMPLING = ("--temperature", "0.8", "--top-k", "50", "--top-p", "0.95")
 BUILT = {"CARGO_TARGET_DIR": str(ROOT / "hooks/rust/target"), "CARGO_PROFILE_RELEASE_DEBUG": "1"}
 """As the workspace is built: candle is not built again."""
+FEATURES = """
+[build-dependencies]
+syn = { version = "3", features = ["full"] }
+
+[dev-dependencies.aho-corasick]
+version = "1"
+
+[dev-dependencies.getrandom]
+version = "0.4"
+features = ["std", "sys_rng"]
+"""
+"""Of what candle is built with, those that the workspace's other packages ask for: without them all of it is built
+again. Where they are others one day, that is so, and nothing else."""
 PLAIN = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 """The plugins that are installed here take seconds to import, and a repro uses none."""
 WRONG = "WRONG"
@@ -131,6 +144,9 @@ def run_pytest(path: Path, mended: list[str] | None) -> subprocess.CompletedProc
 
 def run_cargo(path: Path, mended: list[str] | None) -> subprocess.CompletedProcess[str]:
     """The same in Rust."""
+    manifest = path / "Cargo.toml"
+    if FEATURES not in (stated := manifest.read_text()):
+        manifest.write_text(stated + FEATURES)
     return _ran(["cargo", "test", "--offline", "--release"], path, mended)
 
 
