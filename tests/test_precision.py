@@ -17,8 +17,8 @@ from scripts import candle_models
 from scripts.candle_models import Case, run_tracekit
 from tracekit.auditing import stepwise
 from tracekit.auditing.rounding import as_stored
-from tracekit.mistakes import TWO_MISTAKES
 from tracekit.mistakes.culprits import is_precise
+from tracekit.mistakes.explain import TWO_MISTAKES
 from tracekit.mistakes.sites import residuals, rotary
 from tracekit.mistakes.sites.rounded_steps import STEPS_ROUNDED
 from tracekit.verdict.cause import Cause

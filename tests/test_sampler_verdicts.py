@@ -129,8 +129,9 @@ def test_a_chain_is_in_the_order_of_generate_and_names_its_processors() -> None:
     greedy = sampling.chain(settings | {"do_sample": False})
     assert [each.name for each in greedy] == ["RepetitionPenaltyLogitsProcessor"]
     logits = np.array([5.0, 4.0, 1.0, 0.0, 0.0, 0.0, -1.0])
-    passed = sampling.stages(sampling.chain(settings), logits, Context())
-    assert next(each.name for each, values in passed if np.isneginf(values[6])) == "TopKLogitsWarper"
+    whole = sampling.chain(settings)
+    removed = [np.isneginf(run(whole[: at + 1], logits, Context())[6]) for at in range(len(whole))]
+    assert whole[removed.index(True)].name == "TopKLogitsWarper"
 
 
 def test_an_unknown_setting_is_said_and_not_passed_over() -> None:

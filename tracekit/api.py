@@ -29,8 +29,8 @@ from tracekit.formats.opening import open_trace
 from tracekit.inspection.known_positions import MaskNotRecorded, WeightsChanged
 from tracekit.inspection.sanity import ended_in_error, unseen
 from tracekit.interactive import Browsable, html_table
+from tracekit.mistakes.culprit_groups import by_consequence
 from tracekit.mistakes.culprits import ExplainedAudit, explained_audit
-from tracekit.mistakes.ranking import by_consequence
 from tracekit.report.audit import audit_json, audit_text
 from tracekit.report.json import verdict_json
 from tracekit.report.quantised import quantised_json, quantised_lines

@@ -11,9 +11,6 @@ import numpy as np
 
 from tracekit.auditing.rounding import Floats
 
-BY_LENGTH = frozenset({"dynamic", "longrope"})
-"""Kinds whose frequencies depend on how long a run is."""
-
 
 @dataclass(frozen=True)
 class Rotary:

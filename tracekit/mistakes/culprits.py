@@ -13,7 +13,7 @@ from tracekit.auditing.drawn_error import Segment
 from tracekit.auditing.recipe import recipes
 from tracekit.auditing.recompute import Parameters, Recomputation
 from tracekit.checkpoints.checkpoint import Checkpoint
-from tracekit.mistakes import explain
+from tracekit.mistakes.explain import explain
 from tracekit.mistakes.explanation import Explanation, TriedInPart, Untried
 from tracekit.mistakes.suspect import Case
 from tracekit.trace import Trace

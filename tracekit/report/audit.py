@@ -10,9 +10,9 @@ from tracekit.auditing.own_error import FALSE_ALARMS
 from tracekit.checkpoints.checkpoint import Checkpoint
 from tracekit.exit_codes import ExitCode
 from tracekit.inspection.settings import Difference
+from tracekit.mistakes.culprit_groups import grouped
 from tracekit.mistakes.culprits import ExplainedAudit, ExplainedCulprit
 from tracekit.mistakes.explanation import Explained, in_the_source
-from tracekit.mistakes.ranking import grouped
 from tracekit.report.coverage import coverage_json, left_out, shares
 from tracekit.report.text import counted_values
 from tracekit.report.words import fields_and_text, sentence

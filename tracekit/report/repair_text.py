@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from tracekit.auditing.consequence import StepTokens
-from tracekit.mistakes.ranking import grouped
+from tracekit.mistakes.culprit_groups import grouped
 from tracekit.report.audit import mistake_lines
 from tracekit.report.words.consequence import token_columns
 from tracekit.report.words.culprits import culprit_json

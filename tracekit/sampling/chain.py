@@ -67,15 +67,6 @@ def recorded_chain(rows: Iterable[Json], settings: Json) -> tuple[list[Applied],
     return out, unknown
 
 
-def stages(processors: Iterable[Applied], logits: Floats, context: Context) -> list[tuple[Applied, Floats]]:
-    """Each processor of a chain with the scores after it."""
-    values, out = working(logits), []
-    for each in processors:
-        values = each.apply(values, context)
-        out.append((each, values))
-    return out
-
-
 def scores(logits: Floats, sampling: Json, history: Sequence[int] = (), prompt: int = 0) -> Floats:
     """Logits after the processors of these settings, [vocabulary]; minus infinity where a token was removed.
 

@@ -23,8 +23,8 @@ from tracekit.checkpoints.stated import NoCheckpoint, find_checkpoint, no_checkp
 from tracekit.compare.findings import Finding, LogitsWrong, PassedOn, SiteWrong, Stage
 from tracekit.compare.search import Search, compared_positions
 from tracekit.dtypes import is_float
+from tracekit.mistakes.culprit_groups import by_consequence
 from tracekit.mistakes.culprits import ExplainedCulprit, alike, explained, is_precise
-from tracekit.mistakes.ranking import by_consequence
 from tracekit.trace import LOGITS, Trace, TraceError
 from tracekit.verdict.handed_on import added
 

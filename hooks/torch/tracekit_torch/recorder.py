@@ -37,11 +37,11 @@ from tracekit_torch import describe, precision
 from tracekit_torch.adapter import About, Adapter, Choice, Row
 from tracekit_torch.called_directly import CalledDirectly
 from tracekit_torch.choices import Choices
+from tracekit_torch.contained_tensors import first_tensor
 from tracekit_torch.draws import CHOICES, Drawn, Draws
 from tracekit_torch.follow import Follow
 from tracekit_torch.memory import WORDS
 from tracekit_torch.named_arguments import named, parameters_of
-from tracekit_torch.nested import first_tensor
 from tracekit_torch.options import Options
 from tracekit_torch.outermost import Outermost, Standing
 from tracekit_torch.patching import Hook, replace

@@ -22,8 +22,8 @@ from tracekit.formats.log import LogWriter, Tensor, TensorLike
 from tracekit.formats.log_beside import finish, new_log
 from tracekit.trace import INPUT_SUFFIX, Json
 from tracekit_torch import describe
+from tracekit_torch.contained_tensors import first_tensor
 from tracekit_torch.memory import WORDS
-from tracekit_torch.nested import first_tensor
 from tracekit_torch.rows import Axis, arranged
 from tracekit_torch.tapped import ROOT_SITE
 from tracekit_torch.weights import weight_table

@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.hooks import RemovableHandle
 
 from tracekit.trace import ENCODER, INPUT_SUFFIX, LOGITS, TENSORS_GIVEN, Json
+from tracekit_torch.contained_tensors import first_tensor, numbers_of
 from tracekit_torch.eager import plain_name, uncompiled
 from tracekit_torch.memory import WORDS, CallMemory
-from tracekit_torch.nested import first_tensor, numbers_of
 from tracekit_torch.options import Options
 from tracekit_torch.patching import Hook
 from tracekit_torch.rows import Axis, arranged

@@ -13,8 +13,8 @@ from tracekit.trace import Json
 from tracekit_torch.adapter import Row
 from tracekit_torch.adapters import LAST, ModelKind
 from tracekit_torch.adapters.own_loop import INPUT_BYTES, OwnLoop
+from tracekit_torch.contained_tensors import first_tensor
 from tracekit_torch.draws import Drawn
-from tracekit_torch.nested import first_tensor
 from tracekit_torch.recorder import Recorder, generator_state
 
 

@@ -19,8 +19,8 @@ from tracekit.inspection.masked import MASK
 from tracekit.trace import ENCODER, ENCODER_PREFIX, Json
 from tracekit_torch.adapter import Row
 from tracekit_torch.adapters.causal_calls import spans
+from tracekit_torch.contained_tensors import first_tensor
 from tracekit_torch.memory import CALL_BYTES
-from tracekit_torch.nested import first_tensor
 from tracekit_torch.recorder import Recorder
 from tracekit_torch.rows import Axis
 

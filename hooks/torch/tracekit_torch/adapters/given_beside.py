@@ -17,8 +17,8 @@ from tracekit.inspection.positions import prompt_length
 from tracekit.trace import Json, Sequence
 from tracekit_torch.adapters.causal_calls import CACHE_NAMES
 from tracekit_torch.adapters.port_arguments import ARGUMENTS, Told
+from tracekit_torch.contained_tensors import tensors_in
 from tracekit_torch.named_arguments import parameters_of
-from tracekit_torch.nested import tensors_in
 
 INPUT_BYTES = 64 << 20
 """Inputs larger than this are not copied into the trace."""

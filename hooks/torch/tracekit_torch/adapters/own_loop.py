@@ -22,7 +22,7 @@ from tracekit_torch.adapter import Row
 from tracekit_torch.adapters.causal_calls import is_largest
 from tracekit_torch.adapters.causal_loop import Begun, CausalLoop, HeldCall
 from tracekit_torch.adapters.port_arguments import ARGUMENTS, arguments_told, counters, counts
-from tracekit_torch.nested import first_tensor, tensors_in
+from tracekit_torch.contained_tensors import first_tensor, tensors_in
 from tracekit_torch.recorder import Recorder, generator_state
 
 _TABLE = re.compile(r"(?i)embed|emb\b|\bwte\b")

@@ -19,8 +19,8 @@ from tracekit.inspection.site_rows import logits_width
 from tracekit.trace import ENCODER_PREFIX, NO_TOKEN, Sequence, Trace
 from tracekit_torch.adapters.given_beside import KNOWN, given_again, inputs_kept
 from tracekit_torch.adapters.port_arguments import ARGUMENTS, arguments_again, unknown_arguments
+from tracekit_torch.contained_tensors import tensors_in
 from tracekit_torch.named_arguments import accepted, in_place, parameters_of
-from tracekit_torch.nested import tensors_in
 from tracekit_torch.not_run import NotRun
 
 _OF_TORCH = frozenset(vars(nn.Module()))

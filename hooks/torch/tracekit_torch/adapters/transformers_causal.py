@@ -35,9 +35,9 @@ from tracekit_torch.adapters.causal_loop import CausalLoop
 from tracekit_torch.adapters.encoder_runs import EncoderRun, encoded, encoder_axis
 from tracekit_torch.adapters.given_beside import GivenBeside
 from tracekit_torch.adapters.processors import Stage
+from tracekit_torch.contained_tensors import first_tensor
 from tracekit_torch.draws import Drawn
 from tracekit_torch.named_arguments import parameters_of
-from tracekit_torch.nested import first_tensor
 from tracekit_torch.patching import Hook
 from tracekit_torch.recorder import BESIDE, Recorder, generator_state, rows_of, survivors
 from tracekit_torch.rows import Axis

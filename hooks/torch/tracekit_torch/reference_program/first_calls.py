@@ -14,7 +14,7 @@ from torch import nn
 from tracekit.trace import Sequence, Trace
 from tracekit.trace_view import TraceView
 from tracekit_torch.adapters.causal_calls import output_logits
-from tracekit_torch.nested import first_tensor
+from tracekit_torch.contained_tensors import first_tensor
 from tracekit_torch.reference_program.first_positions import FirstPositions
 from tracekit_torch.reference_program.loading import forward_of
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from tracekit_torch.nested import tensors_in
+from tracekit_torch.contained_tensors import tensors_in
 
 BATCHED = {"_to_copy", "copy", "masked_fill"}
 """Operations that work value by value and that torch does not tag as such."""

@@ -24,8 +24,8 @@ from tracekit.auditing.not_audited import Lacks, NotAudited
 from tracekit.dtypes import to_float
 from tracekit.inspection.losses import LogitsNotJudged
 from tracekit.trace import INPUT_SUFFIX, LOGITS, TENSORS_GIVEN, Sequence, SiteData, resolve_in
+from tracekit_torch.contained_tensors import first_tensor
 from tracekit_torch.eager import plain_name
-from tracekit_torch.nested import first_tensor
 from tracekit_torch.reference_program.lockstep import Lockstep
 from tracekit_torch.reference_program.routing import Choice, Choosing, Forced
 from tracekit_torch.rows import Axis, arranged
