@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tracekit.align.pair import Side
 from tracekit.align.sites import Alignment, SequencePair
 from tracekit.dtypes import UNIT_ROUNDOFF, is_float, to_float
 from tracekit.trace import Array, Sequence
@@ -25,6 +26,14 @@ class Fed:
 
     told: tuple[int, int]
     fed: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class RowsWithoutEqual:
+    """Rows fed to one side that have no equal among those of the other, in order."""
+
+    side: Side
+    rows: tuple[int, ...]
 
 
 def fed_rows(sequence: Sequence) -> int | None:
@@ -47,9 +56,8 @@ def fed_apart(pair: SequencePair) -> Fed | None:
     return Fed((len(one.prompt_ids), len(other.prompt_ids)), (fed[0], fed[1]))
 
 
-def unmatched_rows(pair: SequencePair, alignment: Alignment, fed: Fed) -> tuple[int, list[int]] | None:
-    """(side, rows): which rows of the side that was fed more have no equal among the other's, in order; 0 is the
-    reference. None where no site shows it."""
+def unmatched_rows(pair: SequencePair, alignment: Alignment, fed: Fed) -> RowsWithoutEqual | None:
+    """Which rows of the side that was fed more have no equal among the other's; None where no site shows it."""
     more = int(fed.fed[1] > fed.fed[0])
     for site in alignment.pairs:
         names = (site.name, site.candidate)
@@ -62,7 +70,7 @@ def unmatched_rows(pair: SequencePair, alignment: Alignment, fed: Fed) -> tuple[
         if long is None or short is None or long[0].shape[1] != short[0].shape[1]:
             continue
         extra = _extra(long[0], short[0], SAME_UNITS * max(long[1], short[1]))
-        return (more, extra) if len(extra) == abs(fed.fed[1] - fed.fed[0]) else None
+        return RowsWithoutEqual(tuple(Side)[more], tuple(extra)) if len(extra) == abs(fed.fed[1] - fed.fed[0]) else None
     return None
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import ClassVar
 
+from tracekit.align.fed_rows import RowsWithoutEqual
 from tracekit.align.pair import Side
 
 
@@ -69,14 +70,6 @@ class InputDiffers(Finding):
     """Of numbers in one shape: the norm of what they are off by, over that of the reference's."""
 
 
-@dataclass(frozen=True)
-class Unmatched:
-    """Rows of one side that have no equal on the other."""
-
-    side: Side
-    rows: tuple[int, ...]
-
-
 @dataclass(frozen=True, kw_only=True)
 class RowsDiffer(Finding):
     """More rows were fed on one side for the same prompt entries; `position` is the first such row, where known."""
@@ -84,7 +77,7 @@ class RowsDiffer(Finding):
     stage: ClassVar[Stage] = Stage.INPUT
     fed: tuple[int, int]
     entries: tuple[int, int]
-    unmatched: Unmatched | None
+    unmatched: RowsWithoutEqual | None
 
 
 # -------------------------------------------------------------------- what was computed

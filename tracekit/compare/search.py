@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tracekit.align.fed_rows import fed_apart, unmatched_rows
-from tracekit.align.pair import Pair, Side
+from tracekit.align.pair import Pair
 from tracekit.align.sites import SequencePair, SitePair, check_same_model
 from tracekit.compare import survivors
 from tracekit.compare.drift import Drift, drift
@@ -30,7 +30,6 @@ from tracekit.compare.findings import (
     SiteWrong,
     StopDiffers,
     TokenDiffers,
-    Unmatched,
     VocabulariesDiffer,
 )
 from tracekit.compare.metrics import row_errors
@@ -258,11 +257,11 @@ def _rows_difference(pair: SequencePair, traces: Pair) -> RowsDiffer | None:
     return RowsDiffer(
         sequence=pair.index,
         step=0,
-        position=found[1][0] if found and found[1] else None,
+        position=found.rows[0] if found and found.rows else None,
         site="prompt/rows",
         fed=fed.fed,
         entries=fed.told,
-        unmatched=None if found is None else Unmatched(tuple(Side)[found[0]], tuple(found[1])),
+        unmatched=found,
     )
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from tracekit.inspection.settings import MODEL_SETTINGS, Difference, Setting, in_effect, plain_setting, same_setting
+from tracekit.sampling.chain import REPETITION_SETTINGS
 from tracekit.sampling.processors import GENERATE, plain_filter_setting
 from tracekit.trace import Json, Trace
 
-REPETITION_SETTINGS = ("win_size", "tau_r")
-"""Of CosyVoice's sampler: when a token is drawn again from everything."""
 STOP_SETTINGS = (
     "max_new_tokens",
     "min_new_tokens",

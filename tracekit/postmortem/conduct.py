@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from tracekit.postmortem import examine
-from tracekit.postmortem.examine import SEEDS, Task, is_suspicious, needs_full, quietest
-from tracekit.postmortem.groups import Key, conclude, key_of
+from tracekit.postmortem.examine import SEEDS, Task
+from tracekit.postmortem.groups import conclude
 from tracekit.postmortem.plan import Plan
 from tracekit.postmortem.program import STOPPED, Stopped
+from tracekit.postmortem.recorded_in_full import control_of, wanted
 from tracekit.postmortem.store import Store, read_as, read_json, write_json
 from tracekit.report.postmortem_text import postmortem_json
 from tracekit.trace import TraceError
@@ -49,7 +50,7 @@ class Conduct:
         claim(self.store, self.plan)
         try:
             self._examine_sparsely()
-            self._examine_in_full(self._wanted())
+            self._examine_in_full(wanted(self._sparse.values()))
             control = self._control()
         except KeyboardInterrupt:
             STOPPED.set()
@@ -89,30 +90,11 @@ class Conduct:
             self._start("full", number)
         self._collect("full")
 
-    def _wanted(self) -> list[int]:
-        """Seeds of which only the layers say what is wrong, and an example of each group."""
-        found = list(self._sparse.values())
-        quiet = quietest(found)
-        wanted = [seed.seed for seed in found if needs_full(seed, quiet)]
-        examples: dict[Key, int] = {}
-        for seed in sorted(found, key=lambda seed: seed.seed):
-            key = key_of(seed)
-            if key is not None and seed.state not in BROKEN and not seed.also:
-                examples.setdefault(key, seed.seed)
-        return sorted({*wanted, *examples.values()})
-
     def _control(self) -> int | None:
-        """The passing seed whose probabilities are furthest apart, recorded in full: do its layers pass, too?"""
-        quiet = quietest(list(self._sparse.values()))
-        passing = [
-            seed
-            for number, seed in self._sparse.items()
-            if seed.state is State.PASS and not is_suspicious(seed, quiet) and number not in self._full
-        ]
-        if not passing:
-            return None
-        control = max(passing, key=lambda seed: (seed.apart or 0.0, -seed.seed)).seed
-        self._examine_in_full([control])
+        """The control, recorded in full; None where no seed is one."""
+        control = control_of(self._sparse.values(), self._full)
+        if control is not None:
+            self._examine_in_full([control])
         return control
 
     # ------------------------------------------------------------ one seed after the other

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tracekit.postmortem.examine import fault_of, is_suspicious, quietest
+from tracekit.postmortem.examine import fault_of
 from tracekit.postmortem.margins import pass_probability, rate
+from tracekit.postmortem.suspicious import is_suspicious, quietest
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.causes import is_fault, rule_of
 from tracekit.verdict.outcome import (
@@ -52,7 +53,7 @@ def conclude(reference: str, candidate: str, seeds: Iterable[Seed], asked: int) 
     found = tuple(sorted(seeds, key=lambda seed: seed.seed))
     members = _gathered(found)
     passing = [seed for seed in found if seed.state is State.PASS]
-    quiet = quietest(list(found))
+    quiet = quietest(found)
     named = _names(one.key for one in members)
     groups = [_group(one, named, len(found), passing, quiet) for one in members]
     groups.sort(key=lambda group: (not group.failing, -len(group.seeds), group.name))

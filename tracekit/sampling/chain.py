@@ -18,10 +18,12 @@ from tracekit.trace import Json
 
 RAS = "ras"
 """`sampler` of a sequence whose tokens CosyVoice's repetition-aware sampling chose."""
+REPETITION_SETTINGS = ("win_size", "tau_r")
+"""Of that sampler: when a token is drawn again from everything."""
 ELSEWHERE = (
     *("do_sample", "sampler", "seed", "num_beams", "use_cache", "processors"),
     *("eos_token_id", "bos_token_id", "pad_token_id", "stop_token_ids"),
-    *("max_new_tokens", "max_length", "min_len", "max_len", "win_size", "tau_r"),
+    *("max_new_tokens", "max_length", "min_len", "max_len", *REPETITION_SETTINGS),
 )
 """Settings that change no score, or that other code reads."""
 

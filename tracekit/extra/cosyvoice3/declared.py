@@ -16,6 +16,7 @@ from typing import Any
 from tracekit.extra.cosyvoice3.speech import PROMPT_TEXT, SPOKEN_TEXT
 from tracekit.extra.cosyvoice3.tagged_yaml import Tagged, parse
 from tracekit.inspection.settings import SWITCHES, as_used, in_effect, same_setting
+from tracekit.sampling.chain import REPETITION_SETTINGS
 from tracekit.sampling.processors import GENERATE, ONLY_SAMPLED
 from tracekit.trace import Json, Sequence, Trace, TraceError
 
@@ -24,7 +25,7 @@ SIZE_LIMIT = 1 << 20
 RESERVED = 200
 """Ids from `speech_token_size` on that are no speech: all of them stop a generation."""
 RAS = "ras_sampling"
-RAS_SETTINGS = ("top_p", "top_k", "win_size", "tau_r")
+RAS_SETTINGS = ("top_p", "top_k", *REPETITION_SETTINGS)
 RAS_DEFAULTS: Json = {"top_p": 0.7}
 """Defaults of the function itself that differ from what the published YAML gives it."""
 SIZES = {"llm_input_size": "hidden_size", "llm_output_size": "hidden_size", "speech_token_size": "speech_token_size"}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tracekit.compare.findings import DrawDiffers, DrawField, Finding, Stage
-from tracekit.compare.settings import FILTER_SETTINGS, REPETITION_SETTINGS, STOP_SETTINGS
+from tracekit.compare.settings import FILTER_SETTINGS, STOP_SETTINGS
 from tracekit.inspection.settings import EPS_SETTINGS
 from tracekit.mistakes import stops
 from tracekit.mistakes.filters import AS_STATED
 from tracekit.mistakes.sites import gates, mask, norms, rotary, scores
+from tracekit.sampling.chain import REPETITION_SETTINGS
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.evidence import SettingDiffers
 from tracekit.verdict.outcome import Agreement
