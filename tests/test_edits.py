@@ -694,6 +694,15 @@ def test_decoding_is_taken_where_it_is_the_prefill_but_for_float32(
     assert (found is not None) is (factor == 1.0)
 
 
+def test_a_cache_that_counts_by_a_layer_without_keys_decodes_as_generate_does(checkpoints: Any, tmp_path: Path) -> None:
+    """MiniMax's first layer keeps none: the model by itself would begin anew at position 0 in every call."""
+    folder, name = checkpoints("minimax"), "model.layers.1.self_attn.o_proj:in"
+    with tiny_families.run(tiny_families.load(folder), tmp_path / "run.h5") as trace:
+        model, sequence = load_reference(str(folder), "float32"), trace.sequences[0]
+        site, _ = Capturing(model, sequence, forward_of(model, trace, sequence)).sites_with_segments([name])[name]
+        assert CallSegments(model, trace, sequence, [name], {}).of(site) is not None
+
+
 @pytest.mark.parametrize("decoding", [1.0, 1.7])
 def test_an_axis_is_named_whose_effect_depends_on_the_length_of_a_call(
     checkpoints: Any, tmp_path: Path, decoding: float

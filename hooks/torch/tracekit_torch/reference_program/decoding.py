@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +56,14 @@ def _held(name: str, value: object, depth: int) -> Iterator[tuple[str, torch.Ten
             yield from _held(attribute, item, depth - 1)
 
 
+def _length(cache: object) -> int | None:
+    """The positions that a cache of transformers says it holds; None where it says nothing."""
+    told = getattr(cache, "get_seq_length", None)
+    with suppress(Exception):
+        return None if told is None else int(told())
+    return None
+
+
 class Decoding(Replay):
     """A model in float64 that decodes a recorded sequence: its prompt in one call, then a position a call."""
 
@@ -63,6 +71,7 @@ class Decoding(Replay):
         super().__init__(model, sequence, lambda: None, factors)
         parameters = parameters_of(model)
         cached = IDS in parameters  # a port's own cache is not known
+        self._placed = "position_ids" in parameters
         self._takes = next((name for name in CACHE_NAMES if cached and name in parameters), "")
         self._fed = fed(model, trace, sequence)
         self._masks = masks_of(model, sequence)
@@ -116,6 +125,9 @@ class Decoding(Replay):
         self._fired, self._seen, self._held, self._running = {}, set(), {}, [""]
         self._of_the_call = {}
         given = {} if cache is None else {self._takes: cache}
+        if self._placed and cache is not None and _length(cache) not in (None, first):
+            # One that counts by a layer that keeps no keys: the model would begin at 0, and who calls it says where.
+            given["position_ids"] = torch.arange(first, stop)[None]
         for name, told in self._masks.items():
             each = told[:, :, first:stop, :stop] if told.dim() == 4 else told[:, 0 if name == MASK else first : stop]
             given[name] = each
