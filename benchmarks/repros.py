@@ -170,7 +170,7 @@ def tried(bench: Bench, fault: str, tests: list[Test]) -> tuple[str, str, str, s
         return fault, "no repro", _cause(verdict), "", "", str(made.why)
     right = all(_judges(test, made.path, bench.engine.words()) for test in tests)
     said = "fail, pass mended" if right else WRONG
-    return fault, said, _cause(verdict), _cut(made.prompt), _cut(made.steps), made.note.partition(":")[0]
+    return fault, said, _cause(verdict), _cut(made.prompt), _cut(made.steps), made.uncut or ""
 
 
 def _judges(test: Test, path: Path, mended: list[str]) -> bool:

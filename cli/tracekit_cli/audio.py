@@ -9,9 +9,8 @@ import click
 
 import tracekit
 from tracekit.extra.cosyvoice3.audio import Sound, Spoken, measure, sound_row, spoken_tokens
-from tracekit.extra.cosyvoice3.speech import TOKENS_A_SECOND
 from tracekit.formats.opening import is_trace
-from tracekit.report.sound_text import sound_text
+from tracekit.report.sound_text import sound_notes, sound_text
 from tracekit.trace import TraceError
 
 
@@ -46,11 +45,5 @@ def command(files: tuple[str, ...], traces: tuple[str, ...], as_json: bool) -> N
         sound_row(sound, _partner(sounds, index, made), made)
         for index, (sound, made) in enumerate(zip(sounds, spoken, strict=True))
     ]
-    notes = [note for sound in sounds for note in sound.notes()]
-    notes += [
-        f"{made.trace}: {made.dropped} of {made.tokens} tokens are silent ones after the fifth in a row, which llm_job "
-        f"drops: {made.dropped / TOKENS_A_SECOND:.2f} s of sound"
-        for made in spoken
-        if made is not None and made.dropped
-    ]
+    notes = sound_notes(sounds, spoken)
     click.echo(json.dumps({"files": rows, "notes": notes}, indent=2) if as_json else sound_text(rows, notes))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -25,11 +25,33 @@ HEADS = ("lm_head.weight", "embed_tokens.weight")
 """Two names of one tensor where embeddings are tied; a checkpoint may leave the first out."""
 PARTS = 12
 """Parts of a model that are told apart, at most."""
-REARRANGED = "the same numbers in another order"
-KNOWN_EXTRAS = {
-    "spk_embed_affine_layer": "projects a speaker's embedding, which CosyVoice3's language model does not take",
-}
-"""Last but one part of a parameter's name -> what it is for."""
+
+
+@dataclass(frozen=True)
+class PrefixIgnored:
+    """Names of a file are compared without what all of them begin with."""
+
+    path: str
+    prefix: str
+
+
+@dataclass(frozen=True)
+class TiedHead:
+    """A head on one side only that repeats that side's embeddings."""
+
+    name: str
+    embeddings: str
+
+
+@dataclass(frozen=True)
+class OtherOrder:
+    """A tensor of another shape that holds the same numbers in another order."""
+
+    name: str
+
+
+Note = PrefixIgnored | TiedHead | OtherOrder
+"""What to know beside the differences."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +97,7 @@ class WeightDiff:
     alike: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()  # names on both sides that hold the same numbers
     settings: tuple[int, int] = (0, 0)  # of a side's graph, without a partner: axes, shapes, single numbers
     parts: tuple[Part, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[Note, ...] = ()
     transposed: frozenset[str] = frozenset()  # of other shape, with the first's values transposed
 
     @property
@@ -87,7 +109,7 @@ def diff_weights(one: Parameters, other: Parameters, adapter: Adapter | None = N
     """Compare every tensor that both have, paired by name or by content (`tracekit.checkpoints.pairing`); a tied head
     may be left out. `adapter`: what may have been added to either, to say how many times."""
     pairing = pair_tensors(one, other)
-    notes = [f"{path}: names are compared without their prefix {head!r}" for path, head in pairing.prefixes]
+    notes: list[Note] = [PrefixIgnored(path, head) for path, head in pairing.prefixes]
     paired = ({pair.one for pair in pairing.pairs}, {pair.other for pair in pairing.pairs})
     for at in (0, 1):
         paired[at].update(name for group in pairing.alike for name in group[at])
@@ -98,7 +120,6 @@ def diff_weights(one: Parameters, other: Parameters, adapter: Adapter | None = N
         notes += _drop_tied(side, names)
     settings = [_drop_settings(side, names) for side, names in zip((one, other), left, strict=True)]
     missing, extra = left
-    notes += _known(missing + extra)
     turned = Transposed(other, (pair.other for pair in pairing.pairs if pair.order is Order.TRANSPOSED))
     partner = {pair.one: pair.other for pair in pairing.pairs}
     shapes = {a: (one.shape(a), other.shape(b)) for a, b in partner.items() if one.shape(a) != turned.shape(b)}
@@ -111,7 +132,7 @@ def diff_weights(one: Parameters, other: Parameters, adapter: Adapter | None = N
     ]
     found = _moved(one, other, partner, found)
     found.sort(key=lambda difference: -_rank(difference))
-    notes += [f"{name}: {REARRANGED}" for name in shapes if name in arranged]
+    notes += [OtherOrder(name) for name in shapes if name in arranged]
     return WeightDiff(
         len(partner) + sum(len(ours) for ours, _ in pairing.alike),
         tuple(missing),
@@ -194,20 +215,15 @@ def _rank(difference: ValueDifference) -> float:
 # -------------------------------------------------------------------- names
 
 
-def _drop_tied(side: Parameters, left: list[str]) -> list[str]:
+def _drop_tied(side: Parameters, left: list[str]) -> list[Note]:
     """Takes a head out of `left` that repeats its own side's embeddings; says so."""
     head, embeddings = HEADS
     for name in [name for name in left if name.endswith(head)]:
         twin = next((known for known in side.names if known.endswith(embeddings)), None)
         if twin and side.shape(twin) == side.shape(name) and _compare(side, name, side, twin) is None:
             left.remove(name)
-            return [f"{name} is on one side only, and repeats {twin} (tied)"]
+            return [TiedHead(name, twin)]
     return []
-
-
-def _known(left: list[str]) -> list[str]:
-    parts = {part for name in left for part in name.split(".")}
-    return [f"{part}.* {use}" for part, use in KNOWN_EXTRAS.items() if part in parts]
 
 
 # -------------------------------------------------------------------- values

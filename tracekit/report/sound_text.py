@@ -2,8 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from tracekit.extra.cosyvoice3.audio import COARSE, Sound, Spoken
+from tracekit.extra.cosyvoice3.speech import TOKENS_A_SECOND
 from tracekit.report.summary_text import aligned
 from tracekit.trace import Json
+
+
+def sound_notes(sounds: Iterable[Sound], spoken: Iterable[Spoken | None]) -> list[str]:
+    """What to know before the numbers are compared."""
+    out = [note for sound in sounds for note in _notes(sound)]
+    return out + [
+        f"{made.trace}: {made.dropped} of {made.tokens} tokens are silent ones after the fifth in a row, which llm_job "
+        f"drops: {made.dropped / TOKENS_A_SECOND:.2f} s of sound"
+        for made in spoken
+        if made is not None and made.dropped
+    ]
+
+
+def _notes(sound: Sound) -> list[str]:
+    out = []
+    if sound.channels > 1:
+        out.append(f"{sound.path}: {sound.channels} channels; RMS and maximum are over all of them")
+    if sound.encoding in COARSE:
+        out.append(f"{sound.path}: {COARSE[sound.encoding]} bits a sample; amplitudes are exact to {1 / 128:.4f} only")
+    if sound.cut_short:
+        out.append(f"{sound.path}: is cut short, its header promises more than these {sound.seconds:.2f} s")
+    if sound.max_amplitude == 0.0:
+        out.append(f"{sound.path}: is silent throughout")
+    return out
 
 
 def sound_text(rows: list[Json], notes: list[str]) -> str:

@@ -8,6 +8,7 @@ from collections import Counter
 from tracekit.checkpoints.compare import Part, ValueDifference, WeightDiff
 from tracekit.checkpoints.pairing import Order, PairedBy
 from tracekit.checkpoints.parameters import Parameters
+from tracekit.extra.cosyvoice3.speaker_weights import speaker_projection
 from tracekit.report.summary_text import aligned
 from tracekit.report.words import fields_of, sentence
 from tracekit.trace import Json
@@ -30,7 +31,7 @@ def weight_text(found: WeightDiff, one: Parameters, other: Parameters) -> str:
     shapes = [f"{name} {list(a)} | {list(b)}{turned.get(name, '')}" for name, (a, b) in found.shapes.items()]
     lines += [f"  shapes differ: {line}" for line in shapes[:SHOWN]] + _more(len(shapes))
     lines += _dtypes(found)
-    lines += [f"  note: {note}" for note in (*_paired(found), *found.notes)]
+    lines += [f"  note: {note}" for note in (*_paired(found), *_notes(found))]
     if found.values:
         lines += ["", f"values differ in {len(found.values)} tensors, the largest difference first"]
         lines += [_table(found.values[:SHOWN]), *_more(len(found.values))]
@@ -169,8 +170,12 @@ def weight_json(found: WeightDiff) -> Json:
         ],
         "alike": [[list(ours), list(theirs)] for ours, theirs in found.alike],
         "settings": list(found.settings),
-        "notes": list(found.notes),
+        "notes": _notes(found),
     }
+
+
+def _notes(found: WeightDiff) -> list[str]:
+    return [sentence(note) for note in (*found.notes, *speaker_projection((*found.missing, *found.extra)))]
 
 
 def _difference_json(one: ValueDifference) -> Json:

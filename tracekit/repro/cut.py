@@ -12,18 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tracekit.repro.failing_run import Fed, Input
+from tracekit.repro.failing_run import Fed, Input, Uncut
 from tracekit.repro.fault import Fault, NoRepro
 from tracekit.repro.rerun import Rerun
 from tracekit.trace import Array, Trace
-
-AS_IT_IS = "Nothing is forced: the program does not follow other tokens, and runs as it is"
-ON_ITS_OWN = "Nothing is forced: with the reference's tokens and draws the fault does not show"
-OWN_PROMPT = "The prompt is left whole: a Python program makes its own"
-NOT_FOLLOWED = "The prompt is left whole: the program does not follow another one"
-AT_FAULT = "The prompt is left whole: it is what is wrong"
-UNKNOWN = "The prompt is left whole: what is right is known for it alone"
-NEEDED = "The prompt is left whole: with a shorter one the fault does not show"
 
 LAST_RUN = 1
 """Runs kept back: what is found is run again, for its tensors."""
@@ -45,17 +37,17 @@ class Cut:
 
     fed: Input
     trace: Trace
-    note: str  # what was not cut, and why; empty where everything was
+    uncut: Uncut | None  # None where everything was cut
 
 
 def cut(fault: Fault, rerun: Rerun, whole: Input) -> Cut:
     """Raises NoRepro where the fault does not show again."""
     search = _Search(fault, rerun, whole)
     if search.begins():
-        note = search.shorten_prompt()
+        uncut = search.shorten_prompt()
         found = search.best
     else:
-        note = ON_ITS_OWN if search.obeyed else AS_IT_IS
+        uncut = Uncut.ON_ITS_OWN if search.obeyed else Uncut.FOLLOWS_NOTHING
         found = replace(whole, tokens=False, prompts=False, draws=False)
     trace = rerun.run(found, fault.recording)
     if trace is None:
@@ -64,7 +56,7 @@ def cut(fault: Fault, rerun: Rerun, whole: Input) -> Cut:
         fault.trusts(trace, found)
     if fault.shown(trace, found) is None:
         raise NoRepro("the fault did not show when the candidate was run again")
-    return Cut(found, trace, note)
+    return Cut(found, trace, uncut)
 
 
 class _Search:
@@ -114,14 +106,14 @@ class _Search:
         self.followed = trace is not None and _followed(trace, other)
         return trace is not None and self.followed and self._keep(other, trace)
 
-    def shorten_prompt(self) -> str:
+    def shorten_prompt(self) -> Uncut | None:
         """Keep its beginning, or else its end; then leave out parts; then halve. If it is left whole, says why."""
         if not self.rerun.command.native:
-            return OWN_PROMPT
+            return Uncut.OWN_PROMPT
         if not self.best.prompts:
-            return AT_FAULT
+            return Uncut.PROMPT_AT_FAULT
         if not self.trusted:
-            return UNKNOWN
+            return Uncut.KNOWN_FOR_IT_ALONE
         whole = self.best.fed
         for shorten in (_first, _last):
             tried = ((count, _short(whole, count, shorten)) for count in _doubling(_longest(whole)))
@@ -129,10 +121,10 @@ class _Search:
             if found is not None:
                 self._leave_out_parts()
                 self._halve(whole, found, shorten)
-                return ""
+                return None
             if not self.followed:
-                return NOT_FOLLOWED
-        return NEEDED
+                return Uncut.OTHER_PROMPT_NOT_FOLLOWED
+        return Uncut.WHOLE_PROMPT_NEEDED
 
     def _leave_out_parts(self) -> None:
         """Of a prompt of several parts, those that the fault does not need."""

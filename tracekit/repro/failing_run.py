@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,18 @@ class Case:
     command: Command  # the candidate's, its seed filled in
 
 
+class Uncut(StrEnum):
+    """Why a run is not forced to the reference's tokens, or its prompt is not shortened."""
+
+    FOLLOWS_NOTHING = "follows_nothing"
+    ON_ITS_OWN = "on_its_own"
+    OWN_PROMPT = "own_prompt"
+    OTHER_PROMPT_NOT_FOLLOWED = "other_prompt_not_followed"
+    PROMPT_AT_FAULT = "prompt_at_fault"
+    KNOWN_FOR_IT_ALONE = "known_for_it_alone"
+    WHOLE_PROMPT_NEEDED = "whole_prompt_needed"
+
+
 @dataclass(frozen=True)
 class Repro:
     """What was made, or why nothing was. Counts are those of the sequence at fault, before and after."""
@@ -51,7 +64,7 @@ class Repro:
     prompt: tuple[int, int] = (0, 0)  # entries of the prompt
     steps: tuple[int, int] = (0, 0)
     runs: int = 0  # of the candidate
-    note: str = ""  # what was not cut, and why
+    uncut: Uncut | None = None  # None where everything was cut
 
     def to_json(self) -> Json:
         """Ready for `json.dumps`."""

@@ -15,6 +15,7 @@ from tracekit.repro.failing_run import Case
 from tracekit.repro.fault import Evidence, Fault
 from tracekit.repro.rerun import FOLLOW_FILE, write_followed
 from tracekit.repro.tensors import write_tensors
+from tracekit.repro.why_uncut import WHY_UNCUT
 from tracekit.trace import Json, TraceError
 
 FORMAT = 1
@@ -111,7 +112,7 @@ def _said(case: Case, found: Cut, evidence: Evidence, before: tuple[int, int]) -
         "prompt": (before[0], prompt),
         "steps": (before[1], steps),
         "sequence": fed.sequence,
-        "note": found.note,
+        "note": "" if found.uncut is None else WHY_UNCUT[found.uncut],
         "fed": fed,
         "command": shlex.quote(shlex.join(case.command.words)),
         "folder": case.command.folder,

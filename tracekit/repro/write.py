@@ -48,7 +48,7 @@ def write_repro(folder: Path, case: Case, *, most_runs: int = MOST_RUNS, time_li
             return Repro(None, str(why), runs=rerun.runs)
         runs = rerun.runs
     prompt, steps = found.fed.lengths(before)
-    return Repro(path, None, (before[0], prompt), (before[1], steps), runs, found.note)
+    return Repro(path, None, (before[0], prompt), (before[1], steps), runs, found.uncut)
 
 
 def _prepared(case: Case, reference: Trace, candidate: Trace) -> tuple[Fault, Input, tuple[int, int]]:

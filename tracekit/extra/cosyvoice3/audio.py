@@ -43,21 +43,6 @@ class Sound:
     def seconds(self) -> float:
         return self.frames / self.sample_rate
 
-    def notes(self) -> list[str]:
-        """What to know before the numbers are compared."""
-        out = []
-        if self.channels > 1:
-            out.append(f"{self.path}: {self.channels} channels; RMS and maximum are over all of them")
-        if self.encoding in COARSE:
-            out.append(
-                f"{self.path}: {COARSE[self.encoding]} bits a sample; amplitudes are exact to {1 / 128:.4f} only"
-            )
-        if self.cut_short:
-            out.append(f"{self.path}: is cut short, its header promises more than these {self.seconds:.2f} s")
-        if self.max_amplitude == 0.0:
-            out.append(f"{self.path}: is silent throughout")
-        return out
-
 
 @dataclass(frozen=True)
 class Apart:
