@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import warnings
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 
 import tracekit
 from tracekit.dtypes import UNIT_ROUNDOFF
+from tracekit.inspection.positions import prompt_length
 from tracekit.mistakes.edited_line import EditedLine, EditKind
 from tracekit.mistakes.explanation import EDITED_LINE, Explanation, Untried
 from tracekit.report.words import sentence
@@ -365,6 +367,24 @@ def test_what_a_condition_leaves_out_is_the_line_of_the_condition(
     assert explanation is not None, found.text
     assert any(text in line.source for line in explanation.lines), explanation.lines
     assert not any(not_text in line.source for line in explanation.lines), explanation.lines
+
+
+def test_conditions_of_functions_that_decoding_alone_runs_are_among_those_inverted(
+    checkpoints: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, name = checkpoints("qwen3next"), "model.layers.0.linear_attn.out_proj:in"
+    inverted = []
+    monkeypatch.setattr(conditions.Conditions, "_decoded", lambda self, condition, *_, **__: inverted.append(condition))
+    with tiny_families.run(tiny_families.load(folder), tmp_path / "run.h5") as trace:
+        model, sequence = load_reference(str(folder), "float32"), trace.sequences[0]
+        replay = Capturing(model, sequence, forward_of(model, trace, sequence))
+        sites = replay.sites_with_segments([name])
+        until = prompt_length(sequence) + 1
+        tried = conditions.Conditions(model, trace, sequence, sites, {}, until, UNIT_ROUNDOFF["float32"])
+        assert len(tried._first) == len(inverted) > 0
+    found = {(each.frames[-1].code.co_name, ast.unparse(each.test)) for each in inverted}
+    assert ("torch_recurrent_gated_delta_rule", "initial_state is None") in found
+    assert ("torch_chunk_gated_delta_rule", "initial_state is None") in found
 
 
 def _padded_less(model: Any) -> None:

@@ -10,17 +10,20 @@ import ast
 import gc
 import logging
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice
 from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracekit.dtypes import UNIT_ROUNDOFF
 from tracekit.inspection.positions import prompt_length
@@ -30,7 +33,7 @@ from tracekit_torch.reference_program.decoding import Decoding
 from tracekit_torch.reference_program.drawn_rounding import DrawnRounding
 from tracekit_torch.reference_program.loading import on_its_tokens
 from tracekit_torch.reference_program.replay import Replayed
-from tracekit_torch.reference_program.segment import Frame, Segment
+from tracekit_torch.reference_program.segment import Frame, Segment, frames_of
 from tracekit_torch.reference_program.source_lines import Lines, handed_over, names_in, top_level
 
 WORK = 4e9
@@ -124,12 +127,16 @@ class Conditions:
             decoding = Decoding(self._model, self._trace, self._sequence, self._factors)
             if not decoding.possible:
                 return {}
-            found = list(_conditions(segment for _, segment in self._sites.values()))
-            self.too_dear = self._work * len(found) > WORK
-            plain = {} if self.too_dear else decoding.decode(set(self._sites), None, self._until)
+            most = int(WORK / self._work)
+            with _Ran() as ran:
+                plain = decoding.decode(set(self._sites), None, self._until) if most else {}
+            prefilled = (node.frames for _, segment in self._sites.values() for node in segment.nodes)
+            found = list(islice(_conditions(chain(prefilled, ran.places)), most + 1))
+            self.too_dear = len(found) > most
             if self._as_in_one_prefill(plain):
                 return {
-                    condition: self._decoded(condition, self._until, met=self._nearer(plain)) for condition in found
+                    condition: self._decoded(condition, self._until, met=self._nearer(plain))
+                    for condition in found[:most]
                 }
         return {}
 
@@ -201,13 +208,25 @@ def _alike(decoded: Replayed, site: Replayed) -> bool:
     )
 
 
-def _conditions(segments: Iterable[Segment]) -> Iterator[Condition]:
+class _Ran(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While this mode is on, the places that operations are asked for from are kept: decoding may run other functions
+    than a prefill does."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.places: dict[tuple[Frame, ...], None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        self.places.setdefault(frames_of(sys._getframe(1)))
+        return func(*args, **(kwargs or {}))
+
+
+def _conditions(places: Iterable[tuple[Frame, ...]]) -> Iterator[Condition]:
     """Of every function that leads to an operation, each condition once."""
     calls: dict[CodeType, tuple[Frame, ...]] = {}
-    for segment in segments:
-        for node in segment.nodes:
-            for depth, frame in enumerate(node.frames):
-                calls.setdefault(frame.code, node.frames[: depth + 1])
+    for frames in places:
+        for depth, frame in enumerate(frames):
+            calls.setdefault(frame.code, frames[: depth + 1])
     functions: dict[CodeType, list[FunctionType]] = {}
     for each in gc.get_objects():
         if type(each) is FunctionType and each.__code__ in calls:

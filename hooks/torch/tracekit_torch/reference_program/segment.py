@@ -213,11 +213,11 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **kwargs)
         if alone:  # nothing else shares its memory: as good as another tensor
             self._ids[out._cdata] = made = self._new()
-            frames = _frames(sys._getframe(1))
+            frames = frames_of(sys._getframe(1))
             self._nodes.append(Node(len(self._nodes), func, given, named, (made,), (), frames))
             return out
         outputs = self._outputs(func, given, mutated, out)
-        self._nodes.append(Node(len(self._nodes), func, given, named, outputs, mutated, _frames(sys._getframe(1))))
+        self._nodes.append(Node(len(self._nodes), func, given, named, outputs, mutated, frames_of(sys._getframe(1))))
         return out
 
     def _new(self, group: int | None = None) -> int:
@@ -802,7 +802,7 @@ def _values(thing: Any) -> Iterator[Value]:
         yield from _values(list(thing.values()))
 
 
-def _frames(frame: FrameType | None) -> tuple[Frame, ...]:
+def frames_of(frame: FrameType | None) -> tuple[Frame, ...]:
     """Places in the model's program, outermost first."""
     found = []
     while frame is not None:
