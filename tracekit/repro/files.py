@@ -14,7 +14,7 @@ from tracekit.repro.cut import Cut
 from tracekit.repro.failing_run import Case
 from tracekit.repro.fault import Evidence, Fault
 from tracekit.repro.rerun import FOLLOW_FILE, write_followed
-from tracekit.repro.tensors import write_tensors
+from tracekit.repro.safetensors_file import write_tensors
 from tracekit.repro.why_uncut import WHY_UNCUT
 from tracekit.trace import Json, TraceError
 

@@ -18,6 +18,7 @@ from tracekit.sampling.processor import run
 from tracekit.sampling.ras import Ras, redrawn
 from tracekit.sampling.replay import Streams, Tape
 from tracekit.sampling.scores import Floats, survivors
+from tracekit.torch_rng.transforms import race_words
 from tracekit.trace import Draw, Json
 
 NEAR_SEEDS = 64
@@ -148,7 +149,7 @@ class Tried:
 def words_needed(chance: Chance) -> int:
     """Words that the hungriest way takes: two races over the vocabulary, or as many as were drawn and one more, and a
     ragged end."""
-    return 2 * max(2, len(chance.seen.draws) + 1) * chance.probs.size + 64
+    return max(2, len(chance.seen.draws) + 1) * race_words(chance.probs.size) + 64
 
 
 def trials(steps: Sequence[Observed], stated: Json, streams: Streams, vocabulary: int | None = None) -> list[Trial]:
@@ -225,7 +226,7 @@ def near_seed(among: Sequence[Trial], streams: Streams, stated: int) -> int | No
     """
     if len(among) < ENOUGH:
         return None
-    size = 2 * among[0].chance.probs.size
+    size = race_words(among[0].chance.probs.size)
     for seed in sorted(range(max(0, stated - NEAR_SEEDS), stated + NEAR_SEEDS + 1), key=lambda s: abs(s - stated)):
         if all(
             reproduces(RACE, replace(trial, words=streams.words(seed, size * trial.seen.index, size)))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tracekit.sampling.chain import RAS
 from tracekit.sampling.observed import Observed
 from tracekit.sampling.replay import Streams, Tape
+from tracekit.torch_rng.transforms import race_words
 from tracekit.trace import Draw, Json
 
 RACE_TOLERANCE = 2e-5
@@ -40,8 +41,8 @@ def race_scores(
         return None
     draw = draws[-1]
     entries = ids.size if nucleus else vocabulary or 0
-    count = draw.words if draw.words is not None else 2 * entries
-    if (nucleus or len(draws) > 1) and count != 2 * ids.size:
+    count = draw.words if draw.words is not None else race_words(entries)
+    if (nucleus or len(draws) > 1) and count != race_words(ids.size):
         return None  # a second draw, from other probabilities than the survivors'
     words = streams.at(draw, count)
     if words is None:

@@ -19,6 +19,11 @@ from numpy.typing import NDArray
 from tracekit.torch_rng import avx_math
 
 
+def race_words(categories: int) -> int:
+    """Words of the generator that a race among so many categories takes: an exponential number each, of two words."""
+    return 2 * categories
+
+
 class Transforms(ABC):
     """torch's random operations over a source of words."""
 

@@ -9,6 +9,7 @@ from tracekit.sampling.chain import chain, cuts
 from tracekit.sampling.fit import departs
 from tracekit.sampling.replay import observations
 from tracekit.sampling.shown import shown_chain
+from tracekit.torch_rng.transforms import race_words
 from tracekit.trace import Step
 from tracekit.verdict.counterfactual.evidence import CutCrossed
 from tracekit.verdict.counterfactual.sides import both, observed
@@ -37,4 +38,4 @@ def words_follow_survivors(pair: SequencePair, step: int, draw: int) -> bool:
 
 def _takes_two_each(step: Step, draw: int) -> bool:
     ids, words = step.survivors_id, step.draws[draw].words
-    return ids is not None and words == 2 * ids.size
+    return ids is not None and words == race_words(ids.size)

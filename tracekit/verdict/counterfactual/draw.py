@@ -12,6 +12,7 @@ from tracekit.compare.findings import DrawDiffers, DrawField
 from tracekit.compare.search import Search
 from tracekit.mistakes import generator
 from tracekit.mistakes.explanation import Explained, Explanation
+from tracekit.torch_rng.transforms import race_words
 from tracekit.trace import Draw
 from tracekit.verdict.cause import Cause
 from tracekit.verdict.counterfactual.algorithm import other_algorithm, with_filter
@@ -109,8 +110,8 @@ def _moved(pair: SequencePair, first: DrawDiffers) -> tuple[Explanation | None, 
 
 def _of_shift(pair: SequencePair, rows: Rows, step: int, shift: int) -> Iterator[object]:
     logits = pair.reference.step(step).logits
-    if logits is not None and shift % (2 * logits.size) == 0:
-        yield OffsetInRaces(abs(shift) // (2 * logits.size), int(logits.size))
+    if logits is not None and shift % race_words(logits.size) == 0:
+        yield OffsetInRaces(abs(shift) // race_words(logits.size), int(logits.size))
     if any(one.offset is None or other.offset is None or other.offset - one.offset != shift for one, other in rows):
         yield ShiftChanges()
 
