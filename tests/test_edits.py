@@ -785,7 +785,7 @@ def test_two_mistakes_are_not_tried_where_one_edit_explains(
 ) -> None:
     """Its twin: without edits they are."""
     tried: list[object] = []
-    monkeypatch.setattr("tracekit.mistakes.pairs", lambda *case: tried.append(case) or [])
+    monkeypatch.setattr("tracekit.mistakes.explain.pairs", lambda *case: tried.append(case) or [])
     if not by_an_edit:
         monkeypatch.setattr(explaining, "all_edits", tuple)
     folder = checkpoints("llama")
