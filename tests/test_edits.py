@@ -32,7 +32,8 @@ from tracekit_torch.reference_program.captured_calls import CallSegments, Captur
 from tracekit_torch.reference_program.capturing import Capturing  # noqa: E402
 from tracekit_torch.reference_program.fitting import deviation  # noqa: E402
 from tracekit_torch.reference_program.loading import forward_of, load_reference  # noqa: E402
-from tracekit_torch.reference_program.segment import Segment  # noqa: E402
+from tracekit_torch.reference_program.segment import Frame, Segment  # noqa: E402
+from tracekit_torch.reference_program.source_lines import handed_over  # noqa: E402
 
 from tests import tiny_families  # noqa: E402
 
@@ -367,6 +368,29 @@ def test_what_a_condition_leaves_out_is_the_line_of_the_condition(
     assert explanation is not None, found.text
     assert any(text in line.source for line in explanation.lines), explanation.lines
     assert not any(not_text in line.source for line in explanation.lines), explanation.lines
+
+
+def _activated(values: Any, activation: Any = None) -> Any:
+    return values if activation is None else activation(values)
+
+
+def _kernel(*args: Any, **kwargs: Any) -> Any:
+    return _activated(*args, **kwargs)
+
+
+def _mixer(values: Any) -> Any:
+    return _kernel(values, activation=abs)
+
+
+def test_a_value_is_followed_through_a_function_that_hands_on_whatever_it_is_given() -> None:
+    """To the call that gave it, and no further."""
+    frames = tuple(
+        Frame(each.__code__, 0, each.__code__.co_firstlineno + 1)
+        for each in (test_a_value_is_followed_through_a_function_that_hands_on_whatever_it_is_given, _mixer, _kernel)
+    )
+    lines = [lines.line for lines in handed_over({"activation"}, _activated.__code__, frames)]
+    assert lines == [frames[2].line, frames[1].line]
+    assert handed_over({"others"}, _activated.__code__, frames) == []
 
 
 def test_conditions_of_functions_that_decoding_alone_runs_are_among_those_inverted(

@@ -93,12 +93,25 @@ def handed_over(names: set[str], code: CodeType, callers: tuple[Frame, ...]) -> 
     """Where values of a function were handed over by the calls that led to it, the innermost first: maybe as they were
     handed over before. `names`: of the function's values."""
     found: list[Lines] = []
-    while callers and (names := names & set(_parameters(code))):
-        found.append(_line(callers[-1]))
-        code = callers[-1].code
-        names &= names_in(statement_at(callers[-1].file, callers[-1].line))
-        callers = callers[:-1]
+    names = names & set(_parameters(code))
+    for frame in reversed(callers):
+        if not names:
+            break
+        found.append(_line(frame))
+        statement = statement_at(frame.file, frame.line)
+        if not _hands_on_all(statement):
+            names = names & names_in(statement) & set(_parameters(frame.code))
     return found
+
+
+def _hands_on_all(statement: ast.AST | None) -> bool:
+    """Whether it is the call of a decorator's function, which hands on whatever it was given."""
+    return statement is not None and any(
+        isinstance(node, ast.Call)
+        and any(isinstance(each, ast.Starred) for each in node.args)
+        and any(each.arg is None for each in node.keywords)
+        for node in ast.walk(statement)
+    )
 
 
 def in_a_loop(frame: Frame) -> bool:
