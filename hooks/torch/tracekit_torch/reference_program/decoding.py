@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from tracekit.dtypes import to_float
 from tracekit.inspection.masked import MASK
 from tracekit.inspection.positions import prompt_length
 from tracekit.trace import LOGITS, Sequence, SiteData, Trace
-from tracekit_torch.adapters.causal_calls import CACHE_NAMES, cache_of
+from tracekit_torch.adapters.causal_calls import CACHE_NAMES, cache_length, cache_of
 from tracekit_torch.adapters.plain_prefill import IDS, fed, masks_of
 from tracekit_torch.named_arguments import parameters_of
 from tracekit_torch.reference_program.lockstep import Lockstep
@@ -54,14 +54,6 @@ def _held(name: str, value: object, depth: int) -> Iterator[tuple[str, torch.Ten
     elif depth and hasattr(value, "__dict__"):
         for attribute, item in vars(value).items():
             yield from _held(attribute, item, depth - 1)
-
-
-def _length(cache: object) -> int | None:
-    """The positions that a cache of transformers says it holds; None where it says nothing."""
-    told = getattr(cache, "get_seq_length", None)
-    with suppress(Exception):
-        return None if told is None else int(told())
-    return None
 
 
 class Decoding(Replay):
@@ -125,8 +117,8 @@ class Decoding(Replay):
         self._fired, self._seen, self._held, self._running = {}, set(), {}, [""]
         self._of_the_call = {}
         given = {} if cache is None else {self._takes: cache}
-        if self._placed and cache is not None and _length(cache) not in (None, first):
-            # One that counts by a layer that keeps no keys: the model would begin at 0, and who calls it says where.
+        if self._placed and cache_length(given) not in (None, first):
+            # A cache that counts by a layer that keeps no keys: the model would begin at 0, and `generate` says where.
             given["position_ids"] = torch.arange(first, stop)[None]
         for name, told in self._masks.items():
             each = told[:, :, first:stop, :stop] if told.dim() == 4 else told[:, 0 if name == MASK else first : stop]

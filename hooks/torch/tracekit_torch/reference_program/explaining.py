@@ -676,7 +676,7 @@ class Suspect:
     def _refuted(self, values: Floats) -> bool:
         """Whether the values of the first rows alone leave more than is near, whatever the others leave."""
         if len(values) > len(self._rows) or values.shape[1:] != self._site.values.shape[1:]:
-            return False  # not this site's shape, which tells all the same
+            return False  # of another shape, which `_acted` passes over once all of it is there
         with np.errstate(all="ignore"):
             values = self._acted_first(values)[self._rows[: len(values)]]
             return not float(np.sum(self._squares(values))) <= SURELY * NEAR**2 * self._recorded.size
